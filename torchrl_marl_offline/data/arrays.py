@@ -1,0 +1,201 @@
+"""Datasets from NumPy arrays or tensors with one long time axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, shift, team_reward
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    SUCCESS,
+    TaskSpec,
+    next_key,
+)
+from torchrl_marl_offline.data.validation import DatasetError
+
+Array = np.ndarray | torch.Tensor
+
+
+def from_arrays(
+    *,
+    observations: Array,
+    actions: Array,
+    rewards: Array,
+    terminals: Array,
+    truncations: Array | None = None,
+    next_observations: Array | None = None,
+    state: Array | None = None,
+    next_state: Array | None = None,
+    action_mask: Array | None = None,
+    next_action_mask: Array | None = None,
+    agent_mask: Array | None = None,
+    success: Array | None = None,
+    n_actions: int | None = None,
+    action_bounds: tuple[float, float] = (-1.0, 1.0),
+    task: str | None = None,
+    spec: TaskSpec | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> OfflineDataset:
+    """Build a dataset from episodes end to end along time: ``T`` rows, ``n`` agents.
+
+    The next observation (state, mask) of a row is the given one, else the next row's. The last row of an episode then
+    has none: after a termination nothing is bootstrapped and its own values stand in; after a truncation the row must
+    not count, and ``("collector", "mask")`` is false there. Rows after the last end are an episode that was cut off,
+    and count as truncated. An episode ends where every agent has ended; it is terminated if all agents terminated.
+
+    Args:
+        observations: ``[T, n, o]``.
+        actions: integer ``[T, n]`` or ``[T, n, 1]`` indices, or floating ``[T, n, a]``.
+        rewards: ``[T, n]`` (or ``[T, n, 1]``), or ``[T]`` for a team reward, which every agent then gets.
+        terminals: ``[T]`` or ``[T, n]``, true (nonzero) where the task ended.
+        truncations: like ``terminals``, true where the recording stopped although the task went on.
+        next_observations: ``[T, n, o]``, the true next observations.
+        state: ``[T, s]``; without it the joint observation is the state, and the metadata say so.
+        next_state: ``[T, s]``, the true next states.
+        action_mask: ``[T, n, A]``, legal discrete actions.
+        next_action_mask: ``[T, n, A]``, legal actions at the next observations.
+        agent_mask: ``[T, n]``, false for a dead or padding agent.
+        success: ``[T]``, true on a row whose next state is a success.
+        n_actions: number of discrete actions, where neither ``action_mask`` nor ``spec`` gives it.
+        action_bounds: lower and upper bound of every component of a continuous action.
+        task: the task's name.
+        spec: the task's sizes, instead of those of the arrays.
+        metadata: JSON-ready; kept beside what is found here.
+
+    Raises:
+        DatasetError: the arrays' shapes disagree, or :func:`~.validation.validate` objects.
+    """
+    observation = _tensor(observations, "observations", torch.float32, (None, None, None))
+    length, n_agents, _ = observation.shape
+    action = _action_tensor(actions, length, n_agents)
+    rows = {OBSERVATION: observation, ACTION: action}
+    following = {OBSERVATION: (next_observations, "next_observations")}
+    notes: dict[str, Any] = {}
+    if state is not None:
+        rows[STATE] = _tensor(state, "state", torch.float32, (length, None))
+        following[STATE] = (next_state, "next_state")
+    else:
+        notes["state"] = "joint observation"
+    if action_mask is not None:
+        rows[ACTION_MASK] = _tensor(action_mask, "action_mask", torch.bool, (length, n_agents, None))
+        following[ACTION_MASK] = (next_action_mask, "next_action_mask")
+    terminated, truncated = _ends(terminals, truncations, length, n_agents, notes)
+    done = terminated | truncated
+    known_successor = all(given is not None for given, _ in following.values())
+    for key, (given, name) in following.items():
+        value = rows[key]
+        rows[next_key(key)] = shift(value, done) if given is None else _tensor(given, name, value.dtype, value.shape)
+    if state is None:
+        rows[STATE] = observation.flatten(1)  # [T, n, o] -> [T, n * o]
+        rows[next_key(STATE)] = rows[next_key(OBSERVATION)].flatten(1)
+    if agent_mask is not None:
+        rows[AGENT_MASK] = _tensor(agent_mask, "agent_mask", torch.bool, (length, n_agents))
+        rows[next_key(AGENT_MASK)] = shift(rows[AGENT_MASK], done)
+    rows[next_key(REWARD)] = _reward_tensor(rewards, length, n_agents, notes)
+    if success is not None:
+        rows[next_key(SUCCESS)] = _tensor(success, "success", torch.bool, (length,)).unsqueeze(-1)
+    if spec is None:
+        spec = _spec_of(rows, n_actions, action_bounds, task)
+    usable = torch.ones_like(done) if known_successor else ~(truncated & ~terminated)
+    if not usable.all():
+        _note(notes, f"{int((~usable).sum())} truncated rows have no recorded successor and do not count in training")
+    if spec.has_action_mask:
+        open_unused_masks(rows, terminated | ~usable, notes.setdefault("findings", []))
+    data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
+    notes["findings"] = [*(metadata or {}).get("findings", []), *notes.get("findings", [])]
+    return OfflineDataset(data, spec, {"source": "from_arrays"} | (metadata or {}) | notes)
+
+
+def _note(notes: dict[str, Any], finding: str) -> None:
+    notes.setdefault("findings", []).append(finding)
+
+
+def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
+    """Convert and check against ``shape``, where ``None`` allows any size."""
+    # A read-only NumPy array (a memory map) makes torch warn: copy it.
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()
+    tensor = torch.as_tensor(values)
+    fits = tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape))
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DatasetError(
+            f"{name} has shape {tuple(tensor.shape)} instead of [{wanted}]; put time first, then agents."
+        )
+    return (tensor != 0 if dtype == torch.bool else tensor.to(dtype)).contiguous()
+
+
+def _action_tensor(actions: Array, length: int, n_agents: int) -> torch.Tensor:
+    tensor = torch.as_tensor(np.array(actions) if isinstance(actions, np.ndarray) else actions)
+    if tensor.is_floating_point():
+        return _tensor(tensor, "actions", torch.float32, (length, n_agents, None))
+    if tensor.ndim == 3 and tensor.shape[-1] == 1:
+        tensor = tensor.squeeze(-1)
+    return _tensor(tensor, "actions", torch.int64, (length, n_agents))
+
+
+def _reward_tensor(rewards: Array, length: int, n_agents: int, notes: dict[str, Any]) -> torch.Tensor:
+    shape = tuple(rewards.shape)
+    notes["team_reward"] = len(shape) == 1
+    if len(shape) == 1:
+        team = _tensor(rewards, "rewards", torch.float32, (length,))
+        return team_reward(team, n_agents)
+    if len(shape) == 3:
+        return _tensor(rewards, "rewards", torch.float32, (length, n_agents, 1))
+    return _tensor(rewards, "rewards", torch.float32, (length, n_agents)).unsqueeze(-1)
+
+
+def _ends(
+    terminals: Array, truncations: Array | None, length: int, n_agents: int, notes: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``terminated`` and ``truncated``, ``[T]`` bool, of the team; the last row always ends an episode."""
+
+    def per_agent(values: Array | None, name: str) -> torch.Tensor:
+        if values is None:
+            return torch.zeros(length, n_agents, dtype=torch.bool)
+        shape = (length,) if values.ndim == 1 else (length, n_agents)
+        flags = _tensor(values, name, torch.bool, shape)
+        return flags.unsqueeze(-1).expand(-1, n_agents) if values.ndim == 1 else flags
+
+    terminal, truncation = per_agent(terminals, "terminals"), per_agent(truncations, "truncations")
+    ended = (terminal | truncation).all(-1)
+    terminated = ended & terminal.all(-1)
+    truncated = ended & (~terminated | truncation.all(-1))
+    if not ended[-1]:
+        truncated[-1] = True
+        _note(notes, "the rows after the last end of an episode were taken as one truncated episode")
+    if not ended[:-1].any():
+        _note(notes, f"no episode ends before the last of the {length} rows: is `terminals` set at all?")
+    return terminated, truncated
+
+
+def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], task: str | None) -> TaskSpec:
+    action, mask = rows[ACTION], rows.get(ACTION_MASK)
+    discrete = not action.is_floating_point()
+    if discrete and mask is None and n_actions is None:
+        raise DatasetError("Discrete actions need their number; pass n_actions=, action_mask= or spec=.")
+    size = action.shape[-1]
+    if discrete:
+        size = mask.shape[-1] if mask is not None else n_actions
+        if n_actions not in (None, size):
+            raise DatasetError(f"n_actions={n_actions}, but action_mask has {size} columns; pass only one of them.")
+    return TaskSpec(
+        n_agents=rows[OBSERVATION].shape[1],
+        observation_size=rows[OBSERVATION].shape[2],
+        state_size=rows[STATE].shape[1],
+        action_size=size,
+        discrete=discrete,
+        action_low=bounds[0],
+        action_high=bounds[1],
+        has_action_mask=mask is not None,
+        task=task,
+    )

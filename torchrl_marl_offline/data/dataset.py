@@ -1,0 +1,248 @@
+"""A recorded dataset: transitions in time order, the task's sizes and where it all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from torchrl_marl_offline.data import storage
+from torchrl_marl_offline.data.layout import REWARD, SUCCESS, TRAJ_IDS, TaskSpec, next_key
+from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate
+
+if TYPE_CHECKING:
+    from tensordict import NestedKey
+    from torchrl.data import TensorDictReplayBuffer
+
+
+class OfflineDataset:
+    """Transitions ``[T]`` of whole episodes, end to end in time order.
+
+    Args:
+        data: the transitions in the layout of :mod:`torchrl_marl_offline.data.layout`, batch size ``[T]``. Episode
+            ids are renumbered from 0 in the order of the rows.
+        spec: the task's sizes.
+        metadata: where the data came from; must be JSON-ready. ``n_transitions`` and ``n_episodes`` are filled in.
+        check: whether to look at every value (:func:`validate`), or at keys, shapes and types only.
+
+    Raises:
+        DatasetError: what is wrong with ``data``.
+
+    Example:
+        >>> from torchrl_marl_offline.data import from_arrays
+        >>> dataset = from_arrays(
+        ...     observations=torch.zeros(4, 2, 3),
+        ...     actions=torch.zeros(4, 2, 1),
+        ...     rewards=torch.ones(4),
+        ...     terminals=torch.tensor([False, True, False, True]),
+        ... )
+        >>> dataset.episode_returns().tolist()
+        [2.0, 2.0]
+        >>> dataset.replay_buffer(batch_size=8, seed=0).sample()["agents", "observation"].shape
+        torch.Size([8, 2, 3])
+    """
+
+    def __init__(
+        self, data: TensorDictBase, spec: TaskSpec, metadata: dict[str, Any] | None = None, *, check: bool = True
+    ) -> None:
+        if check:
+            validate(data, spec)
+        else:
+            check_leaves(data, spec)
+        self.data = data
+        self.spec = spec
+        ids = data.get(TRAJ_IDS)
+        ends = torch.cat([(ids[1:] != ids[:-1]).nonzero()[:, 0].cpu() + 1, torch.tensor([len(ids)])])
+        self.episode_starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+        """Row of each episode's first transition, ``[E]`` int64 on the CPU."""
+        self.episode_lengths = ends - self.episode_starts
+        """Transitions of each episode, ``[E]`` int64 on the CPU."""
+        self.metadata = dict(metadata or {}) | {"n_transitions": len(data), "n_episodes": len(ends)}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return (
+            f"OfflineDataset(task={self.spec.task!r}, transitions={len(self)}, episodes={self.n_episodes}, "
+            f"agents={self.spec.n_agents}, source={self.metadata.get('source')!r})"
+        )
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes ``E``."""
+        return len(self.episode_starts)
+
+    # Statistics
+
+    def episode_returns(self, reduce: Literal["mean", "sum"] = "mean") -> torch.Tensor:
+        """Return ``[E]`` float32: the undiscounted sum over time of the team's reward, on the CPU.
+
+        Every stored row counts, also those that training leaves out for want of a successor.
+
+        Args:
+            reduce: the team's reward is the ``"mean"`` or the ``"sum"`` of the agents' rewards.
+        """
+        if reduce not in ("mean", "sum"):
+            raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}.")
+        reward = self.data.get(next_key(REWARD)).squeeze(-1).double()  # [T, n, 1] -> [T, n]
+        team = (reward.mean(-1) if reduce == "mean" else reward.sum(-1)).cpu()
+        return torch.segment_reduce(team, "sum", lengths=self.episode_lengths).float()
+
+    def success(self) -> torch.Tensor | None:
+        """Return ``[E]`` bool, whether each episode succeeded, or ``None`` where the source does not say."""
+        flags = self.data.get(next_key(SUCCESS), None)
+        if flags is None:
+            return None
+        return torch.segment_reduce(flags[:, 0].float().cpu(), "max", lengths=self.episode_lengths) > 0
+
+    def summary(self) -> str:
+        """Return a few lines of text: sizes, returns with quantiles, success, lengths, findings."""
+        returns, lengths = self.episode_returns(), self.episode_lengths
+        quantiles = torch.quantile(returns, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+        lines = [
+            f"{self.spec.task or 'unnamed task'}, {self.spec.n_agents} agents, from {self.metadata.get('source', '?')}",
+            f"transitions  {len(self)} in {self.n_episodes} episodes",
+            f"return       {returns.mean():.2f} ± {returns.std(correction=0):.2f}"
+            f"  (min, quartiles, max: {', '.join(f'{q:.2f}' for q in quantiles)})",
+            f"length       {lengths.float().mean():.1f}, {lengths.min()} to {lengths.max()}",
+        ]
+        success = self.success()
+        if success is not None:
+            lines.append(f"success      {success.float().mean():.4f}")
+        lines += [f"finding      {finding}" for finding in self.metadata.get("findings", [])]
+        return "\n".join(lines)
+
+    # Parts
+
+    def select_episodes(self, episodes: Sequence[int] | torch.Tensor) -> OfflineDataset:
+        """Return a dataset of the given episodes, in the given order.
+
+        Args:
+            episodes: indices in ``0..E-1``, each at most once, or a bool tensor ``[E]``.
+        """
+        index = torch.as_tensor(episodes).cpu()
+        if index.dtype == torch.bool:
+            if len(index) != self.n_episodes:
+                raise ValueError(f"A selection by flags needs {self.n_episodes} of them, got {len(index)}.")
+            index = index.nonzero()[:, 0]
+        if len(index) == 0 or index.min() < 0 or index.max() >= self.n_episodes:
+            raise ValueError(f"Select at least one episode, numbered 0 to {self.n_episodes - 1}.")
+        if len(index.unique()) != len(index):
+            raise ValueError("Select each episode at most once.")
+        starts, lengths = self.episode_starts[index], self.episode_lengths[index]
+        # Row numbers of the chosen episodes: each one's start, repeated, plus the time within it.
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
+        rows = torch.arange(int(lengths.sum())) + (starts - offsets).repeat_interleave(lengths)
+        return OfflineDataset(renumber(self.data[rows.to(self.device)], lengths), self.spec, self.metadata, check=False)
+
+    def split(self, *, fraction: float, seed: int) -> tuple[OfflineDataset, OfflineDataset]:
+        """Split by episode into ``(train, held_out)``; episodes keep their order within each part.
+
+        Args:
+            fraction: share of the episodes that is held out, in (0, 1); at least one episode stays on either side.
+            seed: seed of the permutation that chooses them.
+        """
+        if not 0.0 < fraction < 1.0 or self.n_episodes < 2:
+            raise ValueError(
+                f"split needs a fraction in (0, 1) and two episodes or more, got {fraction} and {self.n_episodes}."
+            )
+        n_held_out = min(max(round(fraction * self.n_episodes), 1), self.n_episodes - 1)
+        order = torch.randperm(self.n_episodes, generator=torch.Generator().manual_seed(seed))
+        held_out = torch.zeros(self.n_episodes, dtype=torch.bool)
+        held_out[order[:n_held_out]] = True
+        return self.select_episodes(~held_out), self.select_episodes(held_out)
+
+    # Device, disk, buffers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data lies."""
+        return self.data.get(TRAJ_IDS).device
+
+    def to(self, device: torch.device | str) -> OfflineDataset:
+        """Return the dataset with its data on ``device``."""
+        return OfflineDataset(self.data.to(device), self.spec, self.metadata, check=False)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a folder that :meth:`load` and ``load_dataset`` read; see :func:`storage.save`."""
+        return storage.save(path, self.data, self.spec, self.metadata, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str | None = None, verify: bool = True) -> OfflineDataset:
+        """Read a folder that :meth:`save` wrote.
+
+        Args:
+            path: the folder.
+            device: where to put the data; by default it stays memory-mapped.
+            verify: whether to compare every file with its checksum; sizes are always compared.
+        """
+        data, spec, metadata = storage.load(path, verify=verify)
+        return cls(data if device is None else data.to(device), spec, metadata, check=False)
+
+    def replay_buffer(
+        self,
+        *,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        slice_len: int | None = None,
+        short_episodes: Literal["pad", "drop"] = "pad",
+        seed: int | None = None,
+        keys: Sequence[NestedKey] | None = None,
+        prefetch: int | None = None,
+    ) -> TensorDictReplayBuffer:
+        """Return a buffer that samples from this dataset; see :func:`~.buffers.make_replay_buffer`."""
+        from torchrl_marl_offline.data.buffers import make_replay_buffer
+
+        return make_replay_buffer(
+            self.data,
+            batch_size=batch_size,
+            device=device,
+            slice_len=slice_len,
+            short_episodes=short_episodes,
+            seed=seed,
+            keys=keys,
+            prefetch=prefetch,
+        )
+
+
+def renumber(data: TensorDictBase, lengths: torch.Tensor) -> TensorDictBase:
+    """Return ``data`` with episode ids 0..E-1 for episodes of the given lengths, ``[E]``."""
+    data = data.copy() if not data.is_locked else TensorDict(dict(data.items()), data.batch_size)
+    ids = torch.arange(len(lengths)).repeat_interleave(lengths)
+    collector = data.get("collector").copy()
+    collector.set(TRAJ_IDS[1], ids.to(data.get(TRAJ_IDS).device))
+    return data.set("collector", collector)
+
+
+def concatenate(datasets: Sequence[OfflineDataset], *, metadata: dict[str, Any] | None = None) -> OfflineDataset:
+    """Put datasets of one task end to end.
+
+    Args:
+        datasets: one or more, with equal sizes and the same leaves.
+        metadata: of the result; by default the parts' metadata under ``"parts"``.
+
+    Raises:
+        DatasetError: the sizes or the leaves of two datasets differ.
+    """
+    if not datasets:
+        raise ValueError("concatenate needs at least one dataset.")
+    first = datasets[0]
+    keys = set(first.data.keys(include_nested=True, leaves_only=True))
+    for number, other in enumerate(datasets[1:], 1):
+        if other.spec != first.spec:
+            raise DatasetError(f"Dataset {number} has {other.spec}, but the first has {first.spec}; they must agree.")
+        difference = keys ^ set(other.data.keys(include_nested=True, leaves_only=True))
+        if difference:
+            raise DatasetError(
+                f"{', '.join(map(repr, sorted(difference, key=str)))} is in only one of dataset 0 and dataset "
+                f"{number}; exclude it there first."
+            )
+    lengths = torch.cat([dataset.episode_lengths for dataset in datasets])
+    data = renumber(torch.cat([dataset.data for dataset in datasets]), lengths)
+    if metadata is None:
+        metadata = {"source": "concatenate", "parts": [dict(dataset.metadata) for dataset in datasets]}
+    return OfflineDataset(data, first.spec, metadata, check=False)

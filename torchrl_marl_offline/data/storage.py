@@ -1,0 +1,173 @@
+"""Datasets on disk: a memory-mapped TensorDict and ``metadata.json``, written as a whole or not at all.
+
+``PATH/data`` is what ``TensorDict.memmap`` writes; ``PATH/metadata.json`` holds the format's version, the task's sizes,
+the metadata, and the size and BLAKE2b checksum of every file under ``data``. Everything is written into a hidden folder
+beside the target, flushed to the disk, and renamed: a process killed at any moment leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+
+from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.data.validation import DatasetError
+
+FORMAT = "torchrl_marl_offline.dataset"
+VERSION = 1
+METADATA_FILE = "metadata.json"
+DATA_FOLDER = "data"
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Say whether ``path`` is a folder that :func:`save` wrote, whole or damaged."""
+    return (path / METADATA_FILE).is_file() and (path / DATA_FOLDER).is_dir()
+
+
+def save(
+    path: str | Path, data: TensorDictBase, spec: TaskSpec, metadata: dict[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write a dataset folder in one step, and clear away what killed writers of the same folder left.
+
+    Args:
+        path: the folder to create.
+        data: transitions, batch size ``[T]``.
+        spec: the task's sizes.
+        metadata: JSON-ready.
+        overwrite: whether to replace a dataset that is there. A kill between the two renames leaves none.
+
+    Raises:
+        FileExistsError: there is something at ``path`` that must not be replaced.
+        TypeError: the metadata is not JSON-ready.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not (overwrite and is_dataset_folder(path)):
+        remedy = "pass overwrite=True or choose another folder" if is_dataset_folder(path) else "choose another folder"
+        raise FileExistsError(f"{path} already exists; {remedy}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    header = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "metadata": metadata}
+    json.dumps(header)  # before gigabytes are written
+    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        data.to("cpu").memmap(str(temporary / DATA_FOLDER), copy_existing=True)
+        header["leaves"] = {
+            "/".join(key) if isinstance(key, tuple) else key: [list(value.shape), str(value.dtype)]
+            for key, value in data.items(include_nested=True, leaves_only=True)
+        }
+        header["files"] = {
+            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "blake2b": checksum(file)}
+            for file in sorted((temporary / DATA_FOLDER).rglob("*"))
+            if file.is_file()
+        }
+        (temporary / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        _flush(temporary)
+        _move_into_place(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return path
+
+
+def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, TaskSpec, dict[str, Any]]:
+    """Read a dataset folder: the memory-mapped transitions, the sizes and the metadata.
+
+    Args:
+        path: the folder.
+        verify: whether to compare every file with its checksum; sizes are always compared.
+
+    Raises:
+        DatasetError: the folder is not a dataset, or a file of it is missing, cut short or changed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise DatasetError(f"{path} {what}; give the folder that OfflineDataset.save wrote.")
+    header = _read_header(path / METADATA_FILE)
+    for name, facts in header["files"].items():
+        _check_file(path / name, facts, verify)
+    data = TensorDict.load_memmap(str(path / DATA_FOLDER))
+    return data, TaskSpec(**header["spec"]), header["metadata"]
+
+
+def checksum(file: Path) -> str:
+    """Return the BLAKE2b digest (16 bytes, hexadecimal) of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise DatasetError(f"{file.parent} holds no {METADATA_FILE}; give the folder that OfflineDataset.save wrote.")
+    try:
+        header = json.loads(file.read_text(encoding="utf-8"))
+        found = header["format"], header["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{file} is damaged or not of a dataset; restore it or record the data again.") from error
+    if found != (FORMAT, VERSION):
+        raise DatasetError(f"{file} is of format {found}, this library reads {(FORMAT, VERSION)}; record it again.")
+    return header
+
+
+def _check_file(file: Path, facts: dict[str, Any], verify: bool) -> None:
+    if not file.is_file():
+        raise DatasetError(f"{file} is missing; restore the folder or record the data again.")
+    size = file.stat().st_size
+    if size != facts["bytes"]:
+        raise DatasetError(
+            f"{file} has {size} bytes instead of {facts['bytes']}; restore the folder or record the data again."
+        )
+    if verify and checksum(file) != facts["blake2b"]:
+        raise DatasetError(f"{file} was changed after it was written; restore the folder or record the data again.")
+
+
+def _flush(folder: Path) -> None:
+    for entry in [*folder.rglob("*"), folder]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    aside = None
+    if path.exists():
+        aside = path.with_name(temporary.name + "-old")
+        os.replace(path, aside)
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the rename itself
+    finally:
+        os.close(descriptor)
+    if aside is not None:
+        shutil.rmtree(aside)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the temporary folders of writers that no longer run on this machine."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.tmp-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}(-old)?")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,181 @@
+"""Checks that a TensorDict of transitions keeps to the layout, with errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_marl_offline.data.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    DONE,
+    HAS_NEXT_ACTION,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    SUCCESS,
+    TERMINATED,
+    TRAJ_IDS,
+    TRUNCATED,
+    TaskSpec,
+    next_key,
+)
+
+if TYPE_CHECKING:
+    from tensordict import NestedKey
+
+    from torchrl_marl_offline.data.dataset import OfflineDataset
+
+_ROWS_AT_ONCE = 65_536
+
+
+class DatasetError(ValueError):
+    """A dataset, or the file it should come from, is not what it has to be; the message names the remedy."""
+
+
+def expected_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
+    """Return the leaves every dataset of a task has: key -> (shape of one row, dtype)."""
+    n = spec.n_agents
+    action = ((n,), torch.int64) if spec.discrete else ((n, spec.action_size), torch.float32)
+    leaves = {
+        OBSERVATION: ((n, spec.observation_size), torch.float32),
+        STATE: ((spec.state_size,), torch.float32),
+        ACTION: action,
+    }
+    if spec.has_action_mask:
+        leaves[ACTION_MASK] = ((n, spec.action_size), torch.bool)
+    leaves |= {next_key(key): leaf for key, leaf in leaves.items()}
+    leaves[next_key(REWARD)] = ((n, 1), torch.float32)
+    for key in (DONE, TERMINATED, TRUNCATED):
+        leaves[next_key(key)] = ((1,), torch.bool)
+    leaves[TRAJ_IDS] = ((), torch.int64)
+    leaves[MASK] = ((), torch.bool)
+    leaves[HAS_NEXT_ACTION] = ((), torch.bool)
+    return leaves
+
+
+def optional_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
+    """Return the leaves that only some sources have, in the form of :func:`expected_leaves`."""
+    alive = ((spec.n_agents,), torch.bool)
+    return {AGENT_MASK: alive, next_key(AGENT_MASK): alive, next_key(SUCCESS): ((1,), torch.bool)}
+
+
+def validate(dataset: OfflineDataset | TensorDictBase, spec: TaskSpec | None = None) -> None:
+    """Check keys, shapes, types, values and episode boundaries of a dataset.
+
+    Args:
+        dataset: the dataset, or its TensorDict of ``[T]`` transitions with episodes end to end.
+        spec: the sizes to hold it against; a dataset brings its own.
+
+    Raises:
+        DatasetError: one sentence that names the key, how many rows are concerned, the first of them and the remedy:
+            a key is missing or has the wrong shape or type; a value is NaN or infinite; a continuous action lies
+            outside its bounds or a discrete one outside ``0..A-1``; a mask allows no action; a recorded action is
+            illegal; an episode does not end where its rows end.
+    """
+    data = dataset if isinstance(dataset, TensorDictBase) else dataset.data
+    spec = spec if spec is not None else getattr(dataset, "spec", None)
+    if spec is None:
+        raise DatasetError("A bare TensorDict says nothing about the task; call validate(data, spec=TaskSpec(...)).")
+    check_leaves(data, spec)
+    for start, rows in _chunks(data):
+        _check_finite(rows, start)
+        _check_actions(rows, start, spec)
+        if spec.has_action_mask:
+            _check_masks(rows, start)
+    _check_episodes(data)
+
+
+def check_leaves(data: TensorDictBase, spec: TaskSpec) -> None:
+    """Check keys, shapes and types only, without reading the rows."""
+    if data.ndim != 1 or len(data) == 0:
+        raise DatasetError(
+            f"A dataset needs one batch dimension with at least one transition, got batch size {tuple(data.shape)}; "
+            "flatten episodes end to end along time."
+        )
+    present = set(data.keys(include_nested=True, leaves_only=True))
+    expected = expected_leaves(spec)
+    missing = [key for key in expected if key not in present]
+    if missing:
+        raise DatasetError(
+            f"The dataset lacks {', '.join(map(repr, missing))}; build it with from_arrays() or add the key in the "
+            "layout of torchrl_marl_offline.data.layout."
+        )
+    known = expected | optional_leaves(spec)
+    for key in present & known.keys():
+        shape, dtype = known[key]
+        value = data.get(key)
+        if tuple(value.shape[1:]) != shape or value.dtype != dtype:
+            raise DatasetError(
+                f"{key!r} has rows of shape {tuple(value.shape[1:])} and type {value.dtype}, but the task needs "
+                f"{shape} and {dtype}; convert it, or correct the TaskSpec."
+            )
+
+
+def _chunks(data: TensorDictBase) -> Iterator[tuple[int, TensorDictBase]]:
+    for start in range(0, len(data), _ROWS_AT_ONCE):
+        yield start, data[start : start + _ROWS_AT_ONCE]
+
+
+def _fail_where(bad: torch.Tensor, start: int, key: NestedKey, what: str, remedy: str) -> None:
+    """Raise if any row of ``bad`` (``[rows, ...]``) is true."""
+    rows = bad.reshape(len(bad), -1).any(-1)
+    if rows.any():
+        first = start + int(rows.nonzero()[0])
+        raise DatasetError(f"{key!r} {what} (first at row {first}, {int(rows.sum())} rows in that block); {remedy}.")
+
+
+def _check_finite(rows: TensorDictBase, start: int) -> None:
+    for key in rows.keys(include_nested=True, leaves_only=True):
+        value = rows.get(key)
+        if value.is_floating_point():
+            _fail_where(~value.isfinite(), start, key, "is NaN or infinite", "drop or repair those episodes")
+
+
+def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
+    for key in (ACTION, next_key(ACTION)):
+        action = rows.get(key)
+        if spec.discrete:
+            bad = (action < 0) | (action >= spec.action_size)
+            what = f"lies outside 0..{spec.action_size - 1}"
+            remedy = "drop those episodes, or correct TaskSpec.action_size"
+        else:
+            # Recorded actions were clipped in another precision: a rounding error is no defect.
+            slack = 1e-5 * (spec.action_high - spec.action_low)
+            bad = (action < spec.action_low - slack) | (action > spec.action_high + slack)
+            what = f"lies outside its bounds [{spec.action_low}, {spec.action_high}]"
+            remedy = "clip or rescale the actions, or widen action_low and action_high in the TaskSpec"
+        _fail_where(bad, start, key, what, remedy)
+
+
+def _check_masks(rows: TensorDictBase, start: int) -> None:
+    for key, action in ((ACTION_MASK, ACTION), (next_key(ACTION_MASK), next_key(ACTION))):
+        mask = rows.get(key)
+        _fail_where(~mask.any(-1), start, key, "allows no action at all for some agent", "allow a no-op there")
+        chosen = mask.gather(-1, rows.get(action).unsqueeze(-1))
+        _fail_where(~chosen, start, action, f"is illegal by {key!r}", "drop those episodes, or repair the mask")
+
+
+def _check_episodes(data: TensorDictBase) -> None:
+    ids = data.get(TRAJ_IDS)
+    done = data.get(next_key(DONE))[:, 0]
+    ends = data.get(next_key(TERMINATED))[:, 0] | data.get(next_key(TRUNCATED))[:, 0]
+    _fail_where(done != ends, 0, next_key(DONE), "differs from terminated or truncated", "set done to their union")
+    last = torch.ones_like(done)
+    last[:-1] = ids[1:] != ids[:-1]
+    _fail_where(
+        done != last,
+        0,
+        TRAJ_IDS,
+        "and ('next', 'done') disagree about where an episode ends",
+        "give every episode its own id, its rows end to end, and done on its last row only",
+    )
+    if int(last.sum()) != len(ids.unique()):
+        raise DatasetError(
+            f"{TRAJ_IDS!r} uses one id for rows that are not end to end; give every episode an id of its own."
+        )

@@ -1,0 +1,213 @@
+"""The base class of the batched environments: specs, time limit, partial resets, and the one key layout."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_marl_offline.data.layout import (
+    ACTION,
+    ACTION_MASK,
+    DONE,
+    GROUP,
+    STATE,
+    TERMINATED,
+    TRUNCATED,
+    TaskSpec,
+)
+from torchrl_marl_offline.envs.counter_rng import CounterRandom
+
+STEP_COUNT = "step_count"
+SUCCESS = "success"
+
+Game = dict[str, Tensor]
+
+
+class Outcome(NamedTuple):
+    """What one step of a game leads to, for ``B`` environments and ``n`` agents."""
+
+    game: Game
+    reward: Tensor  # [B, n]
+    terminated: Tensor  # [B] bool
+    success: Tensor | None = None  # [B] bool
+
+
+class View(NamedTuple):
+    """What can be seen of a game."""
+
+    observation: Tensor  # [B, n, o]
+    state: Tensor  # [B, s]
+    action_mask: Tensor | None = None  # [B, n, A] bool
+
+
+class TeamEnv(EnvBase):
+    """A batched multi-agent environment with all agents in the group ``agents``.
+
+    The batch size is ``[num_envs]``, for one environment too. Every tensor stays on ``device``; a step reads
+    nothing back to the host. Besides the layout's keys, the environment writes ``"step_count"`` (int64
+    ``[B, 1]``, 0 at a reset, as :class:`torchrl.envs.StepCounter` does) and, where the task has one,
+    ``"success"`` (bool ``[B, 1]``). The time limit is ``truncated``, never ``terminated``; a step that ends the
+    task at the limit is ``terminated`` alone.
+
+    A subclass gives the rules as functions of a dictionary of tensors: :meth:`_start`, :meth:`_advance` and
+    :meth:`_view`, all of them without side effects and for all environments at once.
+
+    Args:
+        spec: sizes of the task.
+        num_envs: number of environments ``B``.
+        device: where the environments run.
+        seed: seed of the starts; the same seed gives the same starts whatever ``num_envs`` and ``device``.
+            ``None`` draws one from torch's global generator.
+        max_episode_steps: the time limit, in steps.
+        reference_returns: mean episode return of random play and of the reference expert, if known.
+        has_success: whether :class:`Outcome` carries ``success``.
+        dtype: of observations, rewards and continuous actions.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: TaskSpec,
+        num_envs: int,
+        device: torch.device | str,
+        seed: int | None,
+        max_episode_steps: int,
+        reference_returns: tuple[float, float] | None = None,
+        has_success: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+        if max_episode_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_episode_steps}.")
+        super().__init__(device=torch.device(device), batch_size=[num_envs])
+        self.num_envs = num_envs
+        self.task_spec = spec
+        self.max_episode_steps = max_episode_steps
+        self.reference_returns = reference_returns
+        self.has_success = has_success
+        self.float_dtype = dtype
+        self._make_specs()
+        self._game: Game = {}
+        self._step_count = self._zeros(torch.int64)
+        self._false = self._zeros(torch.bool)
+        self.set_seed(seed)
+
+    @abc.abstractmethod
+    def _start(self) -> Game:
+        """Draw a start for every environment from ``self.random``."""
+
+    @abc.abstractmethod
+    def _advance(self, game: Game, action: Tensor) -> Outcome:
+        """Apply the joint actions, ``[B, n, a]`` or ``[B, n]``."""
+
+    @abc.abstractmethod
+    def _view(self, game: Game) -> View:
+        """Return what the agents and the mixer see."""
+
+    def _restart(self, reset: Tensor | None) -> Game:
+        """Return the game with the environments ``reset`` (bool ``[B]``; ``None``: all) at a new start."""
+        self.random.advance(reset)
+        start = self._start()
+        return start if reset is None else {key: _where(reset, start[key], old) for key, old in self._game.items()}
+
+    def _make_specs(self) -> None:
+        spec, batch, at = self.task_spec, (self.num_envs,), {"device": self.device}
+        n, real = spec.n_agents, {"device": self.device, "dtype": self.float_dtype}
+        agents = {"observation": Unbounded(shape=(*batch, n, spec.observation_size), **real)}
+        if spec.has_action_mask:
+            agents["action_mask"] = self._bool_spec((*batch, n, spec.action_size))
+        observation = {
+            GROUP: Composite(agents, shape=(*batch, n), **at),
+            STATE: Unbounded(shape=(*batch, spec.state_size), **real),
+            STEP_COUNT: Unbounded(shape=(*batch, 1), dtype=torch.int64, **at),
+        }
+        if self.has_success:
+            observation[SUCCESS] = self._bool_spec((*batch, 1))
+        self.observation_spec = Composite(observation, shape=batch, **at)
+        if spec.discrete:
+            action = Categorical(spec.action_size, shape=(*batch, n), dtype=torch.int64, **at)
+        else:
+            action = Bounded(spec.action_low, spec.action_high, shape=(*batch, n, spec.action_size), **real)
+        reward = Unbounded(shape=(*batch, n, 1), **real)
+        self.action_spec = Composite({GROUP: Composite({"action": action}, shape=(*batch, n), **at)}, shape=batch, **at)
+        self.reward_spec = Composite({GROUP: Composite({"reward": reward}, shape=(*batch, n), **at)}, shape=batch, **at)
+        done = {key: self._bool_spec((*batch, 1)) for key in (DONE, TERMINATED, TRUNCATED)}
+        self.done_spec = Composite(done, shape=batch, **at)
+
+    def _bool_spec(self, shape: tuple[int, ...]) -> Categorical:
+        return Categorical(2, shape=shape, dtype=torch.bool, device=self.device)
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.num_envs, 1, dtype=dtype, device=self.device)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        outcome = self._advance(self._game, tensordict.get(ACTION))
+        self._game = outcome.game
+        self._step_count = self._step_count + 1
+        terminated = outcome.terminated.unsqueeze(-1)  # [B] -> [B, 1]
+        truncated = (self._step_count >= self.max_episode_steps) & ~terminated
+        success = None if outcome.success is None else outcome.success.unsqueeze(-1)
+        return self._pack(terminated, truncated, success, reward=outcome.reward.unsqueeze(-1))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
+        reset = None if tensordict is None else tensordict.get("_reset", None)
+        reset = None if reset is None else reset.reshape(self.num_envs)
+        if not self._game:
+            reset = None
+        self._game = self._restart(reset)
+        zero = self._zeros(torch.int64)
+        self._step_count = zero if reset is None else _where(reset, zero, self._step_count)
+        return self._pack(self._false, self._false, self._false if self.has_success else None)
+
+    def _pack(
+        self, terminated: Tensor, truncated: Tensor, success: Tensor | None, *, reward: Tensor | None = None
+    ) -> TensorDict:
+        view = self._view(self._game)
+        agents = {"observation": view.observation}
+        if view.action_mask is not None:
+            agents["action_mask"] = view.action_mask
+        if reward is not None:
+            agents["reward"] = reward
+        shape = (self.num_envs, self.task_spec.n_agents)
+        data = {
+            GROUP: TensorDict._new_unsafe(agents, batch_size=torch.Size(shape), device=self.device),
+            STATE: view.state,
+            STEP_COUNT: self._step_count.clone(),
+            # clones: TorchRL writes into done entries in place when it resets
+            DONE: terminated | truncated,
+            TERMINATED: terminated.clone(),
+            TRUNCATED: truncated.clone(),
+        }
+        if success is not None:
+            data[SUCCESS] = success.clone()
+        return TensorDict._new_unsafe(data, batch_size=self.batch_size, device=self.device)
+
+    def _set_game(self, **tensors: Tensor) -> TensorDict:
+        """Put every environment at the given position, at step 0, and return what a reset would."""
+        self._game = {key: value.to(self.device) for key, value in tensors.items()}
+        self._step_count = self._zeros(torch.int64)
+        return self._pack(self._false, self._false, self._false if self.has_success else None)
+
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Write a uniformly random action, among the legal ones where the task masks actions."""
+        if not self.task_spec.has_action_mask or tensordict is None:
+            return super().rand_action(tensordict)
+        mask = tensordict.get(ACTION_MASK)
+        chosen = torch.multinomial(mask.flatten(0, -2).float(), 1)  # [B * n, 1]
+        return tensordict.set(ACTION, chosen.view(mask.shape[:-1]))
+
+    def _set_seed(self, seed: int | None) -> None:
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.random = CounterRandom(seed, num_envs=self.num_envs, device=self.device)
+
+
+def _where(reset: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Take ``new`` in the environments ``reset`` ``[B]`` and ``old`` in the others."""
+    return torch.where(reset.view(-1, *[1] * (old.dim() - 1)), new, old)

@@ -1,0 +1,108 @@
+"""``make_env("family/task")``: the one way to an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torchrl.envs import EnvBase
+
+
+class Family(NamedTuple):
+    """A group of tasks that need the same library.
+
+    Args:
+        tasks: task name -> ``"module:callable"`` below this package, called with ``num_envs``, ``device``, ``seed``
+            and the options; or a function without arguments that returns such a mapping.
+        library: module that has to be importable, or ``None``.
+        install: what to do when it is not.
+        name_option: keyword under which the callable wants the task's name, if it serves several.
+    """
+
+    tasks: dict[str, str] | Callable[[], dict[str, str]]
+    library: str | None = None
+    install: str = ""
+    name_option: str | None = None
+
+
+def _vmas_scenarios() -> dict[str, str]:
+    from torchrl_marl_offline.envs.vmas_scenarios import scenario_names
+
+    return dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
+
+
+_GAMES = {"two_step": "games:TwoStep", "xor": "games:Xor", "grid_navigation": "grid_navigation:GridNavigation"}
+
+FAMILIES: dict[str, Family] = {
+    "mpe": Family({"simple_spread": "mpe:SimpleSpread"}),
+    "games": Family(_GAMES),
+    "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
+}
+
+
+def list_tasks() -> dict[str, str]:
+    """Return every known task, ``"family/task"``, with ``"installed"`` or what to install for it.
+
+    A family whose library is missing is listed as ``"family/*"``, because only the library knows its tasks.
+    """
+    tasks = {}
+    for name, family in FAMILIES.items():
+        if family.library is not None and find_spec(family.library) is None:
+            tasks[f"{name}/*"] = family.install
+        else:
+            tasks |= {f"{name}/{task}": "installed" for task in _tasks_of(family)}
+    return tasks
+
+
+def make_env(
+    task: str,
+    *,
+    num_envs: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    **options,
+) -> EnvBase:
+    """Make a batched TorchRL environment in the library's key layout.
+
+    The batch size is ``[num_envs]``, also for one environment. ``terminated`` and ``truncated`` are told apart, and
+    partial resets work through ``"_reset"``. The result has the attributes ``task_spec``, ``max_episode_steps`` and
+    ``reference_returns`` (mean return of random play and of an expert, or ``None``).
+
+    Args:
+        task: ``"family/task"``; see :func:`list_tasks`.
+        num_envs: number of environments in the batch.
+        device: where the environments run.
+        seed: seed of the environments' chance; ``None`` draws one from torch's global generator.
+        **options: the task's own, such as ``max_steps``.
+
+    Raises:
+        ValueError: if there is no such task; the message lists close names.
+        ModuleNotFoundError: if the task's library is missing; the message says what to install.
+
+    Examples:
+        >>> env = make_env("games/grid_navigation", num_envs=4, seed=0, agents=3)
+        >>> env.rollout(10, break_when_any_done=False)["next", "agents", "reward"].shape
+        torch.Size([4, 10, 3, 1])
+    """
+    family_name, _, name = task.partition("/")
+    family = FAMILIES.get(family_name)
+    if family is not None and family.library is not None and find_spec(family.library) is None:
+        raise ModuleNotFoundError(f"{task!r} needs the library {family.library!r}, which is missing: {family.install}.")
+    tasks = {} if family is None else _tasks_of(family)
+    if name not in tasks:
+        known = [known for known, status in list_tasks().items() if status == "installed"]
+        close = get_close_matches(task, known, n=5, cutoff=0.4) or known[:5]
+        raise ValueError(f"Unknown task {task!r}; close names are {', '.join(close)} (list_tasks() has all).")
+    module, _, attribute = tasks[name].partition(":")
+    make = getattr(import_module(f"torchrl_marl_offline.envs.{module}"), attribute)
+    if family.name_option is not None:
+        options = {family.name_option: name, **options}
+    return make(num_envs=num_envs, device=device, seed=seed, **options)
+
+
+def _tasks_of(family: Family) -> dict[str, str]:
+    return family.tasks() if callable(family.tasks) else family.tasks

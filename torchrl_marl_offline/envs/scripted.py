@@ -1,0 +1,255 @@
+"""Hand-written policies that record data of known, mixed skill.
+
+Each is a TensorDictModule that reads the key layout and writes ``("agents", "action")``, for any leading batch shape.
+Behaviours differ in *direction*, because noise around one behaviour is averaged away by cloning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Literal, get_args
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION
+from torchrl_marl_offline.envs.base import STEP_COUNT
+from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
+
+SKILL = (GROUP, "skill")
+SpreadKind = Literal["optimal", "greedy_nearest", "fixed_assignment", "wrong_landmark", "drift", "random"]
+GridKind = Literal["optimal", "greedy", "random"]
+
+
+class _Chance:
+    """Random numbers on whatever device they are wanted, from one seed (``None``: torch's global generator)."""
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __call__(self, device: torch.device) -> torch.Generator | None:
+        if self.seed is None:
+            return None
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
+
+
+def best_assignment(cost: Tensor) -> Tensor:
+    """Return the cheapest one-to-one assignment: cost ``[*B, n, n]`` -> column of each row, int64 ``[*B, n]``.
+
+    All n! assignments are compared, so this is for small teams (n <= 5).
+    """
+    n = cost.shape[-1]
+    choices = torch.tensor(list(permutations(range(n))), device=cost.device)  # [n!, n]
+    total = cost[..., torch.arange(n, device=cost.device), choices].sum(-1)  # [*B, n!, n] -> [*B, n!]
+    return choices[total.argmin(-1)]
+
+
+class SpreadController(TensorDictModuleBase):
+    """Proportional-derivative control towards a landmark, for ``mpe/simple_spread``.
+
+    The action is ``gain (target - p) - damping v`` clipped to [-1, 1], plus Gaussian noise, clipped again. The target
+    is chosen anew in every step, from the observation alone:
+
+    - ``"optimal"``: the one-to-one assignment of the smallest total distance;
+    - ``"greedy_nearest"``: each agent's nearest landmark, so that agents may share one and collide;
+    - ``"fixed_assignment"``: agent i takes landmark i;
+    - ``"wrong_landmark"``: the one-to-one assignment of the *largest* total distance;
+    - ``"drift"``: the optimal landmark displaced by ``offset``, which amounts to a constant wind;
+    - ``"random"``: no target; uniform actions.
+
+    Args:
+        kind: one of the above.
+        gain: proportional gain, 1/m.
+        damping: derivative gain, s/m.
+        noise: standard deviation of the Gaussian noise on the action.
+        offset: (x, y) displacement of ``"drift"``.
+        seed: of the noise; ``None`` takes torch's global generator.
+    """
+
+    def __init__(
+        self,
+        kind: SpreadKind = "optimal",
+        *,
+        gain: float = 4.0,
+        damping: float = 1.5,
+        noise: float = 0.0,
+        offset: tuple[float, float] = (0.3, 0.0),
+        seed: int | None = None,
+    ) -> None:
+        if kind not in get_args(SpreadKind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(SpreadKind))}, got {kind!r}.")
+        self.in_keys, self.out_keys = [OBSERVATION], [ACTION]
+        super().__init__()
+        self.kind, self.gain, self.damping, self.noise = kind, gain, damping, noise
+        self.offset = offset
+        self._chance = _Chance(seed)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("agents", "action")``."""
+        observation = tensordict.get(OBSERVATION)
+        velocity = observation[..., 0:2]
+        generator = self._chance(observation.device)
+        if self.kind == "random":
+            uniform = torch.empty_like(velocity).uniform_(-1, 1, generator=generator)
+            return tensordict.set(ACTION, uniform)
+        to_landmarks = observation[..., 4:10].unflatten(-1, (3, 2))  # [*B, agent, landmark, 2]
+        chosen = self.assignment(to_landmarks)[..., None, None].expand(*to_landmarks.shape[:-2], 1, 2)
+        to_target = to_landmarks.gather(-2, chosen).squeeze(-2)  # [*B, agent, 2]
+        if self.kind == "drift":
+            to_target = to_target + torch.stack([torch.full_like(to_target[..., 0], o) for o in self.offset], -1)
+        action = (self.gain * to_target - self.damping * velocity).clamp(-1, 1)
+        if self.noise:
+            action = action + self.noise * torch.empty_like(action).normal_(generator=generator)
+        return tensordict.set(ACTION, action.clamp(-1, 1))
+
+    def assignment(self, to_landmarks: Tensor) -> Tensor:
+        """Return the landmark of each agent, int64 ``[*B, 3]``, from the vectors to them ``[*B, 3, 3, 2]``."""
+        distance = torch.linalg.vector_norm(to_landmarks, dim=-1)
+        match self.kind:
+            case "greedy_nearest":
+                return distance.argmin(-1)
+            case "fixed_assignment":
+                return torch.arange(3, device=distance.device).expand(distance.shape[:-1])
+            case "wrong_landmark":
+                return best_assignment(-distance)
+            case _:
+                return best_assignment(distance)
+
+
+class GridController(TensorDictModuleBase):
+    """Walks to landmarks in ``games/grid_navigation``; only legal actions are chosen.
+
+    - ``"optimal"``: the one-to-one assignment of the smallest largest number of steps, ties broken by their sum; of
+      agents that aim at the same cell, all but the first take a random legal action, so that they never block
+      each other for long;
+    - ``"greedy"``: each agent goes to its nearest landmark, whoever else goes there, and may wait forever;
+    - ``"random"``: uniform over the legal actions.
+
+    A step is taken along the axis with more left to go, and an agent within reach of its landmark stays.
+
+    Args:
+        kind: one of the above.
+        epsilon: probability with which an agent takes a uniformly random legal action instead.
+        seed: of the chance; ``None`` takes torch's global generator.
+    """
+
+    def __init__(self, kind: GridKind = "optimal", *, epsilon: float = 0.0, seed: int | None = None) -> None:
+        if kind not in get_args(GridKind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(GridKind))}, got {kind!r}.")
+        if not 0.0 <= epsilon <= 1.0:
+            raise ValueError(f"epsilon must lie in [0, 1], got {epsilon}.")
+        self.in_keys, self.out_keys = [OBSERVATION, ACTION_MASK], [ACTION]
+        super().__init__()
+        self.kind, self.epsilon = kind, epsilon
+        self._chance = _Chance(seed)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("agents", "action")``."""
+        observation, mask = tensordict.get(OBSERVATION), tensordict.get(ACTION_MASK)
+        generator = self._chance(observation.device)
+        # the largest of independent uniform numbers is at a uniformly random legal action
+        random = torch.rand(mask.shape, device=mask.device, generator=generator).masked_fill(~mask, -1.0).argmax(-1)
+        if self.kind == "random":
+            return tensordict.set(ACTION, random)
+        n = observation.shape[-2]
+        agents = observation[..., :2].long()  # [*B, n, 2]
+        landmarks = observation[..., 0, 2 * n :].long().unflatten(-1, (n, 2))  # [*B, n, 2]
+        action = self._walk(agents, landmarks)
+        if self.kind == "optimal":
+            aim = agents + torch.tensor(MOVES, device=agents.device)[action]
+            same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
+            action = torch.where(same.tril(-1).any(-1), random, action)
+        if self.epsilon:
+            explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
+            action = torch.where(explore, random, action)
+        return tensordict.set(ACTION, action)
+
+    def _walk(self, agents: Tensor, landmarks: Tensor) -> Tensor:
+        """Return the move of each agent towards the landmark that is chosen for it."""
+        away = landmarks.unsqueeze(-3) - agents.unsqueeze(-2)  # [*B, agent, landmark, 2]
+        left = (away.abs() - REACH).clamp_min(0)  # steps along each axis until within reach
+        steps = left.sum(-1)
+        # 8^steps: a team (n <= 5) is as late as its latest agent, and the others only break ties
+        chosen = steps.argmin(-1) if self.kind == "greedy" else best_assignment(8.0 ** steps.double())
+        index = chosen[..., None, None].expand(*away.shape[:-2], 1, 2)
+        away, left = away.gather(-2, index).squeeze(-2), left.gather(-2, index).squeeze(-2)
+        row = left[..., 0] >= left[..., 1]
+        vertical = torch.where(away[..., 0] < 0, 1, 2)  # north or south
+        horizontal = torch.where(away[..., 1] < 0, 3, 4)  # west or east
+        return torch.where(left.sum(-1) == 0, 0, torch.where(row, vertical, horizontal))
+
+
+class MixedSkill(TensorDictModuleBase):
+    """Plays one of several policies, drawn for each episode or for each agent of each episode.
+
+    A component is drawn where ``"step_count"`` is 0, which every environment of this library writes at a reset, and
+    kept until the next time it is. The component's index is written to ``("agents", "skill")``, int64 ``[*B, n]``.
+    All components act on all environments and the drawn one's action is taken, so this is for cheap policies.
+
+    Args:
+        policies: the components.
+        probabilities: of the components, of any positive sum; uniform by default.
+        per: ``"episode"`` draws for the team, ``"agent"`` for each agent independently.
+        seed: of the draws; ``None`` takes torch's global generator.
+
+    Examples:
+        >>> from torchrl_marl_offline.envs import MixedSkill, SpreadController, make_env
+        >>> kinds = ("optimal", "greedy_nearest", "drift")
+        >>> policy = MixedSkill([SpreadController(kind) for kind in kinds], probabilities=(0.2, 0.4, 0.4), seed=0)
+        >>> data = make_env("mpe/simple_spread", num_envs=8, seed=0).rollout(25, policy)
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[TensorDictModuleBase],
+        *,
+        probabilities: Sequence[float] | None = None,
+        per: Literal["episode", "agent"] = "episode",
+        seed: int | None = None,
+    ) -> None:
+        if per not in ("episode", "agent"):
+            raise ValueError(f"per must be 'episode' or 'agent', got {per!r}.")
+        probabilities = [1.0] * len(policies) if probabilities is None else list(probabilities)
+        if len(probabilities) != len(policies) or min(probabilities) < 0 or sum(probabilities) <= 0:
+            raise ValueError(
+                f"probabilities must be {len(policies)} numbers >= 0, one for each policy, got {probabilities}."
+            )
+        in_keys = dict.fromkeys(key for policy in policies for key in policy.in_keys)
+        self.in_keys, self.out_keys = [*in_keys, STEP_COUNT], [ACTION, SKILL]
+        super().__init__()
+        self.policies = torch.nn.ModuleList(policies)
+        self.per = per
+        self.register_buffer("cumulative", torch.tensor(probabilities).cumsum(0) / sum(probabilities))
+        self._skill: Tensor | None = None
+        self._chance = _Chance(seed)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("agents", "action")`` and ``("agents", "skill")``."""
+        if STEP_COUNT not in tensordict.keys():
+            raise KeyError(
+                "MixedSkill needs 'step_count' to see where episodes begin; make the environment with make_env."
+            )
+        actions = [policy(tensordict.copy()).get(ACTION) for policy in self.policies]
+        skill = self._draw(tensordict.get(STEP_COUNT), tensordict.get(OBSERVATION).shape[-2])
+        action = actions[0]
+        for i, other in enumerate(actions[1:], start=1):
+            chosen = (skill == i).view(*skill.shape, *[1] * (action.dim() - skill.dim()))
+            action = torch.where(chosen, other, action)
+        tensordict.set(SKILL, skill)
+        return tensordict.set(ACTION, action)
+
+    def _draw(self, step_count: Tensor, n_agents: int) -> Tensor:
+        columns = n_agents if self.per == "agent" else 1
+        shape, device = (*step_count.shape[:-1], columns), step_count.device
+        uniform = torch.rand(shape, device=device, generator=self._chance(device))
+        drawn = torch.searchsorted(self.cumulative.to(device)[:-1].contiguous(), uniform, right=True)
+        if self._skill is None or self._skill.shape != drawn.shape or self._skill.device != device:
+            self._skill = drawn
+        self._skill = torch.where(step_count == 0, drawn, self._skill)
+        return self._skill.expand(*step_count.shape[:-1], n_agents).contiguous()

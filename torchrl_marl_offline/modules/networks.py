@@ -1,0 +1,184 @@
+"""Multi-layer perceptrons whose weights carry leading stack dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
+
+
+class StackedLinear(nn.Module):
+    """A stack of independent linear layers as one batched matrix product.
+
+    Args:
+        in_features: input width.
+        out_features: output width.
+        stack: leading dimensions of the weights, for instance ``(2,)`` for two critic heads or
+            ``(2, n)`` for two heads and unshared agents. Empty: one ordinary linear layer.
+
+    Shape:
+        input ``[*stack, rows, in]`` or broadcastable to it, output ``[*stack, rows, out]``; the weight is
+        ``[*stack, in, out]`` and the bias ``[*stack, 1, out]``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, stack: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.stack = in_features, out_features, tuple(stack)
+        self.weight = nn.Parameter(torch.empty(*self.stack, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(*self.stack, 1, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases from U(-1/sqrt(in), 1/sqrt(in)), as :class:`torch.nn.Linear` does."""
+        bound = 1.0 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[*stack, rows, in]`` (or broadcastable) to ``[*stack, rows, out]``."""
+        if not self.stack:
+            return torch.matmul(x, self.weight) + self.bias.squeeze(-2)
+        x = x.expand(*self.stack, *x.shape[-2:])
+        if len(self.stack) == 1:
+            return torch.baddbmm(self.bias, x, self.weight)
+        return torch.matmul(x, self.weight) + self.bias
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(module)``."""
+        return f"stack={self.stack}, in={self.in_features}, out={self.out_features}"
+
+
+class StackedMLP(nn.Module):
+    """A stack of independent multi-layer perceptrons, evaluated together.
+
+    Every hidden layer is linear, activation, layer normalization, in this order (the recipe's network,
+    Lee et al. 2026, appendix D: four hidden layers of 512, layer normalization on all critic layers).
+
+    Args:
+        in_features: input width.
+        out_features: output width.
+        hidden: widths of the hidden layers.
+        stack: leading dimensions of every weight; see :class:`StackedLinear`.
+        activation: one of ``gelu``, ``relu``, ``elu``, ``tanh``, ``silu``.
+        layer_norm: normalize after each activation, with a scale and a shift of their own per stack entry.
+        final_scale: the last layer's weights and biases are multiplied by it at initialization.
+
+    Shape:
+        ``[*stack, rows, in]`` or broadcastable, to ``[*stack, rows, out]``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (512, 512, 512, 512),
+        *,
+        stack: Sequence[int] = (),
+        activation: str = "gelu",
+        layer_norm: bool = True,
+        final_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        self.stack, self.final_scale = tuple(stack), final_scale
+        self.activation = _ACTIVATIONS[activation]
+        widths = [in_features, *hidden, out_features]
+        self.layers = nn.ModuleList(StackedLinear(i, o, self.stack) for i, o in zip(widths[:-1], widths[1:]))
+        self.norms = nn.ModuleList(StackedLayerNorm(h, self.stack) for h in hidden) if layer_norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every layer anew and apply ``final_scale`` to the last."""
+        for layer in self.layers:
+            layer.reset_parameters()
+        for norm in self.norms or ():
+            norm.reset_parameters()
+        with torch.no_grad():
+            self.layers[-1].weight.mul_(self.final_scale)
+            self.layers[-1].bias.mul_(self.final_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the stack on ``[*stack, rows, in]`` (or broadcastable)."""
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < last:
+                x = self.activation(x)
+                if self.norms is not None:
+                    x = self.norms[i](x)
+        return x
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer normalization over the last dimension with parameters ``[*stack, 1, width]``."""
+
+    def __init__(self, width: int, stack: Sequence[int] = (), eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps, self.stack = width, eps, tuple(stack)
+        self.weight = nn.Parameter(torch.empty(*self.stack, 1, width) if self.stack else torch.empty(width))
+        self.bias = nn.Parameter(torch.empty_like(self.weight))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the scale to one and the shift to zero."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[*stack, rows, width]``."""
+        if not self.stack:
+            return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+        return torch.addcmul(self.bias, F.layer_norm(x, (self.width,), eps=self.eps), self.weight)
+
+
+class AgentNetwork(nn.Module):
+    """One network per agent, parameters shared (with a one-hot agent id) or separate, with any number of heads.
+
+    Args:
+        in_features: width of one agent's input.
+        out_features: width of one agent's output.
+        n_agents: number of agents ``n``.
+        num_heads: independent heads ``H`` on the same input, for instance two for a double critic.
+        share_params: share parameters over agents and append a one-hot agent id to the input; otherwise each
+            agent has its own parameters and no id.
+        **mlp: options of :class:`StackedMLP` (``hidden``, ``activation``, ``layer_norm``, ``final_scale``).
+
+    Shape:
+        ``[*B, n, in]`` to ``[H, *B, n, out]`` (the leading ``H`` only if ``num_heads`` is given).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        n_agents: int,
+        *,
+        num_heads: int | None = None,
+        share_params: bool = True,
+        **mlp,
+    ) -> None:
+        super().__init__()
+        self.n_agents, self.num_heads, self.share_params = n_agents, num_heads, share_params
+        heads = () if num_heads is None else (num_heads,)
+        if share_params:
+            self.register_buffer("agent_id", torch.eye(n_agents), persistent=False)
+            self.mlp = StackedMLP(in_features + n_agents, out_features, stack=heads, **mlp)
+        else:
+            self.mlp = StackedMLP(in_features, out_features, stack=(*heads, n_agents), **mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate every agent's network on its row of ``x`` ``[*B, n, in]``."""
+        batch = x.shape[:-2]
+        if self.share_params:
+            agent_id = self.agent_id.to(x.dtype).expand(*batch, self.n_agents, self.n_agents)
+            x = torch.cat([x, agent_id], -1).flatten(0, -2)  # [B * n, in + n]
+            return self.mlp(x).unflatten(-2, (*batch, self.n_agents))
+        x = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)  # [B, n, in] -> [n, B, in]
+        x = self.mlp(x).transpose(-3, -2)  # [(H,) n, B, out] -> [(H,) B, n, out]
+        return x.unflatten(-3, batch) if batch else x.squeeze(-3)

@@ -1,0 +1,173 @@
+"""Policy-extraction rules: what is the actor's loss, sample by sample?
+
+A rule owns no parameters; the loss that it is given to does. Its coefficients become buffers of the loss.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_marl_offline.objectives.functional import (
+    advantage_weight,
+    effective_sample_size,
+    masked_mean,
+    scale_invariant,
+    standardize,
+)
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.offline_marl import Estimates, OfflineMARLLoss
+
+
+class PolicyExtraction(ABC):
+    """Base class of the rules.
+
+    Attributes:
+        needs_critic: whether the loss must own a critic.
+        metrics: names of the metrics that :meth:`element_loss` returns.
+    """
+
+    needs_critic: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ("log_prob",)
+
+    def coefficients(self) -> dict[str, float]:
+        """Return the scalars that the loss registers as schedulable buffers."""
+        return {}
+
+    @abstractmethod
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each agent's action ``[*B, n]`` and detached metrics."""
+
+
+@dataclass(frozen=True)
+class AWR(PolicyExtraction):
+    r"""Advantage-weighted regression (Peng et al. 2019; Lee et al. 2026, eq. 11).
+
+    .. math:: -\,e^{\alpha A_a} \log \pi_a(u_a | o_a), \qquad A_a = \min_k Q^k_a(o_a, u_a) - V_a(o_a)
+
+    Without a state-value network, :math:`V_a := Q_a(o_a, \pi(o_a))`. It stays within the data's actions and covers their modes.
+
+    Args:
+        temperature: :math:`\alpha`, which may be scheduled as ``loss.temperature = 3.0``.
+        advantage: ``"local"``, each agent's own, or ``"joint"``, the team's through the mixer, given to every agent.
+            A centralized critic has only the joint one, and uses it whatever is asked for here.
+        standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code does.
+        exponent_range: bounds of the exponent.
+        max_weight: upper bound of the weight.
+
+    Metrics:
+        ``advantage`` (mean), ``effective_sample_size`` (share of the batch), ``log_prob``.
+    """
+
+    temperature: float = 1.0
+    advantage: Literal["local", "joint"] = "local"
+    standardize: bool = True
+    exponent_range: tuple[float, float] = (-50.0, 10.0)
+    max_weight: float = 100.0
+    metrics: ClassVar[tuple[str, ...]] = ("advantage", "effective_sample_size", "log_prob")
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}.")
+        if self.advantage not in ("local", "joint"):
+            raise ValueError(f"advantage must be 'local' or 'joint', got {self.advantage!r}.")
+
+    def coefficients(self) -> dict[str, float]:
+        """Return the temperature."""
+        return {"temperature": self.temperature}
+
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the log-probability of the dataset's actions."""
+        log_prob = loss.policy(tensordict).log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
+        advantage = estimates.advantage(joint=self.advantage == "joint").expand_as(log_prob)
+        with torch.no_grad():
+            mask = loss.agent_mask(tensordict, log_prob)
+            scaled = standardize(advantage, mask) if self.standardize else advantage
+            weight = advantage_weight(
+                scaled, loss.temperature, exponent_range=self.exponent_range, max_weight=self.max_weight
+            )
+            metrics = {
+                "advantage": masked_mean(advantage, mask),
+                "effective_sample_size": effective_sample_size(weight, mask),
+                "log_prob": masked_mean(log_prob.detach(), mask),
+            }
+        return -weight * log_prob, metrics
+
+
+@dataclass(frozen=True)
+class BRAC(PolicyExtraction):
+    r"""Behaviour-regularized actor-critic (Wu et al. 2019; Lee et al. 2026, eqs 3 and 4).
+
+    .. math:: -\,\widetilde Q_{tot}(s, \pi(o)) - \alpha \log \pi_a(u_a | o_a)
+
+    with :math:`\widetilde Q = (Q - \mathbb{E} Q) / \mathbb{E}|Q|`. The gradient reaches an agent's policy through the mixer.
+    Continuous policies act by their mode; discrete ones by a straight-through one-hot sample.
+
+    Args:
+        alpha: weight :math:`\alpha` of cloning; may be scheduled as ``loss.alpha = 0.1``.
+        normalize: the actor-side normalization (eq. 4).
+        sample: discrete policies sample the action (otherwise they take the mode).
+
+    Metrics:
+        ``policy_qvalue`` (mean), ``log_prob``.
+    """
+
+    alpha: float = 1.0
+    normalize: bool = True
+    sample: bool = True
+    metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "log_prob")
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise ValueError(f"alpha must not be negative, got {self.alpha}.")
+
+    def coefficients(self) -> dict[str, float]:
+        """Return alpha."""
+        return {"alpha": self.alpha}
+
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maximize the critic at the policy's action, and clone."""
+        policy = loss.policy(tensordict)
+        log_prob = policy.log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
+        if hasattr(policy, "straight_through_sample"):
+            action = policy.straight_through_sample() if self.sample else policy.straight_through_mode()
+        else:
+            action = policy.deterministic_sample
+        value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
+        mask = loss.agent_mask(tensordict, value)
+        objective = scale_invariant(value, mask) if self.normalize else value
+        metrics = {
+            "policy_qvalue": masked_mean(value.detach(), mask),
+            "log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob)),
+        }
+        return -objective - loss.alpha * log_prob, metrics
+
+
+@dataclass(frozen=True)
+class Cloning(PolicyExtraction):
+    r"""Behaviour cloning: :math:`-\log \pi_a(u_a | o_a)`. The baseline that every run is compared with.
+
+    Metrics:
+        ``log_prob``.
+    """
+
+    needs_critic: ClassVar[bool] = False
+
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative log-likelihood of the dataset's actions."""
+        log_prob = loss.policy(tensordict).log_prob(tensordict.get(loss.tensor_keys.action))
+        return -log_prob, {"log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))}

@@ -1,0 +1,63 @@
+"""The mathematics of the losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor | None = None, dims: tuple[int, ...] | None = None) -> Tensor:
+    """Average ``x`` over ``dims`` (default: all), leaving out what ``mask`` marks false.
+
+    Values behind a false mask may be NaN. An empty selection gives zero.
+    """
+    dims = tuple(range(x.ndim)) if dims is None else dims
+    if mask is None:
+        return x.mean(dims) if dims else x
+    mask = mask.expand_as(x)
+    total = torch.where(mask, x, torch.zeros_like(x)).sum(dims)
+    return total / mask.sum(dims).clamp_min(1)
+
+
+def team_reward(reward: Tensor, how: Literal["mean", "sum"]) -> Tensor:
+    """Reduce per-agent rewards ``[*B, n, 1]`` to the team's ``[*B, 1, 1]``.
+
+    The mean is the recipe's definition (Lee et al. 2026, section 3); its released code sums.
+    """
+    return reward.mean(-2, keepdim=True) if how == "mean" else reward.sum(-2, keepdim=True)
+
+
+def expectile_weighted_square(diff: Tensor, expectile: Tensor | float) -> Tensor:
+    r"""Return :math:`|\tau - 1(d < 0)|\, d^2`, the asymmetric square of implicit Q-learning (eq. 10)."""
+    weight = torch.where(diff > 0, expectile, 1.0 - expectile)
+    return weight * diff.pow(2)
+
+
+def scale_invariant(value: Tensor, mask: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
+    r"""Return :math:`(Q - \mathbb{E} Q) / \mathbb{E} |Q|` with detached statistics: the actor's side (eq. 4)."""
+    detached = value.detach()
+    return (value - masked_mean(detached, mask)) / (masked_mean(detached.abs(), mask) + epsilon)
+
+
+def standardize(x: Tensor, mask: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
+    """Subtract the mean and divide by the standard deviation over all entries that ``mask`` admits."""
+    centred = x - masked_mean(x, mask)
+    return centred / (masked_mean(centred.pow(2), mask).sqrt() + epsilon)
+
+
+def advantage_weight(
+    advantage: Tensor,
+    temperature: Tensor | float,
+    *,
+    exponent_range: tuple[float, float] = (-50.0, 10.0),
+    max_weight: float = 100.0,
+) -> Tensor:
+    r"""Return :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, the weight of advantage-weighted regression (eq. 11)."""
+    return (temperature * advantage).clamp(*exponent_range).exp().clamp_max(max_weight)
+
+
+def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Return :math:`(\sum w)^2 / (N \sum w^2)`, the share of the batch that the weights let count, in (0, 1]."""
+    return masked_mean(weight, mask).pow(2) / masked_mean(weight.pow(2), mask).clamp_min(1e-12)

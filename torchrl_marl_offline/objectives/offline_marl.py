@@ -1,0 +1,664 @@
+"""The loss: any value decomposition with any value-learning and any policy-extraction rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential, dispatch
+from torch import Tensor
+from torch.distributions import Distribution
+from torchrl.modules.models.multiagent import Mixer
+from torchrl.modules.value_norm import ValueNorm
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import ValueEstimators, _vmap_func, get_value_estimator_entry
+from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
+
+from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
+from torchrl_marl_offline.objectives.functional import masked_mean, team_reward
+from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
+
+
+class Values(NamedTuple):
+    """Local values ``[*B, n, H]`` (None for a centralized critic) and total values ``[*B, k, H]``.
+
+    ``k`` is 1 where the critic has a team value and ``n`` where every agent is on its own.
+    """
+
+    local: Tensor | None
+    total: Tensor
+
+    @property
+    def total_min(self) -> Tensor:
+        """The minimum over the heads, ``[*B, k, 1]``."""
+        return self.total.amin(-1, keepdim=True)
+
+    @property
+    def local_min(self) -> Tensor | None:
+        """The minimum over the heads of the local values, ``[*B, n, 1]``."""
+        return None if self.local is None else self.local.amin(-1, keepdim=True)
+
+
+class OfflineMARLLoss(LossModule):
+    r"""Offline multi-agent actor-critic in the axes of *A Recipe for Stable Offline Multi-agent RL* (Lee et al. 2026).
+
+    Value decomposition is the critic that is passed in, value learning and policy extraction are rules, and scale is a
+    TorchRL value norm:
+
+    .. math::
+        L = \underbrace{\mathbb{E}\,(\hat Q_{tot} - \hat y)^2}_{\text{loss\_qvalue}}
+          + \underbrace{\mathbb{E}\,\ell^2_\tau(Q_{tot} - V_{tot})}_{\text{loss\_value (IQL)}}
+          + \underbrace{\mathbb{E}\,\ell_\pi}_{\text{loss\_actor}}, \qquad y = r + \gamma (1 - d)\,\text{next value}
+
+    Each term sends gradient to its own network only (the first also to the mixer).
+
+    Args:
+        actor: a TorchRL actor, for instance from :func:`~torchrl_marl_offline.make_actor`. None where no rule asks it.
+        critic: a module, or a list of modules as an ensemble, that writes a team value ``"state_action_value"``
+            ``[*B, H]``, or local values ``("agents", "state_action_value")`` ``[*B, n, H]``, or both by a
+            :class:`~tensordict.nn.TensorDictSequential` that ends in a mixer (any TorchRL
+            :class:`~torchrl.modules.models.multiagent.Mixer`, ours included). ``H`` may be 1.
+        value: the state-value network of implicit Q-learning.
+
+    Keyword Args:
+        value_learning: :class:`TD`, :class:`SARSA`, :class:`IQL`, or None for no critic term.
+        extraction: :class:`AWR`, :class:`BRAC`, :class:`Cloning`, or None for no actor term.
+        mixer: a mixer module, if ``critic`` does not end in one.
+        value_norm: a TorchRL value norm for the critic term, for instance
+            :class:`~torchrl_marl_offline.ScaleInvariantValueNorm`; None for none.
+        heads: ``"all"`` trains every head (their losses are summed, as TorchRL does), ``"min"`` only the smaller one at
+            each row, as the paper's listing does; both under the statistics of the minimum.
+        team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent agents.
+        num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
+            a list gives its own length.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        deactivate_vmap: evaluate an ensemble in a loop instead of by vmap.
+
+    Output:
+        ``loss_actor``, ``loss_qvalue``, ``loss_value`` (those that apply) and, unless ``reduction="none"``, detached
+        metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``, ``value_norm_scale``, ``state_value``, and the
+        extraction rule's own. The priority ``"td_error"`` ``[*B]`` is written into the input.
+
+    Raises:
+        ValueError: where the networks and the rules do not fit together; the message says what to add.
+        KeyError: where the batch lacks an entry.
+
+    Examples:
+        >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
+        >>> loss = OfflineMARLLoss(
+        ...     make_actor(spec), make_critic(spec, decomposition="mixer"), make_value(spec, decomposition="mixer"),
+        ...     value_learning=IQL(expectile=0.9), extraction=AWR(temperature=10.0),
+        ...     value_norm=ScaleInvariantValueNorm(),
+        ... ).make_value_estimator(gamma=0.99)
+        >>> updater = SoftUpdate(loss, tau=0.005)
+        >>> terms = loss(batch)
+        >>> (terms["loss_qvalue"] + terms["loss_value"] + terms["loss_actor"]).backward()
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that :meth:`set_keys` changes; the defaults are the library's layout.
+
+        Attributes:
+            action: the agents' actions.
+            reward: rewards, ``[*B, n, 1]`` per agent or ``[*B, 1]`` for the team.
+            done: end of an episode.
+            terminated: end of an episode that is not a time limit; the only one that stops bootstrapping.
+            agent_mask: optional, false for dead or padding agents.
+            has_next_action: optional, false where the dataset's next action is unknown.
+            state_action_value: the team's value, written by the critic.
+            local_state_action_value: local values, written by the critic.
+            state_value: the team's state value, written by the value network.
+            local_state_value: local state values, written by the value network.
+            priority: where the absolute TD error goes.
+            priority_weight: importance weights of a prioritized sampler.
+        """
+
+        action: NestedKey = ("agents", "action")
+        reward: NestedKey = ("agents", "reward")
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        agent_mask: NestedKey = ("agents", "mask")
+        has_next_action: NestedKey = ("collector", "has_next_action")
+        state_action_value: NestedKey = "state_action_value"
+        local_state_action_value: NestedKey = ("agents", "state_action_value")
+        state_value: NestedKey = "state_value"
+        local_state_value: NestedKey = ("agents", "state_value")
+        priority: NestedKey = "td_error"
+        priority_weight: NestedKey = "priority_weight"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    _schedulable_buffers = frozenset({"temperature", "alpha", "expectile"})
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    qvalue_network: TensorDictModule
+    qvalue_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+    mixer_network: TensorDictModule
+    mixer_network_params: TensorDictParams
+    target_mixer_network_params: TensorDictParams
+    value_network: TensorDictModule
+    value_network_params: TensorDictParams
+    target_value_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase | None,
+        critic: TensorDictModuleBase | Sequence[TensorDictModuleBase] | None,
+        value: TensorDictModuleBase | None = None,
+        *,
+        value_learning: ValueLearning | None = IQL(),  # noqa: B008
+        extraction: PolicyExtraction | None = AWR(),  # noqa: B008
+        mixer: TensorDictModuleBase | None = None,
+        value_norm: ValueNorm | None = None,
+        heads: Literal["all", "min"] = "all",
+        team_reward: Literal["mean", "sum"] = "mean",
+        num_qvalue_nets: int = 1,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        deactivate_vmap: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_choice("heads", heads, ("all", "min"))
+        _check_choice("team_reward", team_reward, ("mean", "sum"))
+        _check_choice("reduction", reduction, ("mean", "sum", "none"))
+        self._check_parts(actor, critic, value, value_learning, extraction)
+        self.value_learning, self.extraction, self.value_norm = value_learning, extraction, value_norm
+        self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
+        self.deactivate_vmap = deactivate_vmap
+        self._in_keys: list[NestedKey] | None = None
+        self._ensemble = False
+        self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
+        device = next((p.device for p in self.parameters()), None)
+        for rule in (value_learning, extraction):
+            for name, coefficient in (rule.coefficients() if rule is not None else {}).items():
+                self.register_coeff_buffer(name, float(coefficient), device=device, dtype=torch.get_default_dtype())
+        self._make_vmap()
+
+    @classmethod
+    def _check_parts(cls, actor, critic, value, value_learning, extraction) -> None:
+        if value_learning is None and extraction is None:
+            raise ValueError(f"{cls.__name__} has nothing to train: pass value_learning=, extraction=, or both.")
+        if actor is None and (extraction is not None or value_learning.needs_actor):
+            rule = extraction if extraction is not None else value_learning
+            raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
+        if critic is None and (value_learning is not None or extraction.needs_critic):
+            rule = value_learning if value_learning is not None else extraction
+            raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
+        if value_learning is not None and value_learning.needs_value and value is None:
+            raise ValueError(
+                f"{type(value_learning).__name__} needs a state-value network; pass value=make_value(spec, "
+                "decomposition=...)."
+            )
+        if value_learning is not None and not value_learning.needs_value and value is not None:
+            raise ValueError(f"{type(value_learning).__name__} would never train the value network; leave value= out.")
+
+    def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> None:
+        # What no term trains is held by reference, so that it follows the loss that does train it.
+        held = [] if self.value_learning is not None else _parameters(critic, value, mixer)
+        if actor is not None:
+            frozen = _parameters(actor) if self.extraction is None else []
+            self.convert_to_functional(actor, "actor_network", compare_against=frozen)
+        if critic is None:
+            return
+        if mixer is None:
+            critic, mixer = _split_mixer(critic)
+        expand = len(critic) if isinstance(critic, (list, tuple)) else (num_qvalue_nets if num_qvalue_nets > 1 else None)
+        train = self.value_learning is not None
+        self.convert_to_functional(
+            critic, "qvalue_network", expand_dim=expand, create_target_params=train, compare_against=held
+        )
+        self._ensemble = expand is not None
+        self.__dict__["mixer_network"] = mixer
+        self._mixer_accepts_heads = bool(getattr(getattr(mixer, "module", mixer), "accepts_heads", False))
+        self._mixer_has_params = mixer is not None and any(True for _ in mixer.parameters())
+        if self._mixer_has_params:
+            self.convert_to_functional(mixer, "mixer_network", create_target_params=train, compare_against=held)
+        if value is not None:
+            self.convert_to_functional(value, "value_network", compare_against=held)
+
+    def _make_vmap(self) -> None:
+        if self._ensemble:
+            self._vmap_qvalue_network = _vmap_func(
+                self.qvalue_network, (None, 0), randomness=self.vmap_randomness, pseudo_vmap=self.deactivate_vmap
+            )
+
+    # ------------------------------------------------------------------ keys
+
+    @property
+    def is_team(self) -> bool:
+        """Whether the critic has a team value; otherwise every agent learns for itself."""
+        if self.mixer_network is not None:
+            return True
+        out_keys = [unravel_key(key) for key in self.qvalue_network.out_keys]
+        if unravel_key(self.tensor_keys.state_action_value) in out_keys:
+            return True
+        if unravel_key(self.tensor_keys.local_state_action_value) in out_keys:
+            return False
+        raise ValueError(
+            f"The critic writes {out_keys}, neither the team's value {self.tensor_keys.state_action_value!r} nor local values "
+            f"{self.tensor_keys.local_state_action_value!r}; name them by set_keys(state_action_value=...) or "
+            "set_keys(local_state_action_value=...)."
+        )
+
+    def _set_in_keys(self) -> None:
+        keys: list[NestedKey] = []
+        critic_keys: list[NestedKey] = []
+        if "qvalue_network" in self.__dict__:
+            produced = {unravel_key(key) for key in self.qvalue_network.out_keys}
+            mixer_keys = self.mixer_network.in_keys if self.mixer_network is not None else []
+            critic_keys = [*self.qvalue_network.in_keys, *(k for k in mixer_keys if unravel_key(k) not in produced)]
+        actor_keys = list(self.actor_network.in_keys) if "actor_network" in self.__dict__ else []
+        value_keys = list(self.value_network.in_keys) if "value_network" in self.__dict__ else []
+        keys += [self.tensor_keys.action, *actor_keys, *critic_keys, *value_keys]
+        rule = self.value_learning
+        if rule is not None:
+            action = unravel_key(self.tensor_keys.action)
+            next_keys = [self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated]
+            next_keys += [k for k in critic_keys if not rule.needs_value and unravel_key(k) != action]
+            next_keys += [action] if rule.needs_next_action else []
+            next_keys += actor_keys if rule.needs_actor else []
+            if rule.needs_value:
+                next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in produced)]
+            keys += [("next", key) for key in next_keys]
+        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """The entries that the loss reads, in a fixed order."""
+        if self._in_keys is None:
+            self._set_in_keys()
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    @property
+    def out_keys(self) -> list[str]:
+        """The entries that the loss returns."""
+        losses, metrics = [], []
+        if self.extraction is not None:
+            losses.append("loss_actor")
+            metrics += self.extraction.metrics
+        if self.value_learning is not None:
+            losses.append("loss_qvalue")
+            metrics += ["qvalue", "qvalue_abs", "td_target"]
+            metrics += ["td_error_abs"] if self.value_norm is None else ["value_norm_scale", "td_error_abs"]
+            if self.value_learning.needs_value:
+                losses.append("loss_value")
+                metrics.append("state_value")
+        return losses if self.reduction == "none" else losses + metrics
+
+    @out_keys.setter
+    def out_keys(self, values: list[str]) -> None:
+        raise RuntimeError("The output keys follow from the rules and cannot be set; use select_out_keys.")
+
+    def _forward_value_estimator_keys(self, **kwargs) -> None:
+        if self._value_estimator is not None:
+            self._value_estimator.set_keys(**self._estimator_keys())
+        self._in_keys = None
+
+    def _estimator_keys(self) -> dict[str, NestedKey]:
+        # The estimator gets a tensordict of the loss's own, whose signals already have one shape [*B, k, 1].
+        return {"value": "state_value", "reward": "reward", "done": "done", "terminated": "terminated"}
+
+    def make_value_estimator(self, value_type=None, **hyperparams) -> OfflineMARLLoss:
+        """Choose how targets are formed: TD(0) (default), TD(1) or TD(lambda), with ``gamma=`` and ``lmbda=``.
+
+        Args:
+            value_type: a :class:`~torchrl.objectives.ValueEstimators` member or its alias, an estimator class or an instance.
+            **hyperparams: of the estimator.
+
+        Raises:
+            NotImplementedError: for estimators that need more than the next value.
+        """
+        value_type = self.default_value_estimator if value_type is None else value_type
+        if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+            hyperparams.setdefault("value_network", None)
+            LossModule.make_value_estimator(self, value_type, **hyperparams)
+        elif isinstance(value_type, ValueEstimatorBase):
+            LossModule.make_value_estimator(self, value_type, **hyperparams)
+        else:
+            entry = get_value_estimator_entry(value_type)
+            if entry.cls not in (TD0Estimator, TD1Estimator, TDLambdaEstimator):
+                raise NotImplementedError(
+                    f"{type(self).__name__} forms targets from the next value alone, which {entry.cls.__name__} does not; "
+                    "choose TD0, TD1 or TDLambda."
+                )
+            hyperparams = {**entry.default_kwargs, **hyperparams, "value_network": None}
+            LossModule.make_value_estimator(self, entry.cls, **hyperparams)
+        self._value_estimator.set_keys(**self._estimator_keys())
+        return self
+
+    # ------------------------------------------------------- network passes
+
+    def _inputs(self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor) -> TensorDict:
+        """Root the network's inputs in a tensordict of the batch size; ``given`` overrides by position name."""
+        entries = {}
+        for key in network.in_keys:
+            key = unravel_key(key)
+            entry = given.get(_joined(key))
+            if entry is None:
+                entry = tensordict.get(key, None)
+            if entry is None:
+                raise KeyError(
+                    f"{type(self).__name__} needs the entry {key!r}, which the batch lacks; it has "
+                    f"{sorted(map(str, tensordict.keys(True, True)))}."
+                )
+            entries[key] = entry
+        return TensorDict(entries, tensordict.batch_size)
+
+    def action_value(
+        self, tensordict: TensorDictBase, action: Tensor, *, target: bool = False, detach: bool = False
+    ) -> Values:
+        """Evaluate the critic and the mixer at ``action``.
+
+        Args:
+            tensordict: observations and state.
+            action: as in the layout, or one-hot ``[*B, n, A]`` for a discrete task.
+            target: use the target networks.
+            detach: keep the gradient from the critic's parameters (not from the action).
+        """
+        name = "target_qvalue_network_params" if target else "qvalue_network_params"
+        params = getattr(self, name).detach() if detach else getattr(self, name)
+        key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
+        inputs = self._inputs(self.qvalue_network, tensordict, **{_joined(self.tensor_keys.action): action})
+        if self._ensemble:
+            values = self._vmap_qvalue_network(inputs, params).get(key)  # [E, *B, (n,) H]
+            values = values.movedim(0, -2).flatten(-2)
+        else:
+            with params.to_module(self.qvalue_network, preserve_module_state=False):
+                values = self.qvalue_network(inputs).get(key)
+        if self._is_central:
+            return Values(None, values.unsqueeze(-2))  # [*B, H] -> [*B, 1, H]
+        return Values(values, self._mix(tensordict, values, target=target, detach=detach))
+
+    @property
+    def _is_central(self) -> bool:
+        return self.mixer_network is None and self.is_team
+
+    def _mix(self, tensordict: TensorDictBase, values: Tensor, *, target: bool, detach: bool = False) -> Tensor:
+        """Map local values ``[*B, n, H]`` to total values ``[*B, k, H]``."""
+        mixer = self.mixer_network
+        if mixer is None:
+            return values
+        if not self._mixer_accepts_heads and values.shape[-1] > 1:
+            heads = [self._mix(tensordict, v, target=target, detach=detach) for v in values.split(1, -1)]
+            return torch.cat(heads, -1)
+        inputs = self._inputs(mixer, tensordict, **{_joined(mixer.in_keys[0]): values})
+        if not self._mixer_has_params:
+            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
+        params = self.target_mixer_network_params if target else self.mixer_network_params
+        with (params.detach() if detach else params).to_module(mixer, preserve_module_state=False):
+            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
+
+    def state_value(self, tensordict: TensorDictBase) -> Values:
+        """Evaluate the state-value network; local values go through the target mixer."""
+        inputs = self._inputs(self.value_network, tensordict)
+        with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
+            out = self.value_network(inputs)
+        total = out.get(self.tensor_keys.state_value, None)
+        if total is not None:
+            return Values(None, total.unsqueeze(-2))
+        local = out.get(self.tensor_keys.local_state_value)
+        if self._is_central:
+            raise ValueError(
+                "A centralized critic needs a team state value; pass value=make_value(spec, decomposition='centralized')."
+            )
+        return Values(local, self._mix(tensordict, local, target=True))
+
+    def policy(self, tensordict: TensorDictBase) -> Distribution:
+        """Return the agents' action distribution."""
+        inputs = self._inputs(self.actor_network, tensordict)
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            return self.actor_network.get_dist(inputs)
+
+    def policy_action(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the mode of the policy, without gradient."""
+        with torch.no_grad():
+            return self.policy(tensordict).deterministic_sample
+
+    @torch.no_grad()
+    def qvalue(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in the unit of discounted returns."""
+        return self.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
+
+    # ---------------------------------------------------------------- masks
+
+    def _row_mask(self, tensordict: TensorDictBase) -> Tensor | None:
+        mask = None
+        for key in self._loss_mask_keys():
+            entry = tensordict.get(key, None)
+            if entry is not None:
+                entry = entry.reshape(tensordict.batch_size)
+                mask = entry if mask is None else mask & entry
+        return mask
+
+    def agent_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Return what counts of ``like`` ``[*B, k]``: rows that count, and in them, agents that do (None: all).
+
+        For a team signal (``k = 1``) agents do not matter.
+        """
+        rows = self._row_mask(tensordict)
+        mask = None if rows is None else rows.unsqueeze(-1).expand_as(like)
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if agents is not None and (like.shape[-1] > 1 or agents.shape[-1] == 1):
+            mask = agents if mask is None else mask & agents
+        return mask
+
+    def _sanitize(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients."""
+        rows = self._row_mask(tensordict)
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if rows is None and agents is None:
+            return tensordict
+        out = tensordict.copy()
+        for key in self.in_keys:
+            entry = tensordict.get(key, None)
+            if entry is None or not entry.is_floating_point():
+                continue
+            for mask in (rows, agents if "agents" in key else None):
+                if mask is not None:
+                    mask = mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
+                    entry = torch.where(mask, entry, torch.zeros_like(entry))
+            out.set(key, entry)
+        return out
+
+    def _reduce(self, tensordict: TensorDictBase, elements: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Average ``[*B, k]`` over agents that count, then reduce over rows."""
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if agents is not None and elements.shape[-1] == agents.shape[-1]:
+            rows = torch.where(agents, elements, torch.zeros_like(elements)).sum(-1) / agents.sum(-1).clamp_min(1)
+        else:
+            rows = elements.mean(-1)
+        if mask is not None:
+            rows_mask = self._row_mask(tensordict)
+            mask = mask if rows_mask is None else mask & rows_mask
+            tensordict = tensordict.copy().set(("collector", "mask"), mask)
+        return self._reduce_loss(rows, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
+
+    # ----------------------------------------------------------- loss terms
+
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, estimates: Estimates | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critic's term and its metrics; ``"td_error"`` ``[*B]`` is among them."""
+        estimates = Estimates(self, tensordict) if estimates is None else estimates
+        values = estimates.live.total  # [*B, k, H]
+        target = self._value_target(tensordict)  # [*B, k, 1]
+        minimum = values.amin(-1, keepdim=True)
+        detached = minimum.detach()
+        elements_mask = self.agent_mask(tensordict, target.squeeze(-1))
+        row_mask = self.value_learning.row_mask(self, tensordict)
+        if row_mask is not None:
+            target = torch.where(row_mask[..., None, None], target, detached)
+        metrics = {
+            "qvalue": masked_mean(detached.squeeze(-1), elements_mask),
+            "qvalue_abs": masked_mean(detached.squeeze(-1).abs(), elements_mask),
+            "td_target": masked_mean(target.squeeze(-1), elements_mask),
+        }
+        predicted = minimum if self.heads == "min" else values
+        if self.value_norm is not None:
+            self._update_value_norm(detached, elements_mask)
+            predicted, normal_target = self.value_norm.normalize(predicted), self.value_norm.normalize(target)
+            metrics["value_norm_scale"] = self.value_norm.scale().mean().detach().clone()
+        else:
+            normal_target = target
+        squared = (predicted - normal_target).pow(2).sum(-1)  # [*B, k, H] -> [*B, k]
+        error = (detached - target).abs().squeeze(-1)
+        metrics["td_error_abs"] = masked_mean(error, elements_mask)
+        metrics["td_error"] = error.mean(-1)
+        return self._reduce(tensordict, squared, row_mask), metrics
+
+    def _value_target(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the detached regression target ``[*B, k, 1]``."""
+        next_td = tensordict.get("next")
+        with torch.no_grad():
+            next_td = self._with_batch(next_td, tensordict)
+            next_value = self.value_learning.next_value(self, next_td)
+            signals = {"reward": self._reward(next_td, next_value), "state_value": next_value}
+            for name in ("done", "terminated"):
+                signal = next_td.get(getattr(self.tensor_keys, name))
+                signals[name] = signal.unsqueeze(-2).expand_as(next_value)  # [*B, 1] -> [*B, k, 1]
+            batch = TensorDict({"next": TensorDict(signals, tensordict.batch_size)}, tensordict.batch_size)
+            steps = tensordict.get("steps_to_next_obs", None)
+            if steps is not None:
+                batch.set("steps_to_next_obs", steps.reshape(*tensordict.batch_size, 1, 1).expand_as(next_value))
+            if tensordict.ndim > 1:
+                batch.names = [*[None] * (tensordict.ndim - 1), "time"]
+            return self.value_estimator.value_estimate(batch, next_value=next_value)
+
+    @staticmethod
+    def _with_batch(next_td: TensorDictBase, tensordict: TensorDictBase) -> TensorDictBase:
+        # dispatch gives a nested tensordict a batch size of its own
+        if next_td.batch_size == tensordict.batch_size:
+            return next_td
+        return TensorDict({key: next_td.get(key) for key in next_td.keys(True, True)}, tensordict.batch_size)
+
+    def _reward(self, next_td: TensorDictBase, like: Tensor) -> Tensor:
+        reward = next_td.get(self.tensor_keys.reward)
+        if reward.ndim == like.ndim - 1:  # the team's reward, [*B, 1]
+            return reward.unsqueeze(-2).expand_as(like)
+        if self.is_team:
+            return team_reward(reward, self.team_reward)
+        return reward
+
+    def _update_value_norm(self, value: Tensor, mask: Tensor | None) -> None:
+        if mask is None:
+            self.value_norm.update(value)
+            return
+        mask = mask.unsqueeze(-1)
+        # Norms that take no mask see the mean where a value does not count.
+        self.value_norm.update(torch.where(mask, value, masked_mean(value, mask)), *self._norm_mask(mask))
+
+    def _norm_mask(self, mask: Tensor) -> tuple[Tensor, ...]:
+        return (mask,) if getattr(self.value_norm, "accepts_mask", False) else ()
+
+    def value_loss(
+        self, tensordict: TensorDictBase, estimates: Estimates | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the state-value network's term and its metrics."""
+        estimates = Estimates(self, tensordict) if estimates is None else estimates
+        value = estimates.state.total
+        target = estimates.target.total_min.detach()
+        elements = self.value_learning.element_loss(self, value, target).squeeze(-1)  # [*B, k]
+        mask = self.agent_mask(tensordict, elements)
+        return self._reduce(tensordict, elements), {"state_value": masked_mean(value.detach().squeeze(-1), mask)}
+
+    def actor_loss(
+        self, tensordict: TensorDictBase, estimates: Estimates | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's term and its metrics."""
+        estimates = Estimates(self, tensordict) if estimates is None else estimates
+        elements, metrics = self.extraction.element_loss(self, tensordict, estimates)  # [*B, n]
+        return self._reduce(tensordict, elements), metrics
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the loss terms and, unless ``reduction="none"``, the metrics."""
+        clean = self._sanitize(tensordict)
+        estimates = Estimates(self, clean)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        if self.extraction is not None:
+            losses["loss_actor"], found = self.actor_loss(clean, estimates)
+            metrics |= found
+        if self.value_learning is not None:
+            losses["loss_qvalue"], found = self.qvalue_loss(clean, estimates)
+            tensordict.set(self.tensor_keys.priority, found.pop("td_error"))
+            metrics |= found
+            if self.value_learning.needs_value:
+                losses["loss_value"], found = self.value_loss(clean, estimates)
+                metrics |= found
+        if self.reduction == "none":
+            return TensorDict(losses, tensordict.batch_size)
+        return TensorDict(losses | metrics)
+
+
+class Estimates:
+    """The values of one batch, each computed at most once for all the terms that need it."""
+
+    def __init__(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> None:
+        self._loss, self._tensordict = loss, tensordict
+        self._action = tensordict.get(loss.tensor_keys.action)
+
+    @cached_property
+    def live(self) -> Values:
+        """The critic at the dataset's action."""
+        return self._loss.action_value(self._tensordict, self._action)
+
+    @cached_property
+    def target(self) -> Values:
+        """The target critic at the dataset's action."""
+        with torch.no_grad():
+            return self._loss.action_value(self._tensordict, self._action, target=True)
+
+    @cached_property
+    def state(self) -> Values:
+        """The state-value network."""
+        return self._loss.state_value(self._tensordict)
+
+    def advantage(self, *, joint: bool) -> Tensor:
+        """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""
+        loss = self._loss
+        if "value_network" in loss.__dict__:
+            action, state = self.target, self.state
+        else:
+            action = self.live
+            with torch.no_grad():
+                state = loss.action_value(self._tensordict, loss.policy_action(self._tensordict))
+        if joint or action.local is None or state.local is None:
+            return (action.total_min - state.total_min).squeeze(-1).detach()
+        return (action.local_min - state.local_min).squeeze(-1).detach()
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _joined(key: NestedKey) -> str:
+    return key if isinstance(key, str) else ".".join(key)
+
+
+def _parameters(*modules) -> list[torch.nn.Parameter]:
+    flat = [m for group in modules for m in (group if isinstance(group, (list, tuple)) else [group]) if m is not None]
+    return [p for module in flat for p in module.parameters()]
+
+
+def _split_mixer(critic):
+    """Split a sequence that ends in a mixer into the local critic and the mixer."""
+    if not isinstance(critic, TensorDictSequential) or len(critic.module) < 2:
+        return critic, None
+    *local, last = critic.module
+    if not isinstance(getattr(last, "module", None), Mixer):
+        return critic, None
+    return (local[0] if len(local) == 1 else TensorDictSequential(*local)), last

@@ -1,0 +1,47 @@
+"""Training and evaluation: the loop, its checkpoints, its logs, pictures and intervals."""
+
+from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.evaluation import (
+    Evaluation,
+    IllegalActionError,
+    evaluate,
+    evaluation_mode,
+    preserved_rng,
+)
+from torchrl_marl_offline.training.logging import CsvTable, RunLogger, read_csv
+from torchrl_marl_offline.training.loop import (
+    Trainer,
+    TrainingFinished,
+    TrainingInterrupted,
+    default_optimizer,
+)
+from torchrl_marl_offline.training.metrics import NonFiniteLossError
+from torchrl_marl_offline.training.statistics import (
+    Interval,
+    bootstrap_confidence_interval,
+    mean_confidence_interval,
+)
+from torchrl_marl_offline.training.summary import summarize_evaluations, write_json_atomic
+
+__all__ = [
+    "BufferState",
+    "CheckpointManager",
+    "CsvTable",
+    "Evaluation",
+    "IllegalActionError",
+    "Interval",
+    "NonFiniteLossError",
+    "RunLogger",
+    "Trainer",
+    "TrainingFinished",
+    "TrainingInterrupted",
+    "bootstrap_confidence_interval",
+    "default_optimizer",
+    "evaluate",
+    "evaluation_mode",
+    "mean_confidence_interval",
+    "preserved_rng",
+    "read_csv",
+    "summarize_evaluations",
+    "write_json_atomic",
+]

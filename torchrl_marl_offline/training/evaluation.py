@@ -1,0 +1,221 @@
+"""Evaluation by whole episodes in a batched environment, with fixed seeds and without a trace on training.
+
+Every environment slot contributes its *first* episodes, a number fixed beforehand: taking the first ``E`` episodes that end,
+whichever slot they come from, would favour short ones. Random numbers are drawn under a seed of the evaluation's own and the
+global generators are put back afterwards, so that training is the same bit for bit however often it is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, DONE, REWARD, next_key
+from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
+Mode = Literal["mode", "sample"]
+SUCCESS = "success"
+_EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
+
+
+class IllegalActionError(RuntimeError):
+    """A policy chose an action that ``("agents", "action_mask")`` forbids."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` measured over ``E`` episodes.
+
+    Attributes:
+        returns: ``[E]`` undiscounted return, the sum over steps of the mean over agents of the reward.
+        lengths: ``[E]`` number of steps.
+        success: ``[E]`` bool, whether the task's goal was reached within the episode; ``None`` where it has no such signal.
+        reference_returns: the task's (random, expert) returns, or ``None``.
+        mode: how actions were chosen, ``"mode"`` or ``"sample"``.
+        seed: seed of the environments and of the sampling.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    success: Tensor | None = None
+    reference_returns: tuple[float, float] | None = None
+    mode: Mode = "mode"
+    seed: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return self.returns.double().mean().item()
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the return over episodes (0 for one episode)."""
+        return self.returns.double().std(correction=min(1, len(self.returns) - 1)).item()
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of the episodes that reached the goal."""
+        return None if self.success is None else self.success.double().mean().item()
+
+    @property
+    def normalized(self) -> float | None:
+        """``100 · (mean − random) / (expert − random)``, or ``None`` where the task has no reference returns."""
+        if self.reference_returns is None:
+            return None
+        random, expert = self.reference_returns
+        return 100 * (self.mean - random) / (expert - random)
+
+    def confidence_interval(self, level: float = 0.95) -> Interval:
+        """Student's t interval of the mean return across episodes; needs two episodes."""
+        return mean_confidence_interval(self.returns, level)
+
+    def summary(self) -> dict[str, float]:
+        """Return the scalars of an ``eval.csv`` row; entries that the task or one episode cannot give are left out."""
+        row = {"return": self.mean, "return_std": self.std}
+        if len(self.returns) > 1:
+            _, row["return_low"], row["return_high"] = self.confidence_interval()
+        if self.normalized is not None:
+            row["normalized"] = self.normalized
+        if self.success is not None:
+            row["success"] = self.success_rate
+            if len(self.success) > 1:
+                _, row["success_low"], row["success_high"] = mean_confidence_interval(self.success)
+        return row | {"length": self.lengths.double().mean().item(), "episodes": float(len(self.returns))}
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mode = "mode") -> Evaluation:
+    """Run ``policy`` for ``episodes`` whole episodes in a batched environment.
+
+    Args:
+        policy: a TensorDictModule, or any callable from tensordict to tensordict, that writes ``("agents", "action")``.
+        env: an environment of batch size ``[num_envs]`` in the library's layout, as ``make_env`` returns it.
+        episodes: number of episodes ``E``; slot ``i`` contributes its first ``E // num_envs`` (one more for ``i < E % num_envs``).
+        seed: seeds the environment and the sampling, so that two calls give the same result.
+        mode: ``"mode"`` executes the policy's deterministic action, ``"sample"`` draws from it.
+
+    Returns:
+        :class:`Evaluation`, episodes ordered by slot, then by time.
+
+    Raises:
+        IllegalActionError: if the environment has an action mask and the policy breaks it.
+        RuntimeError: if an episode outlasts ``env.max_episode_steps``.
+    """
+    _check_arguments(env, episodes, mode)
+    with preserved_rng(), evaluation_mode(policy), set_exploration_type(_EXPLORATION[mode]):
+        torch.manual_seed(seed)
+        env.set_seed(seed)
+        returns, lengths, success = _run(policy, env, episodes)
+    return Evaluation(returns, lengths, success, getattr(env, "reference_returns", None), mode, seed)
+
+
+def _run(policy: Policy, env: EnvBase, episodes: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Step until each slot has run its quota of episodes; slots that are through keep stepping and are not read."""
+    slots = env.batch_size[0]
+    quota = torch.tensor([episodes // slots + (slot < episodes % slots) for slot in range(slots)])
+    longest = getattr(env, "max_episode_steps", None)
+    finished: list[list[tuple[float, int, bool]]] = [[] for _ in range(slots)]
+    finished_count = torch.zeros(slots, dtype=torch.int64)
+    tensordict = env.reset()
+    total = torch.zeros(slots, dtype=torch.float64, device=env.device)
+    length = torch.zeros(slots, dtype=torch.int64, device=env.device)
+    succeeded = torch.zeros(slots, dtype=torch.bool, device=env.device)
+    has_success = False
+    while (finished_count < quota).any():
+        tensordict = policy(tensordict)
+        raise_on_illegal_action(tensordict)
+        tensordict, following = env.step_and_maybe_reset(tensordict)
+        total += tensordict.get(next_key(REWARD)).double().mean(-2).squeeze(-1)  # [slots, n, 1] -> [slots]
+        length += 1
+        success = tensordict.get(next_key(SUCCESS), None)
+        if success is not None:
+            has_success = True
+            succeeded |= success.flatten(1).any(-1)
+        done = tensordict.get(next_key(DONE)).flatten(1).any(-1)
+        for slot in done.nonzero().flatten().tolist():
+            if finished_count[slot] < quota[slot]:
+                finished[slot].append((total[slot].item(), length[slot].item(), succeeded[slot].item()))
+                finished_count[slot] += 1
+        if longest is not None and (length > longest).any():
+            raise RuntimeError(
+                f"An episode has run for more than env.max_episode_steps = {longest} steps without done."
+            )
+        total.masked_fill_(done, 0)
+        length.masked_fill_(done, 0)
+        succeeded.masked_fill_(done, False)
+        tensordict = following
+    rows = [row for slot in finished for row in slot]
+    returns, lengths, successes = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return returns.float(), lengths, successes if has_success else None
+
+
+def raise_on_illegal_action(tensordict: TensorDictBase) -> int:
+    """Check discrete actions ``[*B, n]`` against ``("agents", "action_mask")`` ``[*B, n, A]`` where there is one.
+
+    Returns:
+        The number of actions checked: 0 without a mask.
+
+    Raises:
+        IllegalActionError: with the number of illegal actions and the first of them.
+    """
+    mask = tensordict.get(ACTION_MASK, None)
+    if mask is None:
+        return 0
+    action = tensordict.get(ACTION)
+    illegal = ~mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    if illegal.any():
+        *row, agent = illegal.nonzero()[0].tolist()
+        raise IllegalActionError(
+            f"The policy proposed {int(illegal.sum())} illegal actions out of {action.numel()}; the first is action "
+            f"{action[(*row, agent)].item()} of agent {agent} in row {row}. Make the policy read {ACTION_MASK}."
+        )
+    return action.numel()
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put the global random generators (Python, NumPy, torch on every device) back on leaving."""
+    state = GlobalRNGState().state_dict()
+    try:
+        yield
+    finally:
+        GlobalRNGState().load_state_dict(state)
+
+
+@contextmanager
+def evaluation_mode(policy: Any) -> Iterator[None]:
+    """Set a module to ``eval()`` and give each of its submodules its own mode back on leaving."""
+    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, flag in zip(modules, training, strict=True):
+            module.training = flag
+
+
+def _check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}.")
+    if mode not in _EXPLORATION:
+        raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
+    if len(env.batch_size) != 1:
+        raise ValueError(
+            f"evaluate needs an environment of batch size [num_envs], got {list(env.batch_size)}; make it with make_env."
+        )
+    if REWARD not in env.reward_keys:
+        raise KeyError(f"The environment has no reward {REWARD}, only {env.reward_keys}; make it with make_env.")

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as a request to stop after the step in hand."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM sets :attr:`requested`; the second acts as if this were not here.
+
+    Signals can be handled in the main thread alone: elsewhere nothing is changed.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def how_to_resume(folder: Path) -> str:
+    """Return the command line that goes on with the run in ``folder``."""
+    script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
+    return f"python {script} --resume {folder}"

@@ -1,0 +1,186 @@
+"""Where the numbers of a run go: CSV always, TensorBoard and Weights & Biases on request.
+
+``train.csv`` has one row per logging point, ``eval.csv`` one per evaluation of one evaluator (column ``evaluator``). A column
+that appears later widens the header; earlier rows leave it empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class CsvTable:
+    """A table of rows with a ``step`` column, kept in memory and, where ``path`` is given, on disk after every row.
+
+    Args:
+        path: the CSV file; its rows are read where it exists. ``None`` keeps the table in memory alone.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: list[Row] = read_csv(self.path) if self.path is not None and self.path.exists() else []
+        self._columns = list(dict.fromkeys(column for row in self.rows for column in row))
+
+    def append(self, row: Row) -> None:
+        """Add a row and hand it to the operating system, so that a killed process loses nothing that was logged."""
+        self.rows.append(row)
+        new = [column for column in row if column not in self._columns]
+        self._columns += new
+        if self.path is None:
+            return
+        if new or not self.path.exists():
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._format([row]))  # one write of one whole line
+
+    def truncate(self, step: int) -> None:
+        """Drop the rows after ``step``: a run that goes on from there will write them again."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        if self.path is not None and self._columns:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        write_text_atomic(self.path, self._format([dict(zip(self._columns, self._columns)), *self.rows]))
+
+    def _format(self, rows: list[Row]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def read_csv(path: str | Path) -> list[Row]:
+    """Read a CSV file of a run: numbers as float (``step`` as int), empty cells left out, a half-written last line dropped."""
+    text = Path(path).read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [
+        {column: _parse(column, cell) for column, cell in row.items() if cell != ""}
+        for row in csv.DictReader(io.StringIO(whole))
+    ]
+
+
+def _parse(column: str, cell: str) -> Any:
+    if column == "step":
+        return int(cell)
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: a reader sees the old text or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+class RunLogger:
+    """One place to write to, fanned out to the CSV files and to TorchRL's loggers.
+
+    Args:
+        output: folder of ``train.csv`` and ``eval.csv``; ``None`` keeps the rows in memory.
+        name: the run's name in TensorBoard and Weights & Biases; by default the folder's.
+        tensorboard: also write TensorBoard events to ``output/tensorboard``.
+        wandb: also log to Weights & Biases. ``"offline"`` needs no network or account (``wandb sync`` sends it later).
+        project: the Weights & Biases project.
+
+    Raises:
+        ImportError: if a logger is asked for whose package is not installed.
+        ValueError: if one is asked for without an ``output`` folder.
+    """
+
+    def __init__(
+        self,
+        output: str | Path | None = None,
+        *,
+        name: str | None = None,
+        tensorboard: bool = False,
+        wandb: bool | str = False,
+        project: str = "torchrl-marl-offline",
+    ) -> None:
+        self.output = None if output is None else Path(output)
+        if self.output is None and (tensorboard or wandb):
+            raise ValueError("TensorBoard and Weights & Biases need a folder to write to; give RunLogger an output.")
+        if wandb not in (False, True, "online", "offline"):
+            raise ValueError(f'wandb must be False, True, "online" or "offline", got {wandb!r}.')
+        self.train = CsvTable(None if self.output is None else self.output / "train.csv")
+        self.eval = CsvTable(None if self.output is None else self.output / "eval.csv")
+        name = name or (self.output.name if self.output is not None else "run")
+        self._loggers = []
+        if tensorboard:
+            self._loggers.append(_tensorboard_logger(self.output, name))
+        if wandb:
+            self._loggers.append(_wandb_logger(self.output, name, offline=wandb == "offline", project=project))
+
+    def log_train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row to ``train.csv``; elsewhere the names are ``train/<metric>``."""
+        self.train.append({"step": step, **metrics})
+        self._fan_out("train", metrics, step)
+
+    def log_eval(self, step: int, evaluator: str, metrics: Mapping[str, float]) -> None:
+        """Add a row to ``eval.csv``; elsewhere the names are ``eval/<evaluator>/<metric>``."""
+        self.eval.append({"step": step, "evaluator": evaluator, **metrics})
+        self._fan_out(f"eval/{evaluator}", metrics, step)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Tell the loggers the settings of the run, for their tables of hyperparameters."""
+        flat = {key: v if isinstance(v, bool | int | float | str) else str(v) for key, v in config.items()}
+        for logger in self._loggers:
+            logger.log_hparams(flat)
+
+    def truncate(self, step: int) -> None:
+        """Drop the CSV rows after ``step``. What TensorBoard or Weights & Biases already hold stays and is logged again."""
+        self.train.truncate(step)
+        self.eval.truncate(step)
+
+    def close(self) -> None:
+        """Flush and close the loggers."""
+        for logger in self._loggers:
+            experiment = logger.experiment
+            experiment.finish() if hasattr(experiment, "finish") else experiment.close()
+        self._loggers = []
+
+    def _fan_out(self, prefix: str, metrics: Mapping[str, float], step: int) -> None:
+        numbers = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        for logger in self._loggers:
+            logger.log_metrics(numbers, step=step)
+
+
+def _tensorboard_logger(output: Path, name: str) -> Any:
+    from torchrl.record.loggers.tensorboard import TensorboardLogger
+
+    try:
+        return TensorboardLogger(name, log_dir=str(output / "tensorboard"))
+    except ImportError as error:
+        raise ImportError("TensorBoard is not installed; pip install 'torchrl-marl-offline[tensorboard]'.") from error
+
+
+def _wandb_logger(output: Path, name: str, *, offline: bool, project: str) -> Any:
+    from torchrl.record.loggers.wandb import WandbLogger
+
+    try:
+        # A resumed run goes on under the identity of the run it continues.
+        identity = output / "wandb.id"
+        logger = WandbLogger(
+            name,
+            offline=offline,
+            save_dir=str(output),
+            project=project,
+            id=identity.read_text(encoding="utf-8") if identity.exists() else None,
+            log_env_packages=False,
+        )
+    except ImportError as error:
+        raise ImportError("Weights & Biases is not installed; pip install wandb.") from error
+    write_text_atomic(identity, logger.experiment.id)
+    return logger

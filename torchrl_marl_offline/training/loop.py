@@ -1,0 +1,310 @@
+"""The training loop: sample, loss, backward, Adam, soft update; with logging, evaluation and checkpoints around it.
+
+A run that is interrupted, or killed, at any moment and resumed ends with the weights of the run that was not, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.objectives import SoftUpdate, TargetNetUpdater
+
+from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
+from torchrl_marl_offline.training.logging import RunLogger
+from torchrl_marl_offline.training.metrics import (
+    GradientNorm,
+    MetricWindow,
+    NonFiniteLossError,
+    first_non_finite_parameter,
+    scalars,
+)
+
+if TYPE_CHECKING:
+    from torchrl.data import ReplayBuffer
+    from torchrl.objectives import LossModule
+
+Evaluator = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class TrainingFinished:
+    """All steps are done.
+
+    Attributes:
+        step: the number of updates made, over all parts of the run.
+        checkpoint: the last checkpoint, or ``None`` without an output folder.
+    """
+
+    step: int
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingInterrupted(TrainingFinished):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved itself.
+
+    Attributes:
+        message: one sentence that says how to go on.
+    """
+
+    message: str = ""
+
+
+class Trainer:
+    """Train one loss module on one replay buffer.
+
+    Args:
+        loss: any TorchRL loss; the outputs that start with ``"loss"`` are summed and minimized, the other scalars are metrics.
+        buffer: a replay buffer with a batch size, on the loss's device.
+        steps: number of updates of the whole run.
+        lr: learning rate of the default optimizer.
+        optimizer: by default Adam over the parameters that require gradients.
+        target_updater: by default :class:`~torchrl.objectives.SoftUpdate` with ``tau``, if the loss has target networks.
+        tau: the default target updater's rate.
+        evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such as
+            :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``.
+        eval_every: steps between evaluations, and one at the end; ``None`` for none.
+        log_every: steps between logging points; a row holds the means over the steps since the one before.
+        checkpoint_every: steps between checkpoints; ``None`` for one at the start and one at the end.
+        keep_checkpoints: how many of the newest are kept.
+        keep_best: ``(evaluator, metric)`` whose highest value marks the checkpoint that is kept beside the newest.
+        output: folder of the CSV files and of ``checkpoints/``; ``None`` writes nothing.
+        resume_folder: the folder named in the advice on how to go on; by default ``output``.
+        clip_grad_norm: largest norm of the whole gradient.
+        compile: run the loss's forward through :func:`torch.compile`; a mapping gives its options.
+        logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed.
+        progress: show a bar, and a line per evaluation.
+
+    Example:
+        >>> trainer = Trainer(loss, buffer, steps=10_000, output="runs/spread",              # doctest: +SKIP
+        ...                   evaluators={"recipe": lambda: evaluate(actor, env, episodes=100, seed=0)}, eval_every=1_000)
+        >>> trainer.train()                                                                  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        loss: LossModule,
+        buffer: ReplayBuffer,
+        *,
+        steps: int,
+        lr: float = 3e-4,
+        optimizer: torch.optim.Optimizer | None = None,
+        target_updater: TargetNetUpdater | None = None,
+        tau: float = 0.005,
+        evaluators: Mapping[str, Evaluator] | None = None,
+        eval_every: int | None = None,
+        log_every: int = 100,
+        checkpoint_every: int | None = None,
+        keep_checkpoints: int = 3,
+        keep_best: tuple[str, str] | None = None,
+        output: str | Path | None = None,
+        resume_folder: str | Path | None = None,
+        clip_grad_norm: float | None = None,
+        compile: bool | Mapping[str, Any] = False,
+        logger: RunLogger | None = None,
+        progress: bool = True,
+    ) -> None:
+        every = {"steps": steps, "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
+        _check_positive(every)
+        self.loss, self.buffer, self.steps = loss, buffer, steps
+        self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
+        self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
+        self.evaluators, self.eval_every = dict(evaluators or {}), eval_every
+        self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
+        self.output = None if output is None else Path(output)
+        self.resume_folder = self.output if resume_folder is None else Path(resume_folder)
+        self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
+        self.logger, self._owns_logger = (RunLogger(self.output) if logger is None else logger), logger is None
+        self.progress = progress
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self._forward = torch.compile(loss, **(compile if isinstance(compile, Mapping) else {})) if compile else loss
+        self._gradient_norm = GradientNorm(loss, clip_grad_norm)
+        self._window = MetricWindow()
+        self._checkpoint: Path | None = None
+        self._saved_step: int | None = None
+
+    def train(self) -> TrainingFinished | TrainingInterrupted:
+        """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
+        self._start()
+        with StopRequest() as stop, self._bar() as bar:
+            while self.step < self.steps and not stop.requested:
+                self._update()
+                if self._due(self.log_every):
+                    self._log()
+                if self._due(self.eval_every):
+                    self._evaluate(bar)
+                if self._due(self.checkpoint_every or self.steps):
+                    self.save()
+                bar.update()
+            return self._end(bar)
+
+    def _update(self) -> None:
+        """One step; nothing in it waits for the device."""
+        began = time.perf_counter()
+        output = self._forward(self.buffer.sample())
+        metrics = scalars(output)
+        total = sum(output.get(name) for name in _loss_names(output))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._window.append(metrics | self._gradient_norm())
+        self.optimizer.step()
+        if self.target_updater is not None:
+            self.target_updater.step()
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (self.step % every == 0 or self.step == self.steps)
+
+    def _log(self) -> None:
+        began = time.perf_counter()
+        self._check_finite()
+        metrics = self._window.means()  # waits for the device, so that its time counts
+        self.seconds += time.perf_counter() - began
+        self.logger.log_train(self.step, metrics | {"seconds": self.seconds})
+        self._window.clear()
+
+    def _evaluate(self, bar: Any) -> None:
+        for name, evaluator in self.evaluators.items():
+            with preserved_rng():
+                result = evaluator()
+            if result is None:
+                continue
+            metrics = dict(result.summary() if hasattr(result, "summary") else result)
+            self.logger.log_eval(self.step, name, metrics)
+            if self.progress:
+                bar.write(f"step {self.step:>7}  {name}: " + _one_line(metrics))
+            if self.keep_best is not None and self.keep_best[0] == name:
+                self._keep_if_best(float(metrics[self.keep_best[1]]))
+
+    def _keep_if_best(self, value: float) -> None:
+        if value > self.best and self.checkpoints is not None:
+            self._check_finite()
+            self.checkpoints.save_best(self.step, metadata={"value": value}, loss=self.loss)
+        self.best = max(self.best, value)
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of everything the run needs to go on; returns its path, or ``None`` without an output folder.
+
+        Raises:
+            NonFiniteLossError: instead of writing a checkpoint with a parameter that is not finite.
+        """
+        if self.checkpoints is None or self._saved_step == self.step:
+            return self._checkpoint
+        self._check_finite()
+        self._checkpoint = self.checkpoints.save(self.step, **self._components())
+        self._saved_step = self.step
+        return self._checkpoint
+
+    def resume(self, checkpoint: str | Path | None = None) -> int:
+        """Go back to ``checkpoint`` (by default the newest whole one of ``output``) and return its step.
+
+        Rows of the CSV files after that step are dropped: they will be written again.
+        """
+        if self.checkpoints is None:
+            raise ValueError(
+                "There is no checkpoint to resume from without an output folder; give Trainer(output=...)."
+            )
+        path = self.checkpoints.latest() if checkpoint is None else Path(checkpoint)
+        # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component lives.
+        self.step = self._saved_step = self.checkpoints.load(path, map_location="cpu", **self._components())
+        self._checkpoint = path
+        self.logger.truncate(self.step)
+        return self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loop's own counters and the metrics that are not logged yet."""
+        return {"seconds": self.seconds, "best": self.best, "window": self._window.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.seconds, self.best = state["seconds"], state["best"]
+        self._window.load_state_dict(state["window"], next(self.loss.parameters()).device)
+
+    def _components(self) -> dict[str, Any]:
+        components = {
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "target_updater": self.target_updater,
+            "buffer": BufferState(self.buffer),
+            "rng": GlobalRNGState(),
+            "trainer": self,
+        }
+        return {name: component for name, component in components.items() if component is not None}
+
+    def _start(self) -> None:
+        if self.step > 0 or self._saved_step is not None:
+            return
+        if self.checkpoints is not None and self.checkpoints.checkpoints():
+            raise FileExistsError(
+                f"{self.checkpoints.directory} holds the checkpoints of an earlier run; resume that run, or name another folder."
+            )
+        self.logger.truncate(-1)
+        self.save()
+
+    def _end(self, bar: Any) -> TrainingFinished | TrainingInterrupted:
+        path = self.save()
+        if self._owns_logger:
+            self.logger.close()
+        if self.step >= self.steps:
+            return TrainingFinished(self.step, path)
+        advice = "nothing was saved, since there is no output folder"
+        if path is not None:
+            advice = f"saved {path}; go on with: {how_to_resume(self.resume_folder)}"
+        message = f"Interrupted at step {self.step} of {self.steps}: {advice}"
+        bar.write(message)
+        return TrainingInterrupted(self.step, path, message)
+
+    def _check_finite(self) -> None:
+        """Raise if a loss of the window, or a parameter, is not finite."""
+        found = self._window.first_non_finite()
+        if found is not None:
+            row, term = found
+            raise NonFiniteLossError(self.step - len(self._window) + 1 + row, term, self._checkpoint)
+        if (name := first_non_finite_parameter(self.loss)) is not None:
+            raise NonFiniteLossError(self.step, name, self._checkpoint)
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        # disable=None: no bar where the output is not a terminal
+        return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.progress else True)
+
+
+def default_optimizer(loss: LossModule, *, lr: float = 3e-4) -> torch.optim.Adam:
+    """Adam over the parameters of ``loss`` that require gradients, in the fused form: one kernel for all of them."""
+    return torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
+
+
+def _default_target_updater(loss: LossModule, tau: float) -> SoftUpdate | None:
+    has_targets = any(name.startswith("target_") and name.endswith("_params") for name, _ in loss.named_children())
+    return SoftUpdate(loss, tau=tau) if has_targets else None
+
+
+def _loss_names(output: TensorDictBase) -> list[str]:
+    names = [name for name in output.keys() if isinstance(name, str) and name.startswith("loss")]  # noqa: SIM118
+    if not names:
+        raise KeyError(f'The loss module returned {list(output.keys())}, nothing that starts with "loss".')
+    return names
+
+
+def _one_line(metrics: Mapping[str, Any]) -> str:
+    shown = {name: value for name, value in metrics.items() if not name.endswith(("_low", "_high", "_std"))}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float))
+
+
+def _check_positive(numbers: Mapping[str, int | None]) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")

@@ -1,0 +1,131 @@
+"""What a training step reports, gathered without waiting for the device, and the check that it is finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss, its gradient or a parameter became NaN or infinite.
+
+    Attributes:
+        step: the update at which it was seen first.
+        term: the name of the loss term, gradient norm or parameter.
+        checkpoint: the last checkpoint, all of whose numbers are finite, or ``None``.
+    """
+
+    def __init__(self, step: int, term: str, checkpoint: Path | None) -> None:
+        self.step, self.term, self.checkpoint = step, term, checkpoint
+        good = "no checkpoint was written" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        super().__init__(
+            f"{term} is not finite at step {step}, {good}; lower the learning rate, clip the gradient or normalize the values."
+        )
+
+
+def scalars(output: TensorDictBase) -> dict[str, Tensor]:
+    """Return the one-element entries of a loss's output, detached, each of shape ``[]``; nested keys are joined by ``/``."""
+    return {
+        name if isinstance(name, str) else "/".join(name): value.detach().reshape(())
+        for name, value in output.items(include_nested=True, leaves_only=True)
+        if value.numel() == 1
+    }
+
+
+class MetricWindow:
+    """The metrics of the steps since the last logging point: one row ``[m]`` per step, on the device."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._rows: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, metrics: dict[str, Tensor]) -> None:
+        """Add one step; every step must report the same names."""
+        names = list(metrics)
+        if self._rows and names != self.names:
+            raise ValueError(
+                f"The loss reported {names} after {self.names}; a loss must report the same scalars every step."
+            )
+        self.names = names
+        self._rows.append(torch.stack(list(metrics.values())))
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the window; the one place that waits for the device."""
+        return dict(zip(self.names, torch.stack(self._rows).double().mean(0).tolist()))
+
+    def first_non_finite(self) -> tuple[int, str] | None:
+        """Return (row, name) of the first loss term or gradient norm that is not finite, or ``None``."""
+        if not self._rows:
+            return None
+        watched = [i for i, name in enumerate(self.names) if name.startswith(("loss", "grad_norm"))]
+        bad = ~torch.stack(self._rows)[:, watched].isfinite()
+        if not bad.any():
+            return None
+        row, column = bad.nonzero()[0].tolist()
+        return row, self.names[watched[column]]
+
+    def clear(self) -> None:
+        """Start a new window."""
+        self._rows = []
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the rows gathered so far, so that a resumed run logs the means of an uninterrupted one."""
+        return {"names": self.names, "rows": torch.stack(self._rows) if self._rows else None}
+
+    def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        rows = state["rows"]
+        self.names = list(state["names"])
+        self._rows = [] if rows is None else list(rows.to(device).unbind())
+
+
+class GradientNorm:
+    """The Euclidean norm of a loss's gradient, of the whole and of each network, and the clipping of the whole.
+
+    Args:
+        loss: the module after whose ``backward`` it is called.
+        clip: the largest norm of the whole gradient, or ``None``.
+    """
+
+    def __init__(self, loss: nn.Module, clip: float | None = None) -> None:
+        self.clip = clip
+        self._networks: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in loss.named_parameters():
+            if parameter.requires_grad:
+                network = name.split(".")[0].removesuffix("_params").removesuffix("_network")
+                self._networks.setdefault(network, []).append(parameter)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, Tensor]:
+        """Return ``grad_norm`` and ``grad_norm_<network>``, measured before clipping."""
+        per_network = {
+            name: [p.grad for p in parameters if p.grad is not None] for name, parameters in self._networks.items()
+        }
+        per_network = {name: gradients for name, gradients in per_network.items() if gradients}
+        gradients = [gradient for group in per_network.values() for gradient in group]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        total = torch.linalg.vector_norm(norms)
+        if self.clip is not None:
+            torch._foreach_mul_(gradients, (self.clip / (total + 1e-6)).clamp(max=1.0))
+        parts = norms.split([len(group) for group in per_network.values()])
+        named = {f"grad_norm_{name}": torch.linalg.vector_norm(part) for name, part in zip(per_network, parts)}
+        return {"grad_norm": total} | (named if len(named) > 1 else {})
+
+
+def first_non_finite_parameter(module: nn.Module) -> str | None:
+    """Return the name of the first parameter or buffer that holds a NaN or an infinity, or ``None``."""
+    named = {
+        name: value
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+    }
+    if not named:
+        return None
+    finite = torch.stack([value.isfinite().all() for value in named.values()])
+    return None if finite.all() else list(named)[int(finite.int().argmin())]

@@ -1,0 +1,74 @@
+"""The end of a run in numbers: last, best and average-of-last-k evaluation side by side, and the JSON files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrl_marl_offline.training.logging import Row, write_text_atomic
+
+
+def summarize_evaluations(
+    rows: Sequence[Row], metric: str = "return", *, last_k: int = 5
+) -> dict[str, dict[str, float]]:
+    """Put the three usual readings of a learning curve side by side, for each evaluator.
+
+    ``best`` is the optimistic one: it is chosen by the episodes that measure it.
+
+    Args:
+        rows: rows of ``eval.csv`` (``RunLogger.eval.rows`` or :func:`read_csv`); those without ``metric`` are passed over.
+        metric: the column, of which higher is better.
+        last_k: how many evaluations at the end are averaged (all, where there are fewer).
+
+    Returns:
+        evaluator -> ``last``, ``last_step``, ``best``, ``best_step``, ``average_of_last`` and ``averaged``, the number of them.
+
+    Example:
+        >>> rows = [{"step": s, "evaluator": "mode", "return": r} for s, r in ((1, 2.0), (2, 6.0), (3, 4.0))]
+        >>> summary = summarize_evaluations(rows, last_k=2)["mode"]
+        >>> summary["last"], summary["best"], summary["average_of_last"]
+        (4.0, 6.0, 5.0)
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if metric in row:
+            curves.setdefault(row["evaluator"], []).append((row["step"], row[metric]))
+    summary = {}
+    for evaluator, curve in curves.items():
+        curve.sort()
+        best_step, best = max(curve, key=lambda point: point[1])
+        tail = [value for _, value in curve[-last_k:]]
+        summary[evaluator] = {
+            "last": curve[-1][1],
+            "last_step": curve[-1][0],
+            "best": best,
+            "best_step": best_step,
+            "average_of_last": sum(tail) / len(tail),
+            "averaged": len(tail),
+        }
+    return summary
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON by a rename; dataclasses, paths and tensors are converted, numbers that are not finite become null."""
+    write_text_atomic(path, json.dumps(_to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _to_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or an array
+        return _to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
