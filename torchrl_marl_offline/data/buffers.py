@@ -125,7 +125,9 @@ def make_replay_buffer(
     if keys is not None:
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
         data = data.select(*keys, *needed)
-    device = torch.device(data.get(data_key(data)).device if device is None else device)
+    device = torch.device(
+        next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
+    )
     storage = DatasetStorage(data, device=device)
     generator = torch.Generator(device=device)
     if seed is None:
@@ -140,11 +142,6 @@ def make_replay_buffer(
         generator=generator,
         prefetch=prefetch,
     )
-
-
-def data_key(data: TensorDictBase) -> NestedKey:
-    """Return the key of the first leaf."""
-    return next(iter(data.keys(include_nested=True, leaves_only=True)))
 
 
 def _slice_sampler(data: TensorDictBase, batch_size: int, slice_len: int, short_episodes: str) -> SliceSampler:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -27,6 +25,9 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 
@@ -67,6 +68,8 @@ def collect(
     """
     if (episodes is None) == (steps is None) or (episodes or steps or 0) < 1:
         raise ValueError(f"Give either episodes or steps, at least 1; got episodes={episodes} and steps={steps}.")
+    from torchrl.envs.utils import ExplorationType, set_exploration_type  # slow to import
+
     kinds = {"sample": ExplorationType.RANDOM, "mode": ExplorationType.DETERMINISTIC}
     if exploration not in kinds:
         raise ValueError(f"exploration must be 'sample' or 'mode', got {exploration!r}.")

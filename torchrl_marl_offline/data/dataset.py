@@ -175,6 +175,8 @@ class OfflineDataset:
     def load(cls, path: str | Path, *, device: torch.device | str | None = None, verify: bool = True) -> OfflineDataset:
         """Read a folder that :meth:`save` wrote.
 
+        Writing into the tensors of a memory-mapped dataset in place would write into its files: clone first.
+
         Args:
             path: the folder.
             device: where to put the data; by default it stays memory-mapped.

@@ -8,7 +8,7 @@ state and mask, and the action that the policy chose there without executing it:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,14 +39,19 @@ _EPISODES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What the sizes of a file tell: the task, its time limit in steps, and the last reward that means success.
+    """What the sizes of a file tell.
 
-    An episode succeeded if its last reward lies above ``success_above``.
+    Args:
+        task: its name.
+        time_limit: steps after which the task stops an episode.
+        success_above: an episode succeeded if its last reward lies above this.
+        options: what ``make_env`` needs besides the name.
     """
 
     task: str
     time_limit: int
     success_above: float
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def recognise(n_agents: int, observation_size: int, state_size: int, n_actions: int) -> KnownTask | None:
@@ -57,7 +62,7 @@ def recognise(n_agents: int, observation_size: int, state_size: int, n_actions: 
     """
     sizes = (n_agents, observation_size, state_size, n_actions)
     if sizes == (n_agents, 4 * n_agents, 4 * n_agents, 5) and 2 <= n_agents <= 5:
-        return KnownTask("games/grid_navigation", time_limit=50, success_above=0.0)
+        return KnownTask("games/grid_navigation", time_limit=50, success_above=0.0, options={"agents": n_agents})
     if sizes == (3, 30, 48, 9):
         return KnownTask("smac/3m", time_limit=60, success_above=10.0)
     return None
@@ -78,7 +83,8 @@ def read_pymarl(
 
     Args:
         path: the HDF5 file.
-        task: name for the spec; ``"auto"`` takes it from :func:`recognise`.
+        task: name for the spec; ``"auto"`` takes it from :func:`recognise`. Under another name nothing else that
+            :func:`recognise` knows is used: no time limit, no success.
         time_limit: steps after which the task stops an episode. ``"auto"`` takes it from :func:`recognise`; ``None``
             keeps the file's marks, and a finding tells how many of the longest episodes end without reward.
 
@@ -90,6 +96,8 @@ def read_pymarl(
     with _open(path) as file:
         sizes = _check_fields(path, file)
         known = recognise(*sizes)
+        if known is not None and task not in ("auto", known.task):
+            known = None
         lengths, findings = _episode_lengths(path, file)
         steps = _read_steps(path, file, lengths)
     limit = (known.time_limit if known else None) if time_limit == "auto" else time_limit
@@ -105,7 +113,7 @@ def read_pymarl(
     metadata: dict[str, Any] = {
         "source": f"pymarl:{path}",
         "task": name,
-        "options": {"agents": n},
+        "task_options": known.options if known else {},
         "time_limit": limit,
         "team_reward": True,
         "findings": findings,

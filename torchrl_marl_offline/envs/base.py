@@ -100,8 +100,8 @@ class TeamEnv(EnvBase):
         self.set_seed(seed)
 
     @abc.abstractmethod
-    def _start(self) -> Game:
-        """Draw a start for every environment from ``self.random``."""
+    def _start(self, rows: Tensor | None) -> Game:
+        """Draw a start for the environments ``rows`` (int64 ``[R]``; ``None``: all of them) from ``self.random``."""
 
     @abc.abstractmethod
     def _advance(self, game: Game, action: Tensor) -> Outcome:
@@ -114,8 +114,12 @@ class TeamEnv(EnvBase):
     def _restart(self, reset: Tensor | None) -> Game:
         """Return the game with the environments ``reset`` (bool ``[B]``; ``None``: all) at a new start."""
         self.random.advance(reset)
-        start = self._start()
-        return start if reset is None else {key: _where(reset, start[key], old) for key, old in self._game.items()}
+        if reset is None:
+            return self._start(None)
+        # Starts cost more than steps, so they are drawn only where they are wanted.
+        rows = reset.nonzero().squeeze(-1)
+        start = self._start(rows)
+        return {key: old.index_copy(0, rows, start[key]) for key, old in self._game.items()}
 
     def _make_specs(self) -> None:
         spec, batch, at = self.task_spec, (self.num_envs,), {"device": self.device}
@@ -163,7 +167,7 @@ class TeamEnv(EnvBase):
             reset = None
         self._game = self._restart(reset)
         zero = self._zeros(torch.int64)
-        self._step_count = zero if reset is None else _where(reset, zero, self._step_count)
+        self._step_count = zero if reset is None else self._step_count * ~reset.unsqueeze(-1)
         return self._pack(self._false, self._false, self._false if self.has_success else None)
 
     def _pack(
@@ -206,8 +210,3 @@ class TeamEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.random = CounterRandom(seed, num_envs=self.num_envs, device=self.device)
-
-
-def _where(reset: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Take ``new`` in the environments ``reset`` ``[B]`` and ``old`` in the others."""
-    return torch.where(reset.view(-1, *[1] * (old.dim() - 1)), new, old)

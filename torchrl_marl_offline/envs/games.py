@@ -45,8 +45,9 @@ class TwoStep(TeamEnv):
         nothing = torch.zeros_like(payoff[:1])
         self._payoff = torch.cat([nothing, payoff, nothing])
 
-    def _start(self) -> Game:
-        return {"place": torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)}
+    def _start(self, rows: Tensor | None) -> Game:
+        count = self.num_envs if rows is None else len(rows)
+        return {"place": torch.zeros(count, dtype=torch.int64, device=self.device)}
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         place = game["place"]
@@ -97,8 +98,9 @@ class Xor(TeamEnv):
         )
         self._payoff = torch.tensor(self.payoff, device=self.device)
 
-    def _start(self) -> Game:
-        return {"place": torch.ones(self.num_envs, 1, dtype=self.float_dtype, device=self.device)}
+    def _start(self, rows: Tensor | None) -> Game:
+        count = self.num_envs if rows is None else len(rows)
+        return {"place": torch.ones(count, 1, dtype=self.float_dtype, device=self.device)}
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         first, second = action.unbind(-1)

@@ -92,18 +92,19 @@ class GridNavigation(TeamEnv):
         """Put agents and landmarks on given cells, int64 ``[B, n, 2]`` from 0, and return the first observation."""
         return self._set_game(agents=agents, landmarks=landmarks)
 
-    def _start(self) -> Game:
+    def _start(self, rows: Tensor | None) -> Game:
         n, count = self.task_spec.n_agents, len(self._cells)
-        # On 10 x 10, four agents at (2 or 7, 2 or 7) leave no cell for a landmark (2.6e-7 of the placements), so a
-        # second and a third placement stand by; all three are bad once in 5e19 starts.
-        drawn = self.random.uniform(3 * count, stream=0).view(-1, 3, count).topk(n).indices
-        agents = self._cells[drawn]  # [B, 3, n, 2]
-        near = within_reach(self._cells, agents.flatten(1, 2)).view(-1, count, 3, n).any(-1)  # [B, count, 3]
-        possible = (~near).sum(1) >= n  # [B, 3]
+        # On 10 x 10, four agents at (2 or 7, 2 or 7) leave no cell for a landmark (2.6e-7 of the placements), so two
+        # more placements stand by; all three are bad once in 5e19 starts. The other boards always leave room.
+        placements = 3 if n == 4 else 1
+        drawn = self.random.uniform(placements * count, rows=rows, stream=0).unflatten(-1, (placements, count))
+        agents = self._cells[drawn.topk(n).indices]  # [R, placements, n, 2]
+        near = within_reach(self._cells, agents.flatten(1, 2)).unflatten(-1, (placements, n)).any(-1)
+        possible = (~near).sum(1) >= n  # [R, cells, placements] -> [R, placements]
         first = possible.to(torch.int8).argmax(-1)
-        index = torch.arange(self.num_envs, device=self.device)
-        free = ~near[index, :, first]
-        preference = self.random.uniform(count, stream=1).masked_fill(~free, -1.0)
+        index = torch.arange(len(first), device=self.device)
+        near = near[index, :, first]
+        preference = self.random.uniform(count, rows=rows, stream=1).masked_fill(near, -1.0)
         return {"agents": agents[index, first], "landmarks": self._cells[preference.topk(n).indices]}
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:

@@ -96,15 +96,14 @@ class SimpleSpread(TeamEnv):
         agents = range(self.n_agents)
         others = [self.n_agents * i + j for i in agents for j in agents if i != j]
         self._others = torch.tensor(others, device=self.device)
-        self._silence = torch.zeros(num_envs, self.n_agents, 4, dtype=dtype, device=self.device)
 
     def set_state(self, agent_pos: Tensor, agent_vel: Tensor, landmark_pos: Tensor) -> TensorDict:
         """Put agents and landmarks at given places, each ``[B, 3, 2]``, and return the first observation."""
         return self._set_game(position=agent_pos, velocity=agent_vel, landmark=landmark_pos)
 
-    def _start(self) -> Game:
-        drawn = self.random.uniform(2 * (self.n_agents + self.n_landmarks)) * 2 - 1
-        drawn = drawn.to(self.float_dtype).view(self.num_envs, -1, 2)
+    def _start(self, rows: Tensor | None) -> Game:
+        drawn = self.random.uniform(2 * (self.n_agents + self.n_landmarks), rows=rows) * 2 - 1
+        drawn = drawn.to(self.float_dtype).unflatten(-1, (-1, 2))
         position, landmark = drawn.split((self.n_agents, self.n_landmarks), dim=1)
         return {"position": position, "velocity": torch.zeros_like(position), "landmark": landmark}
 
@@ -127,8 +126,12 @@ class SimpleSpread(TeamEnv):
 
     def _view(self, game: Game) -> View:
         position, velocity, landmark = game["position"], game["velocity"], game["landmark"]
-        to_landmarks = (landmark.unsqueeze(-3) - position.unsqueeze(-2)).flatten(-2)  # [B, 3, 6]
         to_agents = (position.unsqueeze(-3) - position.unsqueeze(-2)).flatten(-3, -2)  # [B, 9, 2]
-        to_others = to_agents.index_select(-2, self._others).view(*position.shape[:-1], -1)  # [B, 3, 4]
-        observation = torch.cat([velocity, position, to_landmarks, to_others, self._silence], -1)
-        return View(observation, observation.flatten(-2).clone())
+        # Written part by part: on a CPU, one `cat` of this size would wait for all threads, also for busy ones.
+        observation = position.new_empty(*position.shape[:-1], self.task_spec.observation_size)
+        observation[..., 0:2] = velocity
+        observation[..., 2:4] = position
+        observation[..., 4:10] = (landmark.unsqueeze(-3) - position.unsqueeze(-2)).flatten(-2)
+        observation[..., 10:14] = to_agents.index_select(-2, self._others).view(*position.shape[:-1], 4)
+        observation[..., 14:18] = 0
+        return View(observation, observation.flatten(-2))  # the state shares the observation's memory

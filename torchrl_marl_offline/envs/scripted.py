@@ -231,7 +231,7 @@ class MixedSkill(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")`` and ``("agents", "skill")``."""
-        if STEP_COUNT not in tensordict.keys():
+        if tensordict.get(STEP_COUNT, None) is None:
             raise KeyError(
                 "MixedSkill needs 'step_count' to see where episodes begin; make the environment with make_env."
             )

@@ -96,7 +96,7 @@ class VmasScenario(TeamEnv):
         self._low = [torch.as_tensor(space.low, **at) for space in spaces]
         self._high = [torch.as_tensor(space.high, **at) for space in spaces]
 
-    def _start(self) -> Game:
+    def _start(self, rows: Tensor | None = None) -> Game:
         with self._own_chance():
             return self._observed(self._simulator.reset())
 

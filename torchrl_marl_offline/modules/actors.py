@@ -37,8 +37,13 @@ class BoundedNormal(Independent):
 
     @property
     def mode(self) -> Tensor:
-        """The mean, clipped."""
+        """The location, clipped."""
         return self.base_dist.loc.clamp(self.low, self.high)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mode, so that ``ExplorationType.MEAN`` too stays within the bounds."""
+        return self.mode
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -89,7 +94,7 @@ class MaskedCategorical(Categorical):
 def straight_through(probs: Tensor, index: Tensor) -> Tensor:
     """Return ``one_hot(index)`` with the gradient of ``probs`` ``[*B, A]``."""
     one_hot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
-    return one_hot + probs - probs.detach()
+    return one_hot + (probs - probs.detach())  # the difference is exactly zero
 
 
 class GaussianHead(nn.Module):

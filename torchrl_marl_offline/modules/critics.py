@@ -83,7 +83,8 @@ class CentralizedCritic(nn.Module):
         x = state.flatten(-2) if self.joint_observation else state
         if self.with_action:
             x = torch.cat([x, encode_action(action, self.spec, x.dtype).flatten(-2)], -1)
-        return self.network(x.flatten(0, -2)).squeeze(-1).movedim(0, -1).unflatten(0, x.shape[:-1])
+        out = self.network(x.reshape(-1, x.shape[-1])).squeeze(-1)  # [H, rows]
+        return out.movedim(0, -1).reshape(*x.shape[:-1], -1)
 
 
 def make_critic(

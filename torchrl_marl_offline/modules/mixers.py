@@ -59,7 +59,8 @@ class HyperNetworkMixer(Mixer):
 
     def forward(self, values: Tensor, state: Tensor) -> Tensor:
         """Return the team values ``[*B, H]`` of local values ``[*B, n, H]`` at states ``[*B, s]``."""
-        if values.shape[-2] != self.n_agents or values.shape[:-2] != state.shape[:-1]:
+        fits = values.shape[-2] == self.n_agents and state.shape[-1:] == self.state_shape
+        if not fits or values.shape[:-2] != state.shape[:-1]:
             raise ValueError(
                 f"HyperNetworkMixer wants values [*B, {self.n_agents}, heads] and state [*B, {self.state_shape[0]}] "
                 f"of one batch shape, got {tuple(values.shape)} and {tuple(state.shape)}."

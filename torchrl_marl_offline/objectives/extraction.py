@@ -145,6 +145,11 @@ class BRAC(PolicyExtraction):
             action = policy.straight_through_sample() if self.sample else policy.straight_through_mode()
         else:
             action = policy.deterministic_sample
+            if not action.is_floating_point():
+                raise ValueError(
+                    f"BRAC sends the critic's gradient through the action, and {type(policy).__name__} passes none; give the "
+                    "actor this library's MaskedCategorical, as make_actor does."
+                )
         value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
         mask = loss.agent_mask(tensordict, value)
         objective = scale_invariant(value, mask) if self.normalize else value

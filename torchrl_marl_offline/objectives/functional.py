@@ -17,6 +17,8 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, dims: tuple[int, ...] | N
     if mask is None:
         return x.mean(dims) if dims else x
     mask = mask.expand_as(x)
+    if not dims:
+        return torch.where(mask, x, torch.zeros_like(x))  # torch takes an empty dims for all of them
     total = torch.where(mask, x, torch.zeros_like(x)).sum(dims)
     return total / mask.sum(dims).clamp_min(1)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential, dispatch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchrl.modules.models.multiagent import Mixer
 from torchrl.modules.value_norm import ValueNorm
@@ -174,7 +173,9 @@ class OfflineMARLLoss(LossModule):
         self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
         self.deactivate_vmap = deactivate_vmap
         self._in_keys: list[NestedKey] | None = None
+        self._out_keys: list[str] | None = None
         self._ensemble = False
+        self._held: tuple[str, ...] = ()
         self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
         device = next((p.device for p in self.parameters()), None)
         for rule in (value_learning, extraction):
@@ -203,9 +204,17 @@ class OfflineMARLLoss(LossModule):
     def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> None:
         # What no term trains is held by reference, so that it follows the loss that does train it.
         held = [] if self.value_learning is not None else _parameters(critic, value, mixer)
+        if self.value_learning is None:
+            self._held += ("qvalue_network_params", "mixer_network_params", "value_network_params")
+            if isinstance(critic, (list, tuple)):
+                raise ValueError(
+                    f"{type(self).__name__} trains no critic, and of a list of critics it would hold a copy that does not "
+                    "follow their training; pass one critic with num_heads=, or train both in one OfflineMARLLoss."
+                )
+        if self.extraction is None:
+            self._held += ("actor_network_params",)
         if actor is not None:
-            frozen = _parameters(actor) if self.extraction is None else []
-            self.convert_to_functional(actor, "actor_network", compare_against=frozen)
+            self.convert_to_functional(actor, "actor_network")
         if critic is None:
             return
         if mixer is None:
@@ -229,6 +238,19 @@ class OfflineMARLLoss(LossModule):
             self._vmap_qvalue_network = _vmap_func(
                 self.qvalue_network, (None, 0), randomness=self.vmap_randomness, pseudo_vmap=self.deactivate_vmap
             )
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what this loss trains; networks that it only asks belong to the optimizer of another."""
+        held = tuple(f"{prefix}.{name}." if prefix else f"{name}." for name in self._held)
+        for name, parameter in super().named_parameters(prefix, recurse):
+            if not name.startswith(held):
+                yield name, parameter
+
+    def _reset_module_parameters(self, module_name: str, module: nn.Module) -> None:
+        # A mixer without parameters has none to draw, and another loss's networks are not ours to draw anew.
+        name = f"{module_name}_params"
+        if name in self._modules and name not in self._held:
+            super()._reset_module_parameters(module_name, module)
 
     # ------------------------------------------------------------------ keys
 
@@ -284,6 +306,8 @@ class OfflineMARLLoss(LossModule):
     @property
     def out_keys(self) -> list[str]:
         """The entries that the loss returns."""
+        if self._out_keys is not None:
+            return self._out_keys
         losses, metrics = [], []
         if self.extraction is not None:
             losses.append("loss_actor")
@@ -299,7 +323,7 @@ class OfflineMARLLoss(LossModule):
 
     @out_keys.setter
     def out_keys(self, values: list[str]) -> None:
-        raise RuntimeError("The output keys follow from the rules and cannot be set; use select_out_keys.")
+        self._out_keys = values  # select_out_keys does this
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         if self._value_estimator is not None:
@@ -349,12 +373,13 @@ class OfflineMARLLoss(LossModule):
             if entry is None:
                 entry = tensordict.get(key, None)
             if entry is None:
-                raise KeyError(
-                    f"{type(self).__name__} needs the entry {key!r}, which the batch lacks; it has "
-                    f"{sorted(map(str, tensordict.keys(True, True)))}."
-                )
+                raise KeyError(self._lacks(key, tensordict))
             entries[key] = entry
         return TensorDict(entries, tensordict.batch_size)
+
+    def _lacks(self, key: NestedKey, tensordict: TensorDictBase) -> str:
+        found = ", ".join(sorted(map(_joined, tensordict.keys(True, True))))
+        return f"{type(self).__name__} needs the entry {_joined(key)}, which the batch lacks; it has {found}."
 
     def action_value(
         self, tensordict: TensorDictBase, action: Tensor, *, target: bool = False, detach: bool = False
@@ -367,6 +392,11 @@ class OfflineMARLLoss(LossModule):
             target: use the target networks.
             detach: keep the gradient from the critic's parameters (not from the action).
         """
+        if unravel_key(self.tensor_keys.action) not in map(unravel_key, self.qvalue_network.in_keys):
+            raise ValueError(
+                f"The critic reads {self.qvalue_network.in_keys}, not the action {self.tensor_keys.action!r}; name its "
+                "action by set_keys(action=...)."
+            )
         name = "target_qvalue_network_params" if target else "qvalue_network_params"
         params = getattr(self, name).detach() if detach else getattr(self, name)
         key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
@@ -460,30 +490,41 @@ class OfflineMARLLoss(LossModule):
         agents = tensordict.get(self.tensor_keys.agent_mask, None)
         if rows is None and agents is None:
             return tensordict
+        next_agents = tensordict.get(("next", self.tensor_keys.agent_mask), agents)
         out = tensordict.copy()
-        for key in self.in_keys:
+        for key in map(unravel_key, self.in_keys):
             entry = tensordict.get(key, None)
             if entry is None or not entry.is_floating_point():
                 continue
-            for mask in (rows, agents if "agents" in key else None):
+            ahead = key[0] == "next" and key != unravel_key(("next", self.tensor_keys.reward))
+            for mask in (rows, (next_agents if ahead else agents) if self._is_per_agent(key) else None):
                 if mask is not None:
                     mask = mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
                     entry = torch.where(mask, entry, torch.zeros_like(entry))
             out.set(key, entry)
         return out
 
+    def _is_per_agent(self, key: NestedKey) -> bool:
+        """Whether ``key`` lies in the group of the agents' mask, now or next."""
+        group, path = unravel_key(self.tensor_keys.agent_mask), unravel_key(key)
+        path = path[1:] if path[0] == "next" else path
+        return not isinstance(path, str) and path[:-1] == group[:-1]
+
+    def _average_agents(self, tensordict: TensorDictBase, elements: Tensor) -> Tensor:
+        """Average ``[*B, k]`` over the agents that count."""
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if agents is None or elements.shape[-1] != agents.shape[-1]:
+            return elements.mean(-1)
+        return torch.where(agents, elements, torch.zeros_like(elements)).sum(-1) / agents.sum(-1).clamp_min(1)
+
     def _reduce(self, tensordict: TensorDictBase, elements: Tensor, mask: Tensor | None = None) -> Tensor:
         """Average ``[*B, k]`` over agents that count, then reduce over rows."""
-        agents = tensordict.get(self.tensor_keys.agent_mask, None)
-        if agents is not None and elements.shape[-1] == agents.shape[-1]:
-            rows = torch.where(agents, elements, torch.zeros_like(elements)).sum(-1) / agents.sum(-1).clamp_min(1)
-        else:
-            rows = elements.mean(-1)
-        if mask is not None:
-            rows_mask = self._row_mask(tensordict)
-            mask = mask if rows_mask is None else mask & rows_mask
-            tensordict = tensordict.copy().set(("collector", "mask"), mask)
-        return self._reduce_loss(rows, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
+        rows = self._average_agents(tensordict, elements)
+        if mask is not None and self.reduction == "none":
+            # a mask that is an argument would drop rows here instead of zeroing them
+            rows, mask = torch.where(mask, rows, torch.zeros_like(rows)), None
+        weights = self._maybe_get_priority_weight(tensordict)
+        return self._reduce_loss(rows, tensordict=tensordict, mask=mask, weights=weights)
 
     # ----------------------------------------------------------- loss terms
 
@@ -500,6 +541,8 @@ class OfflineMARLLoss(LossModule):
         row_mask = self.value_learning.row_mask(self, tensordict)
         if row_mask is not None:
             target = torch.where(row_mask[..., None, None], target, detached)
+            has_target = row_mask.unsqueeze(-1).expand_as(target.squeeze(-1))
+            elements_mask = has_target if elements_mask is None else elements_mask & has_target
         metrics = {
             "qvalue": masked_mean(detached.squeeze(-1), elements_mask),
             "qvalue_abs": masked_mean(detached.squeeze(-1).abs(), elements_mask),
@@ -515,7 +558,7 @@ class OfflineMARLLoss(LossModule):
         squared = (predicted - normal_target).pow(2).sum(-1)  # [*B, k, H] -> [*B, k]
         error = (detached - target).abs().squeeze(-1)
         metrics["td_error_abs"] = masked_mean(error, elements_mask)
-        metrics["td_error"] = error.mean(-1)
+        metrics["td_error"] = self._average_agents(tensordict, error)
         return self._reduce(tensordict, squared, row_mask), metrics
 
     def _value_target(self, tensordict: TensorDictBase) -> Tensor:
@@ -535,6 +578,14 @@ class OfflineMARLLoss(LossModule):
             if tensordict.ndim > 1:
                 batch.names = [*[None] * (tensordict.ndim - 1), "time"]
             return self.value_estimator.value_estimate(batch, next_value=next_value)
+
+    def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Take the agents' dimension out of the batch size, where dispatch saw it in every entry."""
+        action = tensordict.get(self.tensor_keys.action)
+        batch_size = action.shape[: -2 if action.is_floating_point() else -1]
+        if tensordict.ndim <= len(batch_size):
+            return tensordict
+        return TensorDict({key: tensordict.get(key) for key in tensordict.keys(True, True)}, batch_size)
 
     @staticmethod
     def _with_batch(next_td: TensorDictBase, tensordict: TensorDictBase) -> TensorDictBase:
@@ -584,6 +635,10 @@ class OfflineMARLLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss terms and, unless ``reduction="none"``, the metrics."""
+        for key in self.in_keys:
+            if tensordict.get(key, None) is None:
+                raise KeyError(self._lacks(key, tensordict))
+        tensordict = self._rooted(tensordict)
         clean = self._sanitize(tensordict)
         estimates = Estimates(self, clean)
         losses: dict[str, Tensor] = {}
@@ -609,22 +664,33 @@ class Estimates:
     def __init__(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> None:
         self._loss, self._tensordict = loss, tensordict
         self._action = tensordict.get(loss.tensor_keys.action)
+        # functools.cached_property holds a lock, which torch.compile cannot trace
+        self._live: Values | None = None
+        self._target: Values | None = None
+        self._state: Values | None = None
 
-    @cached_property
+    @property
     def live(self) -> Values:
         """The critic at the dataset's action."""
-        return self._loss.action_value(self._tensordict, self._action)
+        if self._live is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None):
+                self._live = self._loss.action_value(self._tensordict, self._action)
+        return self._live
 
-    @cached_property
+    @property
     def target(self) -> Values:
         """The target critic at the dataset's action."""
-        with torch.no_grad():
-            return self._loss.action_value(self._tensordict, self._action, target=True)
+        if self._target is None:
+            with torch.no_grad():
+                self._target = self._loss.action_value(self._tensordict, self._action, target=True)
+        return self._target
 
-    @cached_property
+    @property
     def state(self) -> Values:
         """The state-value network."""
-        return self._loss.state_value(self._tensordict)
+        if self._state is None:
+            self._state = self._loss.state_value(self._tensordict)
+        return self._state
 
     def advantage(self, *, joint: bool) -> Tensor:
         """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""
@@ -649,7 +715,7 @@ def _joined(key: NestedKey) -> str:
     return key if isinstance(key, str) else ".".join(key)
 
 
-def _parameters(*modules) -> list[torch.nn.Parameter]:
+def _parameters(*modules) -> list[nn.Parameter]:
     flat = [m for group in modules for m in (group if isinstance(group, (list, tuple)) else [group]) if m is not None]
     return [p for module in flat for p in module.parameters()]
 

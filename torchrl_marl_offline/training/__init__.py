@@ -8,6 +8,7 @@ from torchrl_marl_offline.training.evaluation import (
     evaluation_mode,
     preserved_rng,
 )
+from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.training.logging import CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.loop import (
     Trainer,
@@ -16,18 +17,23 @@ from torchrl_marl_offline.training.loop import (
     default_optimizer,
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
+from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,
     mean_confidence_interval,
 )
 from torchrl_marl_offline.training.summary import summarize_evaluations, write_json_atomic
+from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
 __all__ = [
     "BufferState",
+    "Calibration",
     "CheckpointManager",
     "CsvTable",
     "Evaluation",
+    "ForeachSoftUpdate",
+    "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
     "NonFiniteLossError",
@@ -38,8 +44,11 @@ __all__ = [
     "bootstrap_confidence_interval",
     "default_optimizer",
     "evaluate",
+    "evaluate_held_out",
     "evaluation_mode",
     "mean_confidence_interval",
+    "plot_learning_curves",
+    "plot_methods",
     "preserved_rng",
     "read_csv",
     "summarize_evaluations",

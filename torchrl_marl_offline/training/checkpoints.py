@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any moment, on TorchRL's :class:`~torchrl.checkpoint.Checkpoint`.
 
-One checkpoint is one archive file, written under a hidden name and then renamed, so that a name that can be seen is complete.
-An archive keeps a checksum (CRC-32) of each of its members: a file damaged later is found *before* any live object is touched,
-and the one before it is taken instead, with a warning.
+One checkpoint is one archive file, written under a hidden name and then renamed, so that a name that can be seen is
+complete. An archive keeps a checksum (CRC-32) of each of its members: a file damaged later is found *before* any live
+object is touched, and the one before it is taken instead, with a warning.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class CheckpointManager:
             path = self.latest()
             if path is None:
                 raise FileNotFoundError(
-                    f"No whole checkpoint in {self.directory}; start the run again without resuming, or name another folder."
+                    f"No whole checkpoint in {self.directory}; start again without resuming, or name another folder."
                 )
         elif (damage := find_damage(Path(path))) is not None:
             raise CheckpointError(f"The checkpoint {path} is damaged ({damage}); load an earlier one.")
@@ -130,8 +130,8 @@ class BufferState:
     """The state of a replay buffer's sampling, without its storage: an offline buffer's content never changes.
 
     Args:
-        buffer: the buffer. Its sampler's state and its generator, where it has one, are saved and restored; a buffer without a
-            generator draws from the global one, which belongs to :class:`~torchrl.checkpoint.GlobalRNGState`.
+        buffer: the buffer. Its sampler's state and its generator, where it has one, are saved and restored; a buffer
+            without a generator draws from the global one, which belongs to :class:`~torchrl.checkpoint.GlobalRNGState`.
 
     Raises:
         ValueError: for a buffer that prefetches: its batches are drawn ahead of the step that a checkpoint records.
@@ -140,7 +140,7 @@ class BufferState:
     def __init__(self, buffer: ReplayBuffer) -> None:
         if getattr(buffer, "_prefetch", False):
             raise ValueError(
-                "The replay buffer prefetches, so a resumed run could not repeat its batches; make it with prefetch=None."
+                "The replay buffer prefetches, so a resumed run could not repeat its batches; use prefetch=None."
             )
         self.buffer = buffer
 

@@ -1,8 +1,9 @@
 """Evaluation by whole episodes in a batched environment, with fixed seeds and without a trace on training.
 
-Every environment slot contributes its *first* episodes, a number fixed beforehand: taking the first ``E`` episodes that end,
-whichever slot they come from, would favour short ones. Random numbers are drawn under a seed of the evaluation's own and the
-global generators are put back afterwards, so that training is the same bit for bit however often it is evaluated.
+Every environment slot contributes its *first* episodes, a number fixed beforehand: taking the first ``E`` episodes that
+end, whichever slot they come from, would favour short ones. Random numbers are drawn under a seed of the evaluation's
+own and the global generators are put back afterwards, so that training is the same bit for bit however often it is
+evaluated.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Evaluation:
     Attributes:
         returns: ``[E]`` undiscounted return, the sum over steps of the mean over agents of the reward.
         lengths: ``[E]`` number of steps.
-        success: ``[E]`` bool, whether the task's goal was reached within the episode; ``None`` where it has no such signal.
+        success: ``[E]`` bool, whether the task's goal was reached within the episode; ``None`` where it has no such
+            signal.
         reference_returns: the task's (random, expert) returns, or ``None``.
         mode: how actions were chosen, ``"mode"`` or ``"sample"``.
         seed: seed of the environments and of the sampling.
@@ -102,7 +104,8 @@ def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mo
     Args:
         policy: a TensorDictModule, or any callable from tensordict to tensordict, that writes ``("agents", "action")``.
         env: an environment of batch size ``[num_envs]`` in the library's layout, as ``make_env`` returns it.
-        episodes: number of episodes ``E``; slot ``i`` contributes its first ``E // num_envs`` (one more for ``i < E % num_envs``).
+        episodes: number of episodes ``E``; slot ``i`` contributes its first ``E // num_envs`` (one more for ``i < E %
+            num_envs``).
         seed: seeds the environment and the sampling, so that two calls give the same result.
         mode: ``"mode"`` executes the policy's deterministic action, ``"sample"`` draws from it.
 
@@ -215,7 +218,7 @@ def _check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     if len(env.batch_size) != 1:
         raise ValueError(
-            f"evaluate needs an environment of batch size [num_envs], got {list(env.batch_size)}; make it with make_env."
+            f"evaluate needs an environment of batch size [num_envs], got {list(env.batch_size)}; use make_env."
         )
     if REWARD not in env.reward_keys:
         raise KeyError(f"The environment has no reward {REWARD}, only {env.reward_keys}; make it with make_env.")

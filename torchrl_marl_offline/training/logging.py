@@ -1,7 +1,7 @@
 """Where the numbers of a run go: CSV always, TensorBoard and Weights & Biases on request.
 
-``train.csv`` has one row per logging point, ``eval.csv`` one per evaluation of one evaluator (column ``evaluator``). A column
-that appears later widens the header; earlier rows leave it empty.
+``train.csv`` has one row per logging point, ``eval.csv`` one per evaluation of one evaluator (column ``evaluator``). A
+column that appears later widens the header; earlier rows leave it empty.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CsvTable:
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """Read a CSV file of a run: numbers as float (``step`` as int), empty cells left out, a half-written last line dropped."""
+    """Read a run's CSV file: numbers as float, ``step`` as int, no empty cells, no half-written last line."""
     text = Path(path).read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     return [
@@ -140,7 +140,7 @@ class RunLogger:
             logger.log_hparams(flat)
 
     def truncate(self, step: int) -> None:
-        """Drop the CSV rows after ``step``. What TensorBoard or Weights & Biases already hold stays and is logged again."""
+        """Drop the CSV rows after ``step``; what TensorBoard or Weights & Biases already hold stays."""
         self.train.truncate(step)
         self.eval.truncate(step)
 

@@ -1,6 +1,7 @@
 """The training loop: sample, loss, backward, Adam, soft update; with logging, evaluation and checkpoints around it.
 
-A run that is interrupted, or killed, at any moment and resumed ends with the weights of the run that was not, bit for bit.
+A run that is interrupted, or killed, at any moment and resumed ends with the weights of the run that was not, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
-from torchrl.objectives import SoftUpdate, TargetNetUpdater
+from torchrl.objectives import TargetNetUpdater
 
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.evaluation import preserved_rng
@@ -29,6 +29,7 @@ from torchrl_marl_offline.training.metrics import (
     first_non_finite_parameter,
     scalars,
 )
+from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
@@ -65,15 +66,17 @@ class Trainer:
     """Train one loss module on one replay buffer.
 
     Args:
-        loss: any TorchRL loss; the outputs that start with ``"loss"`` are summed and minimized, the other scalars are metrics.
+        loss: any TorchRL loss; the outputs that start with ``"loss"`` are summed and minimized, the other scalars are
+            metrics.
         buffer: a replay buffer with a batch size, on the loss's device.
         steps: number of updates of the whole run.
         lr: learning rate of the default optimizer.
         optimizer: by default Adam over the parameters that require gradients.
-        target_updater: by default :class:`~torchrl.objectives.SoftUpdate` with ``tau``, if the loss has target networks.
+        target_updater: by default a :class:`ForeachSoftUpdate` (TorchRL's ``SoftUpdate``, faster) with ``tau``, if the
+            loss has target networks.
         tau: the default target updater's rate.
-        evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such as
-            :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``.
+        evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such
+            as :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``.
         eval_every: steps between evaluations, and one at the end; ``None`` for none.
         log_every: steps between logging points; a row holds the means over the steps since the one before.
         checkpoint_every: steps between checkpoints; ``None`` for one at the start and one at the end.
@@ -87,9 +90,9 @@ class Trainer:
         progress: show a bar, and a line per evaluation.
 
     Example:
-        >>> trainer = Trainer(loss, buffer, steps=10_000, output="runs/spread",              # doctest: +SKIP
-        ...                   evaluators={"recipe": lambda: evaluate(actor, env, episodes=100, seed=0)}, eval_every=1_000)
-        >>> trainer.train()                                                                  # doctest: +SKIP
+        >>> trainer = Trainer(loss, buffer, steps=10_000, output="runs/spread", eval_every=1_000,    # doctest: +SKIP
+        ...                   evaluators={"recipe": lambda: evaluate(actor, env, episodes=100, seed=0)})
+        >>> trainer.train()                                                                          # doctest: +SKIP
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class Trainer:
 
     def _log(self) -> None:
         began = time.perf_counter()
-        self._check_finite()
+        self._check_losses()
         metrics = self._window.means()  # waits for the device, so that its time counts
         self.seconds += time.perf_counter() - began
         self.logger.log_train(self.step, metrics | {"seconds": self.seconds})
@@ -195,7 +198,8 @@ class Trainer:
         self.best = max(self.best, value)
 
     def save(self) -> Path | None:
-        """Write a checkpoint of everything the run needs to go on; returns its path, or ``None`` without an output folder.
+        """Write a checkpoint of everything the run needs to go on; returns its path, or ``None`` without an output
+        folder.
 
         Raises:
             NonFiniteLossError: instead of writing a checkpoint with a parameter that is not finite.
@@ -217,7 +221,8 @@ class Trainer:
                 "There is no checkpoint to resume from without an output folder; give Trainer(output=...)."
             )
         path = self.checkpoints.latest() if checkpoint is None else Path(checkpoint)
-        # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component lives.
+        # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component
+        # lives.
         self.step = self._saved_step = self.checkpoints.load(path, map_location="cpu", **self._components())
         self._checkpoint = path
         self.logger.truncate(self.step)
@@ -248,7 +253,7 @@ class Trainer:
             return
         if self.checkpoints is not None and self.checkpoints.checkpoints():
             raise FileExistsError(
-                f"{self.checkpoints.directory} holds the checkpoints of an earlier run; resume that run, or name another folder."
+                f"{self.checkpoints.directory} holds an earlier run's checkpoints; resume it, or name another folder."
             )
         self.logger.truncate(-1)
         self.save()
@@ -266,12 +271,15 @@ class Trainer:
         bar.write(message)
         return TrainingInterrupted(self.step, path, message)
 
-    def _check_finite(self) -> None:
-        """Raise if a loss of the window, or a parameter, is not finite."""
+    def _check_losses(self) -> None:
         found = self._window.first_non_finite()
         if found is not None:
             row, term = found
             raise NonFiniteLossError(self.step - len(self._window) + 1 + row, term, self._checkpoint)
+
+    def _check_finite(self) -> None:
+        """Raise if a loss since the last logging point, or a parameter, is not finite."""
+        self._check_losses()
         if (name := first_non_finite_parameter(self.loss)) is not None:
             raise NonFiniteLossError(self.step, name, self._checkpoint)
 
@@ -287,9 +295,9 @@ def default_optimizer(loss: LossModule, *, lr: float = 3e-4) -> torch.optim.Adam
     return torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
 
 
-def _default_target_updater(loss: LossModule, tau: float) -> SoftUpdate | None:
+def _default_target_updater(loss: LossModule, tau: float) -> ForeachSoftUpdate | None:
     has_targets = any(name.startswith("target_") and name.endswith("_params") for name, _ in loss.named_children())
-    return SoftUpdate(loss, tau=tau) if has_targets else None
+    return ForeachSoftUpdate(loss, tau=tau) if has_targets else None
 
 
 def _loss_names(output: TensorDictBase) -> list[str]:

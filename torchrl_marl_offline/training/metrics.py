@@ -22,12 +22,12 @@ class NonFiniteLossError(ArithmeticError):
         self.step, self.term, self.checkpoint = step, term, checkpoint
         good = "no checkpoint was written" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         super().__init__(
-            f"{term} is not finite at step {step}, {good}; lower the learning rate, clip the gradient or normalize the values."
+            f"{term} is not finite at step {step}, {good}; lower the learning rate, clip the gradient or use SVN."
         )
 
 
 def scalars(output: TensorDictBase) -> dict[str, Tensor]:
-    """Return the one-element entries of a loss's output, detached, each of shape ``[]``; nested keys are joined by ``/``."""
+    """Return a loss's one-element outputs, detached, each of shape ``[]``; nested keys are joined by ``/``."""
     return {
         name if isinstance(name, str) else "/".join(name): value.detach().reshape(())
         for name, value in output.items(include_nested=True, leaves_only=True)

@@ -72,7 +72,8 @@ def bootstrap_confidence_interval(
 def student_t_quantile(level: float, degrees: int) -> float:
     """Return ``t`` with ``P(|T| < t) = level`` for Student's T of ``degrees`` degrees of freedom.
 
-    The distribution function is the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4; it is inverted by bisection.
+    The distribution function is the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4; it is inverted by
+    bisection.
     """
     _check_level(level)
     if degrees < 1:

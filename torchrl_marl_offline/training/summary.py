@@ -20,12 +20,14 @@ def summarize_evaluations(
     ``best`` is the optimistic one: it is chosen by the episodes that measure it.
 
     Args:
-        rows: rows of ``eval.csv`` (``RunLogger.eval.rows`` or :func:`read_csv`); those without ``metric`` are passed over.
+        rows: rows of ``eval.csv`` (``RunLogger.eval.rows`` or :func:`read_csv`); those without ``metric`` are passed
+            over.
         metric: the column, of which higher is better.
         last_k: how many evaluations at the end are averaged (all, where there are fewer).
 
     Returns:
-        evaluator -> ``last``, ``last_step``, ``best``, ``best_step``, ``average_of_last`` and ``averaged``, the number of them.
+        evaluator -> ``last``, ``last_step``, ``best``, ``best_step``, ``average_of_last`` and ``averaged``, the number
+        of them.
 
     Example:
         >>> rows = [{"step": s, "evaluator": "mode", "return": r} for s, r in ((1, 2.0), (2, 6.0), (3, 4.0))]
@@ -54,7 +56,7 @@ def summarize_evaluations(
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write ``value`` as JSON by a rename; dataclasses, paths and tensors are converted, numbers that are not finite become null."""
+    """Write ``value`` as JSON by a rename; dataclasses, paths and tensors are converted, NaN becomes null."""
     write_text_atomic(path, json.dumps(_to_json(value), indent=2, allow_nan=False) + "\n")
 
 

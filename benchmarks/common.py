@@ -1,0 +1,119 @@
+"""What the studies share: named methods, jobs over processes with resumable results, tables."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from torchrl_marl_offline import (
+    IQL,
+    BehaviourCloning,
+    OfflineMARLLoss,
+    ScaleInvariantValueNorm,
+    TaskSpec,
+    make_actor,
+    make_critic,
+    make_value,
+)
+from torchrl_marl_offline.training import mean_confidence_interval
+
+METHODS: dict[str, dict[str, Any]] = {
+    "cloning": {},
+    "mixer": {"decomposition": "mixer"},
+    "vdn": {"decomposition": "vdn"},
+    "independent": {"decomposition": "independent"},
+    "centralized": {"decomposition": "centralized"},
+    "frozen mixer": {"decomposition": "mixer", "frozen": True},
+    "mixer without SVN": {"decomposition": "mixer", "svn": False},
+}
+
+
+def make_loss(
+    spec: TaskSpec,
+    method: str,
+    *,
+    value_learning: Any,
+    extraction: Any,
+    gamma: float,
+    hidden: Sequence[int] = (64, 64),
+    scale: float | str = "learned",
+    heads: str = "all",
+) -> OfflineMARLLoss:
+    """Build the loss of a method named in ``METHODS``."""
+    options = dict(METHODS[method])
+    actor = make_actor(spec, hidden=hidden, scale=scale)
+    if not options:
+        return BehaviourCloning(actor)
+    svn = options.pop("svn", True)
+    critic = make_critic(spec, hidden=hidden, **options)
+    needs_value = isinstance(value_learning, IQL)
+    value = make_value(spec, decomposition=options["decomposition"], hidden=hidden) if needs_value else None
+    return OfflineMARLLoss(
+        actor,
+        critic,
+        value,
+        value_learning=value_learning,
+        extraction=extraction,
+        value_norm=ScaleInvariantValueNorm() if svn else None,
+        heads=heads,
+    ).make_value_estimator(gamma=gamma)
+
+
+def run_jobs(
+    function: Callable[..., dict[str, Any]], jobs: Sequence[dict[str, Any]], *, workers: int, results: Path
+) -> list[dict[str, Any]]:
+    """Run ``function(**job)`` for every job in processes of one thread each.
+
+    Each result is appended to ``results`` (JSON lines) as soon as it is there, and jobs found there are not run again.
+    """
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    found = [row for job in jobs for row in done if row["job"] == job]
+    open_jobs = [job for job in jobs if not any(row["job"] == job for row in done)]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        results.open("a") as file,
+    ):
+        futures = {pool.submit(function, **job): job for job in open_jobs}
+        for future in tqdm(as_completed(futures), total=len(futures), desc=function.__name__):
+            row = {"job": futures[future], "result": future.result()}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            found.append(row)
+    return [row["job"] | row["result"] for row in found]
+
+
+def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequence[str]) -> str:
+    """Return a Markdown table: mean and 95 % confidence interval over the seeds of each group."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    lines = ["| " + " | ".join([*by, "seeds", *columns]) + " |", "|" + " --- |" * (len(by) + 1 + len(columns))]
+    for group, members in groups.items():
+        cells = [str(part) for part in group] + [str(len(members))]
+        for column in columns:
+            values = [float(row[column]) for row in members]
+            if len(values) > 1:
+                interval = mean_confidence_interval(values)
+                cells.append(f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]")
+            else:
+                cells.append(f"{values[0]:.4g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Describe the machine and the versions in one line."""
+    parts = [platform.processor() or platform.machine(), f"{os.cpu_count()} cores", f"Python {platform.python_version()}"]
+    return ", ".join([*parts, *(f"{name} {version(name)}" for name in ("torch", "torchrl", "tensordict"))])

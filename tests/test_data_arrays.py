@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_toys import episodes
+
+from torchrl_marl_offline.data import DatasetError, from_arrays
+
+
+def toy(**changes) -> dict:
+    """Five rows: an episode of 3 that terminates, one of 2 that is truncated."""
+    arrays = {
+        "observations": np.arange(20, dtype=np.float64).reshape(5, 2, 2),
+        "actions": np.array([[0, 1], [1, 2], [2, 0], [1, 1], [0, 2]]),
+        "rewards": np.array([[1.0, 3.0], [2.0, 0.0], [0.0, 4.0], [1.0, 1.0], [5.0, 7.0]]),
+        "terminals": np.array([0, 0, 1, 0, 0]),
+        "truncations": np.array([0, 0, 0, 0, 1]),
+        "n_actions": 3,
+    }
+    return arrays | changes
+
+
+def test_next_values_stay_within_the_episode():
+    data = from_arrays(**toy()).data
+    observation = data["agents", "observation"]
+    following = data["next", "agents", "observation"]
+    assert torch.equal(following[[0, 1, 3]], observation[[1, 2, 4]])
+    assert torch.equal(following[[2, 4]], observation[[2, 4]])  # nothing is known after the end
+    assert data["next", "agents", "action"][[0, 1, 3]].tolist() == [[1, 2], [2, 0], [0, 2]]
+    assert data["collector", "has_next_action"].tolist() == [True, True, False, True, False]
+    assert data["collector", "traj_ids"].tolist() == [0, 0, 0, 1, 1]
+    assert data["next", "terminated"].flatten().tolist() == [False, False, True, False, False]
+    assert data["next", "truncated"].flatten().tolist() == [False, False, False, False, True]
+    assert data["next", "done"].flatten().tolist() == [False, False, True, False, True]
+
+
+def test_a_truncated_row_without_successor_does_not_count():
+    dataset = from_arrays(**toy())
+    assert dataset.data["collector", "mask"].tolist() == [True, True, True, True, False]
+    assert any("1 truncated rows have no recorded successor" in finding for finding in dataset.metadata["findings"])
+
+
+def test_a_truncated_row_with_its_true_successor_counts():
+    following = np.arange(20, dtype=np.float32).reshape(5, 2, 2) + 100
+    dataset = from_arrays(**toy(next_observations=following))
+    assert dataset.data["collector", "mask"].all()
+    assert torch.equal(dataset.data["next", "agents", "observation"], torch.from_numpy(following))
+    assert torch.equal(dataset.data["next", "state"], torch.from_numpy(following).flatten(1))
+
+
+def test_a_state_without_its_successor_masks_the_truncated_row():
+    following = np.zeros((5, 2, 2))
+    dataset = from_arrays(**toy(next_observations=following, state=np.arange(15).reshape(5, 3)))
+    assert dataset.data["collector", "mask"].tolist() == [True, True, True, True, False]
+    assert dataset.data["next", "state"][0].tolist() == [3.0, 4.0, 5.0]
+    assert dataset.spec.state_size == 3 and "state" not in dataset.metadata
+
+
+def test_without_state_the_joint_observation_stands_in():
+    dataset = from_arrays(**toy())
+    assert dataset.metadata["state"] == "joint observation"
+    assert dataset.data["state"][1].tolist() == [4.0, 5.0, 6.0, 7.0]
+    assert dataset.spec.state_size == 4
+
+
+def test_rewards_and_returns():
+    dataset = from_arrays(**toy())
+    assert dataset.metadata["team_reward"] is False
+    assert dataset.episode_returns().tolist() == [5.0, 7.0]  # (2 + 1 + 2), (1 + 6)
+    assert dataset.episode_returns("sum").tolist() == [10.0, 14.0]
+    team = from_arrays(**toy(rewards=np.array([1.0, 2.0, 3.0, 4.0, 5.0])))
+    assert team.metadata["team_reward"] is True
+    assert team.data["next", "agents", "reward"][1].tolist() == [[2.0], [2.0]]
+    assert team.episode_returns().tolist() == [6.0, 9.0]
+
+
+def test_rows_after_the_last_end_are_a_truncated_episode():
+    dataset = from_arrays(**toy(truncations=None))
+    assert dataset.data["next", "truncated"].flatten().tolist() == [False, False, False, False, True]
+    assert any("one truncated episode" in finding for finding in dataset.metadata["findings"])
+
+
+def test_terminals_that_are_never_set_are_reported():
+    dataset = from_arrays(**toy(truncations=None, terminals=np.zeros(5)))
+    assert dataset.n_episodes == 1
+    assert any("is `terminals` set at all" in finding for finding in dataset.metadata["findings"])
+
+
+def test_an_episode_ends_where_every_agent_has_ended():
+    terminals = np.array([[0, 0], [1, 0], [1, 1], [0, 0], [1, 0]])
+    truncations = np.array([[0, 0], [0, 0], [0, 0], [0, 0], [0, 1]])
+    data = from_arrays(**toy(terminals=terminals, truncations=truncations)).data
+    assert data["next", "terminated"].flatten().tolist() == [False, False, True, False, False]
+    assert data["next", "truncated"].flatten().tolist() == [False, False, False, False, True]
+
+
+def test_placeholders_are_legal_and_empty_final_masks_are_opened():
+    mask = np.ones((5, 2, 3), dtype=np.int32)
+    mask[2, 1] = [1, 0, 1]
+    following = np.roll(mask, -1, axis=0)
+    following[2] = 0  # as files that leave the mask of a terminal state empty
+    following[4, 0] = [0, 0, 1]
+    arrays = toy(action_mask=mask, next_action_mask=following, next_observations=np.zeros((5, 2, 2)))
+    del arrays["n_actions"]
+    dataset = from_arrays(**arrays)
+    assert dataset.data["next", "agents", "action_mask"][2].all()
+    assert dataset.data["next", "agents", "action"][4].tolist() == [2, 0]
+    assert dataset.spec.has_action_mask and dataset.spec.action_size == 3
+    assert any("final rows allow no action" in finding for finding in dataset.metadata["findings"])
+
+
+def test_continuous_actions_and_read_only_arrays():
+    actions = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 2, 2)
+    actions.setflags(write=False)
+    dataset = from_arrays(**toy(actions=actions, n_actions=None))
+    assert not dataset.spec.discrete and dataset.spec.action_size == 2
+    assert dataset.data["next", "agents", "action"][4].tolist() == actions[4].tolist()
+
+
+def test_episodes_of_unequal_length():
+    dataset = episodes([3, 1, 4])
+    assert dataset.episode_lengths.tolist() == [3, 1, 4]
+    assert dataset.episode_starts.tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"observations": np.zeros((5, 4))}, r"observations has shape \(5, 4\)"),
+        ({"actions": np.zeros((4, 2), dtype=int)}, r"actions has shape \(4, 2\)"),
+        ({"rewards": np.zeros((5, 3))}, r"rewards has shape \(5, 3\)"),
+        ({"terminals": np.zeros((5, 3))}, r"terminals has shape \(5, 3\)"),
+        ({"n_actions": None}, "Discrete actions need their number"),
+        ({"n_actions": 2}, r"\('agents', 'action'\) lies outside 0..1"),
+        ({"n_actions": 4, "action_mask": np.ones((5, 2, 3))}, "n_actions=4, but action_mask has 3 columns"),
+        ({"action_mask": np.zeros((5, 2, 3))}, "allows no action at all"),
+        ({"actions": np.full((5, 2, 1), 1.5), "n_actions": None}, r"lies outside its bounds \[-1.0, 1.0\]"),
+        ({"rewards": np.array([0, 0, np.nan, 0, 0])}, r"\('next', 'agents', 'reward'\) is NaN .*first at row 2"),
+    ],
+)
+def test_defects_are_named(changes, sentence):
+    with pytest.raises(DatasetError, match=sentence):
+        from_arrays(**toy(**changes))

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from data_toys import episodes
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_marl_offline.data import OfflineDataset, from_arrays
+
+LENGTHS = [3, 1, 8, 5, 2]
+
+KINDS = {
+    "uniform": {},
+    "slices": {"slice_len": 4},
+    "whole slices": {"slice_len": 4, "short_episodes": "drop"},
+    "prefetched": {"prefetch": 1},
+}
+
+
+def equal(left, right) -> bool:
+    return bool((left == right).all())
+
+
+def observations(sample):
+    """Return [rows, 2] of (episode, time)."""
+    return sample["agents", "observation"][:, 0].long()
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_restored_buffer_goes_on_bit_for_bit(options, tmp_path):
+    dataset = episodes(LENGTHS)
+    buffer = dataset.replay_buffer(batch_size=16, seed=0, **options)
+    assert isinstance(buffer, TensorDictReplayBuffer)
+    for _ in range(3):
+        buffer.sample()
+    torch.save(buffer.state_dict(), tmp_path / "state.pt")
+    expected = [buffer.sample() for _ in range(4)]
+    other = dataset.replay_buffer(batch_size=16, seed=77, **options)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    torch.manual_seed(123)  # the global generator plays no part
+    assert all(equal(batch, other.sample()) for batch in expected)
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_seeds(options):
+    dataset = episodes(LENGTHS)
+    first, same, other = (dataset.replay_buffer(batch_size=64, seed=seed, **options).sample() for seed in (0, 0, 1))
+    assert equal(first, same)
+    assert not torch.equal(observations(first), observations(other))
+
+
+def test_without_a_seed_buffers_differ():
+    dataset = episodes(LENGTHS)
+    first, other = (observations(dataset.replay_buffer(batch_size=64).sample()) for _ in range(2))
+    assert not torch.equal(first, other)
+
+
+def test_uniform_samples_cover_rows_equally():
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=19_000, seed=0)
+    sample = buffer.sample()
+    counts = torch.bincount(sample["index"].flatten(), minlength=19)
+    # 1,000 expected per row with deviation 31: five deviations
+    assert (counts - 1_000).abs().max() < 155
+    episode, time = observations(sample).unbind(-1)
+    assert torch.equal(sample["collector", "traj_ids"], episode)
+    assert torch.equal(sample["next", "agents", "observation"][:, 0, 1].long(), time + 1)
+
+
+def test_slices_stay_in_one_episode_and_pads_are_masked():
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=4 * 500, slice_len=4, seed=0)
+    sample = buffer.sample()
+    assert sample.shape == (2_000,)
+    slices = observations(sample).reshape(-1, 4, 2)
+    mask = sample["collector", "mask"].reshape(-1, 4)
+    episode, time = slices.unbind(-1)
+    assert (episode == episode[:, :1]).all()
+    assert torch.equal(mask.sum(1), torch.tensor(LENGTHS)[episode[:, 0]].clamp_max(4))
+    steps = time - time[:, :1]
+    assert (steps == torch.arange(4))[mask].all()
+    # a pad repeats the episode's last row
+    assert (time == torch.tensor(LENGTHS)[episode] - 1)[~mask].all()
+    # episodes are equally likely, whatever their length: 100 expected, deviation 9
+    assert (torch.bincount(episode[:, 0], minlength=5) - 100).abs().max() < 45
+    last = mask.sum(1) - 1
+    truncated = sample["next", "truncated"].reshape(-1, 4)
+    assert truncated.gather(1, last.unsqueeze(1)).all() and truncated.sum() == len(slices)
+    ends = time + 1 == torch.tensor(LENGTHS)[episode]
+    assert torch.equal(sample["next", "terminated"].reshape(-1, 4)[mask], ends[mask])
+
+
+def test_starts_of_slices_are_uniform():
+    buffer = episodes([8]).replay_buffer(batch_size=4 * 1_000, slice_len=4, seed=0)
+    starts = observations(buffer.sample()).reshape(-1, 4, 2)[:, 0, 1]
+    # 5 starts, 200 expected each, deviation 13; a single episode must not wrap around its end
+    assert (torch.bincount(starts, minlength=8) - torch.tensor([200] * 5 + [0] * 3)).abs().max() < 65
+
+
+def test_dropped_short_episodes():
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=400, slice_len=4, short_episodes="drop", seed=0)
+    sample = buffer.sample()
+    assert set(sample["collector", "traj_ids"].tolist()) == {2, 3}
+    assert sample["collector", "mask"].all()
+
+
+def test_rows_masked_by_the_dataset_stay_masked_in_slices():
+    dataset = from_arrays(
+        observations=torch.zeros(6, 1, 1),
+        actions=torch.zeros(6, 1, 1),
+        rewards=torch.zeros(6),
+        terminals=torch.zeros(6),
+        truncations=torch.tensor([0, 0, 1, 0, 0, 1]),
+    )
+    for slice_len in (3, 5):
+        sample = dataset.replay_buffer(batch_size=slice_len, slice_len=slice_len, seed=0).sample()
+        assert sample["collector", "mask"].tolist() == [True, True, *[False] * (slice_len - 2)]
+
+
+def test_keys_are_what_travels():
+    dataset = episodes(LENGTHS)
+    keys = [("agents", "observation"), ("next", "terminated")]
+    sample = dataset.replay_buffer(batch_size=4, keys=keys).sample()
+    assert set(sample.keys(include_nested=True, leaves_only=True)) == {*keys, "index"}
+    sliced = dataset.replay_buffer(batch_size=4, slice_len=2, keys=keys, seed=0).sample()
+    assert {*keys, ("collector", "mask")} <= set(sliced.keys(include_nested=True, leaves_only=True))
+    with pytest.raises(KeyError):
+        dataset.replay_buffer(batch_size=4, keys=["nonsense"])
+
+
+def test_the_state_holds_no_data_and_belongs_to_its_dataset():
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=4)
+    assert buffer.state_dict()["_storage"]["rows"] == 19
+    assert not any(isinstance(value, torch.Tensor) for value in buffer.state_dict()["_storage"].values())
+    with pytest.raises(ValueError, match=r"of a dataset of 19 rows .* has 3 rows"):
+        episodes([3]).replay_buffer(batch_size=4).load_state_dict(buffer.state_dict())
+
+
+def test_dumps_and_loads(tmp_path):
+    dataset = episodes(LENGTHS)
+    buffer = dataset.replay_buffer(batch_size=16, seed=0)
+    buffer.sample()
+    buffer.dumps(tmp_path / "buffer")
+    expected = buffer.sample()
+    other = dataset.replay_buffer(batch_size=16, seed=5)
+    other.loads(tmp_path / "buffer")
+    assert equal(other.sample(), expected)
+    assert sum(file.stat().st_size for file in (tmp_path / "buffer").rglob("*") if file.is_file()) < 20_000
+
+
+def test_samples_of_a_memory_map_are_plain_tensors(tmp_path):
+    dataset = episodes(LENGTHS)
+    loaded = OfflineDataset.load(dataset.save(tmp_path / "toy"))
+    ours, theirs = (part.replay_buffer(batch_size=16, seed=0).sample() for part in (loaded, dataset))
+    assert equal(ours, theirs)
+    assert all(type(leaf) is torch.Tensor for leaf in ours.values(True, True))
+    ours["agents", "observation"].fill_(5.0)  # a sample is a copy
+    assert equal(loaded.data, dataset.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"slice_len": 3}, "must divide batch_size=16"),
+        ({"slice_len": 0}, "must divide"),
+        ({"slice_len": 16, "short_episodes": "drop"}, "the longest has 8"),
+        ({"slice_len": 4, "short_episodes": "stretch"}, "'pad' or 'drop'"),
+        ({"prefetch": 3}, "prefetch must be"),
+    ],
+)
+def test_impossible_options(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        episodes(LENGTHS).replay_buffer(batch_size=16, **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"slice_len": 4}], ids=["uniform", "slices"])
+def test_on_the_device(options):
+    dataset = episodes(LENGTHS)
+    buffer = dataset.replay_buffer(batch_size=16, device="cuda", seed=0, **options)
+    assert buffer.sample().device.type == "cuda"
+    state = buffer.state_dict()
+    expected = buffer.sample()
+    other = dataset.replay_buffer(batch_size=16, device="cuda", seed=9, **options)
+    other.load_state_dict(state)
+    assert equal(other.sample(), expected)

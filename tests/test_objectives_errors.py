@@ -1,0 +1,124 @@
+"""Each refusal says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
+from tensordict.nn import TensorDictModule
+from torch.distributions import Categorical
+from torchrl.modules import ProbabilisticActor
+from torchrl.objectives import SoftUpdate
+
+from torchrl_marl_offline.modules import AgentNetwork, make_value
+from torchrl_marl_offline.objectives import (
+    AWR,
+    BRAC,
+    IQL,
+    SARSA,
+    TD,
+    BRACLoss,
+    Cloning,
+    IQLLoss,
+    OfflineMARLLoss,
+    SARSALoss,
+    TDLoss,
+)
+
+CASE = Case()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"value_learning": None, "extraction": None}, "nothing to train: pass value_learning=, extraction=, or both"),
+        ({"actor": None}, "AWR needs an actor; pass one, for instance from make_actor"),
+        ({"actor": None, "value_learning": TD(), "extraction": None, "value": None}, "TD needs an actor"),
+        ({"critic": None}, "IQL needs a critic; pass one, for instance from make_critic"),
+        ({"critic": None, "value_learning": None}, "AWR needs a critic"),
+        ({"value": None}, "IQL needs a state-value network; pass value=make_value"),
+        ({"value_learning": SARSA()}, "SARSA would never train the value network; leave value= out"),
+        ({"heads": "max"}, "heads must be one of 'all', 'min', got 'max'"),
+        ({"team_reward": "max"}, "team_reward must be one of 'mean', 'sum', got 'max'"),
+        ({"reduction": "max"}, "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
+    ],
+)
+def test_construction(arguments: dict, message: str) -> None:
+    parts = {"actor": CASE.actor(), "critic": CASE.critic(), "value": CASE.value()} | arguments
+    with pytest.raises(ValueError, match=message):
+        OfflineMARLLoss(parts.pop("actor"), parts.pop("critic"), parts.pop("value"), **parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IQL(0.0), "expectile must lie between 0 and 1, got 0.0"),
+        (lambda: IQL(1.0), "expectile must lie between 0 and 1, got 1.0"),
+        (lambda: AWR(temperature=-1.0), "temperature must not be negative, got -1.0"),
+        (lambda: AWR(advantage="team"), "advantage must be 'local' or 'joint', got 'team'"),
+        (lambda: BRAC(alpha=-0.1), "alpha must not be negative, got -0.1"),
+    ],
+)
+def test_rules(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_critic_that_writes_neither_value() -> None:
+    critic = TensorDictModule(torch.nn.Identity(), in_keys=[("agents", "action")], out_keys=["quality"])
+    with pytest.raises(ValueError, match="neither the team's value 'state_action_value' nor local values"):
+        SARSALoss(critic).is_team  # noqa: B018
+
+
+def test_a_centralized_critic_with_local_state_values() -> None:
+    critic = Case("centralized").critic()
+    loss = IQLLoss(critic, make_value(CONTINUOUS, decomposition="mixer", hidden=(4,)))
+    SoftUpdate(loss, tau=0.1)
+    with pytest.raises(ValueError, match="needs a team state value; pass value=make_value"):
+        loss(make_batch(CONTINUOUS, 4))
+
+
+def test_an_action_key_that_the_critic_does_not_read() -> None:
+    loss = TDLoss(CASE.actor(), CASE.critic())
+    SoftUpdate(loss, tau=0.1)
+    loss.set_keys(action="u")
+    batch = make_batch(CONTINUOUS, 4)
+    batch["u"] = batch["agents", "action"]
+    with pytest.raises(ValueError, match=r"not the action 'u'; name its action by set_keys\(action=...\)"):
+        loss(batch)
+
+
+def test_a_discrete_policy_without_a_gradient_through_its_action() -> None:
+    logits = TensorDictModule(AgentNetwork(4, 4, 3, hidden=(4,)), in_keys=[("agents", "observation")], out_keys=["logits"])
+
+    class Plain(Categorical):
+        deterministic_sample = property(lambda self: self.mode)
+
+    actor = ProbabilisticActor(logits, in_keys=["logits"], out_keys=[("agents", "action")], distribution_class=Plain)
+    loss = BRACLoss(actor, Case("vdn", discrete=True).critic())
+    with pytest.raises(ValueError, match="Plain passes none; give the actor this library's MaskedCategorical"):
+        loss(make_batch(DISCRETE, 4))
+
+
+@pytest.mark.parametrize("missing", [("next", "agents", "reward"), ("next", "terminated"), "state", ("agents", "action")])
+def test_a_batch_that_lacks_an_entry(missing) -> None:
+    loss = TDLoss(CASE.actor(), CASE.critic())
+    SoftUpdate(loss, tau=0.1)
+    name = missing if isinstance(missing, str) else ".".join(missing)
+    with pytest.raises(KeyError, match=rf"TDLoss needs the entry {name}, which the batch lacks; it has .*agents.observation"):
+        loss(make_batch(CONTINUOUS, 4).exclude(missing))
+
+
+def test_a_network_asked_alone_for_an_entry_that_is_not_there() -> None:
+    loss = OfflineMARLLoss(CASE.actor(), None, value_learning=None, extraction=Cloning())
+    with pytest.raises(KeyError, match="needs the entry agents.observation"):
+        loss.policy(make_batch(CONTINUOUS, 4).exclude(("agents", "observation")))
+
+
+def test_a_state_of_another_width() -> None:
+    loss = SARSALoss(CASE.critic())
+    SoftUpdate(loss, tau=0.1)
+    batch = make_batch(CONTINUOUS, 4)
+    batch["next", "state"] = torch.zeros(4, 9)
+    with pytest.raises(ValueError, match=r"HyperNetworkMixer wants values \[\*B, 3, heads\] and state \[\*B, 5\]"):
+        loss(batch)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from torchrl_marl_offline.training import Interval, RunLogger
+from torchrl_marl_offline.training.pictures import TRAINING_PANELS, plot_learning_curves, plot_methods
+
+pytest.importorskip("matplotlib")
+
+
+def make_run(folder, level: float, *, diverges: bool = False, evaluations: bool = True):
+    logger = RunLogger(folder)
+    for step in range(100, 5100, 100):
+        rise = 1 - math.exp(-step / 1500)
+        logger.log_train(
+            step,
+            {
+                "loss_qvalue": 1.0 / step,
+                "qvalue_abs": 20 * math.exp(step / 600) if diverges else 40 * rise,
+                "value_norm_scale": 3 + rise,
+                "effective_sample_size": 0.6 - 0.2 * rise,
+                "grad_norm": 2 + math.sin(step / 300),
+            },
+        )
+        if evaluations and step % 500 == 0:
+            for evaluator, shift in (("mode", 0.0), ("sampled", -25.0)):
+                value = 160 + level * rise + shift
+                logger.log_eval(step, evaluator, {"return": value, "return_low": value - 12, "return_high": value + 12})
+    return folder
+
+
+def pixels(path):
+    from matplotlib.image import imread
+
+    return imread(path)
+
+
+def distinct_colours(path) -> int:
+    import numpy as np
+
+    return len(np.unique((pixels(path)[..., :3] * 255).astype(int).reshape(-1, 3), axis=0))
+
+
+def test_learning_curves_of_one_run_and_of_several(tmp_path):
+    recipe = make_run(tmp_path / "recipe", 380.0)
+    cloning = make_run(tmp_path / "cloning", 250.0, diverges=True)
+    one = plot_learning_curves(recipe, tmp_path / "one.png", data_mean=457.0, title="mpe/simple_spread")
+    two = plot_learning_curves({"recipe": recipe, "cloning": cloning}, tmp_path / "two.png", data_mean=457.0)
+    for path in (one, two):
+        assert pixels(path).shape[1] > 1000  # three panels to a row
+        assert distinct_colours(path) > 50
+    assert not (pixels(one) == pixels(two)).all()
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["one.png", "two.png"]
+
+
+def test_only_the_columns_that_exist_get_a_panel(tmp_path):
+    folder = make_run(tmp_path / "run", 1.0, evaluations=False)
+    wide = plot_learning_curves(folder, tmp_path / "a.png")
+    narrow = plot_learning_curves(folder, tmp_path / "b.png", panels={"value_norm_scale": "σ", "absent": "x"})
+    assert pixels(wide).shape[1] == pytest.approx(3 * pixels(narrow).shape[1], rel=0.01)
+    assert len(TRAINING_PANELS) == 4
+    with pytest.raises(FileNotFoundError):
+        plot_learning_curves(tmp_path / "nowhere", tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_methods_with_intervals(tmp_path):
+    methods = {
+        "data": Interval(457.0, 450.0, 464.0),
+        "behaviour cloning": (392.0, 371.0, 413.0),
+        "recipe (Mix + SVN + IQL + AWR)": (486.0, 470.0, 502.0),
+        "losses": (-40.0, -60.0, -20.0),
+    }
+    path = plot_methods(methods, tmp_path / "methods.png", title="mpe/simple_spread, 5 seeds")
+    assert distinct_colours(path) > 50
+    single = plot_methods({"data": Interval(0.0, 0.0, 0.0)}, tmp_path / "single.png")
+    assert pixels(single).shape[0] < pixels(path).shape[0]
+    with pytest.raises(ValueError, match="at least one method"):
+        plot_methods({}, path)
