@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "centralized": {"decomposition": "centralized"},
     "frozen mixer": {"decomposition": "mixer", "frozen": True},
     "mixer without SVN": {"decomposition": "mixer", "svn": False},
+    "vdn without SVN": {"decomposition": "vdn", "svn": False},
+    "independent without SVN": {"decomposition": "independent", "svn": False},
 }
 
 

@@ -11,7 +11,6 @@ from torchrl.objectives import SoftUpdate
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules import (
     DECOMPOSITIONS,
-    ScaleInvariantValueNorm,
     make_actor,
     make_critic,
     make_value,
@@ -25,7 +24,6 @@ from torchrl_marl_offline.objectives import (
     AWRLoss,
     BehaviourCloning,
     BRACLoss,
-    Cloning,
     IQLLoss,
     OfflineMARLLoss,
     SARSALoss,
@@ -33,9 +31,7 @@ from torchrl_marl_offline.objectives import (
 )
 
 CONTINUOUS = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=2)
-DISCRETE = TaskSpec(
-    n_agents=3, observation_size=4, state_size=5, action_size=4, discrete=True, has_action_mask=True
-)
+DISCRETE = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=4, discrete=True, has_action_mask=True)
 RULES = {"td": TD(), "sarsa": SARSA(), "iql": IQL(0.8), "awr": AWR(temperature=2.0), "brac": BRAC(sample=False)}
 PRESETS = ("TDLoss", "SARSALoss", "IQLLoss", "AWRLoss", "BRACLoss", "BehaviourCloning")
 HIDDEN = (8,)
@@ -140,20 +136,3 @@ def gradients(loss: OfflineMARLLoss, batch: TensorDict, *terms: str) -> dict[str
     output = loss(batch)
     sum(output[key] for key in (terms or loss_terms(output))).backward()
     return {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
-
-
-__all__ = [
-    "CASES",
-    "COMBINATIONS",
-    "CONTINUOUS",
-    "DISCRETE",
-    "HIDDEN",
-    "PRESETS",
-    "PRESET_CASES",
-    "Case",
-    "Cloning",
-    "ScaleInvariantValueNorm",
-    "gradients",
-    "loss_terms",
-    "make_batch",
-]

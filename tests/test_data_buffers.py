@@ -119,7 +119,9 @@ def test_keys_are_what_travels():
     dataset = episodes(LENGTHS)
     keys = [("agents", "observation"), ("next", "terminated")]
     sample = dataset.replay_buffer(batch_size=4, keys=keys).sample()
-    assert set(sample.keys(include_nested=True, leaves_only=True)) == {*keys, "index"}
+    # the episodes' last rows have no next action, and a loss has to see that; their mask is all true
+    masks = {("collector", "has_next_action")}
+    assert set(sample.keys(include_nested=True, leaves_only=True)) == {*keys, *masks, "index"}
     sliced = dataset.replay_buffer(batch_size=4, slice_len=2, keys=keys, seed=0).sample()
     assert {*keys, ("collector", "mask")} <= set(sliced.keys(include_nested=True, leaves_only=True))
     with pytest.raises(KeyError):

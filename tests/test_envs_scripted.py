@@ -50,6 +50,9 @@ def test_controllers_choose_their_landmark(kind, landmark):
     assert SpreadController(kind).assignment(to_landmarks)[0].tolist() == landmark
 
 
+_DEFAULT = torch.tensor([0.0, 0.1])  # the default displacement (0.3, 0) minus (0.3, -0.1)
+
+
 def test_control_law_by_hand():
     td = _seen([[0.0, 0], [0.5, 0], [-0.5, 0]], [[0.1, -0.05], [0.5, 0], [-0.5, 0.9]], velocity=0.2)
     action = SpreadController("optimal")(td.clone())[ACTION]
@@ -57,6 +60,9 @@ def test_control_law_by_hand():
     torch.testing.assert_close(action, torch.tensor([[[0.1, -0.5], [-0.3, -0.3], [-0.3, 1.0]]]))
     drift = SpreadController("drift", gain=1.0, damping=0.0, offset=(0.3, -0.1))(td.clone())[ACTION]
     torch.testing.assert_close(drift, torch.tensor([[[0.4, -0.15], [0.3, -0.1], [0.3, 0.8]]]))
+    torch.testing.assert_close(SpreadController("drift", gain=1.0, damping=0.0)(td.clone())[ACTION], drift + _DEFAULT)
+    blown = SpreadController("fixed_assignment", gain=1.0, damping=0.0, offset=(0.3, -0.1))(td.clone())[ACTION]
+    torch.testing.assert_close(blown, drift)  # here the optimal landmarks are 0, 1, 2
     first, second = (SpreadController("optimal", noise=0.5, seed=3)(td.clone())[ACTION] for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, action)

@@ -114,7 +114,9 @@ def test_dead_agents_may_be_nan(case: Case) -> None:
                 batch[key][~alive] = filling
             elif key[-1] == "action_mask":
                 batch[key][~alive] = False
-        results.append(gradients(loss, batch) | dict(loss(batch).items()) | {"td_error": batch.get("td_error", torch.ones(1))})
+        results.append(
+            gradients(loss, batch) | dict(loss(batch).items()) | {"td_error": batch.get("td_error", torch.ones(1))}
+        )
     assert_same(*results)
     assert all(value.isfinite().all() for value in results[0].values())
 
@@ -187,6 +189,17 @@ def test_keyword_tensors_of_one_agent_and_unreduced(decomposition: str) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("decomposition", ["vdn", "independent"])
+@pytest.mark.parametrize("preset", ["BehaviourCloning", "AWRLoss", "BRACLoss"])
+def test_keyword_tensors_that_all_have_the_agents_dimension(preset: str, decomposition: str, discrete: bool) -> None:
+    case = Case(decomposition, preset=preset, discrete=discrete)
+    loss = case.build(reduction="none")
+    batch = make_batch(case.spec, 7)
+    tensors = {"_".join(key): batch[key] for key in loss.in_keys}  # dispatch takes [B, n] for the batch
+    torch.testing.assert_close(loss(**tensors), loss(batch)["loss_actor"])
+
+
 @every
 def test_reductions_agree(case: Case) -> None:
     outputs = {}
@@ -224,7 +237,9 @@ def test_priority_weights(case: Case) -> None:
 
 @few
 def test_state_dict_deepcopy_and_dtype(case: Case) -> None:
-    norm = {} if case.preset in ("AWRLoss", "BRACLoss", "BehaviourCloning") else {"value_norm": ScaleInvariantValueNorm()}
+    norm = (
+        {} if case.preset in ("AWRLoss", "BRACLoss", "BehaviourCloning") else {"value_norm": ScaleInvariantValueNorm()}
+    )
     loss, other = case.build(seed=1, **norm), case.build(seed=2, **norm)
     batch = make_batch(case.spec, 6)
     expected = loss(batch)
@@ -332,7 +347,9 @@ def test_in_keys_are_ordered_and_settable(case: Case) -> None:
     assert_same(loss(batch.select(*keys)), expected)  # they suffice
     for key in keys:
         name = key if isinstance(key, str) else ".".join(key)
-        with pytest.raises(KeyError, match=re.escape(f"{type(loss).__name__} needs the entry {name}, which the batch lacks")):
+        with pytest.raises(
+            KeyError, match=re.escape(f"{type(loss).__name__} needs the entry {name}, which the batch lacks")
+        ):
             loss(batch.exclude(key))
     loss.in_keys = keys[:2]
     assert loss.in_keys == keys[:2]
@@ -491,6 +508,41 @@ def test_awr_without_a_value_network_subtracts_the_value_of_the_policy() -> None
     log_prob = loss.policy(batch).log_prob(batch["agents", "action"])
     expected = -((q - v).squeeze(-1).exp() * log_prob).mean()
     torch.testing.assert_close(loss(batch)["loss_actor"], expected)
+
+
+@pytest.mark.parametrize("advantage", ["local", "joint"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_awr_by_its_equation(advantage: str, standardize: bool) -> None:
+    case = Case("mixer", "iql", "awr")
+    loss = case.build(extraction=AWR(temperature=0.5, advantage=advantage, standardize=standardize))
+    batch = make_batch(case.spec, 5)
+    with torch.no_grad():
+        q, v = loss.action_value(batch, batch["agents", "action"], target=True), loss.state_value(batch)
+    if advantage == "local":
+        a = (q.local.amin(-1) - v.local.squeeze(-1)).detach()
+    else:
+        a = (q.total.amin(-1) - v.total.squeeze(-1)).expand(5, 3)
+    if standardize:
+        a = (a - a.mean()) / a.std(correction=0)
+    log_prob = loss.policy(batch).log_prob(batch["agents", "action"])
+    output = loss(batch)
+    weight = (0.5 * a).exp()
+    torch.testing.assert_close(output["loss_actor"], -(weight * log_prob).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output["effective_sample_size"], weight.sum() ** 2 / (15 * weight.pow(2).sum()))
+
+
+@pytest.mark.parametrize("decomposition", ["mixer", "independent"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_brac_by_its_equation(decomposition: str, normalize: bool) -> None:
+    case = Case(decomposition, "td", "brac")
+    loss = case.build(extraction=BRAC(alpha=0.3, normalize=normalize), reduction="none")
+    batch = make_batch(case.spec, 5)
+    policy = loss.policy(batch)
+    q = loss.action_value(batch, policy.deterministic_sample).total.amin(-1)  # [B, k]
+    if normalize:
+        q = (q - q.mean()) / q.abs().mean()
+    cloning = policy.log_prob(batch["agents", "action"]).mean(-1)
+    torch.testing.assert_close(loss(batch)["loss_actor"], -q.mean(-1) - 0.3 * cloning, rtol=1e-4, atol=1e-5)
 
 
 def test_no_warning_without_targets_and_one_without_an_updater() -> None:

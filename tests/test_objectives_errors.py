@@ -89,7 +89,9 @@ def test_an_action_key_that_the_critic_does_not_read() -> None:
 
 
 def test_a_discrete_policy_without_a_gradient_through_its_action() -> None:
-    logits = TensorDictModule(AgentNetwork(4, 4, 3, hidden=(4,)), in_keys=[("agents", "observation")], out_keys=["logits"])
+    logits = TensorDictModule(
+        AgentNetwork(4, 4, 3, hidden=(4,)), in_keys=[("agents", "observation")], out_keys=["logits"]
+    )
 
     class Plain(Categorical):
         deterministic_sample = property(lambda self: self.mode)
@@ -100,18 +102,22 @@ def test_a_discrete_policy_without_a_gradient_through_its_action() -> None:
         loss(make_batch(DISCRETE, 4))
 
 
-@pytest.mark.parametrize("missing", [("next", "agents", "reward"), ("next", "terminated"), "state", ("agents", "action")])
+@pytest.mark.parametrize(
+    "missing", [("next", "agents", "reward"), ("next", "terminated"), "state", ("agents", "action")]
+)
 def test_a_batch_that_lacks_an_entry(missing) -> None:
     loss = TDLoss(CASE.actor(), CASE.critic())
     SoftUpdate(loss, tau=0.1)
     name = missing if isinstance(missing, str) else ".".join(missing)
-    with pytest.raises(KeyError, match=rf"TDLoss needs the entry {name}, which the batch lacks; it has .*agents.observation"):
+    with pytest.raises(
+        KeyError, match=rf"TDLoss needs the entry {name}, which the batch lacks; it has .*agents.observation"
+    ):
         loss(make_batch(CONTINUOUS, 4).exclude(missing))
 
 
 def test_a_network_asked_alone_for_an_entry_that_is_not_there() -> None:
     loss = OfflineMARLLoss(CASE.actor(), None, value_learning=None, extraction=Cloning())
-    with pytest.raises(KeyError, match="needs the entry agents.observation"):
+    with pytest.raises(KeyError, match=r"needs the entry agents\.observation"):
         loss.policy(make_batch(CONTINUOUS, 4).exclude(("agents", "observation")))
 
 

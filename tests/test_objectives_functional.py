@@ -80,5 +80,7 @@ def test_effective_sample_size() -> None:
     assert_close(F.effective_sample_size(torch.ones(7)), torch.tensor(1.0))
     assert_close(F.effective_sample_size(torch.tensor([1.0, 0.0, 0.0, 0.0])), torch.tensor(0.25))
     assert_close(F.effective_sample_size(torch.tensor([1.0, 3.0])), torch.tensor(0.8))
-    assert_close(F.effective_sample_size(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])), torch.tensor(0.8))
+    assert_close(
+        F.effective_sample_size(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])), torch.tensor(0.8)
+    )
     assert F.effective_sample_size(torch.zeros(3)).isfinite()

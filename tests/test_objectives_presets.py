@@ -129,7 +129,7 @@ def test_dtype_changes_keep_the_networks_shared() -> None:
 def test_a_policy_loss_refuses_an_ensemble_that_it_could_not_follow() -> None:
     case = Case("independent")
     critics = [case.critic(num_heads=1) for _ in range(2)]
-    with pytest.raises(ValueError, match="AWRLoss trains no critic.*pass one critic with num_heads="):
+    with pytest.raises(ValueError, match=r"AWRLoss trains no critic.*pass one critic with num_heads="):
         AWRLoss(case.actor(), critics)
     assert OfflineMARLLoss(case.actor(), critics, case.value()) is not None
 

@@ -101,7 +101,9 @@ def test_metrics() -> None:
 
 def test_heads_differ_in_who_is_trained() -> None:
     batch = table_batch()
-    grads = {h: gradients(sarsa(team=True, heads=h), batch)["qvalue_network_params.module.slope"] for h in ("all", "min")}
+    grads = {
+        h: gradients(sarsa(team=True, heads=h), batch)["qvalue_network_params.module.slope"] for h in ("all", "min")
+    }
     # d/dw1: mean of 2 * (.5) * 3 and 2 * 1 * 3; d/dw2: mean of 2 * 3.5 * 3 and 2 * 4 * 3
     assert_close(grads["all"], torch.tensor([4.5, 22.5]))
     assert_close(grads["min"], torch.tensor([4.5, 0.0]))
@@ -255,9 +257,7 @@ def test_estimators_that_need_more_are_refused() -> None:
 
 
 def test_a_default_estimator_is_made_on_demand() -> None:
-    loss = OfflineMARLLoss(
-        None, make_critic(CONTINUOUS, hidden=(4,)), value_learning=SARSA(), extraction=None
-    )
+    loss = OfflineMARLLoss(None, make_critic(CONTINUOUS, hidden=(4,)), value_learning=SARSA(), extraction=None)
     SoftUpdate(loss, tau=0.1)
     loss.set_keys(priority="error")  # before there is an estimator
     assert loss._value_estimator is None

@@ -14,10 +14,12 @@ from torchrl.data import (
     TensorStorage,
 )
 
-from torchrl_marl_offline.data.layout import MASK, TRAJ_IDS
+from torchrl_marl_offline.data.layout import AGENT_MASK, HAS_NEXT_ACTION, MASK, TRAJ_IDS, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
+
+_MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
 
 
 class DatasetStorage(TensorStorage):
@@ -113,7 +115,8 @@ def make_replay_buffer(
         short_episodes: what becomes of episodes shorter than ``slice_len``: ``"pad"`` repeats their last row, with
             ``("collector", "mask")`` false; ``"drop"`` never samples them.
         seed: of the generator; by default one is drawn from the operating system.
-        keys: leaves to keep, by default all; ``("collector", "traj_ids")`` and ``mask`` stay where slices need them.
+        keys: leaves to keep, by default all; ``loss.in_keys`` makes samples cheaper. Masks with a false entry always
+            stay, because a loss reads them where they are, and ``("collector", "traj_ids")`` where slices need it.
         prefetch: 1 prepares the next sample in a thread. More would let threads decide the order.
 
     Raises:
@@ -124,7 +127,8 @@ def make_replay_buffer(
         raise ValueError(f"prefetch must be None, 0 or 1, got {prefetch}; more threads would draw in any order.")
     if keys is not None:
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
-        data = data.select(*keys, *needed)
+        masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
+        data = data.select(*keys, *needed, *masks)
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
     )

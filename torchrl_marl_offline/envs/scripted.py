@@ -60,7 +60,7 @@ class SpreadController(TensorDictModuleBase):
     - ``"greedy_nearest"``: each agent's nearest landmark, so that agents may share one and collide;
     - ``"fixed_assignment"``: agent i takes landmark i;
     - ``"wrong_landmark"``: the one-to-one assignment of the *largest* total distance;
-    - ``"drift"``: the optimal landmark displaced by ``offset``, which amounts to a constant wind;
+    - ``"drift"``: the optimal landmark, with a displacement of (0.3, 0) by default;
     - ``"random"``: no target; uniform actions.
 
     Args:
@@ -68,7 +68,8 @@ class SpreadController(TensorDictModuleBase):
         gain: proportional gain, 1/m.
         damping: derivative gain, s/m.
         noise: standard deviation of the Gaussian noise on the action.
-        offset: (x, y) displacement of ``"drift"``.
+        offset: (x, y) displacement of the target, which amounts to a constant wind; by default (0, 0), for
+            ``"drift"`` (0.3, 0).
         seed: of the noise; ``None`` takes torch's global generator.
     """
 
@@ -79,7 +80,7 @@ class SpreadController(TensorDictModuleBase):
         gain: float = 4.0,
         damping: float = 1.5,
         noise: float = 0.0,
-        offset: tuple[float, float] = (0.3, 0.0),
+        offset: tuple[float, float] | None = None,
         seed: int | None = None,
     ) -> None:
         if kind not in get_args(SpreadKind):
@@ -87,7 +88,7 @@ class SpreadController(TensorDictModuleBase):
         self.in_keys, self.out_keys = [OBSERVATION], [ACTION]
         super().__init__()
         self.kind, self.gain, self.damping, self.noise = kind, gain, damping, noise
-        self.offset = offset
+        self.offset = offset or ((0.3, 0.0) if kind == "drift" else (0.0, 0.0))
         self._chance = _Chance(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -101,7 +102,7 @@ class SpreadController(TensorDictModuleBase):
         to_landmarks = observation[..., 4:10].unflatten(-1, (3, 2))  # [*B, agent, landmark, 2]
         chosen = self.assignment(to_landmarks)[..., None, None].expand(*to_landmarks.shape[:-2], 1, 2)
         to_target = to_landmarks.gather(-2, chosen).squeeze(-2)  # [*B, agent, 2]
-        if self.kind == "drift":
+        if any(self.offset):
             to_target = to_target + torch.stack([torch.full_like(to_target[..., 0], o) for o in self.offset], -1)
         action = (self.gain * to_target - self.damping * velocity).clamp(-1, 1)
         if self.noise:

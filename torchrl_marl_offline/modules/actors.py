@@ -110,7 +110,9 @@ class GaussianHead(nn.Module):
         ``[*B, n, o]`` to loc and scale ``[*B, n, a]``.
     """
 
-    def __init__(self, spec: TaskSpec, *, scale: float | Literal["learned", "state_dependent"] = 1.0, **network) -> None:
+    def __init__(
+        self, spec: TaskSpec, *, scale: float | Literal["learned", "state_dependent"] = 1.0, **network
+    ) -> None:
         super().__init__()
         self.state_dependent = scale == "state_dependent"
         self.fixed_scale = None if isinstance(scale, str) else float(scale)
@@ -153,8 +155,8 @@ def make_actor(
     """Build the agents' policies as a TorchRL actor.
 
     It reads ``("agents", "observation")`` (and ``("agents", "action_mask")`` where the task has one) and writes
-    ``("agents", "action")``; TorchRL's :func:`~torchrl.envs.set_exploration_type` chooses between the mode and a sample.
-    For a discrete task it is a masked categorical, and ``distribution`` and ``scale`` are not looked at.
+    ``("agents", "action")``; TorchRL's :func:`~torchrl.envs.set_exploration_type` chooses between the mode and a
+    sample. For a discrete task it is a masked categorical, and ``distribution`` and ``scale`` are not looked at.
 
     Args:
         spec: the task's sizes and bounds.

@@ -189,7 +189,8 @@ def make_value(
     """Build the state-value module that goes with :func:`make_critic`, for implicit Q-learning.
 
     With ``centralized`` it writes the team's value at ``"state_value"`` ``[*B, 1]``; with all others, local values
-    at ``("agents", "state_value")`` ``[*B, n, 1]``, which the loss sends through the critic's mixer. Arguments as there.
+    at ``("agents", "state_value")`` ``[*B, n, 1]``, which the loss sends through the critic's mixer. Arguments
+    as there.
     """
     if decomposition not in DECOMPOSITIONS:
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")

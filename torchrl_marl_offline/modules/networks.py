@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class StackedMLP(nn.Module):
         self.stack, self.final_scale = tuple(stack), final_scale
         self.activation = _ACTIVATIONS[activation]
         widths = [in_features, *hidden, out_features]
-        self.layers = nn.ModuleList(StackedLinear(i, o, self.stack) for i, o in zip(widths[:-1], widths[1:]))
+        self.layers = nn.ModuleList(StackedLinear(i, o, self.stack) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(StackedLayerNorm(h, self.stack) for h in hidden) if layer_norm else None
         self.reset_parameters()
 

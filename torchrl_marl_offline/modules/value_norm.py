@@ -17,8 +17,9 @@ class ScaleInvariantValueNorm(ValueNorm):
         \sigma = \mathrm{sg}[\mathbb{E}\,|Q_{tot} - \mu|] + \epsilon
 
     Prediction and target are both mapped by :math:`(x - \mu) / \sigma`, so the squared error becomes
-    :math:`\sigma^{-2} (Q_{tot} - y)^2`: the critic's gradient no longer grows with the values' scale, and the Bellman fixed
-    point stays. A TorchRL :class:`~torchrl.modules.value_norm.ValueNorm`: it also serves in TorchRL's own losses.
+    :math:`\sigma^{-2} (Q_{tot} - y)^2`: the critic's gradient no longer grows with the values' scale, and the
+    Bellman fixed point stays. A TorchRL :class:`~torchrl.modules.value_norm.ValueNorm`: it also serves in
+    TorchRL's own losses.
 
     Unlike running norms it keeps no history: each :meth:`update` replaces the statistics.
 

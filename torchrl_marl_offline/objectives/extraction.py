@@ -53,13 +53,15 @@ class AWR(PolicyExtraction):
 
     .. math:: -\,e^{\alpha A_a} \log \pi_a(u_a | o_a), \qquad A_a = \min_k Q^k_a(o_a, u_a) - V_a(o_a)
 
-    Without a state-value network, :math:`V_a := Q_a(o_a, \pi(o_a))`. It stays within the data's actions and covers their modes.
+    Without a state-value network, :math:`V_a := Q_a(o_a, \pi(o_a))`. It stays within the data's actions and
+    covers their modes.
 
     Args:
         temperature: :math:`\alpha`, which may be scheduled as ``loss.temperature = 3.0``.
         advantage: ``"local"``, each agent's own, or ``"joint"``, the team's through the mixer, given to every agent.
             A centralized critic has only the joint one, and uses it whatever is asked for here.
-        standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code does.
+        standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
+            does.
         exponent_range: bounds of the exponent.
         max_weight: upper bound of the weight.
 
@@ -110,8 +112,8 @@ class BRAC(PolicyExtraction):
 
     .. math:: -\,\widetilde Q_{tot}(s, \pi(o)) - \alpha \log \pi_a(u_a | o_a)
 
-    with :math:`\widetilde Q = (Q - \mathbb{E} Q) / \mathbb{E}|Q|`. The gradient reaches an agent's policy through the mixer.
-    Continuous policies act by their mode; discrete ones by a straight-through one-hot sample.
+    with :math:`\widetilde Q = (Q - \mathbb{E} Q) / \mathbb{E}|Q|`. The gradient reaches an agent's policy
+    through the mixer. Continuous policies act by their mode; discrete ones by a straight-through one-hot sample.
 
     Args:
         alpha: weight :math:`\alpha` of cloning; may be scheduled as ``loss.alpha = 0.1``.
@@ -147,8 +149,8 @@ class BRAC(PolicyExtraction):
             action = policy.deterministic_sample
             if not action.is_floating_point():
                 raise ValueError(
-                    f"BRAC sends the critic's gradient through the action, and {type(policy).__name__} passes none; give the "
-                    "actor this library's MaskedCategorical, as make_actor does."
+                    f"BRAC sends the critic's gradient through the action, and {type(policy).__name__} passes none; "
+                    "give the actor this library's MaskedCategorical, as make_actor does."
                 )
         value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
         mask = loss.agent_mask(tensordict, value)

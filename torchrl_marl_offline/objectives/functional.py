@@ -56,7 +56,7 @@ def advantage_weight(
     exponent_range: tuple[float, float] = (-50.0, 10.0),
     max_weight: float = 100.0,
 ) -> Tensor:
-    r"""Return :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, the weight of advantage-weighted regression (eq. 11)."""
+    r"""Return :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, advantage-weighted regression's weight (eq. 11)."""
     return (temperature * advantage).clamp(*exponent_range).exp().clamp_max(max_weight)
 
 

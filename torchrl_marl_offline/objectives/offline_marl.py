@@ -71,7 +71,8 @@ class OfflineMARLLoss(LossModule):
             :class:`~torchrl_marl_offline.ScaleInvariantValueNorm`; None for none.
         heads: ``"all"`` trains every head (their losses are summed, as TorchRL does), ``"min"`` only the smaller one at
             each row, as the paper's listing does; both under the statistics of the minimum.
-        team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent agents.
+        team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent
+            agents.
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
             a list gives its own length.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -79,8 +80,8 @@ class OfflineMARLLoss(LossModule):
 
     Output:
         ``loss_actor``, ``loss_qvalue``, ``loss_value`` (those that apply) and, unless ``reduction="none"``, detached
-        metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``, ``value_norm_scale``, ``state_value``, and the
-        extraction rule's own. The priority ``"td_error"`` ``[*B]`` is written into the input.
+        metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``, ``value_norm_scale``, ``state_value``,
+        and the extraction rule's own. The priority ``"td_error"`` ``[*B]`` is written into the input.
 
     Raises:
         ValueError: where the networks and the rules do not fit together; the message says what to add.
@@ -208,8 +209,8 @@ class OfflineMARLLoss(LossModule):
             self._held += ("qvalue_network_params", "mixer_network_params", "value_network_params")
             if isinstance(critic, (list, tuple)):
                 raise ValueError(
-                    f"{type(self).__name__} trains no critic, and of a list of critics it would hold a copy that does not "
-                    "follow their training; pass one critic with num_heads=, or train both in one OfflineMARLLoss."
+                    f"{type(self).__name__} trains no critic, and of a list of critics it would hold a copy that does "
+                    "not follow their training; pass one critic with num_heads=, or train both in one OfflineMARLLoss."
                 )
         if self.extraction is None:
             self._held += ("actor_network_params",)
@@ -219,7 +220,9 @@ class OfflineMARLLoss(LossModule):
             return
         if mixer is None:
             critic, mixer = _split_mixer(critic)
-        expand = len(critic) if isinstance(critic, (list, tuple)) else (num_qvalue_nets if num_qvalue_nets > 1 else None)
+        expand = (
+            len(critic) if isinstance(critic, (list, tuple)) else (num_qvalue_nets if num_qvalue_nets > 1 else None)
+        )
         train = self.value_learning is not None
         self.convert_to_functional(
             critic, "qvalue_network", expand_dim=expand, create_target_params=train, compare_against=held
@@ -265,8 +268,8 @@ class OfflineMARLLoss(LossModule):
         if unravel_key(self.tensor_keys.local_state_action_value) in out_keys:
             return False
         raise ValueError(
-            f"The critic writes {out_keys}, neither the team's value {self.tensor_keys.state_action_value!r} nor local values "
-            f"{self.tensor_keys.local_state_action_value!r}; name them by set_keys(state_action_value=...) or "
+            f"The critic writes {out_keys}, neither the team's value {self.tensor_keys.state_action_value!r} nor local "
+            f"values {self.tensor_keys.local_state_action_value!r}; name them by set_keys(state_action_value=...) or "
             "set_keys(local_state_action_value=...)."
         )
 
@@ -338,7 +341,8 @@ class OfflineMARLLoss(LossModule):
         """Choose how targets are formed: TD(0) (default), TD(1) or TD(lambda), with ``gamma=`` and ``lmbda=``.
 
         Args:
-            value_type: a :class:`~torchrl.objectives.ValueEstimators` member or its alias, an estimator class or an instance.
+            value_type: a :class:`~torchrl.objectives.ValueEstimators` member or its alias, an estimator class or an
+                instance.
             **hyperparams: of the estimator.
 
         Raises:
@@ -354,8 +358,8 @@ class OfflineMARLLoss(LossModule):
             entry = get_value_estimator_entry(value_type)
             if entry.cls not in (TD0Estimator, TD1Estimator, TDLambdaEstimator):
                 raise NotImplementedError(
-                    f"{type(self).__name__} forms targets from the next value alone, which {entry.cls.__name__} does not; "
-                    "choose TD0, TD1 or TDLambda."
+                    f"{type(self).__name__} forms targets from the next value alone, which {entry.cls.__name__} does "
+                    "not; choose TD0, TD1 or TDLambda."
                 )
             hyperparams = {**entry.default_kwargs, **hyperparams, "value_network": None}
             LossModule.make_value_estimator(self, entry.cls, **hyperparams)
@@ -441,7 +445,8 @@ class OfflineMARLLoss(LossModule):
         local = out.get(self.tensor_keys.local_state_value)
         if self._is_central:
             raise ValueError(
-                "A centralized critic needs a team state value; pass value=make_value(spec, decomposition='centralized')."
+                "A centralized critic needs a team state value; pass value=make_value(spec, "
+                "decomposition='centralized')."
             )
         return Values(local, self._mix(tensordict, local, target=True))
 
@@ -458,7 +463,7 @@ class OfflineMARLLoss(LossModule):
 
     @torch.no_grad()
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in the unit of discounted returns."""
+        """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
         return self.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
 
     # ---------------------------------------------------------------- masks

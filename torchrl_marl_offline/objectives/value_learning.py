@@ -59,7 +59,8 @@ class TD(ValueLearning):
 class SARSA(ValueLearning):
     r"""Bootstrap at the dataset's next action: :math:`\min_k \bar Q^k_{tot}(s', u')` (eq. 8).
 
-    A row whose next action was never recorded (``("collector", "has_next_action")`` false) counts only if it terminated.
+    A row whose next action was never recorded (``("collector", "has_next_action")`` false) counts only if it
+    terminated.
     """
 
     needs_next_action: ClassVar[bool] = True

@@ -1,6 +1,7 @@
 """Training and evaluation: the loop, its checkpoints, its logs, pictures and intervals."""
 
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.command_line import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.training.evaluation import (
     Evaluation,
     IllegalActionError,
@@ -18,6 +19,7 @@ from torchrl_marl_offline.training.loop import (
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
+from torchrl_marl_offline.training.report import format_table, report
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,
@@ -38,6 +40,7 @@ __all__ = [
     "Interval",
     "NonFiniteLossError",
     "RunLogger",
+    "SettingsError",
     "Trainer",
     "TrainingFinished",
     "TrainingInterrupted",
@@ -46,11 +49,16 @@ __all__ = [
     "evaluate",
     "evaluate_held_out",
     "evaluation_mode",
+    "format_table",
     "mean_confidence_interval",
+    "parse_settings",
+    "plain_errors",
     "plot_learning_curves",
     "plot_methods",
     "preserved_rng",
     "read_csv",
+    "report",
     "summarize_evaluations",
+    "write_config",
     "write_json_atomic",
 ]

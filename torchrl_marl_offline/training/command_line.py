@@ -1,0 +1,129 @@
+"""The command line of a training script: settings, presets, ``config.json``, and errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import linecache
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from torchrl_marl_offline.training.summary import write_json_atomic
+
+Settings = TypeVar("Settings")
+CONFIG_FILE = "config.json"
+
+
+class SettingsError(ValueError):
+    """The arguments of a script do not fit together; the message names the remedy."""
+
+
+def parse_settings(
+    kind: type[Settings], *, presets: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] | None = None
+) -> Settings:
+    """Read a dataclass of settings from the command line.
+
+    ``--preset NAME`` changes defaults; an argument that is given wins over it. With ``--resume DIR`` all settings are
+    those of ``DIR/config.json``, and an argument that says otherwise is an error.
+
+    Args:
+        kind: a dataclass whose fields all have defaults, with the fields ``preset``, ``resume`` and ``output``.
+        presets: name -> the fields whose default it changes.
+        arguments: by default those of the process.
+
+    Raises:
+        SettingsError: an unknown preset, a folder without ``config.json``, or an argument against it.
+    """
+    import tyro
+
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--preset", default=kind().preset)
+    peek.add_argument("--resume")
+    try:
+        early = peek.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise SettingsError(f"{error}; see --help.") from error
+    if early.resume is not None:
+        folder = Path(early.resume)
+        start = replace(read_config(kind, folder), resume=folder, output=folder)
+    elif early.preset in presets:
+        start = kind(**{"preset": early.preset, **presets[early.preset]})
+    else:
+        raise SettingsError(f"--preset must be one of {', '.join(presets)}, got {early.preset!r}.")
+    settings = tyro.cli(kind, default=start, args=arguments)
+    if early.resume is not None:
+        _check_agreement(start, settings)
+    return settings
+
+
+def _check_agreement(stored: Any, given: Any) -> None:
+    for field in fields(stored):
+        old, new = getattr(stored, field.name), getattr(given, field.name)
+        if old != new:
+            flag = "--" + field.name.replace("_", "-")
+            raise SettingsError(
+                f"{flag} is {new} on the command line, but the run in {stored.resume} was started with {old}; leave it "
+                "out to go on, or start a new run in another folder."
+            )
+
+
+def write_config(folder: Path, settings: Any) -> None:
+    """Write the settings to ``folder/config.json``, all but where they came from (``resume``).
+
+    Raises:
+        SettingsError: the folder has one already: it belongs to an earlier run.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise SettingsError(f"{folder} holds an earlier run; go on with --resume {folder}, or name another --output.")
+    write_json_atomic(folder / CONFIG_FILE, {k: v for k, v in asdict(settings).items() if k != "resume"})
+
+
+def read_config(kind: type[Settings], folder: Path) -> Settings:
+    """Read what :func:`write_config` wrote.
+
+    Raises:
+        SettingsError: there is none, it is damaged, or it is of another script or version.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise SettingsError(f"{folder} holds no {CONFIG_FILE}; name the folder of an earlier run (its --output).")
+    hints = get_type_hints(kind)
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return kind(**{name: _restore(value, hints[name]) for name, value in stored.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{file} is damaged, or of another script or version; start a new run.") from error
+
+
+def _restore(value: Any, hint: Any) -> Any:
+    """Undo what JSON does to paths and tuples."""
+    if value is not None and (hint is Path or Path in get_args(hint)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with one sentence for Ctrl-C and for an error that a ``raise`` of this library or of the script
+    made: it names its remedy. Any other is a defect, and keeps its traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted outside of training; start again, or go on with --resume and the run's folder.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+        module = frame.f_globals.get("__name__", "")
+        ours = module == "__main__" or module.partition(".")[0] == __name__.partition(".")[0]
+        if not ours or not linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise "):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)

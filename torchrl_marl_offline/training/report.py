@@ -1,0 +1,106 @@
+"""What a run has shown, as a table: data and methods side by side, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.training.evaluation import Evaluation
+from torchrl_marl_offline.training.pictures import plot_methods
+from torchrl_marl_offline.training.statistics import mean_confidence_interval
+from torchrl_marl_offline.training.summary import write_json_atomic
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.data import OfflineDataset
+    from torchrl_marl_offline.training.held_out import HeldOutEvaluation
+
+
+def format_table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
+    """Return columns of equal width, the first aligned to the left, numbers with four digits.
+
+    Example:
+        >>> print(format_table([["data", 275.06], ["cloning", None]], header=["", "return"]))
+                 return
+        data      275.1
+        cloning
+    """
+    cells = [[_cell(value) for value in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def report(
+    folder: Path,
+    *,
+    finals: Mapping[str, Evaluation | HeldOutEvaluation],
+    curves: Mapping[str, Mapping[str, float]],
+    data: OfflineDataset,
+) -> str:
+    """Say what methods came to: a table, ``folder/summary.json`` and, where there are returns, ``methods.png``.
+
+    Args:
+        folder: of the run.
+        finals: ``"method, way"`` -> the evaluation after training, on episodes of its own.
+        curves: ``"method, way"`` -> what :func:`summarize_evaluations` says of the evaluations during training. Each
+            method's better way is the one with the better average of the last of them, and gets a star.
+        data: what the methods were trained on.
+
+    Returns:
+        The table with a note under it.
+    """
+    summary = {name: {"final": result.summary(), "during training": curves[name]} for name, result in finals.items()}
+    returns = {name: result.returns for name, result in finals.items() if isinstance(result, Evaluation)}
+    recorded = mean_confidence_interval(data.episode_returns())
+    summary["data"] = {"return": recorded.mean, "return_low": recorded.low, "return_high": recorded.high}
+    write_json_atomic(folder / "summary.json", summary)
+    if not returns:
+        return _held_out_table(finals)
+    better = best_ways(curves)
+    label = f"data ({data.n_episodes} episodes)"
+    intervals = {label: recorded} | {name: mean_confidence_interval(values) for name, values in returns.items()}
+    plot_methods({_starred(name, better): interval for name, interval in intervals.items()}, folder / "methods.png")
+    rows = []
+    for name, interval in intervals.items():
+        readings = [curves.get(name, {}).get(reading) for reading in ("last", "best", "average_of_last")]
+        rows.append(
+            [_starred(name, better), interval.mean, f"[{interval.low:.4g}, {interval.high:.4g}]", *readings]
+        )
+    averaged = int(next(iter(curves.values()))["averaged"])
+    header = ["return per episode", "mean", "95 % interval", "last", "best", f"average of last {averaged}"]
+    episodes = len(next(iter(returns.values())))
+    return format_table(rows, header=header) + (
+        f"\nMeans over {episodes} episodes after training; the intervals are across these episodes of one run, not across "
+        "seeds.\nLast, best and average of last: evaluations during training. * the better way by the last column."
+    )
+
+
+def best_ways(curves: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """Return, of the names ``"method, way"`` of each method, the one with the best average of last evaluations."""
+    methods = dict.fromkeys(name.rpartition(", ")[0] for name in curves)
+    return {
+        max((name for name in curves if name.startswith(f"{method}, ")), key=lambda name: curves[name]["average_of_last"])
+        for method in methods
+    }
+
+
+def _held_out_table(finals: Mapping[str, HeldOutEvaluation]) -> str:
+    summaries = {name: result.summary() for name, result in finals.items()}
+    columns = list(dict.fromkeys(column for summary in summaries.values() for column in summary))
+    table = format_table([[c, *(s.get(c) for s in summaries.values())] for c in columns], header=["", *summaries])
+    checked = sum(result.checked_actions for result in finals.values())
+    return f"{table}\nIllegal proposals among {checked} checked, by mode and sampled: 0. Returns need a simulator."
+
+
+def _starred(name: str, better: set[str]) -> str:
+    return f"{name} *" if name in better else name
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
