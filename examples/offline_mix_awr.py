@@ -150,11 +150,12 @@ def main(args: Args) -> None:
     if args.resume is None:
         training.write_config(folder, replace(args, output=folder))
     folders = {"cloning": folder / "cloning", "recipe": folder}
-    metric, data_mean = ("return", data.episode_returns().mean().item()) if env is not None else ("agreement", None)
-    returns, curves, finals = {"data": data.episode_returns()}, {}, {}
+    metric = "return" if env is not None else "agreement" if data.spec.discrete else "action_error"
+    curves, finals = {}, {}
 
     def draw() -> None:  # after every evaluation
         runs = {name: place for name, place in folders.items() if (place / "train.csv").exists()}
+        data_mean = data.episode_returns().mean().item() if metric == "return" else None
         training.plot_learning_curves(runs, folder / "learning_curves.png", metric=metric, data_mean=data_mean)
 
     for name, place in folders.items():
@@ -186,14 +187,11 @@ def main(args: Args) -> None:
         if isinstance(result, training.TrainingInterrupted):
             sys.exit(130)
         final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
-        for way, measure in final.items():
-            finals[f"{name}, {way}"] = measured = measure()
-            if env is not None:
-                returns[f"{name}, {way}"] = measured.returns
+        finals |= {f"{name}, {way}": measure() for way, measure in final.items()}
         summary = training.summarize_evaluations(logger.eval.rows, metric)
         curves |= {f"{name}, {way}": curve for way, curve in summary.items()}
-
-    training.report(folder, returns=returns, curves=curves, finals=finals)
+    print("\n" + training.write_report(folder, finals=finals, curves=curves, data=data))
+    print(f"Pictures, CSV files and checkpoints: {folder}")
 
 
 if __name__ == "__main__":

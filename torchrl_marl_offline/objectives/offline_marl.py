@@ -396,6 +396,10 @@ class OfflineMARLLoss(LossModule):
             target: use the target networks.
             detach: keep the gradient from the critic's parameters (not from the action).
         """
+        return self._mixed(tensordict, self._critic(tensordict, action, target=target, detach=detach), target, detach)
+
+    def _critic(self, tensordict: TensorDictBase, action: Tensor, *, target: bool, detach: bool = False) -> Tensor:
+        """Evaluate the critic without its mixer: local values ``[*B, n, H]``, or a central one's ``[*B, 1, H]``."""
         if unravel_key(self.tensor_keys.action) not in map(unravel_key, self.qvalue_network.in_keys):
             raise ValueError(
                 f"The critic reads {self.qvalue_network.in_keys}, not the action {self.tensor_keys.action!r}; name its "
@@ -411,8 +415,11 @@ class OfflineMARLLoss(LossModule):
         else:
             with params.to_module(self.qvalue_network, preserve_module_state=False):
                 values = self.qvalue_network(inputs).get(key)
+        return values.unsqueeze(-2) if self._is_central else values  # [*B, H] -> [*B, 1, H]
+
+    def _mixed(self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False) -> Values:
         if self._is_central:
-            return Values(None, values.unsqueeze(-2))  # [*B, H] -> [*B, 1, H]
+            return Values(None, values)
         return Values(values, self._mix(tensordict, values, target=target, detach=detach))
 
     @property
@@ -436,19 +443,36 @@ class OfflineMARLLoss(LossModule):
 
     def state_value(self, tensordict: TensorDictBase) -> Values:
         """Evaluate the state-value network; local values go through the target mixer."""
+        values, is_total = self._state_network(tensordict)
+        return Values(None, values) if is_total else self._mixed(tensordict, values, target=True)
+
+    def _state_network(self, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
+        """Return ``[*B, k, 1]`` and whether these are the team's values already."""
         inputs = self._inputs(self.value_network, tensordict)
         with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
             out = self.value_network(inputs)
         total = out.get(self.tensor_keys.state_value, None)
         if total is not None:
-            return Values(None, total.unsqueeze(-2))
-        local = out.get(self.tensor_keys.local_state_value)
+            return total.unsqueeze(-2), True
         if self._is_central:
             raise ValueError(
                 "A centralized critic needs a team state value; pass value=make_value(spec, "
                 "decomposition='centralized')."
             )
-        return Values(local, self._mix(tensordict, local, target=True))
+        return out.get(self.tensor_keys.local_state_value), False
+
+    def target_and_state_value(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Values, Values]:
+        """Evaluate the target critic at ``action`` and the state-value network, in one pass of the target mixer."""
+        with torch.no_grad():
+            critic = self._critic(tensordict, action, target=True)
+        state, is_total = self._state_network(tensordict)
+        if is_total or self.mixer_network is None:
+            with torch.no_grad():
+                target = self._mixed(tensordict, critic, target=True)
+            return target, Values(None, state) if is_total else self._mixed(tensordict, state, target=True)
+        heads = critic.shape[-1]
+        mixed = self._mix(tensordict, torch.cat([critic, state], -1), target=True)
+        return Values(critic, mixed[..., :heads].detach()), Values(state, mixed[..., heads:])
 
     def policy(self, tensordict: TensorDictBase) -> Distribution:
         """Return the agents' action distribution."""
@@ -684,18 +708,18 @@ class Estimates:
 
     @property
     def target(self) -> Values:
-        """The target critic at the dataset's action."""
-        if self._target is None:
-            with torch.no_grad():
-                self._target = self._loss.action_value(self._tensordict, self._action, target=True)
-        return self._target
+        """The target critic at the dataset's action, without gradient."""
+        return self._target_and_state()[0]
 
     @property
     def state(self) -> Values:
         """The state-value network."""
-        if self._state is None:
-            self._state = self._loss.state_value(self._tensordict)
-        return self._state
+        return self._target_and_state()[1]
+
+    def _target_and_state(self) -> tuple[Values, Values]:
+        if self._target is None or self._state is None:
+            self._target, self._state = self._loss.target_and_state_value(self._tensordict, self._action)
+        return self._target, self._state
 
     def advantage(self, *, joint: bool) -> Tensor:
         """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""

@@ -19,7 +19,7 @@ from torchrl_marl_offline.training.loop import (
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
-from torchrl_marl_offline.training.report import format_table, report
+from torchrl_marl_offline.training.report import format_table, write_report
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,
@@ -57,8 +57,8 @@ __all__ = [
     "plot_methods",
     "preserved_rng",
     "read_csv",
-    "report",
     "summarize_evaluations",
     "write_config",
     "write_json_atomic",
+    "write_report",
 ]

@@ -116,7 +116,10 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("Interrupted outside of training; start again, or go on with --resume and the run's folder.", file=sys.stderr)
+        print(
+            "Interrupted outside of training; start again, or go on with --resume and the run's folder.",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except Exception as error:
         frame, line = list(traceback.walk_tb(error.__traceback__))[-1]

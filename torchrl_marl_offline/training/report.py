@@ -34,7 +34,7 @@ def format_table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str
     return "\n".join(line.rstrip() for line in lines)
 
 
-def report(
+def write_report(
     folder: Path,
     *,
     finals: Mapping[str, Evaluation | HeldOutEvaluation],
@@ -53,7 +53,9 @@ def report(
     Returns:
         The table with a note under it.
     """
-    summary = {name: {"final": result.summary(), "during training": curves[name]} for name, result in finals.items()}
+    summary = {
+        name: {"final": result.summary(), "during training": curves.get(name)} for name, result in finals.items()
+    }
     returns = {name: result.returns for name, result in finals.items() if isinstance(result, Evaluation)}
     recorded = mean_confidence_interval(data.episode_returns())
     summary["data"] = {"return": recorded.mean, "return_low": recorded.low, "return_high": recorded.high}
@@ -67,15 +69,13 @@ def report(
     rows = []
     for name, interval in intervals.items():
         readings = [curves.get(name, {}).get(reading) for reading in ("last", "best", "average_of_last")]
-        rows.append(
-            [_starred(name, better), interval.mean, f"[{interval.low:.4g}, {interval.high:.4g}]", *readings]
-        )
+        rows.append([_starred(name, better), interval.mean, f"[{interval.low:.4g}, {interval.high:.4g}]", *readings])
     averaged = int(next(iter(curves.values()))["averaged"])
     header = ["return per episode", "mean", "95 % interval", "last", "best", f"average of last {averaged}"]
     episodes = len(next(iter(returns.values())))
     return format_table(rows, header=header) + (
-        f"\nMeans over {episodes} episodes after training; the intervals are across these episodes of one run, not across "
-        "seeds.\nLast, best and average of last: evaluations during training. * the better way by the last column."
+        f"\nMeans over {episodes} episodes after training; the intervals are across these episodes of one run, not "
+        "across seeds.\nLast, best and average of last: evaluations during training. * the better way by the last column."
     )
 
 
@@ -83,7 +83,10 @@ def best_ways(curves: Mapping[str, Mapping[str, float]]) -> set[str]:
     """Return, of the names ``"method, way"`` of each method, the one with the best average of last evaluations."""
     methods = dict.fromkeys(name.rpartition(", ")[0] for name in curves)
     return {
-        max((name for name in curves if name.startswith(f"{method}, ")), key=lambda name: curves[name]["average_of_last"])
+        max(
+            (name for name in curves if name.startswith(f"{method}, ")),
+            key=lambda name: curves[name]["average_of_last"],
+        )
         for method in methods
     }
 
