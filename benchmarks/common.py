@@ -87,13 +87,18 @@ def run_jobs(
         ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         results.open("a") as file,
     ):
-        futures = {pool.submit(function, **job): job for job in open_jobs}
+        futures = {pool.submit(_alone, function, job): job for job in open_jobs}
         for future in tqdm(as_completed(futures), total=len(futures), desc=function.__name__):
             row = {"job": futures[future], "result": future.result()}
             file.write(json.dumps(row) + "\n")
             file.flush()
             found.append(row)
     return [row["job"] | row["result"] for row in found]
+
+
+def _alone(function: Callable[..., dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:
+    torch.compiler.reset()  # a process may compile a function only a few times over
+    return function(**job)
 
 
 def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def grid_navigation(
         steps=steps,
         lr=lr,
         evaluators={"success": measure},
-        eval_every=steps // 8,
+        eval_every=steps // 6,
         compile=True,
         progress=False,
     )
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/grid_navigation"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--expectile", type=float, default=0.8)
     parser.add_argument("--temperature", type=float, default=3.0)
     parser.add_argument("--gamma", type=float, default=0.95)

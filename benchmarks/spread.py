@@ -27,7 +27,6 @@ METHODS = {
     "frozen mixer": ("frozen mixer", "joint"),
     "mixer without SVN": ("mixer without SVN", "joint"),
     "mixer, local advantage": ("mixer", "local"),
-    "vdn, local advantage": ("vdn", "local"),
 }
 
 
@@ -54,7 +53,7 @@ def spread(
         steps=steps,
         lr=lr,
         evaluators={"return": measure},
-        eval_every=steps // 8,
+        eval_every=steps // 6,
         compile=method != "cloning",
         progress=False,
     )
@@ -91,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/spread_study"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--expectile", type=float, default=0.7)
     parser.add_argument("--temperature", type=float, default=3.0)
     parser.add_argument("--gamma", type=float, default=0.95)

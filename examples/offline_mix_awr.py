@@ -11,7 +11,6 @@ averages them, the recipe prefers the better one.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -96,6 +95,7 @@ PAPER |= {"expectile": 0.9, "temperature": 10.0, "advantage": "local", "eval_eve
 
 def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put the networks and the rules together."""
+    torch.manual_seed(args.seed)
     actor = marl.make_actor(spec, hidden=args.hidden, scale="learned")
     if name == "cloning":
         return marl.BehaviourCloning(actor)
@@ -139,7 +139,8 @@ def main(args: Args) -> None:
     source = args.dataset or args.task or "mpe/simple_spread"
     folder = args.output or Path("runs") / f"{Path(source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     if args.dataset is None:
-        data = record_mixed_skill(source, folder.parent / "data", episodes=args.episodes, progress=True)
+        options = {"episodes": args.episodes, "seed": args.seed, "progress": True}
+        data = record_mixed_skill(source, folder.parent / "data", **options)
     else:
         data = marl.load_dataset(source)
     print(data.summary())
@@ -147,6 +148,7 @@ def main(args: Args) -> None:
     if env is None:
         data, held_out = data.split(fraction=0.1, seed=args.seed)
         print(f"No simulator of {data.spec.task} here: {held_out.n_episodes} episodes are held out to look at instead.")
+    losses = {name: make_loss(name, args, data.spec).to(args.device) for name in ("cloning", "recipe")}
     if args.resume is None:
         training.write_config(folder, replace(args, output=folder))
     folders = {"cloning": folder / "cloning", "recipe": folder}
@@ -160,10 +162,9 @@ def main(args: Args) -> None:
 
     for name, place in folders.items():
         torch.manual_seed(args.seed)
-        loss = make_loss(name, args, data.spec).to(args.device)
+        loss = losses[name]
         evaluators = make_evaluators(loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
-        wandb = args.wandb and os.environ.get("WANDB_MODE", "online")
-        logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=wandb)
+        logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb)
         logger.log_config(asdict(args))
         trainer = marl.Trainer(
             loss,

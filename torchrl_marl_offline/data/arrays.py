@@ -88,7 +88,7 @@ def from_arrays(
     if action_mask is not None:
         rows[ACTION_MASK] = _tensor(action_mask, "action_mask", torch.bool, (length, n_agents, None))
         following[ACTION_MASK] = (next_action_mask, "next_action_mask")
-    terminated, truncated = _ends(terminals, truncations, length, n_agents, notes)
+    terminated, truncated = team_ends(terminals, truncations, length, n_agents, notes)
     done = terminated | truncated
     known_successor = all(given is not None for given, _ in following.values())
     for key, (given, name) in following.items():
@@ -154,10 +154,18 @@ def _reward_tensor(rewards: Array, length: int, n_agents: int, notes: dict[str, 
     return _tensor(rewards, "rewards", torch.float32, (length, n_agents)).unsqueeze(-1)
 
 
-def _ends(
+def team_ends(
     terminals: Array, truncations: Array | None, length: int, n_agents: int, notes: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``terminated`` and ``truncated``, ``[T]`` bool, of the team; the last row always ends an episode."""
+    """Return ``terminated`` and ``truncated``, ``[T]`` bool, of the team; the last row always ends an episode.
+
+    Args:
+        terminals: ``[T]`` or ``[T, n]``, nonzero where the task ended.
+        truncations: like ``terminals``, where the recording stopped although the task went on.
+        length: ``T``.
+        n_agents: ``n``.
+        notes: what is found is added to its ``"findings"``.
+    """
 
     def per_agent(values: Array | None, name: str) -> torch.Tensor:
         if values is None:

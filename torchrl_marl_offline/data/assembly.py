@@ -95,11 +95,23 @@ def open_unused_masks(rows: dict, unused: torch.Tensor, findings: list[str]) -> 
         unused: ``[T]`` bool, rows whose next state is not used.
         findings: a sentence is appended where there is such a row.
     """
+    opened = open_empty_masks(rows, unused)
+    if opened:
+        findings.append(opened_masks_finding(opened))
+
+
+def open_empty_masks(rows: dict, unused: torch.Tensor) -> int:
+    """Do what :func:`open_unused_masks` does and return the number of rows; for rows that come in parts."""
     key = next_key(ACTION_MASK)
     empty = ~rows[key].any(-1) & unused.unsqueeze(-1)  # [T, n]
     if empty.any():
         rows[key] = rows[key] | empty.unsqueeze(-1)
-        findings.append(f"{int(empty.any(-1).sum())} final rows allow no action; all are allowed there, none is used")
+    return int(empty.any(-1).sum())
+
+
+def opened_masks_finding(count: int) -> str:
+    """Say what :func:`open_empty_masks` did."""
+    return f"{count} final rows allow no action; all are allowed there, none is used"
 
 
 def team_reward(rewards: torch.Tensor, n_agents: int) -> torch.Tensor:

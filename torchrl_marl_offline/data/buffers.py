@@ -96,6 +96,7 @@ def make_replay_buffer(
     seed: int | None = None,
     keys: Sequence[NestedKey] | None = None,
     prefetch: int | None = None,
+    buffer_class: type[TensorDictReplayBuffer] = TensorDictReplayBuffer,
 ) -> TensorDictReplayBuffer:
     """Return a buffer that draws with replacement from a generator of its own.
 
@@ -118,6 +119,7 @@ def make_replay_buffer(
         keys: leaves to keep, by default all; ``loss.in_keys`` makes samples cheaper. Masks with a false entry always
             stay, because a loss reads them where they are, and ``("collector", "traj_ids")`` where slices need it.
         prefetch: 1 prepares the next sample in a thread. More would let threads decide the order.
+        buffer_class: what is built.
 
     Raises:
         KeyError: a key of ``keys`` is not in the dataset.
@@ -138,7 +140,7 @@ def make_replay_buffer(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return TensorDictReplayBuffer(
+    return buffer_class(
         storage=storage,
         sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, short_episodes),
         writer=ImmutableDatasetWriter(),

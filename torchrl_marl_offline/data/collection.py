@@ -60,7 +60,7 @@ def collect(
         seed: of the environment and of torch's generators, which are put back afterwards. Equal seeds give equal data.
         exploration: ``"sample"`` from a stochastic policy or take its ``"mode"``.
         metadata: JSON-ready, e.g. ``{"quality": "medium"}``.
-        progress: show a bar.
+        progress: show a bar on a terminal.
 
     Raises:
         ValueError: not exactly one of ``episodes`` and ``steps`` is given, or it is not positive.
@@ -160,7 +160,7 @@ def _roll_out(env: EnvBase, policy: Policy, recording: _Recording, progress: boo
 
     with tqdm(
         total=int(recording.shares.sum()),
-        disable=not progress,
+        disable=None if progress else True,  # None: no bar where the output is not a terminal
         unit="episode" if recording.by_episode else "step",
         desc="collect",
     ) as bar:

@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.layout import REWARD, SUCCESS, TRAJ_IDS, TaskSpec, next_key
-from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate
+from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate, values_are_checked
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -48,7 +48,7 @@ class OfflineDataset:
     def __init__(
         self, data: TensorDictBase, spec: TaskSpec, metadata: dict[str, Any] | None = None, *, check: bool = True
     ) -> None:
-        if check:
+        if check and values_are_checked():
             validate(data, spec)
         else:
             check_leaves(data, spec)

@@ -41,7 +41,7 @@ def record_mixed_skill(
         episodes: how many to record.
         seed: of the environment and the policies.
         num_envs: environments stepped at once (at most ``episodes``).
-        progress: show a bar while recording.
+        progress: show a bar on a terminal.
 
     Raises:
         DatasetError: if the dataset that is there is damaged, or of the policies of another version.

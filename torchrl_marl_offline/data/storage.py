@@ -14,13 +14,19 @@ import re
 import shutil
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.validation import DatasetError
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict import NestedKey
 
 FORMAT = "torchrl_marl_offline.dataset"
 VERSION = 1
@@ -49,33 +55,63 @@ def save(
         FileExistsError: there is something at ``path`` that must not be replaced.
         TypeError: the metadata is not JSON-ready.
     """
+    json.dumps({"spec": spec.to_dict(), "metadata": metadata})  # before gigabytes are written
+    with replacing(path, overwrite=overwrite) as temporary:
+        data.to("cpu").memmap(str(temporary / DATA_FOLDER), copy_existing=True)
+        leaves = data.items(include_nested=True, leaves_only=True)
+        seal(temporary, {key: (tuple(value.shape), value.dtype) for key, value in leaves}, spec, metadata)
+    return Path(path).absolute()
+
+
+@contextmanager
+def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a hidden folder beside ``path`` that takes its place when the block ends well, and goes when it does not.
+
+    Args:
+        path: the folder to create.
+        overwrite: whether to replace a dataset that is there.
+
+    Raises:
+        FileExistsError: there is something at ``path`` that must not be replaced.
+    """
     path = Path(path).absolute()
     if path.exists() and not (overwrite and is_dataset_folder(path)):
         remedy = "pass overwrite=True or choose another folder" if is_dataset_folder(path) else "choose another folder"
         raise FileExistsError(f"{path} already exists; {remedy}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    header = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "metadata": metadata}
-    json.dumps(header)  # before gigabytes are written
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        data.to("cpu").memmap(str(temporary / DATA_FOLDER), copy_existing=True)
-        header["leaves"] = {
-            "/".join(key) if isinstance(key, tuple) else key: [list(value.shape), str(value.dtype)]
-            for key, value in data.items(include_nested=True, leaves_only=True)
-        }
-        header["files"] = {
-            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "blake2b": checksum(file)}
-            for file in sorted((temporary / DATA_FOLDER).rglob("*"))
-            if file.is_file()
-        }
-        (temporary / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        yield temporary
         _flush(temporary)
         _move_into_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return path
+
+
+def seal(
+    folder: Path, leaves: dict[NestedKey, tuple[tuple[int, ...], torch.dtype]], spec: TaskSpec, metadata: dict[str, Any]
+) -> None:
+    """Write ``metadata.json`` of the data that lies under ``folder``, with the checksum of every file.
+
+    Args:
+        folder: what :func:`replacing` gave.
+        leaves: shape and type of every leaf.
+        spec: the task's sizes.
+        metadata: JSON-ready.
+    """
+    header = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "metadata": metadata}
+    header["leaves"] = {
+        "/".join(key) if isinstance(key, tuple) else key: [list(shape), str(dtype)]
+        for key, (shape, dtype) in leaves.items()
+    }
+    header["files"] = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "blake2b": checksum(file)}
+        for file in sorted((folder / DATA_FOLDER).rglob("*"))
+        if file.is_file()
+    }
+    (folder / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
 
 
 def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, TaskSpec, dict[str, Any]]:

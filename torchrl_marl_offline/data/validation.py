@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,15 +30,60 @@ from torchrl_marl_offline.data.layout import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tensordict import NestedKey
 
     from torchrl_marl_offline.data.dataset import OfflineDataset
 
 _ROWS_AT_ONCE = 65_536
+_values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=True)
+
+
+@contextmanager
+def value_checks_deferred() -> Iterator[None]:
+    """Let datasets that are built inside the block check keys, shapes and types only.
+
+    So inspection and repair see what :func:`validate` would refuse, whichever reader it came through. ``validate``
+    itself checks everything, here too.
+    """
+    token = _values_are_checked.set(False)
+    try:
+        yield
+    finally:
+        _values_are_checked.reset(token)
+
+
+def values_are_checked() -> bool:
+    """Say whether a dataset that is built now looks at its values."""
+    return _values_are_checked.get()
 
 
 class DatasetError(ValueError):
     """A dataset, or the file it should come from, is not what it has to be; the message names the remedy."""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn whatever a format's library raises over damaged content into a :class:`DatasetError` that names the file.
+
+    Missing libraries and a full disk (``ImportError``, ``OSError`` with an ``errno``) keep their own errors.
+    """
+    try:
+        yield
+    except DatasetError as error:
+        if str(path) in str(error):
+            raise
+        raise DatasetError(f"{path}: {error}") from error
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DatasetError(
+            f"{path} cannot be read ({reason}); it is damaged or of another format, fetch it again."
+        ) from error
 
 
 def expected_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
@@ -84,11 +132,22 @@ def validate(dataset: OfflineDataset | TensorDictBase, spec: TaskSpec | None = N
         raise DatasetError("A bare TensorDict says nothing about the task; call validate(data, spec=TaskSpec(...)).")
     check_leaves(data, spec)
     for start, rows in _chunks(data):
-        _check_finite(rows, start)
-        _check_actions(rows, start, spec)
-        if spec.has_action_mask:
-            _check_masks(rows, start)
+        check_values(rows, spec, start=start)
     _check_episodes(data)
+
+
+def check_values(rows: TensorDictBase, spec: TaskSpec, *, start: int = 0) -> None:
+    """Check the values of some rows: finite, actions within bounds and legal.
+
+    Args:
+        rows: consecutive transitions.
+        spec: the task's sizes.
+        start: number of the first row, for the message.
+    """
+    _check_finite(rows, start)
+    _check_actions(rows, start, spec)
+    if spec.has_action_mask:
+        _check_masks(rows, start)
 
 
 def check_leaves(data: TensorDictBase, spec: TaskSpec) -> None:

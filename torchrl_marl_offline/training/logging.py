@@ -92,7 +92,8 @@ class RunLogger:
         output: folder of ``train.csv`` and ``eval.csv``; ``None`` keeps the rows in memory.
         name: the run's name in TensorBoard and Weights & Biases; by default the folder's.
         tensorboard: also write TensorBoard events to ``output/tensorboard``.
-        wandb: also log to Weights & Biases. ``"offline"`` needs no network or account (``wandb sync`` sends it later).
+        wandb: also log to Weights & Biases. ``"offline"`` needs no network or account (``wandb sync`` sends it later);
+            ``True`` is offline where the environment variable ``WANDB_MODE`` is, else online.
         project: the Weights & Biases project.
 
     Raises:
@@ -121,7 +122,9 @@ class RunLogger:
         if tensorboard:
             self._loggers.append(_tensorboard_logger(self.output, name))
         if wandb:
-            self._loggers.append(_wandb_logger(self.output, name, offline=wandb == "offline", project=project))
+            # TorchRL's logger, asked for "offline", leaves the old word "dryrun" in the variable
+            offline = wandb == "offline" or (wandb is True and os.environ.get("WANDB_MODE") in ("offline", "dryrun"))
+            self._loggers.append(_wandb_logger(self.output, name, offline=offline, project=project))
 
     def log_train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row to ``train.csv``; elsewhere the names are ``train/<metric>``."""

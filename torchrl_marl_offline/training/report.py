@@ -73,10 +73,12 @@ def write_report(
     averaged = int(next(iter(curves.values()))["averaged"])
     header = ["return per episode", "mean", "95 % interval", "last", "best", f"average of last {averaged}"]
     episodes = len(next(iter(returns.values())))
-    return format_table(rows, header=header) + (
-        f"\nMeans over {episodes} episodes after training; the intervals are across these episodes of one run, not "
-        "across seeds.\nLast, best and average of last: evaluations during training. * the better way by the last column."
+    note = (
+        f"Means over {episodes} episodes after training; the intervals are across these episodes of one run, not "
+        "across seeds.\nLast, best and average of last: evaluations during training. "
+        "* the better way by the last column."
     )
+    return f"{format_table(rows, header=header)}\n{note}"
 
 
 def best_ways(curves: Mapping[str, Mapping[str, float]]) -> set[str]:

@@ -1,0 +1,86 @@
+"""Recorded mixtures are recorded once, in one piece, and know the environment that they came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torchrl_marl_offline.data import DatasetError, OfflineDataset, make_simulator, record_mixed_skill
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK
+from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
+
+
+def test_it_is_recorded_once_and_then_loaded(tmp_path):
+    first = record_mixed_skill("mpe/simple_spread", tmp_path, episodes=30, seed=3, num_envs=10)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "mpe-simple_spread-mixed-30-seed3"
+    written = (folder / "metadata.json").stat().st_mtime_ns
+    again = record_mixed_skill("mpe/simple_spread", tmp_path, episodes=30, seed=3, num_envs=10)
+    assert (folder / "metadata.json").stat().st_mtime_ns == written
+    elsewhere = record_mixed_skill("mpe/simple_spread", tmp_path / "elsewhere", episodes=30, seed=3, num_envs=10)
+    for other in (again, elsewhere):
+        assert (first.data == other.data).all()
+    other_seed = record_mixed_skill("mpe/simple_spread", tmp_path, episodes=30, seed=4, num_envs=10)
+    assert not torch.equal(first.data[ACTION], other_seed.data[ACTION])
+
+
+def test_data_of_another_mixture_is_not_taken_for_ours(tmp_path):
+    record_mixed_skill("games/xor", tmp_path, episodes=4)
+    (folder,) = tmp_path.iterdir()
+    header = json.loads((folder / "metadata.json").read_text())
+    header["metadata"]["behaviour"] = "experts"
+    (folder / "metadata.json").write_text(json.dumps(header))
+    with pytest.raises(DatasetError, match="policies than those of this version; delete it"):
+        record_mixed_skill("games/xor", tmp_path, episodes=4)
+
+
+def test_the_spread_mixture_has_one_good_behaviour_and_two_that_drift(tmp_path):
+    dataset = record_mixed_skill("mpe/simple_spread", tmp_path, episodes=1500)
+    returns = dataset.episode_returns()
+    assert abs(returns.mean() - 275) < 15  # 274.97 over 4,000 episodes with a standard deviation of 179
+    good = returns > 400
+    assert abs(good.float().mean() - 0.34) < 0.06
+    assert returns[~good].mean() < 200 < 450 < returns[good].mean()
+
+
+def test_grid_mixture_is_legal_and_of_middling_success(tmp_path):
+    dataset = record_mixed_skill("games/grid_navigation", tmp_path, episodes=300)
+    assert dataset.data[ACTION_MASK].gather(-1, dataset.data[ACTION].unsqueeze(-1)).all()
+    assert 0.5 < dataset.success().float().mean() < 0.95
+
+
+@pytest.mark.parametrize("task", ["mpe/simple_spread", "games/two_step", "games/grid_navigation", "vmas/transport"])
+def test_the_simulator_is_the_one_it_came_from(tmp_path, task):
+    dataset = record_mixed_skill(task, tmp_path, episodes=4)
+    env = make_simulator(dataset, num_envs=3)
+    assert env.task_spec == dataset.spec
+    assert env.batch_size == (3,)
+
+
+def test_no_simulator_and_a_wrong_one(tmp_path):
+    dataset = record_mixed_skill("games/xor", tmp_path, episodes=4)
+    for task in (None, "smac/3m"):
+        dataset.spec = replace(dataset.spec, task=task)
+        assert make_simulator(dataset, num_envs=1) is None
+    wrong = OfflineDataset(dataset.data, replace(dataset.spec, task="games/two_step"))
+    with pytest.raises(DatasetError, match="but the dataset"):
+        make_simulator(wrong, num_envs=1)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_vmas_heuristics_beat_random_play(scenario):
+    env = make_env(f"vmas/{scenario}", num_envs=20, seed=0)
+    play = lambda policy: env.rollout(100, policy, break_when_any_done=False)  # noqa: E731
+    skilled, random = (play(policy)["next", "agents", "reward"].mean(2).sum(1) for policy in (VmasHeuristic(env), None))
+    assert skilled.mean() > random.mean()
+    noisy = play(VmasHeuristic(env, noise=1.0))[ACTION]
+    assert noisy.abs().max() <= env.task_spec.action_high
+
+
+def test_vmas_scenarios_without_heuristic_are_named():
+    with pytest.raises(ValueError, match="no heuristic for 'dispersion', only for balance"):
+        VmasHeuristic(make_env("vmas/dispersion"))

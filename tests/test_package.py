@@ -1,0 +1,107 @@
+"""The package as a whole: what importing it costs, what it promises by name, and the examples in its documentation."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from objective_toys import make_batch
+from tensordict import TensorDict
+from torchrl.objectives import SoftUpdate
+
+import torchrl_marl_offline as package
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".__" not in name
+)
+OPTIONAL = ("wandb", "matplotlib", "h5py", "tensorboard", "tyro", "vmas", "pettingzoo", "mpe2", "pandas")
+
+
+def run(code: str, cwd: Path = ROOT) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_package_is_cheap():
+    code = """
+import sys, torchrl, torchrl.envs, torchrl.data, torchrl.modules, torchrl.objectives, torchrl.checkpoint
+before = set(sys.modules)
+import torchrl_marl_offline
+new = {name for name in set(sys.modules) - before if not name.startswith("torchrl_marl_offline")}
+print(len(new), sorted(name for name in sys.modules if name in OPTIONAL), sorted(new)[:40])
+""".replace("OPTIONAL", repr(OPTIONAL))
+    count, loaded, new = re.fullmatch(r"(\d+) (\[.*?\]) (.*)", run(code)).groups()
+    assert loaded == "[]"
+    assert int(count) < 60, f"importing the package brings {count} further modules: {new}"
+
+
+@pytest.mark.parametrize("module", ["", ".data", ".envs", ".modules", ".objectives", ".training"])
+def test_everything_in_all_can_be_imported(module):
+    module = importlib.import_module(package.__name__ + module)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        assert thing.__doc__, f"{name} has no docstring"
+
+
+def test_the_readme_names_nothing_that_does_not_exist():
+    readme = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", readme):
+        assert (ROOT / path).exists(), path
+    help_text = subprocess.run(
+        [sys.executable, "examples/offline_mix_awr.py", "--help"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    for argument in set(re.findall(r"(--[a-z][a-z-]+)", readme.partition("## The example")[2])) - {"--help"}:
+        assert argument in help_text, f"the README speaks of {argument}, the example does not know it"
+
+
+def test_the_readmes_composition_runs(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 15
+    code = f"import torch\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n{block}"
+    assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", run(code, cwd=tmp_path))
+
+
+def namespace() -> dict[str, object]:
+    """What the examples in the docstrings may use without importing it."""
+    from torchrl_marl_offline.data import layout
+
+    spec = package.TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
+    names = {name: getattr(package, name) for name in package.__all__}
+    keys = {name: value for name, value in vars(layout).items() if name.isupper()}
+    return (
+        names
+        | keys
+        | {"torch": torch, "TensorDict": TensorDict, "SoftUpdate": SoftUpdate, "batch": make_batch(spec, 8)}
+    )
+
+
+FINDER = doctest.DocTestFinder(exclude_empty=True)
+EXAMPLES = [
+    test
+    for module in MODULES
+    for test in FINDER.find(importlib.import_module(module), module)
+    if any(not example.options.get(doctest.SKIP) for example in test.examples)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name.removeprefix(f"{package.__name__}."))
+def test_the_examples_in_the_docstrings_run(example):
+    example.globs = {**example.globs, **namespace()}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    report: list[str] = []
+    runner.run(example, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 10

@@ -1,0 +1,183 @@
+"""Datasets from the command line: ``python -m torchrl_marl_offline.data inspect | convert | list | verify``.
+
+A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, or a folder that ``OfflineDataset.save`` wrote. Exit code 0:
+done, and no error was found; 1: an error was found, or the source cannot be read; 2: the arguments are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrl_marl_offline.data.card import describe
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
+from torchrl_marl_offline.data.loading import load_inspected
+from torchrl_marl_offline.data.registry import load_dataset
+from torchrl_marl_offline.data.validation import DatasetError, validate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (DatasetError, FileExistsError, ImportError, OSError, TypeError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_marl_offline.data",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("inspect", _inspect, "Say what is in a dataset and what is wrong with it.")
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help="more than one are also compared")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="write a page of pictures (one SOURCE)")
+    command.add_argument("--strict", action="store_true", help="exit with 1 on a warning, too")
+    _add_options(command)
+
+    command = add("convert", _convert, "Write a dataset as a folder that loads memory-mapped.")
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("target", type=Path, metavar="FOLDER")
+    command.add_argument("--repair", action="store_true", help="mend what inspection finds, and record how")
+    command.add_argument("--strict", action="store_true", help="write nothing unless it is free of warnings")
+    command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    _add_options(command)
+
+    command = add("list", _list, "List the datasets that the registry knows.")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("verify", _verify, "Compare every file with its checksum and check every value.")
+    command.add_argument("source", metavar="SOURCE")
+    _add_options(command)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the reader, e.g. time_limit=50 or time_limit=null",
+    )
+
+
+def _options(parsed: argparse.Namespace) -> dict[str, Any]:
+    options = {}
+    for text in parsed.option:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--option needs NAME=VALUE, got {text!r}.")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    if parsed.picture and len(parsed.sources) > 1:
+        raise ValueError("--picture draws one SOURCE; inspect the others by themselves.")
+    options, reports, texts, readable, failed = _options(parsed), [], [], [], False
+    for source in parsed.sources:
+        inspection, dataset = inspect_source(source, lambda source=source: load_dataset(source, **options))
+        failed |= bool(inspection.problems if parsed.strict else inspection.of_severity("error"))
+        if dataset is None:
+            reports.append(inspection.to_dict())
+            texts.append(str(inspection))
+            continue
+        card = describe(dataset, inspection) if _can_be_described(inspection) else inspection
+        reports.append(card.to_dict())
+        texts.append(str(card))
+        readable.append((source, dataset))
+        if parsed.picture and card is not inspection:
+            card.save_picture(parsed.picture)
+    for index, (first, a) in enumerate(readable):
+        for second, b in readable[index + 1 :]:
+            for finding in compare(a, b):
+                failed |= parsed.strict and finding.severity != "note"
+                reports.append({"compared": [first, second], **finding.__dict__})
+                texts.append(f"{first} and {second}\n{finding}")
+    if parsed.json:
+        print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1, ensure_ascii=False))
+    else:
+        print("\n\n".join(texts))
+    return int(failed)
+
+
+def _can_be_described(inspection: Any) -> bool:
+    """Say whether the statistics of a card exist: not with actions that are none, nor with NaN."""
+    return not any(code in inspection for code in ("not_finite", "illegal_action", "episode_marks"))
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    options = _options(parsed)
+    if parsed.target.exists() and not parsed.overwrite:
+        raise FileExistsError(f"{parsed.target} already exists; pass --overwrite or choose another folder.")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_inspected(
+            parsed.source,
+            lambda: load_dataset(parsed.source, **options),
+            repair=parsed.repair,
+            strict=parsed.strict,
+        )
+    for line in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"warning: {line}", file=sys.stderr)
+    dataset.metadata["inspection"] = inspect(dataset).to_dict()
+    dataset.save(parsed.target, overwrite=parsed.overwrite)
+    for sentence in dataset.metadata.get("repairs", []):
+        print(f"repaired: {sentence}")
+    print(f"wrote {len(dataset)} transitions in {dataset.n_episodes} episodes to {parsed.target}")
+    return 0
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    from torchrl_marl_offline.data import registry
+
+    list_datasets = getattr(registry, "list_datasets", None)
+    if list_datasets is None:
+        raise DatasetError(f"This version has no list of published datasets; sources: {', '.join(registry.READERS)}.")
+    listed = list_datasets()
+    if parsed.json:
+        print(json.dumps(listed, indent=1, ensure_ascii=False, default=lambda value: value.__dict__))
+    else:
+        for entry in listed.items() if isinstance(listed, dict) else listed:
+            print(*entry if isinstance(entry, tuple) else [entry])
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    dataset: OfflineDataset = load_dataset(parsed.source, **_options(parsed))
+    validate(dataset)
+    print(f"{parsed.source}: {len(dataset)} transitions in {dataset.n_episodes} episodes, every check passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

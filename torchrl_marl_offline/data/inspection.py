@@ -1,0 +1,317 @@
+"""Inspection: what is wrong with a dataset, on how many rows, and what loading does about it.
+
+A dataset that :func:`~.validation.validate` refuses cannot be loaded, but can be inspected: :func:`inspect_source` and
+:func:`load_inspected` call the reader inside :func:`~.validation.value_checks_deferred`, where a dataset checks keys,
+shapes and types only. So what is inspected is the reader's TensorDict before validation, whatever the format, and no
+reader has to know of it. A source whose reader fails (cut short, of another format, without a field) has one finding,
+``unreadable``, with the reader's sentence.
+
+=============================  ========  ==============================================================================
+finding                        severity  what repair does
+=============================  ========  ==============================================================================
+``unreadable``                 error     nothing
+``minus_inf_padding``          error     writes zeros
+``not_finite``                 error     writes zeros and masks the rows
+``no_legal_action``            error     allows every action there and masks the rows, unless they terminated
+``illegal_action``             error     puts the first legal action there and masks the rows
+``illegal_next_action``        error     puts the first legal action there and marks that nobody acted
+``action_outside_bounds``      error     clips
+``episode_marks``              error     ends an episode wherever id, done, terminated or truncated say so
+``crosses_episode_end``        error     masks the rows
+``done_never_set``             warning   cuts episodes of ``episode_length``, where that is given
+``broken_episode``             warning   masks the rows
+``time_limit_as_termination``  warning   truncates instead; masks the rows if the final observations are not recorded
+``replicated_state``           warning   keeps one copy
+``duplicated_episodes``        warning   drops the copies, if asked by name; a note below 5 % of the episodes
+``same_content``               warning   nothing (:func:`compare`)
+``shared_episodes``            note      nothing (:func:`compare`)
+``team_reward``                note      nothing
+``low_coverage``               note      nothing
+``masked_rows``                note      nothing
+``reader``                     note      nothing: what the reader has already done
+=============================  ========  ==============================================================================
+
+An ``error`` makes a dataset unfit for training, a ``warning`` is likely to mislead it, a ``note`` is good to know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_marl_offline.data import defects
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes, joint_saco, repeated
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, MASK, STATE, TERMINATED, TaskSpec, next_key
+from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that inspection found.
+
+    Args:
+        code: its name, as in the table of :mod:`torchrl_marl_offline.data.inspection`.
+        severity: how bad it is.
+        rows: how many transitions it concerns.
+        first_row: the first of them, or ``None`` where it concerns the whole dataset.
+        what: what was found.
+        remedy: what loading or the user can do about it.
+    """
+
+    code: str
+    severity: Severity
+    rows: int
+    first_row: int | None
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = "" if self.first_row is None else f", first at row {self.first_row}"
+        return f"{self.severity:8} {self.code}: {self.what} ({self.rows} rows{where}); {self.remedy}."
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All findings on one dataset, errors first, and its facts: sizes and coverage."""
+
+    source: str
+    facts: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        counts = {severity: len(self.of_severity(severity)) for severity in SEVERITIES}
+        counted = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items() if n)
+        return "\n".join([self.source, *([facts] if facts else []), counted or "no findings", *map(str, self.findings)])
+
+    def __contains__(self, code: str) -> bool:
+        return any(finding.code == code for finding in self.findings)
+
+    def __getitem__(self, code: str) -> Finding:
+        for finding in self.findings:
+            if finding.code == code:
+                return finding
+        found = ", ".join(finding.code for finding in self.findings) or "nothing"
+        raise KeyError(f"No finding {code!r} on {self.source}; found: {found}.")
+
+    def of_severity(self, *severities: Severity) -> tuple[Finding, ...]:
+        """Return the findings of the given severities."""
+        return tuple(finding for finding in self.findings if finding.severity in severities)
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """Errors and warnings."""
+        return self.of_severity("error", "warning")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {"source": self.source, "facts": self.facts, "findings": [asdict(finding) for finding in self.findings]}
+
+    def to_json(self) -> str:
+        """Return JSON text; equal datasets give equal text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+
+
+def inspect(data: OfflineDataset | TensorDictBase, spec: TaskSpec | None = None) -> Inspection:
+    """Look for every defect of the table above.
+
+    Args:
+        data: a dataset, or a TensorDict of ``[T]`` transitions in the layout, whatever its values.
+        spec: the task's sizes, where ``data`` is a bare TensorDict.
+
+    Raises:
+        DatasetError: a key is missing or has a wrong shape or type: there is nothing to inspect.
+
+    Example:
+        >>> from torchrl_marl_offline.data import from_arrays
+        >>> dataset = from_arrays(
+        ...     observations=torch.rand(4, 2, 3),
+        ...     actions=torch.zeros(4, 2, 1),
+        ...     rewards=torch.ones(4),
+        ...     terminals=torch.tensor([False, True, False, True]),
+        ... )
+        >>> [finding.code for finding in inspect(dataset).findings]
+        ['team_reward']
+    """
+    if isinstance(data, TensorDictBase):
+        if spec is None:
+            raise DatasetError("A bare TensorDict says nothing about the task; call inspect(data, spec=TaskSpec(...)).")
+        data = OfflineDataset(data, spec, check=False)
+    saco = round(joint_saco(data), 6)
+    facts = {
+        "task": data.spec.task,
+        "transitions": len(data),
+        "episodes": data.n_episodes,
+        "agents": data.spec.n_agents,
+        "joint_saco": saco,
+    }
+    findings = [finding for detector in _DETECTORS for finding in detector(data)]
+    if saco < 0.5:
+        findings.append(
+            Finding(
+                "low_coverage",
+                "note",
+                len(data) - round(saco * len(data)),
+                None,
+                f"each pair of state and joint action occurs {1 / saco:.1f} times on average",
+                "nothing is done: the set holds less than its size suggests",
+            )
+        )
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: the detectors' order within
+    return Inspection(str(data.metadata.get("source", "dataset")), facts, tuple(findings))
+
+
+def inspect_source(
+    source: str | Path, read: Callable[[], OfflineDataset] | None = None
+) -> tuple[Inspection, OfflineDataset | None]:
+    """Read a source without the checks of its values, and inspect it.
+
+    Args:
+        source: as for ``load_dataset``.
+        read: how to read it; by default ``load_dataset(source)``.
+
+    Returns:
+        The inspection, and the dataset as it was read: unchecked, and ``None`` where the reader failed.
+    """
+    if read is None:
+        from torchrl_marl_offline.data.registry import load_dataset
+
+        def read() -> OfflineDataset:
+            return load_dataset(source)
+
+    try:
+        with value_checks_deferred():
+            dataset = read()
+    except DatasetError as error:
+        text = str(error).rstrip(".")
+        finding = Finding("unreadable", "error", 0, None, text, "nothing can be read")
+        return Inspection(str(source), {}, (finding,)), None
+    return inspect(dataset), dataset
+
+
+def compare(a: OfflineDataset, b: OfflineDataset) -> tuple[Finding, ...]:
+    """Say whether two datasets, two qualities say, are the same recording, or share episodes.
+
+    Episodes are compared by content, in any order: the checksums of two files differ as soon as their compression does.
+    """
+    first, second = episode_hashes(a), episode_hashes(b)
+    if content_checksum(a) == content_checksum(b):
+        what = "both datasets have the same content"
+    elif torch.equal(first.sort().values, second.sort().values):
+        what = "both datasets hold the same episodes"
+    else:
+        shared = torch.isin(second, first)
+        if not shared.any():
+            return ()
+        what = f"{int(shared.sum())} of {b.n_episodes} episodes of the second dataset are in the first one too"
+        remedy = "nothing is done: expect it of a mixture, and never evaluate on one what the other trained"
+        return (Finding("shared_episodes", "note", int(b.episode_lengths[shared].sum()), None, what, remedy),)
+    remedy = "nothing is done: use one of them, their names do not tell two qualities apart"
+    return (Finding("same_content", "warning", len(a), None, what, remedy),)
+
+
+def _finding(code: str, severity: Severity, rows: torch.Tensor, what: str, remedy: str) -> Iterator[Finding]:
+    """Yield a finding if any of ``rows`` (``[T]`` bool) is true."""
+    if rows.any():
+        yield Finding(code, severity, int(rows.sum()), int(rows.nonzero()[0]), what, remedy)
+
+
+def _values(data: OfflineDataset) -> Iterator[Finding]:
+    padding = defects.padding_columns(data)
+    if padding:
+        counts = ", ".join(f"{int(columns.sum())} entries of {key!r}" for key, columns in padding.items())
+        what = f"{counts} are -inf on every row: padding of short observations"
+        yield Finding("minus_inf_padding", "error", len(data), 0, what, "repair writes zeros")
+    yield from _finding(
+        "not_finite", "error", defects.not_finite(data), "a value is NaN or infinite", "repair masks these rows"
+    )
+
+
+def _actions(data: OfflineDataset) -> Iterator[Finding]:
+    spec = data.spec
+    outside, following = (defects.outside_bounds(data, key) for key in (ACTION, next_key(ACTION)))
+    bounds = f"[{spec.action_low}, {spec.action_high}]"
+    what = f"an action lies outside its bounds {bounds}: {int(outside.sum())} actions, {int(following.sum())} next"
+    remedy = "repair clips; rescale the actions or widen the TaskSpec if its bounds are not the task's"
+    yield from _finding("action_outside_bounds", "error", outside | following, what, remedy)
+    # After a termination an empty next mask is never used, but a distribution over no action is NaN.
+    empty = defects.no_legal_action(data) | defects.no_legal_action(data, next_key(ACTION_MASK))
+    remedy = "repair allows every action there, and masks the rows that count"
+    yield from _finding("no_legal_action", "error", empty, "a mask allows some agent no action", remedy)
+    for code, name, remedy in (
+        ("illegal_action", "a recorded action", "repair masks these rows"),
+        ("illegal_next_action", "a recorded next action", "repair marks that nobody acted there"),
+    ):
+        rows = defects.illegal_action(data, following=code != "illegal_action")
+        yield from _finding(code, "error", rows, f"{name} is illegal or no action of the task", remedy)
+
+
+def _episodes(data: OfflineDataset) -> Iterator[Finding]:
+    what = "done, terminated, truncated and the episode ids disagree about where an episode ends"
+    remedy = "repair ends an episode wherever one of them says so"
+    yield from _finding("episode_marks", "error", defects.wrong_marks(data), what, remedy)
+    if defects.done_never_set(data):
+        remedy = "give repair the episode_length, if all episodes have one"
+        yield Finding("done_never_set", "warning", len(data), 0, "no row before the last ends an episode", remedy)
+    by_limit = defects.terminated_by_time_limit(data)
+    rows = torch.zeros(len(data), dtype=torch.bool)
+    rows[defects.final_rows(data)[by_limit]] = True
+    length = int(data.episode_lengths[by_limit].max()) if by_limit.any() else 0
+    what = f"episodes terminate after exactly {length} steps, without success: a time limit recorded as a termination"
+    remedy = "repair truncates them; leave them if the task always ends after so many steps"
+    yield from _finding("time_limit_as_termination", "warning", rows, what, remedy)
+    copies = repeated(episode_hashes(data))
+    if copies.any():
+        rows = copies.repeat_interleave(data.episode_lengths)
+        severity: Severity = "warning" if copies.float().mean() >= 0.05 else "note"
+        what = f"{int(copies.sum())} of {data.n_episodes} episodes repeat an earlier one exactly"
+        remedy = "repair drops them if asked by name; short episodes of small tasks repeat by chance"
+        yield from _finding("duplicated_episodes", severity, rows, what, remedy)
+
+
+def _successors(data: OfflineDataset) -> Iterator[Finding]:
+    what = "the successor of a truncated row is the next episode's first observation"
+    yield from _finding(
+        "crosses_episode_end", "error", defects.crosses_episode_end(data), what, "repair masks these rows"
+    )
+    what = "the next observation or state within an episode is not the following row's"
+    remedy = "repair masks these rows; steps are missing or windows are out of step"
+    yield from _finding("broken_episode", "warning", defects.breaks_within_episode(data), what, remedy)
+
+
+def _signals(data: OfflineDataset) -> Iterator[Finding]:
+    if defects.state_copies(data):
+        n, size = data.spec.n_agents, data.data.get(STATE).shape[-1]
+        what = f"the state of {size} entries is one vector of {size // n} repeated for each agent"
+        yield Finding("replicated_state", "warning", len(data), 0, what, "repair keeps one copy")
+    if defects.is_team_reward(data):
+        remedy = "nothing is done: it is a team reward, and its sum over agents counts it once per agent"
+        yield Finding("team_reward", "note", len(data), 0, "all agents' rewards are equal on every row", remedy)
+    masked = ~defects.flag(data, MASK)
+    what = f"rows do not count in training, {int((masked & defects.flag(data, next_key(TERMINATED))).sum())} terminal"
+    yield from _finding("masked_rows", "note", masked, what, "nothing is done: losses leave them out")
+
+
+def _reader(data: OfflineDataset) -> Iterator[Finding]:
+    for sentence in data.metadata.get("findings", []):
+        yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader has dealt with it")
+
+
+_DETECTORS: tuple[Callable[[OfflineDataset], Iterator[Finding]], ...] = (
+    _values,
+    _actions,
+    _episodes,
+    _successors,
+    _signals,
+    _reader,
+)

@@ -1,0 +1,68 @@
+"""Loading with inspection: what ``repair=`` and ``strict=`` of ``load_dataset`` do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.inspection import inspect, inspect_source
+from torchrl_marl_offline.data.repairs import repair as mend
+from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred, values_are_checked
+
+
+class DatasetWarning(UserWarning):
+    """A dataset has a defect that training may stumble over; the message names the remedy."""
+
+
+def load_inspected(
+    source: str | Path, read: Callable[[], OfflineDataset], *, repair: bool = False, strict: bool = False
+) -> OfflineDataset:
+    """Read a dataset, inspect it, and do what the switches say.
+
+    ======================  =======================================================================================
+    switches                what becomes of findings
+    ======================  =======================================================================================
+    none                    an error raises as :func:`~.validation.validate` words it; warnings warn
+    ``repair``              what can be repaired is, the metadata's ``"repairs"`` say how, what is left warns or raises
+    ``strict``              any error or warning raises
+    ``repair``, ``strict``  any error or warning that is left after the repair raises
+    ======================  =======================================================================================
+
+    Inside :func:`~.inspection.inspect_source`, which inspects what comes back, it only reads.
+
+    Args:
+        source: its name, for messages.
+        read: the reader, called without arguments.
+        repair: whether to repair.
+        strict: whether to refuse what is not clean.
+
+    Raises:
+        DatasetError: the reader failed, or see above.
+
+    Warns:
+        DatasetWarning: one for each finding of that severity that is left.
+    """
+    if not values_are_checked():
+        return read()
+    if not (repair or strict):
+        dataset = read()
+        problems = inspect(dataset).problems
+    else:
+        inspection, dataset = inspect_source(source, read)
+        if dataset is None:
+            raise DatasetError(f"{inspection['unreadable'].what}.")
+        if repair and inspection.problems:
+            with value_checks_deferred():
+                dataset = mend(dataset, inspection)
+            inspection = inspect(dataset)
+        problems = inspection.problems if strict else inspection.of_severity("error")
+        if problems:
+            what = "; ".join(f"{finding.code} on {finding.rows} rows ({finding.what})" for finding in problems)
+            remedy = "look at it with python -m torchrl_marl_offline.data inspect"
+            raise DatasetError(f"{source}: {what}; {remedy if repair else f'{remedy}, or load with repair=True'}.")
+        problems = inspection.problems
+    for finding in problems:
+        warnings.warn(f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, 3)
+    return dataset

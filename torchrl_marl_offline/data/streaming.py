@@ -1,0 +1,226 @@
+"""Rows of a recording with one long time axis, turned into transitions a block at a time.
+
+Memory holds one block: a dataset of any size is written straight into the files that it will be read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from torchrl_marl_offline.data import storage
+from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.validation import DatasetError, check_values, expected_leaves, values_are_checked
+
+if TYPE_CHECKING:
+    from tensordict import NestedKey
+
+    from torchrl_marl_offline.data.layout import TaskSpec
+
+Rows = Callable[[int, int], torch.Tensor]
+"""Reads the rows from one number up to another, ``[stop - start, ...]`` in the layout's type."""
+
+_BYTES_AT_ONCE = 32 * 2**20
+
+
+@dataclass
+class RowStream:
+    """A recording of ``R`` rows in time order, episodes end to end.
+
+    Args:
+        spec: the task's sizes.
+        fields: how to read observation, action, reward (``("next", "agents", "reward")``, ``[*, n, 1]``) and, where
+            there are any, action mask and state. Without a state the joint observation stands in.
+        terminated: ``[R]`` bool, true only on the last row of an episode.
+        truncated: ``[R]`` bool, true only on the last row of an episode. One of both ends every episode.
+        metadata: JSON-ready; what turns up while reading is added to its ``"findings"``.
+        successors: how to read the true next observation, state and mask, where the recording has them. What is not
+            here is the next row's; the last row of a truncated episode then has none and does not count.
+        final: ``[R]`` bool, rows that hold an episode's last observation and no transition. They are read as the
+            successor of the row before, and left out; ``terminated`` and ``truncated`` are set on that row before.
+    """
+
+    spec: TaskSpec
+    fields: Mapping[NestedKey, Rows]
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+    metadata: dict[str, Any]
+    successors: Mapping[NestedKey, Rows] = field(default_factory=dict)
+    final: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.kept = torch.ones_like(self.terminated) if self.final is None else ~self.final
+        done = self.terminated | self.truncated
+        self.has_successor = (self.kept if self.successors or self.final is not None else ~done) & self.kept
+        self.usable = self.has_successor | self.terminated
+        # The row after it is of the same episode, or its last observation.
+        self.continues = self.kept if self.final is not None else ~done
+        self.length = int(self.kept.sum())
+        if self.length == 0:
+            raise DatasetError("holds no transition; fetch it again.")
+        unusable = int((~self.usable & self.kept).sum())
+        if unusable:
+            self._note(f"{unusable} truncated rows have no recorded successor and do not count in training")
+
+    def _note(self, finding: str) -> None:
+        self.metadata.setdefault("findings", []).append(finding)
+
+    def chunks(self, rows_at_once: int | None = None) -> Iterator[TensorDict]:
+        """Yield the transitions in order; together they are the same, whatever the size of a block."""
+        rows_at_once = rows_at_once or max(1, _BYTES_AT_ONCE // bytes_per_row(self.spec))
+        opened, episodes = 0, 0
+        total = len(self.terminated)
+        for start in range(0, total, rows_at_once):
+            stop = min(start + rows_at_once, total)
+            if not self.kept[start:stop].any():
+                continue
+            data, count = self._chunk(start, stop)
+            opened += count
+            data.set(TRAJ_IDS, data.get(TRAJ_IDS) + episodes)
+            episodes += int((self.terminated | self.truncated)[start:stop].sum())
+            yield data
+        if opened:
+            self._note(opened_masks_finding(opened))
+
+    def _chunk(self, start: int, stop: int) -> tuple[TensorDict, int]:
+        """Return the transitions of rows ``start`` to ``stop`` and in how many of them an empty mask was opened."""
+        ahead = min(stop + 1, len(self.terminated))  # one row more, as the last one's successor
+        part = slice(start, ahead)
+        values = {key: read(start, ahead) for key, read in self.fields.items()}
+        last = ~self.continues[part]
+        last[-1] = True
+        rows = dict(values)
+        for key in (OBSERVATION, STATE, ACTION_MASK):
+            if key in self.successors:
+                rows[next_key(key)] = self.successors[key](start, ahead)
+            elif key in values:
+                rows[next_key(key)] = shift(values[key], last)
+        if STATE not in values:
+            rows[STATE] = rows[OBSERVATION].flatten(1)  # [R, n, o] -> [R, n * o]
+            rows[next_key(STATE)] = rows[next_key(OBSERVATION)].flatten(1)
+        kept = self.kept[part]
+        if not kept.all():
+            rows = {key: value[kept] for key, value in rows.items()}
+        terminated, truncated, usable = (flag[part][kept] for flag in (self.terminated, self.truncated, self.usable))
+        count = int(self.kept[start:stop].sum())
+        if len(terminated) > count:
+            truncated = truncated.clone()
+            truncated[-1] |= ~terminated[-1]  # only so that the extra row ends somewhere; it is dropped below
+        unused = terminated | ~usable
+        unused[count:] = False
+        opened = open_empty_masks(rows, unused) if self.spec.has_action_mask else 0
+        data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
+        return data[:count], opened
+
+    def to_dataset(self) -> OfflineDataset:
+        """Return the whole recording in memory."""
+        data = torch.cat(list(self.chunks()))
+        return OfflineDataset(data, self.spec, self.metadata)
+
+    def write(self, path: str | Path, *, overwrite: bool = False, progress: bool = False) -> Path:
+        """Write the dataset folder that ``OfflineDataset.load`` reads, or nothing; see :func:`.storage.replacing`.
+
+        Values are checked block by block unless :func:`~.validation.value_checks_deferred` is in force.
+
+        Args:
+            path: the folder to create.
+            overwrite: whether to replace a dataset that is there.
+            progress: show a bar on a terminal.
+
+        Raises:
+            DatasetError: the recording cannot be read, or is not what a dataset has to be.
+        """
+        from tqdm import tqdm
+
+        leaves = {key: ((self.length, *row), dtype) for key, (row, dtype) in expected_leaves(self.spec).items()}
+        with (
+            storage.replacing(path, overwrite=overwrite) as folder,
+            tqdm(total=self.length, unit="row", desc="convert", disable=None if progress else True) as bar,
+        ):
+            files = make_files(folder / storage.DATA_FOLDER, self.length, leaves)
+            with ExitStack() as stack:
+                streams = {key: stack.enter_context(file.open("r+b")) for key, file in files.items()}
+                for chunk in self.chunks():
+                    if values_are_checked():
+                        check_values(chunk, self.spec, start=bar.n)
+                    for key, stream in streams.items():
+                        stream.write(chunk.get(key).contiguous().numpy().reshape(-1).view(np.uint8).data)
+                    bar.update(len(chunk))
+            episodes = int((self.terminated | self.truncated).sum())
+            metadata = self.metadata | {"n_transitions": self.length, "n_episodes": episodes}
+            storage.seal(folder, leaves, self.spec, metadata | {"values_checked": values_are_checked()})
+        return Path(path).absolute()
+
+
+def make_files(folder: Path, length: int, leaves: dict) -> dict[NestedKey, Path]:
+    """Lay out an empty memory-mapped TensorDict and return the file of each leaf.
+
+    The files are then written like any other: pages written through a map would count as this process's memory.
+    """
+    data = TensorDict(batch_size=[length]).memmap_(prefix=str(folder))
+    for key, (shape, dtype) in leaves.items():
+        data.make_memmap(key, shape, dtype=dtype)
+    return {
+        key: folder.joinpath(
+            *key[:-1] if isinstance(key, tuple) else (), f"{key[-1] if isinstance(key, tuple) else key}.memmap"
+        )
+        for key in leaves
+    }
+
+
+def bytes_per_row(spec: TaskSpec) -> int:
+    """Return the size of one transition on disk."""
+    return sum(int(np.prod(row, dtype=np.int64)) * dtype.itemsize for row, dtype in expected_leaves(spec).values())
+
+
+def ends_at_time_limit(
+    terminated: torch.Tensor, truncated: torch.Tensor, limit: int | None, findings: list[str]
+) -> None:
+    """Take terminations after exactly ``limit`` rows for what they are, truncations; in place, with a finding.
+
+    Many writers mark the time limit as a termination, which tells a critic that the value after it is 0. Where an
+    episode is longer than the limit, the limit is wrong: a finding says so and nothing is changed.
+
+    Args:
+        terminated: ``[R]`` bool, on the last rows of episodes.
+        truncated: ``[R]`` bool, on the last rows of episodes.
+        limit: rows after which the task stops an episode, or ``None``.
+        findings: to append to.
+    """
+    if limit is None:
+        return
+    ends = (terminated | truncated).nonzero()[:, 0]
+    lengths = torch.diff(ends, prepend=torch.tensor([-1]))
+    if int(lengths.max()) > limit:
+        findings.append(f"an episode has {int(lengths.max())} rows, beyond the time limit of {limit}, which is ignored")
+        return
+    stopped = ends[(lengths == limit) & terminated[ends] & ~truncated[ends]]
+    if len(stopped):
+        terminated[stopped], truncated[stopped] = False, True
+        findings.append(
+            f"{len(stopped)} episodes stopped by the time limit of {limit} steps were recorded as terminated; they are "
+            "read as truncated"
+        )
+
+
+REWARD_FIELD = next_key(REWARD)
+"""Key of the reward among the fields of a :class:`RowStream`."""
+
+__all__ = [
+    "ACTION",
+    "REWARD_FIELD",
+    "RowStream",
+    "Rows",
+    "bytes_per_row",
+    "ends_at_time_limit",
+    "make_files",
+]
