@@ -122,5 +122,9 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
 
 def machine() -> str:
     """Describe the machine and the versions in one line."""
-    parts = [platform.processor() or platform.machine(), f"{os.cpu_count()} cores", f"Python {platform.python_version()}"]
+    parts = [
+        platform.processor() or platform.machine(),
+        f"{os.cpu_count()} cores",
+        f"Python {platform.python_version()}",
+    ]
     return ", ".join([*parts, *(f"{name} {version(name)}" for name in ("torch", "torchrl", "tensordict"))])

@@ -36,7 +36,9 @@ def grid_navigation(
     def measure() -> None:
         curve["step"].append(trainer.step)
         for name, mode in (("mode", "mode"), ("sampled", "sample")):
-            curve[name].append(evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed, mode=mode).success_rate)
+            curve[name].append(
+                evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed, mode=mode).success_rate
+            )
 
     buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
     trainer = Trainer(

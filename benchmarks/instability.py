@@ -3,10 +3,10 @@
     python benchmarks/instability.py --output runs/instability
 
 Expert data of ``mpe/simple_spread``; temporal differences and behaviour-regularized actor-critic (the coupled pair that
-the paper analyses), with a trained mixer: no normalization, actor-side normalization (eq. 4), and that with SVN (eqs 5 and
-6), each with both choices of ``heads``; and VDN and independent critics without normalization beside them. Recorded: mean
-|Q|, the critic's loss in the unit of returns, the gradient's norm, and the return. No policy can earn more than
-``30 / (1 - gamma)``, so a larger |Q| is an error, whatever the policy.
+the paper analyses), with a trained mixer: no normalization, actor-side normalization (eq. 4), and that with SVN (eqs 5
+and 6), each with both choices of ``heads``; and VDN and independent critics without normalization beside them.
+Recorded: mean |Q|, the critic's loss in the unit of returns, the gradient's norm, and the return. No policy can earn
+more than ``30 / (1 - gamma)``, so a larger |Q| is an error, whatever the policy.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xlabel="updates", ylabel=labels[name], yscale="log")
     axes[0].axhline(30.0 / (1.0 - rows[0]["gamma"]), color="black", linewidth=0.8)
     axes[0].legend(fontsize=7)
-    figure.suptitle("Expert data of mpe/simple_spread, TD + BRAC: mean and range over seeds (line: largest possible |Q|)")
+    figure.suptitle(
+        "Expert data of mpe/simple_spread, TD + BRAC: mean and range over seeds (line: largest possible |Q|)"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/spread.py --output runs/spread_study
 
-The dataset and the settings are those of ``examples/offline_mix_awr.py``: one good behaviour and two that a wind blows off,
-a third of the episodes each. Implicit Q-learning and advantage-weighted regression with every decomposition, beside
+The dataset and the settings are those of ``examples/offline_mix_awr.py``: one good behaviour and two that a wind blows
+off, a third of the episodes each. Implicit Q-learning and advantage-weighted regression with every decomposition, beside
 cloning; returns over 1,000 evaluation episodes, executed by mode and sampled.
 """
 
@@ -79,7 +79,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(sum(row["data"] for row in rows) / len(rows), color="black", linestyle="--", label="data")
         axis.set(title=f"executed: {how}", xlabel="updates")
     axes[0].set_ylabel("return of an episode")
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle("mpe/simple_spread, mixed-skill data: mean and range over seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

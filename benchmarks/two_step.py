@@ -74,7 +74,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                     text, colour = f"{mean[a, b]:.2f}\n±{spread[a, b]:.2f}", "black" if mean[a, b] > 5 else "white"
                     axis.text(b, a, text, ha="center", va="center", color=colour)
             axis.set(xticks=(0, 1), yticks=(0, 1), xlabel="action of agent B", ylabel="action of agent A")
-            axis.set_title(f"{method}: {state}" + (f"  (plays for {sum(returns) / len(returns):.2f})" if i == 0 else ""))
+            axis.set_title(
+                f"{method}: {state}" + (f"  (plays for {sum(returns) / len(returns):.2f})" if i == 0 else "")
+            )
     figure.suptitle("Two-step game: learned joint values, mean ± 2 standard deviations over seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

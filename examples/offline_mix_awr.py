@@ -55,15 +55,15 @@ class Args:
     """Scale-invariant value normalization of the critic's loss."""
     heads: Literal["all", "min"] = "all"
     """Train both critic heads, or at each row the smaller alone."""
-    gamma: float = 0.9
+    gamma: float = 0.95
     """Discount of the values; the return that is reported is not discounted."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Adam's learning rate."""
     batch_size: int = 256
     """Transitions per update."""
-    steps: int = 8000
+    steps: int = 6000
     """Updates of each method."""
     eval_every: int = 1000
     """Updates between evaluations."""
