@@ -3,7 +3,7 @@
     python benchmarks/spread.py --output runs/spread_study
 
 The dataset and the settings are those of ``examples/offline_mix_awr.py``: one good behaviour and two that a wind blows
-off, a third of the episodes each. Implicit Q-learning and advantage-weighted regression with every decomposition, beside
+off, a third of the episodes each. Implicit Q-learning and advantage-weighted regression with every decomposition, and
 cloning; returns over 1,000 evaluation episodes, executed by mode and sampled.
 """
 

@@ -85,6 +85,24 @@ def test_damaged_metadata(saved):
         load_dataset(saved)
 
 
+def test_metadata_that_were_changed(saved):
+    file = saved / "metadata.json"
+    header = json.loads(file.read_text())
+    for changed in (
+        header | {"spec": header["spec"] | {"action_low": -9.0}},
+        header | {"metadata": {}},
+        {name: part for name, part in header.items() if name != "files"},
+    ):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(DatasetError, match=r"metadata\.json was changed"):
+            load_dataset(saved)
+    file.write_text(json.dumps(dict(sorted(header.items()))))  # the order does not matter
+    assert len(load_dataset(saved)) == 8
+    del header["header"]  # written by an earlier version
+    file.write_text(json.dumps(header))
+    assert len(load_dataset(saved)) == 8
+
+
 def test_what_is_no_dataset(tmp_path):
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "folder").mkdir()

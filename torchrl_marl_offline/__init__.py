@@ -1,6 +1,14 @@
 """Offline multi-agent reinforcement learning as TorchRL components."""
 
-from torchrl_marl_offline.data import OfflineDataset, TaskSpec, collect, from_arrays, load_dataset
+from torchrl_marl_offline.data import (
+    OfflineDataset,
+    TaskSpec,
+    collect,
+    convert_dataset,
+    from_arrays,
+    list_datasets,
+    load_dataset,
+)
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.modules import (
     HyperNetworkMixer,
@@ -50,8 +58,10 @@ __all__ = [
     "TaskSpec",
     "Trainer",
     "collect",
+    "convert_dataset",
     "evaluate",
     "from_arrays",
+    "list_datasets",
     "list_tasks",
     "load_dataset",
     "make_actor",

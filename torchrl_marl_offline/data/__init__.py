@@ -1,24 +1,41 @@
 """Datasets: the key layout, readers, recording, storage and replay buffers."""
 
 from torchrl_marl_offline.data.arrays import from_arrays
+from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.collection import collect
+from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.data.minari import read_minari
+from torchrl_marl_offline.data.omar_npy import read_omar_npy
+from torchrl_marl_offline.data.omiga_h5 import read_omiga_h5
+from torchrl_marl_offline.data.published import DatasetCard, list_datasets
 from torchrl_marl_offline.data.pymarl import read_pymarl
 from torchrl_marl_offline.data.recording import make_simulator, record_mixed_skill
-from torchrl_marl_offline.data.registry import load_dataset
-from torchrl_marl_offline.data.validation import DatasetError, validate
+from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
+from torchrl_marl_offline.data.vault import read_vault
 
 __all__ = [
+    "DatasetCard",
     "DatasetError",
+    "DatasetWarning",
     "OfflineDataset",
     "TaskSpec",
     "collect",
     "concatenate",
+    "convert_dataset",
     "from_arrays",
+    "list_datasets",
     "load_dataset",
+    "load_published",
     "make_simulator",
+    "read_d4rl",
+    "read_minari",
+    "read_omar_npy",
+    "read_omiga_h5",
     "read_pymarl",
+    "read_vault",
     "record_mixed_skill",
     "validate",
 ]

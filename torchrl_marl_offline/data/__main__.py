@@ -1,7 +1,8 @@
 """Datasets from the command line: ``python -m torchrl_marl_offline.data inspect | convert | list | verify``.
 
-A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, or a folder that ``OfflineDataset.save`` wrote. Exit code 0:
-done, and no error was found; 1: an error was found, or the source cannot be read; 2: the arguments are wrong.
+A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, a published set such as ``og_marl:smac_v1/3m/Good``, or a
+folder that ``OfflineDataset.save`` wrote. Exit code 0: done, and no error was found; 1: an error was found, or the
+source cannot be read; 2: the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from torchrl_marl_offline.data.card import describe
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
 from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.registry import load_dataset
-from torchrl_marl_offline.data.validation import DatasetError, validate
+from torchrl_marl_offline.data.published import list_datasets
+from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,13 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     try:
-        return parsed.run(parsed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DatasetWarning)
+            warnings.showwarning = _show_warning
+            return parsed.run(parsed)
     except (DatasetError, FileExistsError, ImportError, OSError, TypeError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written.", file=sys.stderr)
         return 130
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     _add_options(command)
 
-    command = add("list", _list, "List the datasets that the registry knows.")
+    command = add("list", _list, "List the published datasets.")
+    command.add_argument("source", nargs="?", metavar="SOURCE", help="only of this one, e.g. og_marl")
+    command.add_argument("task", nargs="?", metavar="TASK", help="only tasks that start with this, e.g. smac_v1/3m")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("verify", _verify, "Compare every file with its checksum and check every value.")
@@ -139,18 +151,21 @@ def _convert(parsed: argparse.Namespace) -> int:
     options = _options(parsed)
     if parsed.target.exists() and not parsed.overwrite:
         raise FileExistsError(f"{parsed.target} already exists; pass --overwrite or choose another folder.")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    if parsed.repair or parsed.strict:
         dataset = load_inspected(
             parsed.source,
             lambda: load_dataset(parsed.source, **options),
             repair=parsed.repair,
             strict=parsed.strict,
         )
-    for line in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"warning: {line}", file=sys.stderr)
-    dataset.metadata["inspection"] = inspect(dataset).to_dict()
-    dataset.save(parsed.target, overwrite=parsed.overwrite)
+        dataset.save(parsed.target, overwrite=parsed.overwrite)
+    else:  # in blocks, however large it is
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DatasetWarning)  # the same findings come below, once
+            convert_dataset(parsed.source, parsed.target, overwrite=parsed.overwrite, **options)
+        dataset = OfflineDataset.load(parsed.target, verify=False)
+        for finding in inspect(dataset).problems:
+            warnings.warn(f"{finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, stacklevel=1)
     for sentence in dataset.metadata.get("repairs", []):
         print(f"repaired: {sentence}")
     print(f"wrote {len(dataset)} transitions in {dataset.n_episodes} episodes to {parsed.target}")
@@ -158,17 +173,17 @@ def _convert(parsed: argparse.Namespace) -> int:
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    from torchrl_marl_offline.data import registry
-
-    list_datasets = getattr(registry, "list_datasets", None)
-    if list_datasets is None:
-        raise DatasetError(f"This version has no list of published datasets; sources: {', '.join(registry.READERS)}.")
-    listed = list_datasets()
+    cards = list_datasets(parsed.source, parsed.task)
     if parsed.json:
-        print(json.dumps(listed, indent=1, ensure_ascii=False, default=lambda value: value.__dict__))
-    else:
-        for entry in listed.items() if isinstance(listed, dict) else listed:
-            print(*entry if isinstance(entry, tuple) else [entry])
+        print(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1, ensure_ascii=False))
+        return 0
+    width = max(map(len, cards), default=0)
+    print(f"{'':{width}}  transitions  episodes  agents    return  SACo  evaluated in")
+    for name, card in cards.items():
+        print(
+            f"{name:{width}}  {card.seeds * card.transitions:11,}  {card.seeds * card.episodes:8,}  {card.n_agents:6}  "
+            f"{card.returns[0]:8.2f}  {card.joint_saco:.2f}  {card.env or '-'}"
+        )
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchrl_marl_offline.data.inspection import Inspection, inspect
+from torchrl_marl_offline.data.findings import Inspection
+from torchrl_marl_offline.data.inspection import inspect
 from torchrl_marl_offline.data.layout import ACTION, REWARD, next_key
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Card:
         facts = self.facts
         lines = [
             f"{facts['task'] or 'unnamed task'} from {facts['source']}",
-            f"transitions  {facts['transitions']} in {facts['episodes']} episodes of {_range(facts['length'], '.1f')}",
+            f"transitions  {facts['transitions']} in {facts['episodes']} episodes of {_range(facts['length'], '.4g')}",
             f"agents       {facts['agents']}, observation {facts['observation_size']}, state {facts['state_size']}, "
             f"{'one of' if facts['discrete'] else 'continuous'} {facts['action_size']} actions",
             f"return       {_range(facts['return'], '.2f')}, quartiles "

@@ -24,7 +24,7 @@ _STYLE = {
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
 }
-_WIDEST = 110
+_WIDEST = 150
 
 
 def draw_card(card: Card, path: str | Path) -> Path:
@@ -48,9 +48,9 @@ def draw_card(card: Card, path: str | Path) -> Path:
         FigureCanvasAgg(figure)
         panels = figure.subplot_mosaic(
             [["return", "length", "saco"], ["action", "action", "reward"], ["text"] * 3],
-            height_ratios=[1.0, 1.0, 0.42],
+            height_ratios=[1.0, 1.0, 0.4],
         )
-        figure.suptitle(f"{facts['task'] or 'unnamed task'}, {_shortened(str(facts['source']), 70)}", x=0.01, ha="left")
+        figure.suptitle(f"{facts['task'] or 'unnamed task'}, {_shortened(str(facts['source']))}", x=0.01, ha="left")
         _histogram(panels["return"], dataset.episode_returns(), "Return of an episode", "team return")
         _histogram(panels["length"], dataset.episode_lengths, "Length of an episode", "steps")
         _draw_actions(panels["action"], dataset)
@@ -74,9 +74,8 @@ def _histogram(axis: Axes, values: torch.Tensor, title: str, label: str) -> None
     if whole and high - low < 1.5:  # one or two bars: leave room, and name them only
         axis.set_xlim(low - 1.5, high + 1.5)
         axis.set_xticks(sorted({low, high}))
-    axis.axvline(mean, color=_MARK, lw=1.5, label=f"mean {mean:.4g}")
-    axis.set(title=title, xlabel=label, ylabel="episodes")
-    axis.legend(frameon=False)
+    axis.axvline(mean, color=_MARK, lw=1.5)
+    axis.set(title=f"{title}, mean {mean:.4g}", xlabel=f"{label} (line: mean)", ylabel="episodes")
 
 
 def _draw_actions(axis: Axes, dataset: OfflineDataset) -> None:
@@ -120,7 +119,7 @@ def _draw_rewards(axis: Axes, dataset: OfflineDataset) -> None:
     agents = range(len(returns))
     axis.bar(agents, returns.mean(1).numpy(), yerr=returns.std(1, correction=0).numpy(), color=_COLOUR, width=0.6)
     axis.axhline(0.0, color="black", lw=0.8)
-    axis.set(title="Return of each agent (± std across episodes)", xlabel="agent", ylabel="return")
+    axis.set(title="Return of each agent", xlabel="agent", ylabel="mean ± std across episodes")
     axis.set_xticks(list(agents))
     axis.set_xlim(-0.6, max(len(returns) - 0.4, 1.6))
 
@@ -142,7 +141,7 @@ def _write_findings(axis: Axes, card: Card) -> None:
         + ("" if facts["success"] is None else f"; success {facts['success']:.4f}")
     ]
     lines += [
-        _shortened(f"{finding.severity}: {finding.what} ({finding.rows:,} rows)", _WIDEST)
+        _shortened(f"{finding.severity}: {finding.what}" + (f" ({finding.rows:,} rows)" if finding.rows else ""))
         for finding in card.inspection.findings[:5]
     ]
     if more := len(card.inspection.findings) - 5:
@@ -151,5 +150,5 @@ def _write_findings(axis: Axes, card: Card) -> None:
     axis.axis("off")
 
 
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width // 3]} … {text[-(2 * width // 3) + 3 :]}"
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 2]} …"

@@ -25,10 +25,11 @@ finding                        severity  what repair does
 ``duplicated_episodes``        warning   drops the copies, if asked by name; a note below 5 % of the episodes
 ``same_content``               warning   nothing (:func:`compare`)
 ``shared_episodes``            note      nothing (:func:`compare`)
+``card_disagreement``          warning   nothing: a published set is not what is published about it
 ``team_reward``                note      nothing
 ``low_coverage``               note      nothing
 ``masked_rows``                note      nothing
-``reader``                     note      nothing: what the reader has already done
+``reader``                     note      nothing: what the reader says, and has mostly dealt with
 =============================  ========  ==============================================================================
 
 An ``error`` makes a dataset unfit for training, a ``warning`` is likely to mislead it, a ``note`` is good to know.
@@ -36,90 +37,18 @@ An ``error`` makes a dataset unfit for training, a ``warning`` is likely to misl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 
 from torchrl_marl_offline.data import defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes, joint_saco, repeated
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, MASK, STATE, TERMINATED, TaskSpec, next_key
 from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
-
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that inspection found.
-
-    Args:
-        code: its name, as in the table of :mod:`torchrl_marl_offline.data.inspection`.
-        severity: how bad it is.
-        rows: how many transitions it concerns.
-        first_row: the first of them, or ``None`` where it concerns the whole dataset.
-        what: what was found.
-        remedy: what loading or the user can do about it.
-    """
-
-    code: str
-    severity: Severity
-    rows: int
-    first_row: int | None
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        where = "" if self.first_row is None else f", first at row {self.first_row}"
-        return f"{self.severity:8} {self.code}: {self.what} ({self.rows} rows{where}); {self.remedy}."
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """All findings on one dataset, errors first, and its facts: sizes and coverage."""
-
-    source: str
-    facts: dict[str, Any]
-    findings: tuple[Finding, ...]
-
-    def __str__(self) -> str:
-        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
-        counts = {severity: len(self.of_severity(severity)) for severity in SEVERITIES}
-        counted = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items() if n)
-        return "\n".join([self.source, *([facts] if facts else []), counted or "no findings", *map(str, self.findings)])
-
-    def __contains__(self, code: str) -> bool:
-        return any(finding.code == code for finding in self.findings)
-
-    def __getitem__(self, code: str) -> Finding:
-        for finding in self.findings:
-            if finding.code == code:
-                return finding
-        found = ", ".join(finding.code for finding in self.findings) or "nothing"
-        raise KeyError(f"No finding {code!r} on {self.source}; found: {found}.")
-
-    def of_severity(self, *severities: Severity) -> tuple[Finding, ...]:
-        """Return the findings of the given severities."""
-        return tuple(finding for finding in self.findings if finding.severity in severities)
-
-    @property
-    def problems(self) -> tuple[Finding, ...]:
-        """Errors and warnings."""
-        return self.of_severity("error", "warning")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return {"source": self.source, "facts": self.facts, "findings": [asdict(finding) for finding in self.findings]}
-
-    def to_json(self) -> str:
-        """Return JSON text; equal datasets give equal text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
 
 def inspect(data: OfflineDataset | TensorDictBase, spec: TaskSpec | None = None) -> Inspection:
@@ -304,7 +233,10 @@ def _signals(data: OfflineDataset) -> Iterator[Finding]:
 
 def _reader(data: OfflineDataset) -> Iterator[Finding]:
     for sentence in data.metadata.get("findings", []):
-        yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader has dealt with it")
+        yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader says so")
+    for sentence in data.metadata.get("card_disagreements", []):
+        remedy = "nothing is done: fetch it again, or find out which recording it is"
+        yield Finding("card_disagreement", "warning", 0, None, sentence.rstrip("."), remedy)
 
 
 _DETECTORS: tuple[Callable[[OfflineDataset], Iterator[Finding]], ...] = (

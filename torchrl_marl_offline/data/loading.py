@@ -9,11 +9,7 @@ from pathlib import Path
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspect, inspect_source
 from torchrl_marl_offline.data.repairs import repair as mend
-from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred, values_are_checked
-
-
-class DatasetWarning(UserWarning):
-    """A dataset has a defect that training may stumble over; the message names the remedy."""
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, value_checks_deferred, values_are_checked
 
 
 def load_inspected(
@@ -24,7 +20,7 @@ def load_inspected(
     ======================  =======================================================================================
     switches                what becomes of findings
     ======================  =======================================================================================
-    none                    an error raises as :func:`~.validation.validate` words it; warnings warn
+    none                    what :func:`~.validation.validate` refuses raises; other errors and warnings warn
     ``repair``              what can be repaired is, the metadata's ``"repairs"`` say how, what is left warns or raises
     ``strict``              any error or warning raises
     ``repair``, ``strict``  any error or warning that is left after the repair raises

@@ -17,6 +17,7 @@ import torch
 
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -27,8 +28,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.data.storage import is_dataset_folder
-from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
     import h5py
@@ -93,7 +93,7 @@ def read_pymarl(
         ImportError: h5py is not installed.
     """
     path = Path(path)
-    with _open(path) as file:
+    with reading(path), open_hdf5(path, "PyMARL") as file:
         sizes = _check_fields(path, file)
         known = recognise(*sizes)
         if known is not None and task not in ("auto", known.task):
@@ -123,28 +123,6 @@ def read_pymarl(
         return OfflineDataset(data, spec, metadata)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
-
-
-def _open(path: Path) -> h5py.File:
-    if path.is_dir():
-        remedy = "load it with load_dataset(path)" if is_dataset_folder(path) else "give one .h5 file"
-        raise DatasetError(f"{path} is a folder, but the pymarl reader reads one HDF5 file; {remedy}.")
-    if not path.is_file():
-        raise DatasetError(f"{path} does not exist; give the path of a PyMARL HDF5 file.")
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("Reading PyMARL files needs h5py; install it with pip install h5py.") from error
-    with path.open("rb") as stream:
-        magic = stream.read(8)
-    if magic[:4] == b"PK\x03\x04":
-        raise DatasetError(f"{path} is a zip or NumPy archive, not HDF5; pass its arrays to from_arrays().")
-    if magic != b"\x89HDF\r\n\x1a\n":
-        raise DatasetError(f"{path} is not an HDF5 file; the pymarl reader reads PyMARL's HDF5 episodes only.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} is a damaged or truncated HDF5 file ({error}); fetch it again.") from error
 
 
 def _check_fields(path: Path, file: h5py.File) -> tuple[int, int, int, int]:

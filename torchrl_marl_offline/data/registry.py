@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.data.caching import load_published
+from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.minari import read_minari
+from torchrl_marl_offline.data.omar_npy import open_omar_npy, read_omar_npy
+from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5, read_omiga_h5
+from torchrl_marl_offline.data.published import SOURCES
 from torchrl_marl_offline.data.pymarl import read_pymarl
 from torchrl_marl_offline.data.storage import is_dataset_folder
+from torchrl_marl_offline.data.streaming import RowStream
 from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.vault import open_vault, read_vault
 
 READERS: dict[str, Callable[..., OfflineDataset]] = {
     "pymarl": read_pymarl,
+    "vault": read_vault,
+    "omiga_h5": read_omiga_h5,
+    "omar_npy": read_omar_npy,
+    "minari": read_minari,
+    "d4rl": read_d4rl,
 }
-"""Reader of each ``source:`` prefix: called with what follows the colon and the options."""
+"""Reader of each ``format:`` prefix: called with the path that follows the colon and the options."""
+
+STREAMS: dict[str, Callable[..., RowStream]] = {
+    "vault": open_vault,
+    "omiga_h5": open_omiga_h5,
+    "omar_npy": open_omar_npy,
+}
+"""The formats that are converted block by block, however large they are."""
 
 
-def load_dataset(source: str | Path, **options: Any) -> OfflineDataset:
+def load_dataset(source: str | Path, *, repair: bool = False, strict: bool = False, **options: Any) -> OfflineDataset:
     """Load a dataset.
 
     Args:
-        source: ``"pymarl:FILE"``, or the folder that :meth:`OfflineDataset.save` wrote.
-        options: the reader's own: those of :func:`read_pymarl`, or of :meth:`OfflineDataset.load`.
+        source: a published set, ``"og_marl:smac_v1/3m/Good"`` (:func:`list_datasets` names them all), which is fetched
+            and converted the first time; a file or folder with its format named, ``"pymarl:FILE"``,
+            ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``, ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``;
+            or the folder that :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote.
+        repair: inspect it and mend what can be mended; see :func:`~.loading.load_inspected`.
+        strict: inspect it and refuse what is not clean.
+        options: those of :func:`~.caching.load_published`, of the format's reader, or of :meth:`OfflineDataset.load`.
 
     Raises:
         DatasetError: the source is unknown, or what is there is not what it should be.
     """
+    if repair or strict:
+        from torchrl_marl_offline.data.loading import load_inspected
+
+        return load_inspected(source, partial(_load, source, **options), repair=repair, strict=strict)
+    return _load(source, **options)
+
+
+def _load(source: str | Path, **options: Any) -> OfflineDataset:
     prefix, colon, rest = str(source).partition(":")
+    if colon and prefix in SOURCES:
+        return load_published(str(source), **options)
     if colon and prefix in READERS:
         return READERS[prefix](rest, **options)
     path = Path(source)
@@ -39,5 +75,29 @@ def load_dataset(source: str | Path, **options: Any) -> OfflineDataset:
     if not is_dataset_folder(path):
         sources = ", ".join(f"'{name}:PATH'" for name in READERS)
         what = "is no dataset folder" if path.exists() else "does not exist"
-        raise DatasetError(f"{source} {what}; give {sources} or a folder that OfflineDataset.save wrote.")
+        raise DatasetError(
+            f"{source} {what}; give {sources}, a published set such as 'og_marl:smac_v1/3m/Good', or a folder that "
+            "OfflineDataset.save wrote."
+        )
     return OfflineDataset.load(path, **options)
+
+
+def convert_dataset(
+    source: str | Path, path: str | Path, *, overwrite: bool = False, progress: bool = True, **options: Any
+) -> Path:
+    """Write any source as a dataset folder, which loads at once and memory-mapped.
+
+    Vaults, OMIGA's files and OMAR's folders pass through memory in blocks; the other formats are read whole.
+
+    Args:
+        source: what :func:`load_dataset` takes.
+        path: the folder to create; it is there whole or not at all.
+        overwrite: whether to replace a dataset that is there.
+        progress: show a bar on a terminal.
+        options: of the source's reader.
+    """
+    prefix, _, rest = str(source).partition(":")
+    if prefix in STREAMS:
+        return STREAMS[prefix](rest, **options).write(path, overwrite=overwrite, progress=progress)
+    load = partial(load_dataset, progress=progress) if prefix in SOURCES else load_dataset
+    return load(source, **options).save(path, overwrite=overwrite)

@@ -10,8 +10,9 @@ from tensordict import TensorDictBase
 from torchrl_marl_offline.data import defects
 from torchrl_marl_offline.data.assembly import legal_placeholder
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.fingerprints import episode_hashes, repeated
-from torchrl_marl_offline.data.inspection import Inspection, inspect
+from torchrl_marl_offline.data.inspection import inspect
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -25,6 +26,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.data.validation import DatasetError
 
 
 def repair(
@@ -47,7 +49,8 @@ def repair(
 
     Raises:
         ValueError: a code has no repair, or ``episode_length`` does not divide the rows.
-        DatasetError: what is left is not valid.
+        DatasetError: what is left is not valid, or fewer than half of the rows that counted do: something is wrong that
+            masks do not mend.
     """
     inspection = inspect(dataset) if inspection is None else inspection
     if unknown := set(codes or ()) - _REPAIRS.keys() - {"done_never_set"}:
@@ -62,6 +65,12 @@ def repair(
         if code in wanted and code in inspection:
             result, sentence = mend_one(result)
             done.append(f"{code}: {sentence}")
+    counted, left = (int(defects.flag(part, MASK).sum()) for part in (dataset, result))
+    if 2 * left < counted and "duplicated_episodes" not in wanted:
+        raise DatasetError(
+            f"Repair would leave {left} of the {counted} rows that count ({'; '.join(done)}); mend the source, or name "
+            "what to repair by codes=."
+        )
     metadata = dict(dataset.metadata)
     if done:
         metadata["repairs"] = [*metadata.get("repairs", []), *done]

@@ -1,8 +1,9 @@
 """Datasets on disk: a memory-mapped TensorDict and ``metadata.json``, written as a whole or not at all.
 
 ``PATH/data`` is what ``TensorDict.memmap`` writes; ``PATH/metadata.json`` holds the format's version, the task's sizes,
-the metadata, and the size and BLAKE2b checksum of every file under ``data``. Everything is written into a hidden folder
-beside the target, flushed to the disk, and renamed: a process killed at any moment leaves the target as it was.
+the metadata, the size and BLAKE2b checksum of every file under ``data``, and its own checksum. Everything is written
+into a hidden folder beside the target, flushed to the disk, and renamed: a process killed at any moment leaves the
+target as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.data.layout import TaskSpec
-from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,7 @@ def seal(
         for file in sorted((folder / DATA_FOLDER).rglob("*"))
         if file.is_file()
     }
+    header["header"] = _header_checksum(header)
     (folder / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
 
 
@@ -131,8 +133,9 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
     header = _read_header(path / METADATA_FILE)
     for name, facts in header["files"].items():
         _check_file(path / name, facts, verify)
-    data = TensorDict.load_memmap(str(path / DATA_FOLDER))
-    return data, TaskSpec(**header["spec"]), header["metadata"]
+    with reading(path):  # files from before the header had a checksum
+        data = TensorDict.load_memmap(str(path / DATA_FOLDER))
+        return data, TaskSpec(**header["spec"]), header["metadata"]
 
 
 def checksum(file: Path) -> str:
@@ -151,7 +154,17 @@ def _read_header(file: Path) -> dict[str, Any]:
         raise DatasetError(f"{file} is damaged or not of a dataset; restore it or record the data again.") from error
     if found != (FORMAT, VERSION):
         raise DatasetError(f"{file} is of format {found}, this library reads {(FORMAT, VERSION)}; record it again.")
+    stated = header.pop("header", None)
+    parts = {"spec", "metadata", "leaves", "files"}
+    if not parts <= header.keys() or (stated is not None and stated != _header_checksum(header)):
+        raise DatasetError(f"{file} was changed after it was written; restore it or record the data again.")
     return header
+
+
+def _header_checksum(header: dict[str, Any]) -> str:
+    """Return the digest of the content; what JSON makes of it counts, not its keys' order or its spaces."""
+    content = json.dumps(json.loads(json.dumps(header)), sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def _check_file(file: Path, facts: dict[str, Any], verify: bool) -> None:

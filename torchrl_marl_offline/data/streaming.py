@@ -18,8 +18,14 @@ from tensordict import TensorDict
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
-from torchrl_marl_offline.data.validation import DatasetError, check_values, expected_leaves, values_are_checked
+from torchrl_marl_offline.data.layout import ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.validation import (
+    DatasetError,
+    check_values,
+    expected_leaves,
+    reading,
+    values_are_checked,
+)
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 
 Rows = Callable[[int, int], torch.Tensor]
 """Reads the rows from one number up to another, ``[stop - start, ...]`` in the layout's type."""
+
+REWARD_FIELD = next_key(REWARD)
+"""Key of the reward among the fields of a :class:`RowStream`."""
 
 _BYTES_AT_ONCE = 32 * 2**20
 
@@ -42,7 +51,7 @@ class RowStream:
             there are any, action mask and state. Without a state the joint observation stands in.
         terminated: ``[R]`` bool, true only on the last row of an episode.
         truncated: ``[R]`` bool, true only on the last row of an episode. One of both ends every episode.
-        metadata: JSON-ready; what turns up while reading is added to its ``"findings"``.
+        metadata: JSON-ready, with a ``"source"``; what turns up while reading is added to its ``"findings"``.
         successors: how to read the true next observation, state and mask, where the recording has them. What is not
             here is the next row's; the last row of a truncated episode then has none and does not count.
         final: ``[R]`` bool, rows that hold an episode's last observation and no transition. They are read as the
@@ -66,7 +75,7 @@ class RowStream:
         self.continues = self.kept if self.final is not None else ~done
         self.length = int(self.kept.sum())
         if self.length == 0:
-            raise DatasetError("holds no transition; fetch it again.")
+            raise DatasetError(f"{self.metadata['source']} holds no transition; fetch it again.")
         unusable = int((~self.usable & self.kept).sum())
         if unusable:
             self._note(f"{unusable} truncated rows have no recorded successor and do not count in training")
@@ -83,7 +92,8 @@ class RowStream:
             stop = min(start + rows_at_once, total)
             if not self.kept[start:stop].any():
                 continue
-            data, count = self._chunk(start, stop)
+            with reading(self.metadata["source"]):
+                data, count = self._chunk(start, stop)
             opened += count
             data.set(TRAJ_IDS, data.get(TRAJ_IDS) + episodes)
             episodes += int((self.terminated | self.truncated)[start:stop].sum())
@@ -150,8 +160,7 @@ class RowStream:
             with ExitStack() as stack:
                 streams = {key: stack.enter_context(file.open("r+b")) for key, file in files.items()}
                 for chunk in self.chunks():
-                    if values_are_checked():
-                        check_values(chunk, self.spec, start=bar.n)
+                    self._check(chunk, bar.n)
                     for key, stream in streams.items():
                         stream.write(chunk.get(key).contiguous().numpy().reshape(-1).view(np.uint8).data)
                     bar.update(len(chunk))
@@ -159,6 +168,16 @@ class RowStream:
             metadata = self.metadata | {"n_transitions": self.length, "n_episodes": episodes}
             storage.seal(folder, leaves, self.spec, metadata | {"values_checked": values_are_checked()})
         return Path(path).absolute()
+
+    def _check(self, chunk: TensorDict, start: int) -> None:
+        if not values_are_checked():
+            return
+        try:
+            check_values(chunk, self.spec, start=start)
+        except DatasetError as error:
+            source = self.metadata["source"]
+            message = f"{source}: {str(error).rstrip('.')}, or let load_dataset(..., repair=True) mend it."
+            raise DatasetError(message) from error
 
 
 def make_files(folder: Path, length: int, leaves: dict) -> dict[NestedKey, Path]:
@@ -169,12 +188,8 @@ def make_files(folder: Path, length: int, leaves: dict) -> dict[NestedKey, Path]
     data = TensorDict(batch_size=[length]).memmap_(prefix=str(folder))
     for key, (shape, dtype) in leaves.items():
         data.make_memmap(key, shape, dtype=dtype)
-    return {
-        key: folder.joinpath(
-            *key[:-1] if isinstance(key, tuple) else (), f"{key[-1] if isinstance(key, tuple) else key}.memmap"
-        )
-        for key in leaves
-    }
+    parts = {key: (key,) if isinstance(key, str) else key for key in leaves}
+    return {key: folder.joinpath(*names[:-1], f"{names[-1]}.memmap") for key, names in parts.items()}
 
 
 def bytes_per_row(spec: TaskSpec) -> int:
@@ -212,15 +227,33 @@ def ends_at_time_limit(
         )
 
 
-REWARD_FIELD = next_key(REWARD)
-"""Key of the reward among the fields of a :class:`RowStream`."""
+def one_state(sample: np.ndarray, findings: list[str]) -> tuple[int, Callable[[np.ndarray], torch.Tensor]]:
+    """Tell from some rows of a state how wide it is and what makes ``[rows, s]`` float32 of it.
 
-__all__ = [
-    "ACTION",
-    "REWARD_FIELD",
-    "RowStream",
-    "Rows",
-    "bytes_per_row",
-    "ends_at_time_limit",
-    "make_files",
-]
+    Some writers give every agent a copy of the state: it is read once. Where the copies differ, they are laid side by
+    side.
+
+    Args:
+        sample: the first rows, ``[rows, s]`` or ``[rows, n, s]``.
+        findings: to append to.
+    """
+    if sample.ndim == 2:
+        return sample.shape[1], as_float
+    agents, size = sample.shape[1:]
+    if not (sample == sample[:, :1]).all():
+        return agents * size, lambda values: as_float(values).flatten(1)
+    if agents > 1:
+        findings.append(f"the state is recorded {agents} times over, once per agent; it is read once")
+
+    def once(values: np.ndarray) -> torch.Tensor:
+        if not (values == values[:, :1]).all():
+            raise DatasetError("has states that differ between agents after rows where they agree; fetch it again.")
+        return as_float(values[:, 0])
+
+    return size, once
+
+
+def as_float(values: np.ndarray) -> torch.Tensor:
+    """Return a float32 tensor that owns its memory or shares a writable array's."""
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

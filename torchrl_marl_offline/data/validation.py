@@ -63,6 +63,10 @@ class DatasetError(ValueError):
     """A dataset, or the file it should come from, is not what it has to be; the message names the remedy."""
 
 
+class DatasetWarning(UserWarning):
+    """A dataset has a defect that training may stumble over; the message names the remedy."""
+
+
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
     """Turn whatever a format's library raises over damaged content into a :class:`DatasetError` that names the file.

@@ -1,6 +1,6 @@
 """Reader of flashbax vaults, the format of OG-MARL and of the sets it republishes; tensorstore alone reads them.
 
-A vault is a folder with ``metadata.json`` and one OCDBT store of zarr arrays. Its names end in a dot (``observations.``,
+A vault is a folder with ``metadata.json`` and one OCDBT store of zarr arrays. Names end in a dot (``observations.``,
 ``infos.state.``), except ``vault_index``, which holds the number of rows written: the time axis of every array is
 declared 1e13 long. Leading dimension ``B``: independent recordings, one per seed in OMAR's sets, else 1.
 
@@ -34,7 +34,7 @@ import torch
 from torchrl_marl_offline.data.arrays import team_ends
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.data.streaming import REWARD_FIELD, Rows, RowStream, ends_at_time_limit
+from torchrl_marl_offline.data.streaming import REWARD_FIELD, Rows, RowStream, as_float, ends_at_time_limit, one_state
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 REQUIRED = ("observations", "actions", "rewards", "terminals", "truncations")
@@ -91,16 +91,17 @@ def open_vault(
         findings: list[str] = []
         discrete = arrays["actions"].dtype.numpy_dtype.kind in "iu"
         fields = {
-            OBSERVATION: rows("observations", _float),
-            ACTION: rows("actions", (lambda a: _integer(a).reshape(len(a), sizes["agents"])) if discrete else _float),
-            REWARD_FIELD: rows("rewards", lambda r: _float(r).unsqueeze(-1)),
+            OBSERVATION: rows("observations", as_float),
+            ACTION: rows("actions", (lambda a: _integer(a).reshape(len(a), sizes["agents"])) if discrete else as_float),
+            REWARD_FIELD: rows("rewards", lambda r: as_float(r).unsqueeze(-1)),
         }
         has_mask = discrete and LEGALS_ARRAY in arrays
         if has_mask:
             fields[ACTION_MASK] = rows(LEGALS_ARRAY, lambda legal: torch.from_numpy(legal != 0))
         state_size = sizes["agents"] * sizes["observation"]
         if STATE_ARRAY in arrays:
-            state_size, convert = _state(arrays[STATE_ARRAY], chosen, length, findings)
+            sample = _read(arrays[STATE_ARRAY], chosen, length, 0, min(length, _ROWS_TO_COMPARE))
+            state_size, convert = one_state(sample, findings)
             fields[STATE] = rows(STATE_ARRAY, convert)
         spec = TaskSpec(
             sizes["agents"],
@@ -193,32 +194,8 @@ def _read(array: Any, seeds: list[int], length: int, start: int, stop: int) -> n
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _float(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
 def _integer(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
-
-
-def _state(
-    array: Any, seeds: list[int], length: int, findings: list[str]
-) -> tuple[int, Callable[[np.ndarray], torch.Tensor]]:
-    """Return the state's width and what makes ``[rows, s]`` of it: one copy where every agent has the same."""
-    if len(array.shape) == 3:
-        return array.shape[2], _float
-    _, _, agents, size = array.shape
-    sample = _read(array, seeds, length, 0, min(length, _ROWS_TO_COMPARE))
-    if not (sample == sample[:, :1]).all():
-        return agents * size, lambda values: _float(values).flatten(1)
-    findings.append(f"the state is recorded {agents} times over, once per agent; it is read once")
-
-    def once(values: np.ndarray) -> torch.Tensor:
-        if not (values == values[:, :1]).all():
-            raise DatasetError("has states that differ between agents after rows where they agree; fetch it again.")
-        return _float(values[:, 0])
-
-    return size, once
 
 
 def _action_size(arrays: dict[str, Any], discrete: bool, n_actions: int | None) -> int:

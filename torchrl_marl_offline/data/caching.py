@@ -1,0 +1,121 @@
+"""Published sets in the cache folder: converted once, whichever process comes first.
+
+::
+
+    CACHE/datasets/<source>/<task>/<quality>        converted, what is loaded
+    CACHE/vaults/<source>/<task>.vlt/<quality>      vaults that were put there by hand
+    CACHE/archives/<path in the repository>.zip     archives, fetched or put there by hand
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.fetching import archive_url, fetch_archive, is_offline, unpack_quality
+from torchrl_marl_offline.data.published import card_of
+from torchrl_marl_offline.data.storage import is_dataset_folder
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate, values_are_checked
+from torchrl_marl_offline.data.vault import is_vault, open_vault
+
+if TYPE_CHECKING:
+    import torch
+
+    from torchrl_marl_offline.data.published import DatasetCard
+
+CACHE_VARIABLE = "TORCHRL_MARL_OFFLINE_CACHE"
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Return the cache folder: the argument, else ``$TORCHRL_MARL_OFFLINE_CACHE``, else one under ``~/.cache``."""
+    chosen = cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "torchrl_marl_offline"
+    return Path(chosen).expanduser().absolute()
+
+
+def load_published(
+    name: str,
+    *,
+    cache: str | Path | None = None,
+    offline: bool | None = None,
+    mirror: str | None = None,
+    device: torch.device | str | None = None,
+    verify: bool = False,
+    progress: bool = True,
+) -> OfflineDataset:
+    """Load a published set, memory-mapped; the first time it is fetched and converted.
+
+    A set that disagrees with its card is loaded all the same, with a :class:`DatasetWarning` that has both numbers, and
+    the metadata's ``"card_disagreements"`` keep them.
+
+    Args:
+        name: ``"og_marl:smac_v1/3m/Good"``.
+        cache: where everything is kept; see :func:`cache_folder`.
+        offline: whether to use only what is there; by default what ``HF_HUB_OFFLINE`` says.
+        mirror: a server with the paths of Hugging Face; by default ``HF_ENDPOINT``.
+        device: where to put the data; by default it stays memory-mapped.
+        verify: whether to compare every file with its checksum; sizes are always compared.
+        progress: show a bar on a terminal.
+
+    Raises:
+        DatasetError: there is no such set, it cannot be had (the sentence says what to put where), or it is damaged.
+    """
+    card = card_of(name)
+    root = cache_folder(cache)
+    target = root / "datasets" / card.source / card.task / card.quality
+    if not is_dataset_folder(target):
+        from filelock import FileLock
+
+        lock = root / "locks" / f"{hashlib.sha256(card.archive.encode()).hexdigest()[:16]}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not is_dataset_folder(target):  # another process may have been here meanwhile
+                _convert(card, root, target, offline=is_offline(offline), mirror=mirror, progress=progress)
+    dataset = OfflineDataset.load(target, device=device, verify=verify)
+    if values_are_checked() and not dataset.metadata.get("values_checked", True):
+        validate(dataset)
+    disagreements = card.disagreements(dataset)
+    if disagreements:
+        dataset.metadata["card_disagreements"] = disagreements
+        warnings.warn(f"{card.id} is not what is published: {'; '.join(disagreements)}.", DatasetWarning, stacklevel=2)
+    return dataset
+
+
+def _convert(card: DatasetCard, root: Path, target: Path, *, offline: bool, mirror: str | None, progress: bool) -> None:
+    """Write the converted set; the caller holds the archive's lock."""
+    vault = root / "vaults" / card.source / f"{card.task}.vlt" / card.quality
+    unpacked = root / "unpacked" / card.source / card.task / card.quality
+    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed process left
+    try:
+        if not is_vault(vault):
+            archive = _archive(card, root, vault, offline=offline, mirror=mirror)
+            vault = unpack_quality(archive, card, unpacked)
+        stream = open_vault(
+            vault, task=f"{card.source}:{card.task}", time_limit=card.time_limit, episode_length=card.episode_length
+        )
+        stream.metadata |= {"source": card.id, "quality": card.quality, "env": card.env, "why_no_env": card.why_no_env}
+        stream.metadata |= {"reference_returns": card.reference_returns, "reference_source": card.reference_source}
+        stream.write(target, progress=progress)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _archive(card: DatasetCard, root: Path, vault: Path, *, offline: bool, mirror: str | None) -> Path:
+    target = root / "archives" / card.archive
+    if target.is_file():
+        return target
+    advice = (
+        f"put {archive_url(card, None)} at {target}, or its folder {vault.parent.name}/{vault.name} at {vault}, or "
+        "name another cache folder"
+    )
+    if offline:
+        raise DatasetError(f"{card.id} is not in {root} and nothing may be fetched offline; {advice}.")
+    try:
+        return fetch_archive(card, target, mirror=mirror)
+    except (OSError, ImportError) as error:
+        reason = str(error).rstrip(".")
+        raise DatasetError(f"{card.id} is not in {root} and cannot be fetched: {reason}; {advice}.") from error

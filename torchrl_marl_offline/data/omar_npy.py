@@ -1,0 +1,200 @@
+"""Reader of OMAR's NumPy folders: ``seed_<k>_data`` with one file per array and agent ``i``.
+
+``obs_i [T, o_i]``, ``acs_i [T, a]``, ``rews_i [T]``, ``next_obs_i [T, o_i]`` and ``dones_i [T]``; the MuJoCo sets also
+have ``states_i`` and ``next_states_i``. ``dones_i`` is 0 throughout: episodes have a fixed length, 25 steps in the
+particle environments and 1,000 in MuJoCo, and the true next observation is recorded also at their ends. Names as in
+``utils/buffer.py`` of ling-pan/OMAR.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.streaming import REWARD_FIELD, RowStream, as_float, one_state
+from torchrl_marl_offline.data.validation import DatasetError, reading
+
+NAMES = ("obs", "acs", "rews", "next_obs", "dones")
+STATE_NAMES = ("states", "next_states")
+PARTICLE_STEPS, MUJOCO_STEPS = 25, 1000
+_CUTS_TO_COMPARE = 200
+
+
+def read_omar_npy(path: str | Path, **options: Any) -> OfflineDataset:
+    """Read a folder into memory; see :func:`open_omar_npy` for the options."""
+    with reading(path):
+        return open_omar_npy(path, **options).to_dataset()
+
+
+def open_omar_npy(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    episode_length: int | None = None,
+    action_bounds: tuple[float, float] = (-1.0, 1.0),
+) -> RowStream:
+    """Open a folder for reading in blocks.
+
+    Observations of agents that see less are filled up with zeros; the true sizes stand in the metadata.
+
+    Args:
+        path: one ``seed_<k>_data`` folder, or one that holds several, which are then read end to end.
+        task: name for the spec.
+        episode_length: steps of every episode; by default 1,000 where states are recorded (MuJoCo), else 25.
+        action_bounds: lower and upper bound of every component of an action.
+
+    Raises:
+        DatasetError: a file is missing, damaged, or of another shape than its neighbours.
+    """
+    path = Path(path)
+    with reading(path):
+        folders = _seed_folders(path)
+        seeds = [_open_folder(folder) for folder in folders]
+        first = seeds[0]
+        if any(set(seed) != set(first) for seed in seeds):
+            raise DatasetError(f"{path} has seeds with different files; read them one by one.")
+        agents = sum(name == "obs" for name, _ in first)
+        lengths = [len(seed["obs", 0]) for seed in seeds]
+        sizes = [first["obs", agent].shape[1] for agent in range(agents)]
+        if episode_length is None:
+            episode_length = MUJOCO_STEPS if ("states", 0) in first else PARTICLE_STEPS
+        findings: list[str] = []
+        terminated, truncated = _ends(seeds, lengths, episode_length, findings)
+
+        def stack(name: str, convert: Any, start: int, stop: int) -> torch.Tensor:
+            width = max(sizes) if name in ("obs", "next_obs") else 0
+            return convert(_rows(seeds, lengths, name, agents, width, start, stop))
+
+        fields = {
+            OBSERVATION: partial(stack, "obs", as_float),
+            ACTION: partial(stack, "acs", as_float),
+            REWARD_FIELD: partial(stack, "rews", as_float),
+        }
+        successors = {OBSERVATION: partial(stack, "next_obs", as_float)}
+        state_size = agents * max(sizes)
+        if ("states", 0) in first:
+            state_size, convert = one_state(stack("states", np.asarray, 0, min(256, lengths[0])), findings)
+            fields[STATE], successors[STATE] = partial(stack, "states", convert), partial(stack, "next_states", convert)
+        low, high = action_bounds
+        spec = TaskSpec(
+            agents,
+            max(sizes),
+            state_size,
+            first["acs", 0].shape[1],
+            action_low=low,
+            action_high=high,
+            task=task,
+        )
+        metadata = {"source": f"omar_npy:{path}", "task": task, "time_limit": episode_length, "findings": findings}
+        metadata |= {"seeds": [folder.name for folder in folders], "observation_sizes": sizes}
+        if ("states", 0) not in first:
+            metadata["state"] = "joint observation"
+        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors)
+
+
+def _seed_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise DatasetError(f"{path} is not a folder; give OMAR's seed_<k>_data folder.")
+    if (path / "obs_0.npy").is_file():
+        return [path]
+    numbered = {int(m[1]): entry for entry in path.iterdir() if (m := re.fullmatch(r"seed_(\d+)_data", entry.name))}
+    if not numbered:
+        raise DatasetError(f"{path} holds neither obs_0.npy nor seed_<k>_data folders; give OMAR's data folder.")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
+    """Return the memory-mapped arrays by (name, agent), checked against each other."""
+    agents = 0
+    while (folder / f"obs_{agents}.npy").is_file():
+        agents += 1
+    if agents == 0:
+        raise DatasetError(f"{folder} holds no obs_0.npy; give OMAR's data folder.")
+    names = NAMES + (STATE_NAMES if (folder / "states_0.npy").is_file() else ())
+    arrays = {}
+    for name in names:
+        for agent in range(agents):
+            file = folder / f"{name}_{agent}.npy"
+            if not file.is_file():
+                raise DatasetError(f"{file} is missing; fetch the folder again.")
+            with reading(file):
+                array = np.load(file, mmap_mode="r", allow_pickle=False)
+            if array.dtype.kind not in "fiub":
+                raise DatasetError(f"{file} holds {array.dtype} instead of numbers; fetch it again.")
+            arrays[name, agent] = array[:, 0] if name in ("rews", "dones") and array.ndim == 2 else array
+    length = len(arrays["obs", 0]) if arrays["obs", 0].ndim else 0
+    for (name, agent), array in arrays.items():
+        rank = 1 if name in ("rews", "dones") else 2
+        twin = {
+            "next_obs": ("obs", agent),
+            "next_states": ("states", agent),
+            "acs": ("acs", 0),
+            "states": ("states", 0),
+        }
+        like = arrays[twin.get(name, (name, agent))].shape
+        if array.ndim != rank or len(array) != length or array.shape != like or length == 0:
+            raise DatasetError(
+                f"{folder / f'{name}_{agent}.npy'} has shape {array.shape} beside {length} rows of obs_0.npy and "
+                f"{like} of its twin; fetch the folder again."
+            )
+    return arrays
+
+
+def _rows(
+    seeds: list[dict[tuple[str, int], np.ndarray]],
+    lengths: list[int],
+    name: str,
+    agents: int,
+    width: int,
+    start: int,
+    stop: int,
+) -> np.ndarray:
+    """Return ``[stop - start, n, ...]`` rows of the seeds laid end to end, zero-padded to ``width``."""
+    parts, offset = [], 0
+    for arrays, length in zip(seeds, lengths):
+        low, high = max(start - offset, 0), min(stop - offset, length)
+        offset += length
+        if low >= high:
+            continue
+        columns = [np.asarray(arrays[name, agent][low:high], dtype=np.float32) for agent in range(agents)]
+        if name == "rews":
+            columns = [column[:, None] for column in columns]
+        if width:
+            columns = [np.pad(column, ((0, 0), (0, width - column.shape[1]))) for column in columns]
+        parts.append(np.stack(columns, 1))
+    return np.concatenate(parts)
+
+
+def _ends(
+    seeds: list[dict[tuple[str, int], np.ndarray]], lengths: list[int], episode_length: int, findings: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    terminated, truncated, same, compared = [], [], 0, 0
+    for arrays, length in zip(seeds, lengths):
+        agents = sum(name == "dones" for name, _ in arrays)
+        done = np.all([arrays["dones", agent] != 0 for agent in range(agents)], axis=0)
+        cut = np.zeros(length, dtype=bool)
+        cut[episode_length - 1 :: episode_length] = True
+        cut[-1] = True
+        terminated.append(torch.from_numpy(done))
+        truncated.append(torch.from_numpy(cut & ~done))
+        cuts = np.flatnonzero(cut[:-1])[:_CUTS_TO_COMPARE]
+        goes_on = [(arrays["next_obs", a][cuts] == arrays["obs", a][cuts + 1]).all(-1) for a in range(agents)]
+        same, compared = same + int(np.all(goes_on, axis=0).sum()), compared + len(cuts)
+    if same:
+        findings.append(
+            f"at {same} of {compared} cuts after {episode_length} steps the recording goes on without a reset: is "
+            "episode_length right?"
+        )
+    marked = sum(int(flags.sum()) for flags in terminated)
+    if marked:
+        findings.append(f"dones is set on {marked} rows, which are read as terminations; OMAR's own files have none")
+    if any(length % episode_length for length in lengths):
+        findings.append(f"the rows are no whole number of episodes of {episode_length}; the last one is cut short")
+    return torch.cat(terminated), torch.cat(truncated)
