@@ -120,6 +120,44 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
     return "\n".join(lines)
 
 
+def execution_curves(trainer_step: Callable[[], int], play: Callable[[str], float]) -> tuple[dict, Callable[[], None]]:
+    """Return an empty curve and the evaluator that appends to it: by mode and sampled, at the trainer's step."""
+    curve: dict[str, list[float]] = {"step": [], "mode": [], "sampled": []}
+
+    def measure() -> None:
+        curve["step"].append(trainer_step())
+        curve["mode"].append(play("mode"))
+        curve["sampled"].append(play("sample"))
+
+    return curve, measure
+
+
+def plot_execution_curves(
+    rows: Sequence[dict[str, Any]], path: Path, *, levels: dict[str, float], ylabel: str, title: str
+) -> None:
+    """Draw the curves of every method, executed by mode and sampled: mean and range over seeds, and constant levels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
+    for axis, how in zip(axes, ("mode", "sampled")):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            members = [row["curve"] for row in rows if row["method"] == method]
+            values = torch.tensor([curve[how] for curve in members])
+            axis.plot(members[0]["step"], values.mean(0), marker="o", label=method)
+            axis.fill_between(members[0]["step"], values.amin(0), values.amax(0), alpha=0.12)
+        for style, (name, level) in zip(("--", ":"), levels.items()):
+            axis.axhline(level, color="black", linestyle=style, label=name)
+        axis.set(title=f"executed: {how}", xlabel="updates")
+    axes[0].set_ylabel(ylabel)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def machine() -> str:
     """Describe the machine and the versions in one line."""
     parts = [

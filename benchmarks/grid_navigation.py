@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, make_loss, run_jobs, table
+from common import execution_curves, machine, make_loss, plot_execution_curves, run_jobs, table
 
 from torchrl_marl_offline import AWR, IQL, Trainer, evaluate, load_dataset, make_env
 
 METHODS = ("cloning", "mixer", "vdn", "independent", "frozen mixer")
-DATA_SUCCESS = 0.4385
 
 
 def grid_navigation(
@@ -31,15 +30,11 @@ def grid_navigation(
     rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature)}
     loss = make_loss(data.spec, method, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("games/grid_navigation", agents=2, num_envs=500)
-    curve: dict[str, list[float]] = {"step": [], "mode": [], "sampled": []}
 
-    def measure() -> None:
-        curve["step"].append(trainer.step)
-        for name, mode in (("mode", "mode"), ("sampled", "sample")):
-            curve[name].append(
-                evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed, mode=mode).success_rate
-            )
+    def play(mode: str) -> float:
+        return evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed, mode=mode).success_rate
 
+    curve, measure = execution_curves(lambda: trainer.step, play)
     buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
     trainer = Trainer(
         loss,
@@ -53,29 +48,6 @@ def grid_navigation(
     )
     trainer.train()
     return {"curve": curve, "mode": curve["mode"][-1], "sampled": curve["sampled"][-1]}
-
-
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw mean success against steps, with the range over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for axis, how in zip(axes, ("mode", "sampled")):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            curves = torch.tensor([row["curve"][how] for row in rows if row["method"] == method])
-            steps = next(row["curve"]["step"] for row in rows if row["method"] == method)
-            axis.plot(steps, curves.mean(0), marker="o", label=method)
-            axis.fill_between(steps, curves.amin(0), curves.amax(0), alpha=0.15)
-        axis.axhline(DATA_SUCCESS, color="black", linestyle="--", label="data")
-        axis.set(title=f"executed: {how}", xlabel="updates", ylim=(0, 1))
-    axes[0].set_ylabel("success rate")
-    axes[0].legend()
-    figure.suptitle("cn-2-medium: success, mean and range over seeds")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -96,7 +68,14 @@ def main() -> None:
     rows = run_jobs(grid_navigation, jobs, workers=args.workers, results=args.output / "results.jsonl")
     print(machine(), settings)
     print(table(rows, by=["method"], columns=["mode", "sampled"]))
-    picture(rows, args.output / "grid_navigation.png")
+    levels = {"data": 0.4385, "uniform random play": 0.781}
+    plot_execution_curves(
+        rows,
+        args.output / "grid_navigation.png",
+        levels=levels,
+        ylabel="success rate",
+        title="cn-2-medium: success, mean and range over seeds",
+    )
 
 
 if __name__ == "__main__":

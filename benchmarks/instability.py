@@ -60,11 +60,11 @@ def instability(
     return {
         "curves": curves,
         "return": score,
-        "final |Q|": curves["qvalue_abs"][-1],
-        "largest |Q|": max(curves["qvalue_abs"]),
+        "final abs Q": curves["qvalue_abs"][-1],
+        "largest abs Q": max(curves["qvalue_abs"]),
         "impossible": float(max(curves["qvalue_abs"]) > ceiling),
         "largest gradient norm": max(curves["grad_norm"]),
-        "final |TD error|": curves["td_error_abs"][-1],
+        "final abs TD error": curves["td_error_abs"][-1],
     }
 
 
@@ -103,14 +103,16 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=0.95)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--heads", nargs="+", default=["all", "min"])
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("steps", "gamma", "lr", "alpha")}
-    pairs = [(variant, heads) for variant in VARIANTS for heads in ("all", "min")]
+    pairs = [(variant, heads) for variant in args.variants for heads in args.heads]
     pairs = [(variant, heads) for variant, heads in pairs if heads == "all" or variant.startswith("mixer")]
     jobs = [{"variant": v, "heads": h, "seed": seed} | settings for seed in range(args.seeds) for v, h in pairs]
     rows = run_jobs(instability, jobs, workers=args.workers, results=args.output / "results.jsonl")
-    columns = ["largest |Q|", "final |Q|", "impossible", "largest gradient norm", "final |TD error|", "return"]
+    columns = ["largest abs Q", "final abs Q", "impossible", "largest gradient norm", "final abs TD error", "return"]
     print(machine(), settings)
     print(table(rows, by=["variant", "heads"], columns=columns))
     picture(rows, args.output / "instability.png")

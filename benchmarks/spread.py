@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, make_loss, run_jobs, table
+from common import execution_curves, machine, make_loss, plot_execution_curves, run_jobs, table
 
 from torchrl_marl_offline import AWR, IQL, Trainer, evaluate, make_env
 from torchrl_marl_offline.data import record_mixed_skill
@@ -40,13 +40,11 @@ def spread(
     rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage=advantage)}
     loss = make_loss(data.spec, network, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("mpe/simple_spread", num_envs=1000)
-    curve: dict[str, list[float]] = {"step": [], "mode": [], "sampled": []}
 
-    def measure() -> None:
-        curve["step"].append(trainer.step)
-        for name, mode in (("mode", "mode"), ("sampled", "sample")):
-            curve[name].append(evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean)
+    def play(mode: str) -> float:
+        return evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean
 
+    curve, measure = execution_curves(lambda: trainer.step, play)
     trainer = Trainer(
         loss,
         data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys),
@@ -60,29 +58,6 @@ def spread(
     trainer.train()
     mean = data.episode_returns().mean().item()
     return {"curve": curve, "mode": curve["mode"][-1], "sampled": curve["sampled"][-1], "data": mean}
-
-
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the mean return against steps, with the range over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
-    for axis, how in zip(axes, ("mode", "sampled")):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            curves = torch.tensor([row["curve"][how] for row in rows if row["method"] == method])
-            steps = next(row["curve"]["step"] for row in rows if row["method"] == method)
-            axis.plot(steps, curves.mean(0), marker="o", label=method)
-            axis.fill_between(steps, curves.amin(0), curves.amax(0), alpha=0.12)
-        axis.axhline(sum(row["data"] for row in rows) / len(rows), color="black", linestyle="--", label="data")
-        axis.set(title=f"executed: {how}", xlabel="updates")
-    axes[0].set_ylabel("return of an episode")
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle("mpe/simple_spread, mixed-skill data: mean and range over seeds")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -104,7 +79,14 @@ def main() -> None:
     rows = run_jobs(spread, jobs, workers=args.workers, results=args.output / "results.jsonl")
     print(machine(), settings)
     print(table(rows, by=["method"], columns=["data", "mode", "sampled"]))
-    picture(rows, args.output / "spread.png")
+    levels = {"data": sum(row["data"] for row in rows) / len(rows)}
+    plot_execution_curves(
+        rows,
+        args.output / "spread.png",
+        levels=levels,
+        ylabel="return of an episode",
+        title="mpe/simple_spread, mixed-skill data: mean and range over seeds",
+    )
 
 
 if __name__ == "__main__":
