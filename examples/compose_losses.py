@@ -33,9 +33,9 @@ loss = marl.OfflineMARLLoss(
     value_learning=marl.IQL(expectile=0.7),
     extraction=marl.AWR(temperature=3.0, advantage="joint"),
     value_norm=marl.ScaleInvariantValueNorm(),
-).make_value_estimator(gamma=0.9)
+).make_value_estimator(gamma=0.95)
 updater = SoftUpdate(loss, tau=0.005)
-optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+optimizer = torch.optim.Adam(loss.parameters(), lr=2e-3)
 buffer = dataset.replay_buffer(batch_size=256, seed=0, keys=loss.in_keys)  # a TensorDictReplayBuffer
 
 for step in range(1, 601):
