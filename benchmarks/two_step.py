@@ -45,19 +45,19 @@ def value_tables(loss) -> torch.Tensor:
     return loss.qvalue(td).view(3, 2, 2)
 
 
-def two_step(method: str, seed: int, steps: int, whole: bool) -> dict[str, Any]:
+def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict[str, Any]:
     """Train one method with one seed."""
     torch.manual_seed(seed)
     data = uniform_dataset()
     rules = {"value_learning": TD(), "extraction": AWR(temperature=3.0)}
     loss = make_loss(data.spec, method, gamma=0.99, hidden=(32, 32), **rules)
-    if whole:
+    if batch_size is None:
         buffer = TensorDictReplayBuffer(
             storage=LazyTensorStorage(len(data)), sampler=SamplerWithoutReplacement(), batch_size=len(data)
         )
         buffer.extend(data.data)
     else:
-        buffer = data.replay_buffer(batch_size=64, seed=seed)
+        buffer = data.replay_buffer(batch_size=batch_size, seed=seed)
     Trainer(loss, buffer, steps=steps, lr=1e-3, tau=0.01, progress=False).train()
     env = make_env("games/two_step", num_envs=1)
     score = evaluate(loss.actor_network, env, episodes=1, seed=0).mean
@@ -98,11 +98,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/two_step"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--whole", action="store_true", help="every update on the whole dataset")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     jobs = [
-        {"method": method, "seed": seed, "steps": args.steps, "whole": args.whole}
+        {"method": method, "seed": seed, "steps": args.steps, "batch_size": None if args.whole else args.batch_size}
         for method in METHODS
         for seed in range(args.seeds)
     ]

@@ -59,7 +59,9 @@ class AWR(PolicyExtraction):
     Args:
         temperature: :math:`\alpha`, which may be scheduled as ``loss.temperature = 3.0``.
         advantage: ``"local"``, each agent's own, or ``"joint"``, the team's through the mixer, given to every agent.
-            A centralized critic has only the joint one, and uses it whatever is asked for here.
+            A centralized critic has only the joint one, and uses it whatever is asked for here. Under a mixer, local
+            values are fitted only in their mixture, so that the difference of Q_a and V_a can be mostly noise: measured
+            on ``mpe/simple_spread``, the local one fails where the joint one works (``benchmarks/RESULTS.md``).
         standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
             does.
         exponent_range: bounds of the exponent.

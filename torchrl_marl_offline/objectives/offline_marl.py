@@ -70,7 +70,8 @@ class OfflineMARLLoss(LossModule):
         value_norm: a TorchRL value norm for the critic term, for instance
             :class:`~torchrl_marl_offline.ScaleInvariantValueNorm`; None for none.
         heads: ``"all"`` trains every head (their losses are summed, as TorchRL does), ``"min"`` only the smaller one at
-            each row, as the paper's listing does; both under the statistics of the minimum.
+            each row, as the paper's listing does; both under the statistics of the minimum. They were measured to learn
+            alike (``benchmarks/RESULTS.md``); the default is TorchRL's custom.
         team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent
             agents.
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
