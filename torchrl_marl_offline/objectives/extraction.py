@@ -22,7 +22,8 @@ from torchrl_marl_offline.objectives.functional import (
 )
 
 if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.offline_marl import Estimates, OfflineMARLLoss
+    from torchrl_marl_offline.objectives.estimates import Estimates
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 class PolicyExtraction(ABC):

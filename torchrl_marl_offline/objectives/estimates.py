@@ -1,0 +1,213 @@
+"""What the networks of a loss say of a batch: values, policies, and each estimate computed at most once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torch.distributions import Distribution
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+class Values(NamedTuple):
+    """Local values ``[*B, n, H]`` (None for a centralized critic) and total values ``[*B, k, H]``.
+
+    ``k`` is 1 where the critic has a team value and ``n`` where every agent is on its own.
+    """
+
+    local: Tensor | None
+    total: Tensor
+
+    @property
+    def total_min(self) -> Tensor:
+        """The minimum over the heads, ``[*B, k, 1]``."""
+        return self.total.amin(-1, keepdim=True)
+
+    @property
+    def local_min(self) -> Tensor | None:
+        """The minimum over the heads of the local values, ``[*B, n, 1]``."""
+        return None if self.local is None else self.local.amin(-1, keepdim=True)
+
+
+class NetworkPasses:
+    """The part of :class:`OfflineMARLLoss` that evaluates its networks under their functional parameters."""
+
+    def _inputs(self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor) -> TensorDict:
+        """Root the network's inputs in a tensordict of the batch size; ``given`` overrides by position name."""
+        entries = {}
+        for key in network.in_keys:
+            key = unravel_key(key)
+            entry = given.get(joined(key))
+            if entry is None:
+                entry = tensordict.get(key, None)
+            if entry is None:
+                raise KeyError(self._lacks(key, tensordict))
+            entries[key] = entry
+        return TensorDict(entries, tensordict.batch_size)
+
+    def _lacks(self, key: NestedKey, tensordict: TensorDictBase) -> str:
+        found = ", ".join(sorted(map(joined, tensordict.keys(True, True))))
+        return f"{type(self).__name__} needs the entry {joined(key)}, which the batch lacks; it has {found}."
+
+    def action_value(
+        self, tensordict: TensorDictBase, action: Tensor, *, target: bool = False, detach: bool = False
+    ) -> Values:
+        """Evaluate the critic and the mixer at ``action``.
+
+        Args:
+            tensordict: observations and state.
+            action: as in the layout, or one-hot ``[*B, n, A]`` for a discrete task.
+            target: use the target networks.
+            detach: keep the gradient from the critic's parameters (not from the action).
+        """
+        return self._mixed(tensordict, self._critic(tensordict, action, target=target, detach=detach), target, detach)
+
+    def _critic(self, tensordict: TensorDictBase, action: Tensor, *, target: bool, detach: bool = False) -> Tensor:
+        """Evaluate the critic without its mixer: local values ``[*B, n, H]``, or a central one's ``[*B, 1, H]``."""
+        if unravel_key(self.tensor_keys.action) not in map(unravel_key, self.qvalue_network.in_keys):
+            raise ValueError(
+                f"The critic reads {self.qvalue_network.in_keys}, not the action {self.tensor_keys.action!r}; name its "
+                "action by set_keys(action=...)."
+            )
+        name = "target_qvalue_network_params" if target else "qvalue_network_params"
+        params = getattr(self, name).detach() if detach else getattr(self, name)
+        key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
+        inputs = self._inputs(self.qvalue_network, tensordict, **{joined(self.tensor_keys.action): action})
+        if self._ensemble:
+            values = self._vmap_qvalue_network(inputs, params).get(key)  # [E, *B, (n,) H]
+            values = values.movedim(0, -2).flatten(-2)
+        else:
+            with params.to_module(self.qvalue_network, preserve_module_state=False):
+                values = self.qvalue_network(inputs).get(key)
+        return values.unsqueeze(-2) if self._is_central else values  # [*B, H] -> [*B, 1, H]
+
+    def _mixed(self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False) -> Values:
+        if self._is_central:
+            return Values(None, values)
+        return Values(values, self._mix(tensordict, values, target=target, detach=detach))
+
+    @property
+    def _is_central(self) -> bool:
+        return self.mixer_network is None and self.is_team
+
+    def _mix(self, tensordict: TensorDictBase, values: Tensor, *, target: bool, detach: bool = False) -> Tensor:
+        """Map local values ``[*B, n, H]`` to total values ``[*B, k, H]``."""
+        mixer = self.mixer_network
+        if mixer is None:
+            return values
+        if not self._mixer_accepts_heads and values.shape[-1] > 1:
+            heads = [self._mix(tensordict, v, target=target, detach=detach) for v in values.split(1, -1)]
+            return torch.cat(heads, -1)
+        inputs = self._inputs(mixer, tensordict, **{joined(mixer.in_keys[0]): values})
+        if not self._mixer_has_params:
+            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
+        params = self.target_mixer_network_params if target else self.mixer_network_params
+        with (params.detach() if detach else params).to_module(mixer, preserve_module_state=False):
+            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
+
+    def state_value(self, tensordict: TensorDictBase) -> Values:
+        """Evaluate the state-value network; local values go through the target mixer."""
+        values, is_total = self._state_network(tensordict)
+        return Values(None, values) if is_total else self._mixed(tensordict, values, target=True)
+
+    def _state_network(self, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
+        """Return ``[*B, k, 1]`` and whether these are the team's values already."""
+        inputs = self._inputs(self.value_network, tensordict)
+        with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
+            out = self.value_network(inputs)
+        total = out.get(self.tensor_keys.state_value, None)
+        if total is not None:
+            return total.unsqueeze(-2), True
+        if self._is_central:
+            raise ValueError(
+                "A centralized critic needs a team state value; pass value=make_value(spec, "
+                "decomposition='centralized')."
+            )
+        return out.get(self.tensor_keys.local_state_value), False
+
+    def target_and_state_value(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Values, Values]:
+        """Evaluate the target critic at ``action`` and the state-value network, in one pass of the target mixer."""
+        with torch.no_grad():
+            critic = self._critic(tensordict, action, target=True)
+        state, is_total = self._state_network(tensordict)
+        if is_total or self.mixer_network is None:
+            with torch.no_grad():
+                target = self._mixed(tensordict, critic, target=True)
+            return target, Values(None, state) if is_total else self._mixed(tensordict, state, target=True)
+        heads = critic.shape[-1]
+        mixed = self._mix(tensordict, torch.cat([critic, state], -1), target=True)
+        return Values(critic, mixed[..., :heads].detach()), Values(state, mixed[..., heads:])
+
+    def policy(self, tensordict: TensorDictBase) -> Distribution:
+        """Return the agents' action distribution."""
+        inputs = self._inputs(self.actor_network, tensordict)
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            return self.actor_network.get_dist(inputs)
+
+    def policy_action(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the mode of the policy, without gradient."""
+        with torch.no_grad():
+            return self.policy(tensordict).deterministic_sample
+
+    @torch.no_grad()
+    def qvalue(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
+        return self.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
+
+
+class Estimates:
+    """The values of one batch, each computed at most once for all the terms that need it."""
+
+    def __init__(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> None:
+        self._loss, self._tensordict = loss, tensordict
+        self._action = tensordict.get(loss.tensor_keys.action)
+        # functools.cached_property holds a lock, which torch.compile cannot trace
+        self._live: Values | None = None
+        self._target: Values | None = None
+        self._state: Values | None = None
+
+    @property
+    def live(self) -> Values:
+        """The critic at the dataset's action."""
+        if self._live is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None):
+                self._live = self._loss.action_value(self._tensordict, self._action)
+        return self._live
+
+    @property
+    def target(self) -> Values:
+        """The target critic at the dataset's action, without gradient."""
+        return self._target_and_state()[0]
+
+    @property
+    def state(self) -> Values:
+        """The state-value network."""
+        return self._target_and_state()[1]
+
+    def _target_and_state(self) -> tuple[Values, Values]:
+        if self._target is None or self._state is None:
+            self._target, self._state = self._loss.target_and_state_value(self._tensordict, self._action)
+        return self._target, self._state
+
+    def advantage(self, *, joint: bool) -> Tensor:
+        """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""
+        loss = self._loss
+        if "value_network" in loss.__dict__:
+            action, state = self.target, self.state
+        else:
+            action = self.live
+            with torch.no_grad():
+                state = loss.action_value(self._tensordict, loss.policy_action(self._tensordict))
+        if joint or action.local is None or state.local is None:
+            return (action.total_min - state.total_min).squeeze(-1).detach()
+        return (action.local_min - state.local_min).squeeze(-1).detach()
+
+
+def joined(key: NestedKey) -> str:
+    """Return a nested key as one name, its parts joined by dots."""
+    return key if isinstance(key, str) else ".".join(key)

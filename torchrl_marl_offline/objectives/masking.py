@@ -1,0 +1,74 @@
+"""Which rows and agents of a batch count."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+
+
+class Masking:
+    """The part of :class:`OfflineMARLLoss` that leaves out rows and agents that do not count."""
+
+    def _row_mask(self, tensordict: TensorDictBase) -> Tensor | None:
+        mask = None
+        for key in self._loss_mask_keys():
+            entry = tensordict.get(key, None)
+            if entry is not None:
+                entry = entry.reshape(tensordict.batch_size)
+                mask = entry if mask is None else mask & entry
+        return mask
+
+    def agent_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Return what counts of ``like`` ``[*B, k]``: rows that count, and in them, agents that do (None: all).
+
+        For a team signal (``k = 1``) agents do not matter.
+        """
+        rows = self._row_mask(tensordict)
+        mask = None if rows is None else rows.unsqueeze(-1).expand_as(like)
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if agents is not None and (like.shape[-1] > 1 or agents.shape[-1] == 1):
+            mask = agents if mask is None else mask & agents
+        return mask
+
+    def _sanitize(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients."""
+        rows = self._row_mask(tensordict)
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if rows is None and agents is None:
+            return tensordict
+        next_agents = tensordict.get(("next", self.tensor_keys.agent_mask), agents)
+        out = tensordict.copy()
+        for key in map(unravel_key, self.in_keys):
+            entry = tensordict.get(key, None)
+            if entry is None or not entry.is_floating_point():
+                continue
+            ahead = key[0] == "next" and key != unravel_key(("next", self.tensor_keys.reward))
+            for mask in (rows, (next_agents if ahead else agents) if self._is_per_agent(key) else None):
+                if mask is not None:
+                    mask = mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
+                    entry = torch.where(mask, entry, torch.zeros_like(entry))
+            out.set(key, entry)
+        return out
+
+    def _is_per_agent(self, key: NestedKey) -> bool:
+        """Whether ``key`` lies in the group of the agents' mask, now or next."""
+        group, path = unravel_key(self.tensor_keys.agent_mask), unravel_key(key)
+        path = path[1:] if path[0] == "next" else path
+        return not isinstance(path, str) and path[:-1] == group[:-1]
+
+    def _average_agents(self, tensordict: TensorDictBase, elements: Tensor) -> Tensor:
+        """Average ``[*B, k]`` over the agents that count."""
+        agents = tensordict.get(self.tensor_keys.agent_mask, None)
+        if agents is None or elements.shape[-1] != agents.shape[-1]:
+            return elements.mean(-1)
+        return torch.where(agents, elements, torch.zeros_like(elements)).sum(-1) / agents.sum(-1).clamp_min(1)
+
+    def _reduce(self, tensordict: TensorDictBase, elements: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Average ``[*B, k]`` over agents that count, then reduce over rows."""
+        rows = self._average_agents(tensordict, elements)
+        if mask is not None and self.reduction == "none":
+            # a mask that is an argument would drop rows here instead of zeroing them
+            rows, mask = torch.where(mask, rows, torch.zeros_like(rows)), None
+        weights = self._maybe_get_priority_weight(tensordict)
+        return self._reduce_loss(rows, tensordict=tensordict, mask=mask, weights=weights)
