@@ -189,7 +189,7 @@ def main(args: Args) -> None:
             sys.exit(130)
         final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
         finals |= {f"{name}, {way}": measure() for way, measure in final.items()}
-        summary = training.summarize_evaluations(logger.eval.rows, metric)
+        summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
         curves |= {f"{name}, {way}": curve for way, curve in summary.items()}
     print("\n" + training.write_report(folder, finals=finals, curves=curves, data=data))
     print(f"Pictures, CSV files and checkpoints: {folder}")

@@ -133,3 +133,10 @@ def test_json_is_written_whole_and_with_plain_values(tmp_path):
         write_json_atomic(path, {"new": Broken()})
     assert path.read_text() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["summary.json"]
+
+
+def test_the_best_of_an_error_is_the_lowest():
+    rows = [{"step": step, "evaluator": "held-out", "action_error": e} for step, e in ((1, 0.5), (2, 0.2), (3, 0.3))]
+    summary = summarize_evaluations(rows, "action_error", lower_is_better=True)["held-out"]
+    assert (summary["best"], summary["best_step"], summary["last"]) == (0.2, 2, 0.3)
+    assert summarize_evaluations(rows, "action_error")["held-out"]["best"] == 0.5

@@ -13,7 +13,7 @@ from torchrl_marl_offline.training.logging import Row, write_text_atomic
 
 
 def summarize_evaluations(
-    rows: Sequence[Row], metric: str = "return", *, last_k: int = 5
+    rows: Sequence[Row], metric: str = "return", *, last_k: int = 5, lower_is_better: bool = False
 ) -> dict[str, dict[str, float]]:
     """Put the three usual readings of a learning curve side by side, for each evaluator.
 
@@ -22,8 +22,9 @@ def summarize_evaluations(
     Args:
         rows: rows of ``eval.csv`` (``RunLogger.eval.rows`` or :func:`read_csv`); those without ``metric`` are passed
             over.
-        metric: the column, of which higher is better.
+        metric: the column.
         last_k: how many evaluations at the end are averaged (all, where there are fewer).
+        lower_is_better: of an error, ``best`` is the lowest.
 
     Returns:
         evaluator -> ``last``, ``last_step``, ``best``, ``best_step``, ``average_of_last`` and ``averaged``, the number
@@ -42,7 +43,7 @@ def summarize_evaluations(
     summary = {}
     for evaluator, curve in curves.items():
         curve.sort()
-        best_step, best = max(curve, key=lambda point: point[1])
+        best_step, best = (min if lower_is_better else max)(curve, key=lambda point: point[1])
         tail = [value for _, value in curve[-last_k:]]
         summary[evaluator] = {
             "last": curve[-1][1],
