@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -18,9 +19,11 @@ from tqdm import tqdm
 from torchrl_marl_offline import (
     IQL,
     BehaviourCloning,
+    OfflineDataset,
     OfflineMARLLoss,
     ScaleInvariantValueNorm,
     TaskSpec,
+    Trainer,
     make_actor,
     make_critic,
     make_value,
@@ -120,16 +123,53 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
     return "\n".join(lines)
 
 
-def execution_curves(trainer_step: Callable[[], int], play: Callable[[str], float]) -> tuple[dict, Callable[[], None]]:
-    """Return an empty curve and the evaluator that appends to it: by mode and sampled, at the trainer's step."""
+def train_with_curves(
+    loss: OfflineMARLLoss,
+    data: OfflineDataset,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    play: Callable[[str], float],
+    compile: bool = True,
+) -> dict[str, Any]:
+    """Train on batches of 256 and return the curves of ``play(mode)``, by mode and sampled, and their last points."""
     curve: dict[str, list[float]] = {"step": [], "mode": [], "sampled": []}
 
     def measure() -> None:
-        curve["step"].append(trainer_step())
+        curve["step"].append(trainer.step)
         curve["mode"].append(play("mode"))
         curve["sampled"].append(play("sample"))
 
-    return curve, measure
+    trainer = Trainer(
+        loss,
+        data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys),
+        steps=steps,
+        lr=lr,
+        evaluators={"played": measure},
+        eval_every=steps // 6,
+        compile=compile,
+        progress=False,
+    )
+    trainer.train()
+    return {"curve": curve, "mode": curve["mode"][-1], "sampled": curve["sampled"][-1]}
+
+
+def parse_method_study(
+    description: str, *, output: str, methods: Sequence[str], **settings: float
+) -> tuple[argparse.Namespace, list[dict[str, Any]], dict[str, Any]]:
+    """Read the command line of a study of methods; returns the arguments, its jobs and their common settings."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=list(methods))
+    parser.add_argument("--workers", type=int, default=2)
+    for name, default in settings.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    args = parser.parse_args()
+    chosen = {name: getattr(args, name) for name in settings}
+    jobs = [{"method": method, "seed": seed} | chosen for seed in range(args.seeds) for method in args.methods]
+    return args, jobs, chosen
 
 
 def plot_execution_curves(

@@ -8,15 +8,13 @@ transitions of a medium policy (success .4385); evaluated in ``games/grid_naviga
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import execution_curves, machine, make_loss, plot_execution_curves, run_jobs, table
+from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
-from torchrl_marl_offline import AWR, IQL, Trainer, evaluate, load_dataset, make_env
+from torchrl_marl_offline import AWR, IQL, evaluate, load_dataset, make_env
 
 METHODS = ("cloning", "mixer", "vdn", "independent", "frozen mixer")
 
@@ -34,39 +32,15 @@ def grid_navigation(
     def play(mode: str) -> float:
         return evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed, mode=mode).success_rate
 
-    curve, measure = execution_curves(lambda: trainer.step, play)
-    buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
-    trainer = Trainer(
-        loss,
-        buffer,
-        steps=steps,
-        lr=lr,
-        evaluators={"success": measure},
-        eval_every=steps // 6,
-        compile=True,
-        progress=False,
-    )
-    trainer.train()
-    return {"curve": curve, "mode": curve["mode"][-1], "sampled": curve["sampled"][-1]}
+    return train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play)
 
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/grid_navigation"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--expectile", type=float, default=0.8)
-    parser.add_argument("--temperature", type=float, default=3.0)
-    parser.add_argument("--gamma", type=float, default=0.95)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("steps", "expectile", "temperature", "gamma", "lr")}
-    jobs = [{"method": method, "seed": seed} | settings for seed in range(args.seeds) for method in args.methods]
+    settings = {"steps": 6000, "expectile": 0.8, "temperature": 3.0, "gamma": 0.95, "lr": 1e-3}
+    args, jobs, chosen = parse_method_study(__doc__, output="runs/grid_navigation", methods=METHODS, **settings)
     rows = run_jobs(grid_navigation, jobs, workers=args.workers, results=args.output / "results.jsonl")
-    print(machine(), settings)
+    print(machine(), chosen)
     print(table(rows, by=["method"], columns=["mode", "sampled"]))
     levels = {"data": 0.4385, "uniform random play": 0.781}
     plot_execution_curves(

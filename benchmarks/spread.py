@@ -9,14 +9,12 @@ cloning; returns over 1,000 evaluation episodes, executed by mode and sampled.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import execution_curves, machine, make_loss, plot_execution_curves, run_jobs, table
+from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
-from torchrl_marl_offline import AWR, IQL, Trainer, evaluate, make_env
+from torchrl_marl_offline import AWR, IQL, evaluate, make_env
 from torchrl_marl_offline.data import record_mixed_skill
 
 METHODS = {
@@ -44,40 +42,18 @@ def spread(
     def play(mode: str) -> float:
         return evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean
 
-    curve, measure = execution_curves(lambda: trainer.step, play)
-    trainer = Trainer(
-        loss,
-        data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys),
-        steps=steps,
-        lr=lr,
-        evaluators={"return": measure},
-        eval_every=steps // 6,
-        compile=method != "cloning",
-        progress=False,
-    )
-    trainer.train()
-    mean = data.episode_returns().mean().item()
-    return {"curve": curve, "mode": curve["mode"][-1], "sampled": curve["sampled"][-1], "data": mean}
+    compile = method != "cloning"
+    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile=compile)
+    return result | {"data": data.episode_returns().mean().item()}
 
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/spread_study"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--expectile", type=float, default=0.7)
-    parser.add_argument("--temperature", type=float, default=3.0)
-    parser.add_argument("--gamma", type=float, default=0.95)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("steps", "expectile", "temperature", "gamma", "lr")}
-    settings["folder"] = str(args.output / "data")
-    jobs = [{"method": method, "seed": seed} | settings for seed in range(args.seeds) for method in args.methods]
+    settings = {"steps": 6000, "expectile": 0.7, "temperature": 3.0, "gamma": 0.95, "lr": 2e-3}
+    args, jobs, chosen = parse_method_study(__doc__, output="runs/spread_study", methods=list(METHODS), **settings)
+    jobs = [job | {"folder": str(args.output / "data")} for job in jobs]
     rows = run_jobs(spread, jobs, workers=args.workers, results=args.output / "results.jsonl")
-    print(machine(), settings)
+    print(machine(), chosen)
     print(table(rows, by=["method"], columns=["data", "mode", "sampled"]))
     levels = {"data": sum(row["data"] for row in rows) / len(rows)}
     plot_execution_curves(
