@@ -175,7 +175,7 @@ class Estimates:
     def live(self) -> Values:
         """The critic at the dataset's action."""
         if self._live is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None):
+            with self._graph_if_trained():
                 self._live = self._loss.action_value(self._tensordict, self._action)
         return self._live
 
@@ -191,8 +191,13 @@ class Estimates:
 
     def _target_and_state(self) -> tuple[Values, Values]:
         if self._target is None or self._state is None:
-            self._target, self._state = self._loss.target_and_state_value(self._tensordict, self._action)
+            with self._graph_if_trained():
+                self._target, self._state = self._loss.target_and_state_value(self._tensordict, self._action)
         return self._target, self._state
+
+    def _graph_if_trained(self) -> torch.set_grad_enabled:
+        """Build no graph for values that no term trains, as in a loss with an actor term alone."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None)
 
     def advantage(self, *, joint: bool) -> Tensor:
         """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""
