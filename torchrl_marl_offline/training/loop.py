@@ -29,6 +29,7 @@ from torchrl_marl_offline.training.metrics import (
     first_non_finite_parameter,
     scalars,
 )
+from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Trainer:
     Args:
         loss: any TorchRL loss; the outputs that start with ``"loss"`` are summed and minimized, the other scalars are
             metrics.
-        buffer: a replay buffer with a batch size, on the loss's device.
+        buffer: a replay buffer with a batch size, on the loss's device; or an
+            :class:`~torchrl_marl_offline.training.OnlineReplay`, which gathers experience as it is sampled.
         steps: number of updates of the whole run.
         lr: learning rate of the default optimizer.
         optimizer: by default Adam over the parameters that require gradients.
@@ -81,6 +83,7 @@ class Trainer:
         log_every: steps between logging points; a row holds the means over the steps since the one before.
         checkpoint_every: steps between checkpoints; ``None`` for one at the start and one at the end.
         keep_checkpoints: how many of the newest are kept.
+        stop_when: asked after every evaluation; when it returns true, the run is finished before ``steps``.
         keep_best: ``(evaluator, metric)`` whose highest value marks the checkpoint that is kept beside the newest.
         output: folder of the CSV files and of ``checkpoints/``; ``None`` writes nothing.
         resume_folder: the folder named in the advice on how to go on; by default ``output``.
@@ -98,7 +101,7 @@ class Trainer:
     def __init__(
         self,
         loss: LossModule,
-        buffer: ReplayBuffer,
+        buffer: ReplayBuffer | OnlineReplay,
         *,
         steps: int,
         lr: float = 3e-4,
@@ -110,6 +113,7 @@ class Trainer:
         log_every: int = 100,
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 3,
+        stop_when: Callable[[], bool] | None = None,
         keep_best: tuple[str, str] | None = None,
         output: str | Path | None = None,
         resume_folder: str | Path | None = None,
@@ -131,6 +135,7 @@ class Trainer:
         self.logger, self._owns_logger = (RunLogger(self.output) if logger is None else logger), logger is None
         self.progress = progress
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.stop_when, self.finished = stop_when, False
         self._forward = torch.compile(loss, **(compile if isinstance(compile, Mapping) else {})) if compile else loss
         self._gradient_norm = GradientNorm(loss, clip_grad_norm)
         self._window = MetricWindow()
@@ -141,7 +146,7 @@ class Trainer:
         """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
         self._start()
         with StopRequest() as stop, self._bar() as bar:
-            while self.step < self.steps and not stop.requested:
+            while self.step < self.steps and not self.finished and not stop.requested:
                 self._update()
                 if self._due(self.log_every):
                     self._log()
@@ -190,6 +195,7 @@ class Trainer:
                 bar.write(f"step {self.step:>7}  {name}: " + _one_line(metrics))
             if self.keep_best is not None and self.keep_best[0] == name:
                 self._keep_if_best(float(metrics[self.keep_best[1]]))
+        self.finished = self.stop_when is not None and self.stop_when()
 
     def _keep_if_best(self, value: float) -> None:
         if value > self.best and self.checkpoints is not None:
@@ -230,11 +236,16 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loop's own counters and the metrics that are not logged yet."""
-        return {"seconds": self.seconds, "best": self.best, "window": self._window.state_dict()}
+        return {
+            "seconds": self.seconds,
+            "best": self.best,
+            "finished": self.finished,
+            "window": self._window.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.seconds, self.best = state["seconds"], state["best"]
+        self.seconds, self.best, self.finished = state["seconds"], state["best"], state["finished"]
         self._window.load_state_dict(state["window"], next(self.loss.parameters()).device)
 
     def _components(self) -> dict[str, Any]:
@@ -242,7 +253,7 @@ class Trainer:
             "loss": self.loss,
             "optimizer": self.optimizer,
             "target_updater": self.target_updater,
-            "buffer": BufferState(self.buffer),
+            "buffer": self.buffer if isinstance(self.buffer, OnlineReplay) else BufferState(self.buffer),
             "rng": GlobalRNGState(),
             "trainer": self,
         }
@@ -262,7 +273,7 @@ class Trainer:
         path = self.save()
         if self._owns_logger:
             self.logger.close()
-        if self.step >= self.steps:
+        if self.step >= self.steps or self.finished:
             return TrainingFinished(self.step, path)
         advice = "nothing was saved, since there is no output folder"
         if path is not None:

@@ -1,0 +1,94 @@
+"""The recipe on the four recorded qualities of ``mpe/simple_spread``, beside cloning and the data itself.
+
+    python benchmarks/spread_qualities.py --output runs/spread_qualities
+
+``record`` trains MATD3 and records random, medium-replay, medium and expert data, one recording for each seed; then
+implicit Q-learning and advantage-weighted regression, and cloning, train on each. Scores are normalized as in OMAR:
+100 * (return - 159.8) / (516.8 - 159.8), over 1,000 evaluation episodes, executed by mode and sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
+
+from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
+from torchrl_marl_offline.training import read_csv
+from torchrl_marl_offline.training.record import QUALITIES
+
+TASK = "mpe/simple_spread"
+RANDOM, EXPERT = 159.8, 516.8
+METHODS = {"cloning": "cloning", "recipe": "mixer"}
+
+
+def normalized(episode_return: float) -> float:
+    return 100 * (episode_return - RANDOM) / (EXPERT - RANDOM)
+
+
+def recording(seed: int, folder: str) -> dict[str, Any]:
+    """Record all qualities with one seed; returns their mean returns and what it took."""
+    began = time.perf_counter()
+    found = record(TASK, Path(folder) / f"seed{seed}", seed=seed, progress=False)
+    rows = read_csv(Path(folder) / f"seed{seed}" / "behaviour" / "eval.csv")
+    means = {quality: dataset.episode_returns().mean().item() for quality, dataset in found.items()}
+    replay = len(found["medium-replay"])
+    facts = {"seconds": time.perf_counter() - began, "updates": rows[-1]["step"], "replay transitions": replay}
+    return means | facts
+
+
+def learning(
+    method: str,
+    seed: int,
+    quality: str,
+    steps: int,
+    expectile: float,
+    temperature: float,
+    gamma: float,
+    lr: float,
+    folder: str,
+) -> dict[str, Any]:
+    """Train one method on one quality with one seed; returns the curves and the final normalized scores."""
+    torch.manual_seed(seed)
+    data = record(TASK, Path(folder) / f"seed{seed}", seed=seed, qualities=[quality], progress=False)[quality]
+    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage="joint")}
+    loss = make_loss(data.spec, METHODS[method], gamma=gamma, hidden=(64, 64), **rules)
+    env = make_env(TASK, num_envs=1000)
+
+    def play(mode: str) -> float:
+        return normalized(evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean)
+
+    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile=method != "cloning")
+    return result | {"data": normalized(data.episode_returns().mean().item())}
+
+
+def main() -> None:
+    """Run the study."""
+    settings = {"steps": 6000, "expectile": 0.7, "temperature": 3.0, "gamma": 0.95, "lr": 2e-3}
+    args, jobs, chosen = parse_method_study(__doc__, output="runs/spread_qualities", methods=list(METHODS), **settings)
+    folder = str(args.output / "data")
+    seeds = [{"seed": seed, "folder": folder} for seed in range(args.seeds)]
+    recorded = run_jobs(recording, seeds, workers=args.workers, results=args.output / "recordings.jsonl")
+    jobs = [job | {"quality": quality, "folder": folder} for quality in QUALITIES for job in jobs]
+    rows = run_jobs(learning, jobs, workers=args.workers, results=args.output / "results.jsonl")
+    rows.sort(key=lambda row: (QUALITIES.index(row["quality"]), row["method"]))
+    print(machine(), chosen)
+    facts = ["updates", "replay transitions", "seconds"]
+    print(table([row | {"task": TASK} for row in recorded], by=["task"], columns=[*QUALITIES, *facts]))
+    print(table(rows, by=["quality", "method"], columns=["data", "mode", "sampled"]))
+    for quality in QUALITIES:
+        chosen_rows = [row for row in rows if row["quality"] == quality]
+        plot_execution_curves(
+            chosen_rows,
+            args.output / f"{quality}.png",
+            levels={"data": sum(row["data"] for row in chosen_rows) / len(chosen_rows)},
+            ylabel="normalized score",
+            title=f"{TASK}, {quality}: mean and range over seeds",
+        )
+
+
+if __name__ == "__main__":
+    main()
