@@ -18,7 +18,7 @@ from common import machine, make_loss, parse_method_study, plot_execution_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
 from torchrl_marl_offline.training import read_csv
-from torchrl_marl_offline.training.record import QUALITIES
+from torchrl_marl_offline.training.graded_recording import QUALITIES
 
 TASK = "mpe/simple_spread"
 RANDOM, EXPERT = 159.8, 516.8

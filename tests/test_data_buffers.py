@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from data_toys import episodes
-from torchrl.data import TensorDictReplayBuffer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
+from torchrl_marl_offline.data.layout import TRAJ_IDS
 
 LENGTHS = [3, 1, 8, 5, 2]
 
@@ -158,6 +160,69 @@ def test_samples_of_a_memory_map_are_plain_tensors(tmp_path):
     assert equal(loaded.data, dataset.data)
 
 
+class Operations(TorchDispatchMode):
+    """Writes down every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+# On a device, these make the host wait: a value goes back to it, or the size of a result depends on values.
+WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique", "masked_select", "index.Tensor")
+
+
+def waits(operations: Operations) -> set[str]:
+    return {name for name in operations.names if any(wait in name.partition("::")[2] for wait in WAITS)}
+
+
+@pytest.mark.parametrize("options", [KINDS[name] for name in ("uniform", "slices", "whole slices")])
+def test_drawing_makes_no_host_wait(options):
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=16, seed=0, **options)
+    with Operations() as operations:
+        buffer.sample()
+    assert "aten::index_select" in operations.names and not waits(operations)
+    values = torch.rand(3)
+    with Operations() as operations:  # what the test looks for
+        values[values > 0.5], values.sum().item(), values.nonzero()
+    assert len(waits(operations)) == 3
+
+
+@pytest.mark.parametrize("slice_len", [1, 2, 3, 5, 8, 16])
+def test_no_slice_crosses_an_episode(slice_len):
+    generator = torch.Generator().manual_seed(slice_len)
+    lengths = torch.randint(1, 12, (40,), generator=generator).tolist()
+    sample = episodes(lengths).replay_buffer(batch_size=slice_len * 400, slice_len=slice_len, seed=0).sample()
+    episode, time = observations(sample).reshape(-1, slice_len, 2).unbind(-1)
+    assert (episode == episode[:, :1]).all() and len(episode.unique()) == 40
+    length = torch.tensor(lengths)[episode[:, :1]]
+    assert torch.equal(time, (time[:, :1] + torch.arange(slice_len)).clamp_max(length - 1))
+    assert (time[:, 0] <= (length[:, 0] - slice_len).clamp_min(0)).all()
+
+
+def test_slices_are_those_of_torchrls_sampler():
+    sampler = SliceSampler(slice_len=4, traj_key=TRAJ_IDS, cache_values=True, strict_length=False, pad_output=True)
+    theirs = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(19), sampler=sampler, batch_size=2_000, generator=torch.Generator().manual_seed(0)
+    )
+    theirs.extend(episodes(LENGTHS).data)
+    ours = episodes(LENGTHS).replay_buffer(batch_size=2_000, slice_len=4, seed=0)
+
+    def slices(buffer) -> dict[tuple, set]:
+        """Return, by episode and first step, what the rest of the slice was."""
+        sample = buffer.sample()
+        keys = ("truncated", "done", "terminated")
+        leaves = [observations(sample), *(sample["next", key] for key in keys), sample["collector", "mask"]]
+        rows = torch.cat([leaf.reshape(2_000, -1).long() for leaf in leaves], -1).reshape(500, 4, -1)
+        return {tuple(rows[i, 0, :2].tolist()): rows[i].tolist() for i in range(500)}
+
+    assert slices(ours) == slices(theirs) and len(slices(ours)) == 1 + 1 + 5 + 2 + 1
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -185,3 +250,16 @@ def test_on_the_device(options):
     other = dataset.replay_buffer(batch_size=16, device="cuda", seed=9, **options)
     other.load_state_dict(state)
     assert equal(other.sample(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"slice_len": 4}], ids=["uniform", "slices"])
+def test_drawing_on_the_device_makes_no_host_wait(options):
+    buffer = episodes(LENGTHS).replay_buffer(batch_size=16, device="cuda", seed=0, **options)
+    buffer.sample()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        buffer.sample()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -146,3 +146,15 @@ def test_as_a_process(tmp_path):
     result = subprocess.run([*run, "verify", str(tmp_path / "none")], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_record_writes_the_qualities_and_says_how_good_they_are(tmp_path, capsys):
+    options = [f"--option={text}" for text in ("updates=20", "eval_every=10", "num_envs=4", "compile=false")]
+    arguments = ["record", "games/xor", str(tmp_path), "--transitions", "300", "--qualities", "random", "expert"]
+    assert main([*arguments, *options]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "transitions in" in line and "return" in line]
+    assert [line.split()[0] for line in lines] == ["random", "expert"]
+    assert OfflineDataset.load(tmp_path / "expert").metadata["quality"] == "expert"
+    assert main([*arguments, *options, "--seed", "1"]) == 1
+    assert "recording with another seed" in capsys.readouterr().err
+    assert main([*arguments, "--option=colour=red"]) == 1

@@ -8,7 +8,7 @@ import torch
 from data_toys import write_h5
 from format_toys import d4rl_arrays, omiga_arrays, write_minari, write_omar
 
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, convert_dataset, load_dataset
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, OfflineDataset, convert_dataset, load_dataset
 from torchrl_marl_offline.data.omar_npy import open_omar_npy
 from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5
 
@@ -88,7 +88,10 @@ class TestOmar:
 
     def test_a_wrong_length_is_noticed(self, tmp_path):
         folder = write_omar(tmp_path / "seed_0_data", episodes=3, length=20)
-        findings = load_dataset(f"omar_npy:{folder}").metadata["findings"]
+        with pytest.warns(DatasetWarning) as caught:
+            findings = load_dataset(f"omar_npy:{folder}").metadata["findings"]
+        crosses, broken = (str(warning.message) for warning in caught)
+        assert "next episode's first observation (2 rows); repair masks" in crosses and "(2 rows)" in broken
         assert "no whole number of episodes of 25" in findings[1] and "at 2 of 2 cuts" in findings[0]
         assert load_dataset(f"omar_npy:{folder}", episode_length=20).metadata["findings"] == []
 
@@ -144,7 +147,9 @@ class TestD4RL:
         assert dataset.data["collector", "mask"].tolist() == [True, True, True, True, False, False]
         assert dataset.data["next", "agents", "observation"][0, 0].tolist() == [2, 3]
         arrays = d4rl_arrays() | {"next_observations": d4rl_arrays()["observations"] + 2}
-        dataset = load_dataset(f"d4rl:{write_h5(tmp_path / 'b.hdf5', arrays)}")
+        source = f"d4rl:{write_h5(tmp_path / 'b.hdf5', arrays)}"
+        with pytest.warns(DatasetWarning, match=r"next episode's first observation \(1 rows\)"):  # so the toy has it
+            dataset = load_dataset(source)
         assert dataset.data["collector", "mask"].all()
         assert dataset.data["next", "agents", "observation"][5, 0].tolist() == [12, 13]
 

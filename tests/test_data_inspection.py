@@ -1,14 +1,26 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from data_toys import episodes, pymarl_episode_arrays, recording, write_h5
+from format_toys import vault_arrays, write_vault
 from inspection_toys import ENDS, LENGTHS, STARTS, clean, put
 
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, TaskSpec, from_arrays, load_dataset, validate
+from torchrl_marl_offline.data import (
+    DatasetError,
+    OfflineDataset,
+    TaskSpec,
+    convert_dataset,
+    from_arrays,
+    load_dataset,
+    validate,
+)
 from torchrl_marl_offline.data.card import describe
 from torchrl_marl_offline.data.fingerprints import content_checksum, joint_saco, repeated, row_hashes
 from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
@@ -364,6 +376,103 @@ def test_repair_refuses_to_mask_nearly_everything():
         repair(shuffled)
 
 
+REPAIRED = {
+    code: {} for code, (*_, severity, _, _) in PLANTS.items() if severity != "note" and code != "card_disagreement"
+}
+REPAIRED |= {"done_never_set": {"episode_length": 11}, "duplicated_episodes": {"codes": ["duplicated_episodes"]}}
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+@pytest.mark.parametrize("code", REPAIRED)
+def test_repair_block_by_block_is_repair(code, rows_at_once, tmp_path, monkeypatch):
+    make, plant, *_ = PLANTS[code]
+    whole = repair(plant(make()), **REPAIRED[code])
+    OfflineDataset(plant(make()).data, plant(make()).spec, check=False).save(tmp_path / "set")
+    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", rows_at_once)
+    spoiled = OfflineDataset.load(tmp_path / "set")
+    parts = repair(spoiled, path=tmp_path / "mended", **REPAIRED[code])
+    assert content_checksum(parts) == content_checksum(whole) and parts.spec == whole.spec
+    assert torch.equal(parts.data["collector", "traj_ids"], whole.data["collector", "traj_ids"])
+    assert parts.metadata["repairs"] == whole.metadata["repairs"]
+    assert parts.metadata["n_episodes"] == parts.n_episodes == whole.n_episodes
+    assert parts.inspection == inspect(parts)
+    assert str(tmp_path / "mended") in parts.data["state"].filename
+    OfflineDataset.load(tmp_path / "mended", verify=True)
+
+
+def test_many_repairs_in_one_pass(tmp_path, monkeypatch):
+    def spoil():
+        dataset = copy_state(clean([12] * 8, discrete=True))
+        for step in (
+            put(NEXT_OBSERVATION, (4, 0), torch.nan),
+            put(("agents", "action_mask"), (7, 0), False),
+            put(ACTION, (3, 1), 0),
+            put(NEXT_ACTION, (25, 1), 3),
+            put(DONE, 35, False),
+            pad,
+        ):
+            dataset = step(dataset)
+        return OfflineDataset(dataset.data, dataset.spec, check=False)
+
+    whole = repair(spoil())
+    assert len(whole.metadata["repairs"]) == 9 and codes(whole) == ["masked_rows"]
+    assert masked(whole) == [3, 4, 7]
+    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 5)
+    assert content_checksum(repair(spoil(), path=tmp_path / "set")) == content_checksum(whole)
+
+
+def test_a_repair_that_is_refused_leaves_no_folder(tmp_path):
+    shuffled = put(NEXT_OBSERVATION, slice(None), 0.5)(clean())
+    with pytest.raises(DatasetError, match="would leave 4 of the 22 rows"):
+        repair(shuffled, path=tmp_path / "set")
+    with pytest.raises(DatasetError, match="lies outside its bounds"):
+        repair(two_problems(put(ACTION, 0, 7.0)(clean())), codes=["broken_episode"], path=tmp_path / "set")
+    with pytest.raises(DatasetError, match="disagree about where an episode ends on 1 rows; repair ends"):
+        repair(put(DONE, 4, False)(clean()), codes=["broken_episode"], path=tmp_path / "set")
+    assert not any(tmp_path.iterdir())
+    repair(clean(), path=tmp_path / "set")
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        repair(clean(), path=tmp_path / "set")
+    assert len(repair(clean(), path=tmp_path / "set", overwrite=True)) == 22
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from torchrl_marl_offline.data import OfflineDataset, defects, repair
+defects._BYTES_AT_ONCE = 2**20
+dataset = OfflineDataset.load(sys.argv[1], verify=False)
+repair(dataset.select_episodes([0]), path=sys.argv[2] + "-warm")  # whatever is imported on the way
+taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (taken + 32 * 2**20, -1))
+print(repair(dataset, path=sys.argv[2]).metadata["repairs"])
+try:
+    repair(dataset)
+except (MemoryError, RuntimeError):
+    print("in memory it does not fit")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory only on Linux")
+def test_repair_of_more_than_fits_into_memory(tmp_path):
+    rows, generator = 8_000, torch.Generator().manual_seed(0)  # 128 MB
+    ends = torch.arange(1, rows + 1) % 50 == 0
+    dataset = from_arrays(
+        observations=torch.rand(rows, 2, 500, generator=generator),
+        actions=torch.rand(rows, 2, 1, generator=generator),
+        rewards=torch.rand(rows, 2),
+        terminals=ends & (torch.arange(rows) < 4_000),
+        truncations=ends,
+    )
+    put(ACTION, (6_100, 1), -1.5)(dataset).save(tmp_path / "set")
+    assert sum(file.stat().st_size for file in (tmp_path / "set").rglob("*.memmap")) > 120e6
+    run = [sys.executable, "-W", "ignore", "-c", SHORT_OF_MEMORY, str(tmp_path / "set"), str(tmp_path / "mended")]
+    result = subprocess.run(run, capture_output=True, text=True, env=dict(os.environ) | {"OMP_NUM_THREADS": "1"})
+    assert "clipped the actions of 1 rows" in result.stdout, result.stderr
+    assert "in memory it does not fit" in result.stdout  # so the limit is one
+    assert inspect(OfflineDataset.load(tmp_path / "mended")).of_severity("error") == ()
+
+
 def test_repair_of_a_memory_mapped_set(tmp_path):
     copy_state(clean()).save(tmp_path / "set")
     result = repair(OfflineDataset.load(tmp_path / "set"))
@@ -430,6 +539,78 @@ def test_switches_of_loading():
 
 def failing():
     raise DatasetError("gone.")
+
+
+def warnings_of(source, **options) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_dataset(source, **options)
+    assert all(warning.category is DatasetWarning and warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+def two_problems(dataset: OfflineDataset) -> OfflineDataset:
+    return put(("next", "state"), 2, 0.5)(copy_state(dataset))
+
+
+def test_a_plain_load_warns_once_for_each_finding(tmp_path):
+    pytest.importorskip("h5py")
+    source = f"pymarl:{write_h5(tmp_path / 'limit.h5', pymarl_episode_arrays([12, 12, 12, 5], longest=12))}"
+    (message,) = warnings_of(source)  # the team reward is a note
+    assert message.startswith(f"{source}: episodes terminate after exactly 12 steps, without success")
+    assert message.endswith("(3 rows); repair truncates them; leave them if the task always ends after so many steps.")
+    assert warnings_of(source, inspect=False) == [] and warnings_of(source, repair=True) == []
+    for switch in ("repair", "strict"):
+        with pytest.raises(ValueError, match="leave inspect=False out"):
+            load_dataset(source, inspect=False, **{switch: True})
+
+
+def test_a_folder_warns_of_what_was_found_when_it_was_written(tmp_path, monkeypatch):
+    two_problems(clean()).save(tmp_path / "set")
+    found = inspect(OfflineDataset.load(tmp_path / "set"))
+    assert [finding.code for finding in found.problems] == ["broken_episode", "replicated_state"]
+    assert OfflineDataset.load(tmp_path / "set").inspection == found
+
+    def never(*_):
+        raise AssertionError("the rows were read")
+
+    monkeypatch.setattr("torchrl_marl_offline.data.loading.inspect", never)
+    broken, repeated_state = warnings_of(tmp_path / "set")
+    assert broken.startswith(f"{tmp_path / 'set'}: the next observation or state within an episode is not")
+    assert "one vector of 3 repeated" in repeated_state
+    assert warnings_of(tmp_path / "set", inspect=False) == []
+    assert "inspection" not in OfflineDataset.load(tmp_path / "set").metadata
+
+
+def test_a_part_of_a_loaded_set_is_another_set(tmp_path):
+    two_problems(clean()).save(tmp_path / "set")
+    part = OfflineDataset.load(tmp_path / "set").select_episodes([1, 2])
+    assert part.inspection is None
+    part.save(tmp_path / "part")
+    (message,) = warnings_of(tmp_path / "part")  # row 2, where episode 0 breaks, is not in it
+    assert "one vector of 3 repeated for each agent (13 rows)" in message
+
+
+def test_a_folder_without_findings_is_inspected(tmp_path):
+    path = two_problems(clean()).save(tmp_path / "set")
+    header = json.loads((path / "metadata.json").read_text())
+    del header["metadata"]["inspection"], header["header"]  # as before findings were written
+    (path / "metadata.json").write_text(json.dumps(header))
+    assert OfflineDataset.load(path).inspection is None and len(warnings_of(path)) == 2
+
+
+def test_converting_finds_what_inspecting_finds(tmp_path):
+    pytest.importorskip("tensorstore")
+    source = f"vault:{write_vault(tmp_path / 'v', vault_arrays([12, 12, 12, 5]))}"
+    (message,) = warnings_of(source)
+    assert "time limit" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert_dataset(source, tmp_path / "out")  # says nothing: loading does
+    (stored,) = warnings_of(tmp_path / "out")
+    assert stored.partition(": ")[2] == message.removeprefix(f"{source}: ")
+    loaded = OfflineDataset.load(tmp_path / "out")
+    assert loaded.inspection == inspect(loaded)
 
 
 # Cards

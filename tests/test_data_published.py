@@ -13,7 +13,8 @@ import pytest
 import torch
 from format_toys import vault_arrays, write_vault
 
-from torchrl_marl_offline.data import DatasetError, DatasetWarning, list_datasets, load_dataset, read_vault
+from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, joint_saco, list_datasets, load_dataset, read_vault
 from torchrl_marl_offline.data.published import card_of
 
 NAME = "og_marl:smac_v1/3m/Good"
@@ -55,6 +56,14 @@ def test_a_card():
     assert all((card.env is None) != (card.why_no_env is None) for card in list_datasets().values())
     with pytest.raises(DatasetError, match="did you mean 'og_marl:smac_v1/3m/Good'"):
         card_of("og_marl:smac_v1/3m/God")
+
+
+def test_coverage_of_random_play_is_the_published_one():
+    """No recording of these tests is one of the published sets; random play in the same game is nearest."""
+    card = card_of("omar:mpe/simple_spread/Random")
+    dataset = collect(make_env("mpe/simple_spread", num_envs=40), episodes=200, seed=0)
+    assert round(joint_saco(dataset), 2) == card.joint_saco == 1.0
+    assert dataset.episode_returns().mean().item() == pytest.approx(card.returns[0], abs=4 * 60.7 / 200**0.5)
 
 
 def test_every_environment_named_exists():
@@ -265,16 +274,29 @@ def test_a_damaged_archive_put_there_by_hand(tmp_path, archive):
 # TorchRL's own load_dataset
 
 
-def test_torchrl_loads_our_sources(tmp_path):
+def test_every_prefix_but_torchrls_own_is_registered():
+    import torchrl_marl_offline.data.torchrl_datasets  # noqa: F401, I001 -- it hushes what TorchRL's collectors say
+    from torchrl.data.datasets.utils import _DATASET_REGISTRY as registered
+    from torchrl_marl_offline.data.published import SOURCES
+    from torchrl_marl_offline.data.registry import READERS
+
+    assert {*SOURCES, *READERS} <= registered.keys()
+    ours = {prefix for prefix in registered if callable(registered[prefix])}
+    assert ours == {*SOURCES, *READERS} - {"minari", "d4rl"}
+
+
+@pytest.mark.parametrize("first", ["torchrl_marl_offline", "torchrl.data.datasets"])
+def test_torchrl_loads_our_sources(tmp_path, first):
     code = """
 import sys
-import torchrl_marl_offline.data.torchrl_datasets
+import FIRST
+import torchrl_marl_offline
 from torchrl.data.datasets import load_dataset
 from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 buffer = load_dataset("vault:" + sys.argv[1], batch_size=8, seed=0, slice_len=2)
 assert isinstance(buffer, BaseDatasetExperienceReplay)
 print(buffer.sample()["agents", "observation"].shape, len(buffer), len(buffer.dataset))
-"""
+""".replace("FIRST", first)
     vault = write_vault(tmp_path / "v", vault_arrays([3, 2]))
     result = subprocess.run(
         [sys.executable, "-c", code, str(vault)], capture_output=True, text=True, env=dict(os.environ), check=False

@@ -5,7 +5,7 @@ import torch
 from data_toys import episodes
 
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, validate
-from torchrl_marl_offline.data.fingerprints import content_checksum
+from torchrl_marl_offline.data.fingerprints import content_checksum, fingerprint
 from torchrl_marl_offline.data.subsets import hold_out, mixture, select_by_return, subsample
 
 LENGTHS = [4, 2, 9, 7, 1, 3, 8, 6, 10, 5]  # the return of an episode is its length
@@ -14,6 +14,10 @@ LENGTHS = [4, 2, 9, 7, 1, 3, 8, 6, 10, 5]  # the return of an episode is its len
 def serials(dataset: OfflineDataset) -> list[int]:
     """Return the original numbers of a dataset's episodes."""
     return dataset.data["agents", "observation"][dataset.episode_starts, 0, 0].int().tolist()
+
+
+def parent(dataset: OfflineDataset) -> dict:
+    return {"source": "from_arrays", "fingerprint": fingerprint(dataset)}
 
 
 def test_by_return():
@@ -25,7 +29,7 @@ def test_by_return():
     assert serials(select_by_return(dataset)) == list(range(10))
     validate(best)
     step = {"step": "select_by_return", "low": 0.8, "high": 1.0, "reduce": "mean", "episodes": 2, "of": 10}
-    assert best.metadata["provenance"] == [step] and best.metadata["n_episodes"] == 2
+    assert best.metadata["provenance"] == [step | {"parent": parent(dataset)}] and best.metadata["n_episodes"] == 2
 
 
 def test_quantiles_partition_the_episodes_with_ties():
@@ -57,16 +61,34 @@ def test_subsamples_are_nested_and_reproducible():
             subsample(dataset, fraction=fraction, seed=0)
 
 
-def test_held_out_episodes_have_provenance():
+@pytest.mark.parametrize("cut", [hold_out, OfflineDataset.split])
+def test_held_out_episodes_have_provenance(cut):
     dataset = episodes(LENGTHS)
-    train, held_out = hold_out(dataset, fraction=0.2, seed=5)
+    train, held_out = cut(dataset, fraction=0.2, seed=5)
     assert sorted(serials(train) + serials(held_out)) == list(range(10))
-    assert serials(held_out) == serials(dataset.split(fraction=0.2, seed=5)[1])
-    assert held_out.metadata["provenance"] == [
-        {"step": "hold_out", "part": "held_out", "fraction": 0.2, "seed": 5, "episodes": 2, "of": 10}
-    ]
-    assert train.metadata["provenance"][0]["part"] == "train"
+    step = {"step": "split", "fraction": 0.2, "seed": 5, "of": 10, "parent": parent(dataset)}
+    assert held_out.metadata["provenance"] == [step | {"part": "held_out", "episodes": 2}]
+    assert train.metadata["provenance"] == [step | {"part": "train", "episodes": 8}]
     assert "provenance" not in dataset.metadata
+
+
+def test_a_selection_has_provenance():
+    dataset = episodes(LENGTHS)
+    chosen = dataset.select_episodes([3, 1]).select_episodes([1])
+    steps = chosen.metadata["provenance"]
+    assert [(step["step"], step["episodes"], step["of"]) for step in steps] == [
+        ("select_episodes", 2, 10),
+        ("select_episodes", 1, 2),
+    ]
+    assert steps[0]["parent"] == parent(dataset) != steps[1]["parent"] == parent(dataset.select_episodes([3, 1]))
+
+
+def test_fingerprints_tell_recordings_apart():
+    same, other = episodes(LENGTHS), episodes(LENGTHS[::-1])
+    assert fingerprint(episodes(LENGTHS)) == fingerprint(same) != fingerprint(other)
+    same.data["next", "agents", "reward"][3, 0] = 2.0
+    assert fingerprint(episodes(LENGTHS)) != fingerprint(same)
+    assert fingerprint(episodes(LENGTHS)) != fingerprint(episodes(LENGTHS, n=3))
 
 
 def test_the_chain_of_steps_survives_the_disk(tmp_path):
@@ -87,7 +109,8 @@ def test_mixtures():
     third = mixture([expert, medium], [2, 1], seed=0, episodes=9)
     assert third.episode_lengths.tolist() == [2] * 6 + [3] * 3
     validate(third)
-    assert third.metadata["provenance"] == [{"step": "mixture", "weights": [2, 1], "seed": 0, "episodes": [6, 3]}]
+    step = {"step": "mixture", "weights": [2, 1], "seed": 0, "episodes": [6, 3]}
+    assert third.metadata["provenance"] == [step | {"parents": [parent(expert), parent(medium)]}]
     assert len(third.metadata["parts"]) == 2
     again = mixture([expert, medium], [2, 1], seed=0, episodes=9)
     assert content_checksum(third) == content_checksum(again)

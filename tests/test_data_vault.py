@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 import torch
 from format_toys import vault_arrays, write_vault
+from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, load_dataset, read_pymarl, read_vault
+from torchrl_marl_offline import AWR, IQL, OfflineMARLLoss, make_actor, make_critic, make_value
+from torchrl_marl_offline.data import (
+    DatasetError,
+    OfflineDataset,
+    convert_dataset,
+    inspect,
+    load_dataset,
+    read_pymarl,
+    read_vault,
+)
+from torchrl_marl_offline.data.fingerprints import content_checksum
 from torchrl_marl_offline.data.vault import open_vault
 
 pytest.importorskip("tensorstore")
@@ -70,6 +81,57 @@ def test_continuous_layout_and_truncations(tmp_path):
     assert dataset.data["collector", "mask"].tolist() == [True, True, False, True, False]
     assert dataset.data["next", "truncated"].flatten().tolist() == [False, False, True, False, True]
     assert "2 truncated rows have no recorded successor" in dataset.metadata["findings"][0]
+
+
+def ends_of_every_kind(tmp_path) -> OfflineDataset:
+    """Episodes of 3, 2, 4 and 2 rows: terminated, truncated, marked as both, cut off by the recording's end."""
+    arrays = vault_arrays([3, 2, 4, 2])
+    for name, rows in (("terminals", [2, 8]), ("truncations", [4, 8])):
+        arrays[name][:] = False
+        arrays[name][:, rows] = True
+    return read_vault(write_vault(tmp_path / "v", arrays))
+
+
+def test_the_last_row_of_an_episode_never_leads_into_the_next_one(tmp_path):
+    dataset = ends_of_every_kind(tmp_path)
+    data, last = dataset.data, torch.tensor([2, 4, 8, 10])
+    assert dataset.episode_lengths.tolist() == [3, 2, 4, 2]
+    assert data["next", "terminated"].flatten().nonzero().flatten().tolist() == [2, 8]
+    assert data["next", "truncated"].flatten().nonzero().flatten().tolist() == [4, 8, 10]
+    for key in (("agents", "observation"), ("agents", "action_mask"), "state"):
+        successor = data["next", key] if isinstance(key, str) else data[("next", *key)]
+        assert torch.equal(successor[last], data[key][last])  # a placeholder: nothing is recorded there
+        inside = torch.ones(11, dtype=torch.bool)
+        inside[last] = False
+        assert torch.equal(successor[inside], data[key][inside.nonzero().flatten() + 1])
+    # What was only truncated has no successor to bootstrap from and does not count; what terminated needs none.
+    assert (~data["collector", "mask"]).nonzero().flatten().tolist() == [4, 10]
+    assert not data["collector", "has_next_action"][last].any()
+    assert inspect(dataset).of_severity("error") == ()
+
+
+def test_terminated_last_rows_train_without_their_successor(tmp_path):
+    dataset = ends_of_every_kind(tmp_path)
+    nets = {"decomposition": "vdn", "hidden": (8,)}
+    actor = make_actor(dataset.spec, hidden=(8,))
+    critic, value = make_critic(dataset.spec, **nets), make_value(dataset.spec, **nets)
+    loss = OfflineMARLLoss(actor, critic, value, value_learning=IQL(0.7), extraction=AWR(1.0))
+    loss.make_value_estimator(gamma=0.9)
+    SoftUpdate(loss, tau=0.5)  # or the loss warns of targets that nobody updates
+
+    def terms(data) -> list[float]:
+        out = loss(data.clone())
+        return [out[name].item() for name in ("loss_actor", "loss_qvalue", "loss_value")]
+
+    expected = terms(dataset.data)
+    other = dataset.data.clone()
+    for key in (("next", "agents", "observation"), ("next", "state")):
+        other[key][[2, 4, 8, 10]] = 100.0
+    assert terms(other) == expected
+    for row, changes in ((2, True), (8, True), (4, False), (10, False)):
+        other = dataset.data.clone()
+        other["next", "agents", "reward"][row] += 1.0
+        assert (terms(other) != expected) == changes
 
 
 def test_five_seeds_lie_end_to_end(tmp_path):
@@ -153,6 +215,19 @@ def test_an_illegal_action_stops_the_conversion_and_leaves_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["v"]
 
 
+def test_a_repairing_conversion_mends_block_by_block(tmp_path, monkeypatch):
+    arrays = vault_arrays([3, 2] * 4)
+    arrays["actions"][0, 13] = (arrays["actions"][0, 13] + 1) % 3
+    source = f"vault:{write_vault(tmp_path / 'v', arrays)}"
+    whole = load_dataset(source, repair=True)
+    monkeypatch.setattr("torchrl_marl_offline.data.streaming._BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 3)
+    mended = load_dataset(convert_dataset(source, tmp_path / "out", repair=True))
+    assert content_checksum(mended) == content_checksum(whole)
+    assert mended.metadata["repairs"] == whole.metadata["repairs"] != []
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "v"]
+
+
 def test_a_damaged_chunk_stops_the_conversion(tmp_path):
     arrays = vault_arrays([3, 2] * 20)
     arrays["observations"] = np.random.default_rng(0).random(arrays["observations"].shape, np.float32)
@@ -170,6 +245,7 @@ def test_a_damaged_chunk_stops_the_conversion(tmp_path):
 KILLED = """
 import sys
 from torchrl_marl_offline.data import streaming
+from torchrl_marl_offline.data.fingerprints import content_checksum
 from torchrl_marl_offline.data.vault import open_vault
 streaming._BYTES_AT_ONCE = 4096
 stream = open_vault(sys.argv[1])
@@ -191,7 +267,7 @@ def test_a_killed_conversion_leaves_nothing_and_starts_again(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        assert not target.exists() or len(load_dataset(target)) == 20_000
+        assert not target.exists() or len(OfflineDataset.load(target)) == 20_000
     open_vault(folder).write(target, overwrite=True)
-    assert len(load_dataset(target)) == 20_000
+    assert len(OfflineDataset.load(target)) == 20_000
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "v"]

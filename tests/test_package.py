@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -19,6 +20,7 @@ from torchrl.objectives import SoftUpdate
 import torchrl_marl_offline as package
 
 ROOT = Path(__file__).parents[1]
+STUB = Path(package.__file__).with_suffix(".pyi")
 MODULES = sorted(
     name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".__" not in name
 )
@@ -33,15 +35,43 @@ def run(code: str, cwd: Path = ROOT) -> str:
 
 def test_importing_the_package_is_cheap():
     code = """
-import sys, torchrl, torchrl.envs, torchrl.data, torchrl.modules, torchrl.objectives, torchrl.checkpoint
+import sys, torchrl
 before = set(sys.modules)
 import torchrl_marl_offline
+new = {name for name in set(sys.modules) - before if name.partition(".")[0] not in ("wrapt", "lazy_loader")}
+print(sorted(new))
+"""
+    # A registration with TorchRL must not import its dataset modules, and a name is imported where it is used.
+    assert set(ast.literal_eval(run(code))) <= {"torchrl_marl_offline", "pkgutil", "ast", "_ast"}
+
+
+def test_importing_every_name_is_cheap():
+    code = """
+import sys, torchrl, torchrl.envs, torchrl.data, torchrl.modules, torchrl.objectives, torchrl.checkpoint
+before = set(sys.modules)
+from torchrl_marl_offline import *
+assert OfflineMARLLoss and Trainer and collect and make_env and make_critic
 new = {name for name in set(sys.modules) - before if not name.startswith("torchrl_marl_offline")}
 print(len(new), sorted(name for name in sys.modules if name in OPTIONAL), sorted(new)[:40])
 """.replace("OPTIONAL", repr(OPTIONAL))
     count, loaded, new = re.fullmatch(r"(\d+) (\[.*?\]) (.*)", run(code)).groups()
     assert loaded == "[]"
     assert int(count) < 60, f"importing the package brings {count} further modules: {new}"
+
+
+def test_the_packages_submodules_are_its_attributes():
+    code = "import torchrl_marl_offline as marl\nprint(marl.data.collect is marl.collect, 'data' in marl.__all__)"
+    assert run(code) == "True False"
+
+
+def test_the_stub_is_the_list_of_names():
+    imports = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ImportFrom)]
+    names = [alias for node in imports for alias in node.names]
+    assert all(alias.asname == alias.name for alias in names)  # or a type checker takes them for the stub's own
+    assert sorted(alias.name for node in imports if node.module for alias in node.names) == package.__all__
+    assert {module.partition(".")[2] for module in MODULES if module.count(".") == 1} >= {
+        alias.name for node in imports if not node.module for alias in node.names
+    }
 
 
 @pytest.mark.parametrize("module", ["", ".data", ".envs", ".modules", ".objectives", ".training"])

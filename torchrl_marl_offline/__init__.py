@@ -1,71 +1,19 @@
-"""Offline multi-agent reinforcement learning as TorchRL components."""
+"""Offline multi-agent reinforcement learning as TorchRL components.
 
-from torchrl_marl_offline.data import (
-    OfflineDataset,
-    TaskSpec,
-    collect,
-    convert_dataset,
-    from_arrays,
-    list_datasets,
-    load_dataset,
-)
-from torchrl_marl_offline.envs import list_tasks, make_env
-from torchrl_marl_offline.modules import (
-    HyperNetworkMixer,
-    ScaleInvariantValueNorm,
-    SumMixer,
-    make_actor,
-    make_critic,
-    make_value,
-)
-from torchrl_marl_offline.objectives import (
-    AWR,
-    BRAC,
-    IQL,
-    SARSA,
-    TD,
-    AWRLoss,
-    BehaviourCloning,
-    BRACLoss,
-    Cloning,
-    IQLLoss,
-    OfflineMARLLoss,
-    SARSALoss,
-    TDLoss,
-)
-from torchrl_marl_offline.training import Trainer, evaluate
+What can be imported from here stands in ``__init__.pyi``, the one list of names; a name's module is imported when the
+name is first used. Importing the package is enough for TorchRL's own ``torchrl.data.datasets.load_dataset`` to know our
+sources.
+"""
+
+from pkgutil import iter_modules
+
+from lazy_loader import attach_stub
+from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AWR",
-    "BRAC",
-    "IQL",
-    "SARSA",
-    "TD",
-    "AWRLoss",
-    "BRACLoss",
-    "BehaviourCloning",
-    "Cloning",
-    "HyperNetworkMixer",
-    "IQLLoss",
-    "OfflineDataset",
-    "OfflineMARLLoss",
-    "SARSALoss",
-    "ScaleInvariantValueNorm",
-    "SumMixer",
-    "TDLoss",
-    "TaskSpec",
-    "Trainer",
-    "collect",
-    "convert_dataset",
-    "evaluate",
-    "from_arrays",
-    "list_datasets",
-    "list_tasks",
-    "load_dataset",
-    "make_actor",
-    "make_critic",
-    "make_env",
-    "make_value",
-]
+__getattr__, __dir__, _names = attach_stub(__name__, __file__)
+__all__ = sorted(set(_names) - {module.name for module in iter_modules(__path__) if module.ispkg})
+
+# TorchRL's dataset modules bring its collectors along, so they are not imported for the sake of registering.
+register_post_import_hook("torchrl_marl_offline.data.registry:register_with_torchrl", "torchrl.data.datasets.utils")

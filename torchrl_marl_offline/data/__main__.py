@@ -1,4 +1,4 @@
-"""Datasets from the command line: ``python -m torchrl_marl_offline.data inspect | convert | list | verify``.
+"""Datasets from the command line: ``python -m torchrl_marl_offline.data inspect | convert | list | verify | record``.
 
 A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, a published set such as ``og_marl:smac_v1/3m/Good``, or a
 folder that ``OfflineDataset.save`` wrote. Exit code 0: done, and no error was found; 1: an error was found, or the
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.data.card import describe
-from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
+from torchrl_marl_offline.data.inspection import compare, inspect_source
 from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.published import list_datasets
+from torchrl_marl_offline.data.published import SOURCES, list_datasets
 from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
 from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
 
@@ -40,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DatasetError, FileExistsError, ImportError, OSError, TypeError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        told = str(interruption) or "interrupted; nothing was written."
+        print(f"error: {told}", file=sys.stderr)
         return 130
 
 
@@ -86,16 +86,27 @@ def _parser() -> argparse.ArgumentParser:
     command = add("verify", _verify, "Compare every file with its checksum and check every value.")
     command.add_argument("source", metavar="SOURCE")
     _add_options(command)
+
+    text = "Train a behaviour policy online and record datasets of graded quality; run it again to go on."
+    command = add("record", _record, text)
+    command.add_argument("task", metavar="TASK", help="family/task, e.g. mpe/simple_spread")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="of this recording")
+    command.add_argument("--qualities", nargs="+", metavar="QUALITY", help="also mixtures, e.g. medium-expert")
+    command.add_argument("--transitions", type=int, default=100_000, help="of every quality but medium-replay")
+    command.add_argument("--seed", type=int, default=0)
+    _add_options(command, "a setting of the recording, e.g. updates=20000 or num_envs=128")
     return parser
 
 
-def _add_options(command: argparse.ArgumentParser) -> None:
+def _add_options(
+    command: argparse.ArgumentParser, text: str = "an option of the reader, e.g. time_limit=50 or time_limit=null"
+) -> None:
     command.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the reader, e.g. time_limit=50 or time_limit=null",
+        help=text,
     )
 
 
@@ -151,21 +162,17 @@ def _convert(parsed: argparse.Namespace) -> int:
     options = _options(parsed)
     if parsed.target.exists() and not parsed.overwrite:
         raise FileExistsError(f"{parsed.target} already exists; pass --overwrite or choose another folder.")
-    if parsed.repair or parsed.strict:
+    if parsed.strict:
         dataset = load_inspected(
             parsed.source,
             lambda: load_dataset(parsed.source, **options),
             repair=parsed.repair,
-            strict=parsed.strict,
+            strict=True,
         )
         dataset.save(parsed.target, overwrite=parsed.overwrite)
     else:  # in blocks, however large it is
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DatasetWarning)  # the same findings come below, once
-            convert_dataset(parsed.source, parsed.target, overwrite=parsed.overwrite, **options)
-        dataset = OfflineDataset.load(parsed.target, verify=False)
-        for finding in inspect(dataset).problems:
-            warnings.warn(f"{finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, stacklevel=1)
+        convert_dataset(parsed.source, parsed.target, repair=parsed.repair, overwrite=parsed.overwrite, **options)
+        dataset = load_dataset(parsed.target, verify=False)  # it warns of what the conversion found
     for sentence in dataset.metadata.get("repairs", []):
         print(f"repaired: {sentence}")
     print(f"wrote {len(dataset)} transitions in {dataset.n_episodes} episodes to {parsed.target}")
@@ -188,9 +195,26 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    dataset: OfflineDataset = load_dataset(parsed.source, **_options(parsed))
+    options = _options(parsed)
+    if parsed.source.partition(":")[0] in SOURCES:
+        options.setdefault("verify", True)
+    dataset = load_dataset(parsed.source, inspect=False, **options)
     validate(dataset)
     print(f"{parsed.source}: {len(dataset)} transitions in {dataset.n_episodes} episodes, every check passed")
+    return 0
+
+
+def _record(parsed: argparse.Namespace) -> int:
+    from torchrl_marl_offline.training.graded_recording import QUALITIES, record
+
+    qualities, options = parsed.qualities or QUALITIES, _options(parsed)
+    sizes = {"transitions": parsed.transitions, "seed": parsed.seed}
+    for quality, dataset in record(parsed.task, parsed.folder, qualities=qualities, **sizes, **options).items():
+        returns = dataset.episode_returns()
+        print(
+            f"{quality:14} {len(dataset):>8} transitions in {dataset.n_episodes:>6} episodes, return "
+            f"{returns.mean():.4g} ± {returns.std(correction=0):.4g}, {parsed.folder / quality}"
+        )
     return 0
 
 

@@ -166,6 +166,15 @@ def team_ends(
         n_agents: ``n``.
         notes: what is found is added to its ``"findings"``.
     """
+    terminated, truncated = team_flags(terminals, truncations, length, n_agents)
+    close_last_episode(terminated, truncated, notes)
+    return terminated, truncated
+
+
+def team_flags(
+    terminals: Array, truncations: Array | None, length: int, n_agents: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``terminated`` and ``truncated`` of the team as they are marked; arguments as of :func:`team_ends`."""
 
     def per_agent(values: Array | None, name: str) -> torch.Tensor:
         if values is None:
@@ -177,13 +186,17 @@ def team_ends(
     terminal, truncation = per_agent(terminals, "terminals"), per_agent(truncations, "truncations")
     ended = (terminal | truncation).all(-1)
     terminated = ended & terminal.all(-1)
-    truncated = ended & (~terminated | truncation.all(-1))
+    return terminated, ended & (~terminated | truncation.all(-1))
+
+
+def close_last_episode(terminated: torch.Tensor, truncated: torch.Tensor, notes: dict[str, Any]) -> None:
+    """Let the last of the rows end an episode, in place; what is found is added to the ``"findings"`` of ``notes``."""
+    ended = terminated | truncated
     if not ended[-1]:
         truncated[-1] = True
         _note(notes, "the rows after the last end of an episode were taken as one truncated episode")
     if not ended[:-1].any():
-        _note(notes, f"no episode ends before the last of the {length} rows: is `terminals` set at all?")
-    return terminated, truncated
+        _note(notes, f"no episode ends before the last of the {len(ended)} rows: is `terminals` set at all?")
 
 
 def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], task: str | None) -> TaskSpec:

@@ -9,12 +9,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import (
     ImmutableDatasetWriter,
-    SliceSampler,
+    ReplayBuffer,
     TensorDictReplayBuffer,
     TensorStorage,
 )
+from torchrl.data.replay_buffers.samplers import Sampler
 
-from torchrl_marl_offline.data.layout import AGENT_MASK, HAS_NEXT_ACTION, MASK, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -48,6 +49,11 @@ class DatasetStorage(TensorStorage):
         rows = _select(self._storage, index)
         return TensorDict(rows, batch_size=index.shape, device=self._storage.device)
 
+    def leaf(self, key: NestedKey, index: torch.Tensor) -> torch.Tensor | None:
+        """Return the rows of one leaf, or ``None`` where it is not kept."""
+        values = self._storage.get(key, None)
+        return None if values is None else values.index_select(0, index)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows and their keys."""
         keys = sorted(map(str, self._storage.keys(include_nested=True, leaves_only=True)))
@@ -75,33 +81,75 @@ def _select(data: TensorDictBase, index: torch.Tensor) -> dict:
     }
 
 
-class EpisodeSliceSampler(SliceSampler):
-    """TorchRL's slice sampler, which keeps the rows that the dataset itself masks masked."""
+class EpisodeSliceSampler(Sampler):
+    """Draws slices of episodes: an episode uniformly, then a start uniformly within it.
 
-    def sample(self, storage: TensorStorage, batch_size: int) -> tuple[Any, dict]:
-        """Return the index of the rows and what the slices add to them."""
-        index, info = super().sample(storage, batch_size)
-        if MASK in info:
-            info[MASK] = info[MASK] & storage[index].get(MASK)
-        return index, info
+    It does what TorchRL's ``SliceSampler(strict_length=False, pad_output=True)`` does, for a dataset that never
+    changes: where the episodes lie is known from the start, so that a draw is a dozen operations on the device, none of
+    which makes the host wait. TorchRL's reads a flag back in each draw.
+
+    Args:
+        starts: row of the first transition of each episode that may be drawn, ``[E]`` int64.
+        lengths: their transitions, ``[E]`` int64.
+        slice_len: rows of a slice. A shorter episode is filled up with its last row.
+    """
+
+    def __init__(self, starts: torch.Tensor, lengths: torch.Tensor, slice_len: int) -> None:
+        self.starts, self.lengths = starts, lengths
+        self.time = torch.arange(slice_len, device=starts.device)
+
+    def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
+        """Return the rows ``[batch_size]`` of ``batch_size // slice_len`` slices, and what the slices add to them."""
+        count, size, device = batch_size // len(self.time), len(self.time), self.starts.device
+        episode = torch.randint(len(self.starts), (count,), device=device, generator=self._rng)
+        start, length = self.starts.index_select(0, episode), self.lengths.index_select(0, episode)
+        room = (length - size).clamp_min(0)  # the last start within the episode
+        drawn = torch.rand(count, dtype=torch.float64, device=device, generator=self._rng)
+        start_time = torch.minimum((drawn * (room + 1)).long(), room)
+        time = start_time.unsqueeze(1) + self.time  # [slices, slice_len]
+        index = (start.unsqueeze(1) + torch.minimum(time, (length - 1).unsqueeze(1))).flatten()
+        real = self.time < length.unsqueeze(1)
+        last = (self.time == (length.clamp_max(size) - 1).unsqueeze(1)).reshape(-1, 1)
+        done = storage.leaf(next_key(DONE), index)
+        return index, {
+            MASK: real.flatten() & storage.leaf(MASK, index),
+            next_key(TRUNCATED): last,
+            next_key(DONE): last if done is None else last | done,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the buffer keeps the generator's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing: the buffer keeps the generator's state."""
+
+    def dumps(self, path: Any) -> None:
+        """Write nothing: the buffer keeps the generator's state."""
+
+    def loads(self, path: Any) -> None:
+        """Read nothing: the buffer keeps the generator's state."""
+
+    def _empty(self) -> None:
+        """Forget nothing: the dataset stays."""
 
 
 def make_replay_buffer(
     data: TensorDictBase,
     *,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device | str | None = None,
     slice_len: int | None = None,
     short_episodes: Literal["pad", "drop"] = "pad",
     seed: int | None = None,
     keys: Sequence[NestedKey] | None = None,
     prefetch: int | None = None,
-    buffer_class: type[TensorDictReplayBuffer] = TensorDictReplayBuffer,
+    buffer_class: type[ReplayBuffer] = TensorDictReplayBuffer,
 ) -> TensorDictReplayBuffer:
     """Return a buffer that draws with replacement from a generator of its own.
 
     ``buffer.state_dict()`` holds the generator's state and none of the data; ``buffer.load_state_dict`` goes on with
-    exactly the batches that would have come.
+    exactly the batches that would have come. Nothing in a draw makes the host wait for the device.
 
     Without ``slice_len`` every transition is equally likely. With it, ``batch_size // slice_len`` slices are drawn: an
     episode uniformly, then a start uniformly within it; no slice crosses an episode. The sample is flat,
@@ -110,7 +158,7 @@ def make_replay_buffer(
 
     Args:
         data: transitions ``[T]``.
-        batch_size: rows of a sample.
+        batch_size: rows of a sample; ``None``: ``sample(n)`` says.
         device: put all of it on that device once; by default sampling reads where it lies, a memory map included.
         slice_len: rows of a slice; must divide ``batch_size``.
         short_episodes: what becomes of episodes shorter than ``slice_len``: ``"pad"`` repeats their last row, with
@@ -142,7 +190,7 @@ def make_replay_buffer(
         generator.manual_seed(seed)
     return buffer_class(
         storage=storage,
-        sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, short_episodes),
+        sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, short_episodes, device),
         writer=ImmutableDatasetWriter(),
         batch_size=batch_size,
         generator=generator,
@@ -150,18 +198,22 @@ def make_replay_buffer(
     )
 
 
-def _slice_sampler(data: TensorDictBase, batch_size: int, slice_len: int, short_episodes: str) -> SliceSampler:
-    if slice_len < 1 or batch_size % slice_len:
+def _slice_sampler(
+    data: TensorDictBase, batch_size: int, slice_len: int, short_episodes: str, device: torch.device
+) -> EpisodeSliceSampler:
+    if batch_size is None or slice_len < 1 or batch_size % slice_len:
         raise ValueError(f"slice_len={slice_len} must divide batch_size={batch_size}; change one of them.")
     if short_episodes not in ("pad", "drop"):
         raise ValueError(f"short_episodes must be 'pad' or 'drop', got {short_episodes!r}.")
-    drop = short_episodes == "drop"
-    longest = int(torch.unique_consecutive(data.get(TRAJ_IDS), return_counts=True)[1].max())
-    if drop and longest < slice_len:
-        raise ValueError(f"No episode has {slice_len} rows, the longest has {longest}; use short_episodes='pad'.")
-    return EpisodeSliceSampler(
-        slice_len=slice_len, traj_key=TRAJ_IDS, cache_values=True, strict_length=drop, pad_output=not drop
-    )
+    lengths = torch.unique_consecutive(data.get(TRAJ_IDS), return_counts=True)[1]
+    starts = lengths.cumsum(0) - lengths
+    if short_episodes == "drop":
+        kept = lengths >= slice_len
+        if not kept.any():
+            longest = int(lengths.max())
+            raise ValueError(f"No episode has {slice_len} rows, the longest has {longest}; use short_episodes='pad'.")
+        starts, lengths = starts[kept], lengths[kept]
+    return EpisodeSliceSampler(starts.to(device), lengths.to(device), slice_len)
 
 
 __all__ = ["DatasetStorage", "EpisodeSliceSampler", "make_replay_buffer"]

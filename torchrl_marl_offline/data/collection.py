@@ -81,15 +81,32 @@ def collect(
             torch.manual_seed(seed)
             env.set_seed(seed)
         _roll_out(env, policy or random_policy(env), recording, progress)
-    rows = recording.rows()
-    terminated, truncated = (rows.pop(next_key(key)).squeeze(-1) for key in (TERMINATED, TRUNCATED))
-    findings: list[str] = []
     facts = {"source": "collect", "task": spec.task, "seed": seed, "exploration": exploration}
-    facts |= {"num_envs": len(recording), "findings": findings}
+    facts["num_envs"] = len(recording)
+    return as_dataset(recording.rows(), spec, facts | (metadata or {}))
+
+
+def as_dataset(
+    steps: TensorDictBase, spec: TaskSpec, metadata: dict[str, Any], *, check: bool = True
+) -> OfflineDataset:
+    """Turn what an environment's steps returned into a dataset.
+
+    Args:
+        steps: ``[T]`` in time order, episode after episode; the last row of each is terminated or truncated.
+        spec: the task's sizes.
+        metadata: of the dataset.
+        check: whether to look at every value.
+    """
+    rows = {key: steps.get(key) for key in _KEPT if steps.get(key, None) is not None}
+    terminated, truncated = (rows.pop(next_key(key)).squeeze(-1) for key in (TERMINATED, TRUNCATED))
+    if STATE not in rows:  # the joint observation
+        for key, source in ((STATE, OBSERVATION), (next_key(STATE), next_key(OBSERVATION))):
+            rows[key] = rows[source].flatten(1)
+    findings: list[str] = []
     if spec.has_action_mask:
         open_unused_masks(rows, terminated, findings)
     data = assemble(rows, terminated=terminated, truncated=truncated)
-    return OfflineDataset(data, spec, facts | (metadata or {}))
+    return OfflineDataset(data, spec, {"findings": findings} | metadata, check=check)
 
 
 def random_policy(env: EnvBase) -> Policy:
@@ -144,15 +161,10 @@ class _Recording:
         self.open = self.open & ~(done & (self.contributed >= self.shares))
         return int(self.contributed.sum()) - before
 
-    def rows(self) -> dict:
-        """Return the kept rows, slot by slot, as leaves ``[T, ...]`` by layout key."""
+    def rows(self) -> TensorDictBase:
+        """Return the kept rows ``[T]``, slot by slot."""
         active = torch.stack(self.active).T.reshape(-1)  # [time, slots] -> [slots * time]
-        kept = torch.stack(self.steps).transpose(0, 1).reshape(-1)[active]
-        rows = {key: kept.get(key) for key in _KEPT if kept.get(key, None) is not None}
-        if STATE not in rows:  # the joint observation
-            for key, source in ((STATE, OBSERVATION), (next_key(STATE), next_key(OBSERVATION))):
-                rows[key] = rows[source].flatten(1)
-        return rows
+        return torch.stack(self.steps).transpose(0, 1).reshape(-1)[active]
 
 
 def _roll_out(env: EnvBase, policy: Policy, recording: _Recording, progress: bool) -> None:

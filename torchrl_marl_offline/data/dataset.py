@@ -10,6 +10,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.data import storage
+from torchrl_marl_offline.data.findings import Inspection
+from torchrl_marl_offline.data.fingerprints import fingerprint
 from torchrl_marl_offline.data.layout import REWARD, SUCCESS, TRAJ_IDS, TaskSpec, next_key
 from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate, values_are_checked
 
@@ -61,6 +63,8 @@ class OfflineDataset:
         self.episode_lengths = ends - self.episode_starts
         """Transitions of each episode, ``[E]`` int64 on the CPU."""
         self.metadata = dict(metadata or {}) | {"n_transitions": len(data), "n_episodes": len(ends)}
+        self.inspection: Inspection | None = None
+        """What inspection found when the folder was written that this dataset was loaded from."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -118,11 +122,17 @@ class OfflineDataset:
 
     # Parts
 
-    def select_episodes(self, episodes: Sequence[int] | torch.Tensor) -> OfflineDataset:
+    def select_episodes(
+        self, episodes: Sequence[int] | torch.Tensor, *, step: dict[str, Any] | None = None
+    ) -> OfflineDataset:
         """Return a dataset of the given episodes, in the given order.
+
+        The metadata's ``"provenance"``, a list that reads from the source to the last step, gets one more: ``step``,
+        how many episodes of how many, and the source and :func:`~.fingerprints.fingerprint` of this dataset.
 
         Args:
             episodes: indices in ``0..E-1``, each at most once, or a bool tensor ``[E]``.
+            step: how they were chosen, JSON-ready, with a ``"step"``; by default ``{"step": "select_episodes"}``.
         """
         index = torch.as_tensor(episodes).cpu()
         if index.dtype == torch.bool:
@@ -137,10 +147,13 @@ class OfflineDataset:
         # Row numbers of the chosen episodes: each one's start, repeated, plus the time within it.
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
         rows = torch.arange(int(lengths.sum())) + (starts - offsets).repeat_interleave(lengths)
-        return OfflineDataset(renumber(self.data[rows.to(self.device)], lengths), self.spec, self.metadata, check=False)
+        told = (step or {"step": "select_episodes"}) | {"episodes": len(index), "of": self.n_episodes}
+        told["parent"] = {"source": self.metadata.get("source"), "fingerprint": fingerprint(self)}
+        metadata = self.metadata | {"provenance": [*self.metadata.get("provenance", []), told]}
+        return OfflineDataset(renumber(self.data[rows.to(self.device)], lengths), self.spec, metadata, check=False)
 
     def split(self, *, fraction: float, seed: int) -> tuple[OfflineDataset, OfflineDataset]:
-        """Split by episode into ``(train, held_out)``; episodes keep their order within each part.
+        """Split by episode into ``(train, held_out)``; episodes keep their order, the provenance says what was done.
 
         Args:
             fraction: share of the episodes that is held out, in (0, 1); at least one episode stays on either side.
@@ -154,7 +167,11 @@ class OfflineDataset:
         order = torch.randperm(self.n_episodes, generator=torch.Generator().manual_seed(seed))
         held_out = torch.zeros(self.n_episodes, dtype=torch.bool)
         held_out[order[:n_held_out]] = True
-        return self.select_episodes(~held_out), self.select_episodes(held_out)
+        how = {"step": "split", "fraction": fraction, "seed": seed}
+        return (
+            self.select_episodes(~held_out, step=how | {"part": "train"}),
+            self.select_episodes(held_out, step=how | {"part": "held_out"}),
+        )
 
     # Device, disk, buffers
 
@@ -168,12 +185,18 @@ class OfflineDataset:
         return OfflineDataset(self.data.to(device), self.spec, self.metadata, check=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a folder that :meth:`load` and ``load_dataset`` read; see :func:`storage.save`."""
-        return storage.save(path, self.data, self.spec, self.metadata, overwrite=overwrite)
+        """Write a folder that :meth:`load` and ``load_dataset`` read; see :func:`storage.save`.
+
+        The dataset is inspected, and the findings are written too: loading warns of them without another look.
+        """
+        from torchrl_marl_offline.data.inspection import inspect
+
+        metadata = self.metadata | {"inspection": inspect(self).to_dict()}
+        return storage.save(path, self.data, self.spec, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str | None = None, verify: bool = True) -> OfflineDataset:
-        """Read a folder that :meth:`save` wrote.
+        """Read a folder that :meth:`save` wrote; says nothing of what is in it, ``load_dataset`` warns.
 
         Writing into the tensors of a memory-mapped dataset in place would write into its files: clone first.
 
@@ -183,7 +206,10 @@ class OfflineDataset:
             verify: whether to compare every file with its checksum; sizes are always compared.
         """
         data, spec, metadata = storage.load(path, verify=verify)
-        return cls(data if device is None else data.to(device), spec, metadata, check=False)
+        found = metadata.pop("inspection", None)
+        dataset = cls(data if device is None else data.to(device), spec, metadata, check=False)
+        dataset.inspection = None if found is None else Inspection.from_dict(found)
+        return dataset
 
     def replay_buffer(
         self,

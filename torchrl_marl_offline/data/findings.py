@@ -73,6 +73,11 @@ class Inspection:
         """Return a JSON-ready dictionary."""
         return {"source": self.source, "facts": self.facts, "findings": [asdict(finding) for finding in self.findings]}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Inspection:
+        """Restore what :meth:`to_dict` returned."""
+        return cls(values["source"], values["facts"], tuple(Finding(**finding) for finding in values["findings"]))
+
     def to_json(self) -> str:
         """Return JSON text; equal datasets give equal text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE, TERMINATED, TRAJ_IDS, next_key
@@ -15,8 +18,15 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data.dataset import OfflineDataset
 
+PAIR_KEYS = (STATE, ACTION)
+"""What :func:`joint_saco` counts."""
+
+EPISODE_KEYS = (OBSERVATION, STATE, ACTION, next_key(REWARD), next_key(TERMINATED))
+"""What tells episodes apart."""
+
 _ROWS_AT_ONCE = 16_384
-_EPISODE_KEYS = (OBSERVATION, STATE, ACTION, next_key(REWARD), next_key(TERMINATED))
+_ROWS_IN_CACHE = 2_048
+_SPREAD = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def joint_saco(dataset: OfflineDataset) -> float:
@@ -28,31 +38,71 @@ def joint_saco(dataset: OfflineDataset) -> float:
     vault. It is not the SACo it is named after (Schweighofer et al. 2022, "A Dataset Perspective on Offline
     Reinforcement Learning"), which divides by the distinct pairs of a reference dataset. Values are compared bit for
     bit, apart from the sign of zero; every stored row counts.
+
+    Compared with the published cards: random play in ``mpe/simple_spread`` has 1.00 here and there. None of the other
+    published sets was at hand; 50,450 transitions of 3m by a medium policy of other authors have .72, where the card of
+    OG-MARL's 995,313 says .85.
     """
-    return len(row_hashes(dataset.data, (STATE, ACTION)).unique()) / len(dataset)
+    return distinct(row_hashes(dataset.data, PAIR_KEYS).numpy()) / len(dataset)
+
+
+def distinct(values: np.ndarray) -> int:
+    """Count the different ``[T]`` values; sorts them in place, so that no copy is made."""
+    values.sort()
+    count = 1
+    for start in range(1, len(values), _ROWS_AT_ONCE):
+        part = values[start - 1 : start + _ROWS_AT_ONCE]
+        count += int(np.count_nonzero(part[1:] != part[:-1]))
+    return count
+
+
+def leaf_hashes(values: torch.Tensor, key: NestedKey) -> np.ndarray:
+    """Return a 64-bit hash of each row of a leaf, ``[rows]`` uint64, to be summed over leaves and :func:`mixed`.
+
+    The sum of spread words times odd constants, modulo 2^64: each word ``w`` (two float32, or one integer) becomes
+    ``y = c w``, ``y ^= y >> 32``, which is one to one.
+    """
+    hashes = np.empty(len(values), np.uint64)
+    flat = values.as_subclass(torch.Tensor).cpu().reshape(len(values), -1).numpy()
+    for start in range(0, len(flat), _ROWS_IN_CACHE):
+        words = _words(flat[start : start + _ROWS_IN_CACHE])
+        words *= _SPREAD
+        words ^= words >> np.uint64(32)
+        hashes[start : start + len(words)] = words @ _constants(key, words.shape[1])
+    return hashes
+
+
+def mixed(hashes: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input reaches every bit of the output."""
+    x = hashes + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def row_hashes(data: TensorDictBase, keys: Sequence[NestedKey]) -> torch.Tensor:
     """Return a 64-bit hash of each row, ``[T]`` int64.
 
-    Among 10 million different rows the chance that any two hashes agree is 3e-6.
+    Among 10 million different rows the chance that any two hashes agree is about 3e-6.
     """
     parts = []
     for start in range(0, len(data), _ROWS_AT_ONCE):
         block = data[start : start + _ROWS_AT_ONCE]
-        words = torch.cat([_words(block.get(key)) for key in keys], -1)
-        salt = _mix(torch.arange(words.shape[-1]))
-        parts.append(_mix(_mix(words ^ salt).sum(-1)))
-    return torch.cat(parts)
+        parts.append(mixed(sum(leaf_hashes(block.get(key), key) for key in keys)))
+    return torch.from_numpy(np.concatenate(parts).view(np.int64))
+
+
+def steps_of_episodes(row_hashes: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Return what a row adds to its episode's hash, ``[rows]`` uint64: its own hash, told from other times'."""
+    return mixed(row_hashes ^ mixed(time.astype(np.uint64)))
 
 
 def episode_hashes(dataset: OfflineDataset) -> torch.Tensor:
     """Return a hash of each episode's observations, states, actions, rewards and terminations, ``[E]`` int64."""
     lengths = dataset.episode_lengths
     time = torch.arange(len(dataset)) - dataset.episode_starts.repeat_interleave(lengths)
-    rows = _mix(row_hashes(dataset.data, _EPISODE_KEYS) ^ _mix(time))
-    episode = torch.arange(len(lengths)).repeat_interleave(lengths)
-    return torch.zeros(len(lengths), dtype=torch.int64).index_add_(0, episode, rows)
+    rows = steps_of_episodes(row_hashes(dataset.data, EPISODE_KEYS).numpy().view(np.uint64), time.numpy())
+    return torch.from_numpy(np.add.reduceat(rows, dataset.episode_starts.numpy()).view(np.int64))
 
 
 def repeated(values: torch.Tensor) -> torch.Tensor:
@@ -81,25 +131,34 @@ def content_checksum(dataset: OfflineDataset) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(dataset: OfflineDataset) -> str:
+    """Return a BLAKE2b digest of the sizes, the episodes' lengths and the rewards: which recording it is, cheaply.
+
+    Recordings that differ in nothing else have one fingerprint; :func:`content_checksum` reads everything.
+    """
+    digest = hashlib.blake2b(json.dumps(dataset.spec.to_dict()).encode(), digest_size=8)
+    digest.update(dataset.episode_lengths.numpy().tobytes())
+    rewards = dataset.data.get(next_key(REWARD)).as_subclass(torch.Tensor).cpu()
+    digest.update(rewards.contiguous().numpy())
+    return digest.hexdigest()
+
+
 def _name(key: NestedKey) -> str:
     return key if isinstance(key, str) else "/".join(key)
 
 
-def _words(values: torch.Tensor) -> torch.Tensor:
-    """Return ``[rows, ...]`` values as ``[rows, k]`` int64 with equal bits for equal values."""
-    flat = values.as_subclass(torch.Tensor).cpu().reshape(len(values), -1)
-    if flat.is_floating_point():
-        flat = (flat.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
-    return flat.long()
+def _words(values: np.ndarray) -> np.ndarray:
+    """Return ``[rows, k]`` values as ``[rows, words]`` uint64, a copy, with equal bits for equal values."""
+    if values.dtype.kind != "f":
+        return values.astype(np.uint64)
+    rows, width = values.shape
+    padded = np.zeros((rows, width + width % 2), np.float32)
+    np.add(values, 0.0, out=padded[:, :width], casting="same_kind")  # -0.0 + 0.0 = 0.0
+    return padded.view(np.uint64)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input reaches every bit of the output."""
-    x = x + -0x61C8864680B583EB
-    x = (x ^ _shift_right(x, 30)) * -0x40A7B892E31B1A47
-    x = (x ^ _shift_right(x, 27)) * -0x6B2FB644ECCEEE15
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts the sign in
+@cache
+def _constants(key: NestedKey, width: int) -> np.ndarray:
+    """Return ``[width]`` odd uint64 that differ from leaf to leaf."""
+    seed = int.from_bytes(hashlib.blake2b(_name(key).encode(), digest_size=8).digest(), "little")
+    return mixed(np.uint64(seed) + np.arange(width, dtype=np.uint64)) | np.uint64(1)

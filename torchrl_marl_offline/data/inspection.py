@@ -39,6 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -46,8 +47,9 @@ from tensordict import TensorDictBase
 from torchrl_marl_offline.data import defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
-from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes, joint_saco, repeated
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, MASK, STATE, TERMINATED, TaskSpec, next_key
+from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes
+from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.data.scan import Rows, Scan
 from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
 
 
@@ -76,28 +78,36 @@ def inspect(data: OfflineDataset | TensorDictBase, spec: TaskSpec | None = None)
         if spec is None:
             raise DatasetError("A bare TensorDict says nothing about the task; call inspect(data, spec=TaskSpec(...)).")
         data = OfflineDataset(data, spec, check=False)
-    saco = round(joint_saco(data), 6)
+    limit = data.metadata.get("time_limit")
+    scan = Scan.of(defects.blocks(data.data), data.spec, len(data), time_limit=limit)
+    return inspection_of(scan, data.metadata)
+
+
+def inspection_of(scan: Scan, metadata: dict[str, Any]) -> Inspection:
+    """Say what a finished scan of all rows found, and what the metadata have to say."""
+    saco = round(scan.distinct_pairs / scan.length, 6)
     facts = {
-        "task": data.spec.task,
-        "transitions": len(data),
-        "episodes": data.n_episodes,
-        "agents": data.spec.n_agents,
+        "task": scan.spec.task,
+        "transitions": scan.length,
+        "episodes": len(scan.lengths),
+        "agents": scan.spec.n_agents,
         "joint_saco": saco,
     }
-    findings = [finding for detector in _DETECTORS for finding in detector(data)]
+    findings = [finding for part in (_values, _actions, _episodes, _successors, _signals) for finding in part(scan)]
+    findings += _reader(metadata)
     if saco < 0.5:
         findings.append(
             Finding(
                 "low_coverage",
                 "note",
-                len(data) - round(saco * len(data)),
+                scan.length - round(saco * scan.length),
                 None,
                 f"each pair of state and joint action occurs {1 / saco:.1f} times on average",
                 "nothing is done: the set holds less than its size suggests",
             )
         )
-    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: the detectors' order within
-    return Inspection(str(data.metadata.get("source", "dataset")), facts, tuple(findings))
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: the order above within
+    return Inspection(str(metadata.get("source", "dataset")), facts, tuple(findings))
 
 
 def inspect_source(
@@ -149,101 +159,86 @@ def compare(a: OfflineDataset, b: OfflineDataset) -> tuple[Finding, ...]:
     return (Finding("same_content", "warning", len(a), None, what, remedy),)
 
 
-def _finding(code: str, severity: Severity, rows: torch.Tensor, what: str, remedy: str) -> Iterator[Finding]:
-    """Yield a finding if any of ``rows`` (``[T]`` bool) is true."""
-    if rows.any():
-        yield Finding(code, severity, int(rows.sum()), int(rows.nonzero()[0]), what, remedy)
+def _finding(code: str, severity: Severity, rows: Rows, what: str, remedy: str) -> Iterator[Finding]:
+    """Yield a finding if there is such a row."""
+    if rows.count:
+        yield Finding(code, severity, rows.count, rows.first, what, remedy)
 
 
-def _values(data: OfflineDataset) -> Iterator[Finding]:
-    padding = defects.padding_columns(data)
-    if padding:
-        counts = ", ".join(f"{int(columns.sum())} entries of {key!r}" for key, columns in padding.items())
+def _values(scan: Scan) -> Iterator[Finding]:
+    if scan.padding:
+        counts = ", ".join(f"{int(columns.sum())} entries of {key!r}" for key, columns in scan.padding.items())
         what = f"{counts} are -inf on every row: padding of short observations"
-        yield Finding("minus_inf_padding", "error", len(data), 0, what, "repair writes zeros")
-    yield from _finding(
-        "not_finite", "error", defects.not_finite(data), "a value is NaN or infinite", "repair masks these rows"
-    )
+        yield Finding("minus_inf_padding", "error", scan.length, 0, what, "repair writes zeros")
+    what, remedy = "a value is NaN or infinite", "repair masks these rows"
+    yield from _finding("not_finite", "error", scan["not_finite"], what, remedy)
 
 
-def _actions(data: OfflineDataset) -> Iterator[Finding]:
-    spec = data.spec
-    outside, following = (defects.outside_bounds(data, key) for key in (ACTION, next_key(ACTION)))
-    bounds = f"[{spec.action_low}, {spec.action_high}]"
-    what = f"an action lies outside its bounds {bounds}: {int(outside.sum())} actions, {int(following.sum())} next"
+def _actions(scan: Scan) -> Iterator[Finding]:
+    outside, following = scan.outside
+    bounds = f"[{scan.spec.action_low}, {scan.spec.action_high}]"
+    what = f"an action lies outside its bounds {bounds}: {outside} actions, {following} next"
     remedy = "repair clips; rescale the actions or widen the TaskSpec if its bounds are not the task's"
-    yield from _finding("action_outside_bounds", "error", outside | following, what, remedy)
+    yield from _finding("action_outside_bounds", "error", scan["action_outside_bounds"], what, remedy)
     # After a termination an empty next mask is never used, but a distribution over no action is NaN.
-    empty = defects.no_legal_action(data) | defects.no_legal_action(data, next_key(ACTION_MASK))
     remedy = "repair allows every action there, and masks the rows that count"
-    yield from _finding("no_legal_action", "error", empty, "a mask allows some agent no action", remedy)
+    yield from _finding(
+        "no_legal_action", "error", scan["no_legal_action"], "a mask allows some agent no action", remedy
+    )
     for code, name, remedy in (
         ("illegal_action", "a recorded action", "repair masks these rows"),
         ("illegal_next_action", "a recorded next action", "repair marks that nobody acted there"),
     ):
-        rows = defects.illegal_action(data, following=code != "illegal_action")
-        yield from _finding(code, "error", rows, f"{name} is illegal or no action of the task", remedy)
+        yield from _finding(code, "error", scan[code], f"{name} is illegal or no action of the task", remedy)
 
 
-def _episodes(data: OfflineDataset) -> Iterator[Finding]:
+def _episodes(scan: Scan) -> Iterator[Finding]:
     what = "done, terminated, truncated and the episode ids disagree about where an episode ends"
     remedy = "repair ends an episode wherever one of them says so"
-    yield from _finding("episode_marks", "error", defects.wrong_marks(data), what, remedy)
-    if defects.done_never_set(data):
+    yield from _finding("episode_marks", "error", scan["episode_marks"], what, remedy)
+    if scan.never_ends:
         remedy = "give repair the episode_length, if all episodes have one"
-        yield Finding("done_never_set", "warning", len(data), 0, "no row before the last ends an episode", remedy)
-    by_limit = defects.terminated_by_time_limit(data)
-    rows = torch.zeros(len(data), dtype=torch.bool)
-    rows[defects.final_rows(data)[by_limit]] = True
-    length = int(data.episode_lengths[by_limit].max()) if by_limit.any() else 0
-    what = f"episodes terminate after exactly {length} steps, without success: a time limit recorded as a termination"
-    remedy = "repair truncates them; leave them if the task always ends after so many steps"
-    yield from _finding("time_limit_as_termination", "warning", rows, what, remedy)
-    copies = repeated(episode_hashes(data))
+        yield Finding("done_never_set", "warning", scan.length, 0, "no row before the last ends an episode", remedy)
+    if scan.by_time_limit.any():
+        ends = scan.last_rows[scan.by_time_limit]
+        length = int(scan.lengths[scan.by_time_limit].max())
+        what = (
+            f"episodes terminate after exactly {length} steps, without success: a time limit recorded as a termination"
+        )
+        remedy = "repair truncates them; leave them if the task always ends after so many steps"
+        yield Finding("time_limit_as_termination", "warning", len(ends), int(ends[0]), what, remedy)
+    copies, lengths = scan.copies, scan.lengths
     if copies.any():
-        rows = copies.repeat_interleave(data.episode_lengths)
         severity: Severity = "warning" if copies.float().mean() >= 0.05 else "note"
-        what = f"{int(copies.sum())} of {data.n_episodes} episodes repeat an earlier one exactly"
+        what = f"{int(copies.sum())} of {len(copies)} episodes repeat an earlier one exactly"
         remedy = "repair drops them if asked by name; short episodes of small tasks repeat by chance"
+        rows = Rows(int(lengths[copies].sum()), int((scan.last_rows - lengths + 1)[copies][0]))
         yield from _finding("duplicated_episodes", severity, rows, what, remedy)
 
 
-def _successors(data: OfflineDataset) -> Iterator[Finding]:
-    what = "the successor of a truncated row is the next episode's first observation"
-    yield from _finding(
-        "crosses_episode_end", "error", defects.crosses_episode_end(data), what, "repair masks these rows"
-    )
+def _successors(scan: Scan) -> Iterator[Finding]:
+    what, remedy = "the successor of a truncated row is the next episode's first observation", "repair masks these rows"
+    yield from _finding("crosses_episode_end", "error", scan["crosses_episode_end"], what, remedy)
     what = "the next observation or state within an episode is not the following row's"
     remedy = "repair masks these rows; steps are missing or windows are out of step"
-    yield from _finding("broken_episode", "warning", defects.breaks_within_episode(data), what, remedy)
+    yield from _finding("broken_episode", "warning", scan["broken_episode"], what, remedy)
 
 
-def _signals(data: OfflineDataset) -> Iterator[Finding]:
-    if defects.state_copies(data):
-        n, size = data.spec.n_agents, data.data.get(STATE).shape[-1]
+def _signals(scan: Scan) -> Iterator[Finding]:
+    if scan.state_is_repeated:
+        n, size = scan.spec.n_agents, scan.spec.state_size
         what = f"the state of {size} entries is one vector of {size // n} repeated for each agent"
-        yield Finding("replicated_state", "warning", len(data), 0, what, "repair keeps one copy")
-    if defects.is_team_reward(data):
+        yield Finding("replicated_state", "warning", scan.length, 0, what, "repair keeps one copy")
+    if scan.is_team_reward:
         remedy = "nothing is done: it is a team reward, and its sum over agents counts it once per agent"
-        yield Finding("team_reward", "note", len(data), 0, "all agents' rewards are equal on every row", remedy)
-    masked = ~defects.flag(data, MASK)
-    what = f"rows do not count in training, {int((masked & defects.flag(data, next_key(TERMINATED))).sum())} terminal"
-    yield from _finding("masked_rows", "note", masked, what, "nothing is done: losses leave them out")
+        yield Finding("team_reward", "note", scan.length, 0, "all agents' rewards are equal on every row", remedy)
+    what = f"rows do not count in training, {scan.masked_terminal} terminal"
+    yield from _finding("masked_rows", "note", scan["masked_rows"], what, "nothing is done: losses leave them out")
 
 
-def _reader(data: OfflineDataset) -> Iterator[Finding]:
-    for sentence in data.metadata.get("findings", []):
+def _reader(metadata: dict[str, Any]) -> Iterator[Finding]:
+    for sentence in metadata.get("findings", []):
         yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader says so")
-    for sentence in data.metadata.get("card_disagreements", []):
+    for sentence in metadata.get("card_disagreements", []):
         remedy = "nothing is done: fetch it again, or find out which recording it is"
         yield Finding("card_disagreement", "warning", 0, None, sentence.rstrip("."), remedy)
-
-
-_DETECTORS: tuple[Callable[[OfflineDataset], Iterator[Finding]], ...] = (
-    _values,
-    _actions,
-    _episodes,
-    _successors,
-    _signals,
-    _reader,
-)

@@ -1,4 +1,4 @@
-"""Loading with inspection: what ``repair=`` and ``strict=`` of ``load_dataset`` do."""
+"""Loading with inspection: what ``load_dataset`` says of its findings, and what ``repair=`` and ``strict=`` do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def load_inspected(
     ``repair``, ``strict``  any error or warning that is left after the repair raises
     ======================  =======================================================================================
 
-    Inside :func:`~.inspection.inspect_source`, which inspects what comes back, it only reads.
+    Without a switch, the findings of a folder are those that stand in its metadata since it was written, so that
+    loading it takes no time; what a reader brings into memory is inspected in one pass. Inside
+    :func:`~.inspection.inspect_source`, which inspects what comes back, it only reads.
 
     Args:
         source: its name, for messages.
@@ -44,7 +46,7 @@ def load_inspected(
         return read()
     if not (repair or strict):
         dataset = read()
-        problems = inspect(dataset).problems
+        problems = (dataset.inspection or inspect(dataset)).problems
     else:
         inspection, dataset = inspect_source(source, read)
         if dataset is None:
@@ -60,5 +62,6 @@ def load_inspected(
             raise DatasetError(f"{source}: {what}; {remedy if repair else f'{remedy}, or load with repair=True'}.")
         problems = inspection.problems
     for finding in problems:
-        warnings.warn(f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, 3)
+        if finding.code != "card_disagreement":  # of which load_published has warned
+            warnings.warn(f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, 3)
     return dataset

@@ -32,8 +32,11 @@ from torchrl_marl_offline.data.validation import DatasetError, reading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import h5py
+
 FIELDS = ("s", "o", "a", "r", "d")
 _ROWS_TO_COMPARE = 256
+_ROWS_OF_FLAGS = 2**18
 
 
 def read_omiga_h5(path: str | Path, **options: Any) -> OfflineDataset:
@@ -80,7 +83,7 @@ def open_omiga_h5(
             return as_float(values).reshape(len(values), -1, 1).expand(-1, agents, 1).contiguous()
 
         findings: list[str] = []
-        terminated, truncated, final = _ends(file["d"][:], time_limit, findings)
+        terminated, truncated, final = _ends(_team_flags(file["d"]), time_limit, findings)
         state_size, state = one_state(file["s"][:_ROWS_TO_COMPARE], findings)
         fields = {
             OBSERVATION: rows("o", as_float),
@@ -115,11 +118,16 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         raise DatasetError(f"{path} has arrays that do not fit together ({found}); fetch it again.")
 
 
+def _team_flags(flags: h5py.Dataset) -> torch.Tensor:
+    """Return ``[R]`` bool, where all agents' flags are set; a block at a time, they are stored as 8-byte numbers."""
+    parts = [flags[start : start + _ROWS_OF_FLAGS] != 0 for start in range(0, len(flags), _ROWS_OF_FLAGS)]
+    return torch.from_numpy(np.concatenate([part.reshape(len(part), -1).all(-1) for part in parts]))
+
+
 def _ends(
-    flags: np.ndarray, time_limit: int | None, findings: list[str]
+    ended: torch.Tensor, time_limit: int | None, findings: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``terminated``, ``truncated`` and ``final``, ``[R]`` bool each."""
-    ended = torch.from_numpy((flags != 0).reshape(len(flags), -1).all(-1))
     final = ended.clone()
     if not final[-1]:
         final[-1] = True

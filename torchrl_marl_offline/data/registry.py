@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.minari import read_minari
 from torchrl_marl_offline.data.omar_npy import open_omar_npy, read_omar_npy
 from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5, read_omiga_h5
 from torchrl_marl_offline.data.published import SOURCES
 from torchrl_marl_offline.data.pymarl import read_pymarl
-from torchrl_marl_offline.data.storage import is_dataset_folder
+from torchrl_marl_offline.data.repairs import repair as mend
+from torchrl_marl_offline.data.storage import hidden_sibling, is_dataset_folder
 from torchrl_marl_offline.data.streaming import RowStream
-from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
 from torchrl_marl_offline.data.vault import open_vault, read_vault
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torchrl.data import TensorDictReplayBuffer
 
 READERS: dict[str, Callable[..., OfflineDataset]] = {
     "pymarl": read_pymarl,
@@ -38,26 +46,54 @@ STREAMS: dict[str, Callable[..., RowStream]] = {
 """The formats that are converted block by block, however large they are."""
 
 
-def load_dataset(source: str | Path, *, repair: bool = False, strict: bool = False, **options: Any) -> OfflineDataset:
-    """Load a dataset.
+_TORCHRLS_OWN = ("minari", "d4rl")
+
+
+def register_with_torchrl(datasets: ModuleType) -> None:
+    """Register every prefix of :func:`load_dataset` that TorchRL does not use itself.
+
+    It is called when ``torchrl.data.datasets.utils`` is imported, which is its argument.
+    """
+    for prefix in (*SOURCES, *READERS):
+        if prefix not in _TORCHRLS_OWN:
+            datasets.register_dataset(prefix, partial(_load_replay, prefix), replace=True)
+
+
+def _load_replay(prefix: str, name: str, **options: Any) -> TensorDictReplayBuffer:
+    from torchrl_marl_offline.data.torchrl_datasets import load_replay
+
+    return load_replay(prefix, name, **options)
+
+
+def load_dataset(
+    source: str | Path, *, repair: bool = False, strict: bool = False, inspect: bool = True, **options: Any
+) -> OfflineDataset:
+    """Load a dataset, and warn of what is wrong with it.
 
     Args:
         source: a published set, ``"og_marl:smac_v1/3m/Good"`` (:func:`list_datasets` names them all), which is fetched
             and converted the first time; a file or folder with its format named, ``"pymarl:FILE"``,
             ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``, ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``;
             or the folder that :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote.
-        repair: inspect it and mend what can be mended; see :func:`~.loading.load_inspected`.
-        strict: inspect it and refuse what is not clean.
+        repair: mend what can be mended; see :func:`~.loading.load_inspected`.
+        strict: refuse what is not clean.
+        inspect: whether to say what inspection finds. A folder says what it was found to hold when it was written; the
+            other formats are looked through after reading, which takes about half a second for a million rows.
         options: those of :func:`~.caching.load_published`, of the format's reader, or of :meth:`OfflineDataset.load`.
 
     Raises:
         DatasetError: the source is unknown, or what is there is not what it should be.
-    """
-    if repair or strict:
-        from torchrl_marl_offline.data.loading import load_inspected
+        ValueError: ``repair`` or ``strict`` without inspection.
 
-        return load_inspected(source, partial(_load, source, **options), repair=repair, strict=strict)
-    return _load(source, **options)
+    Warns:
+        DatasetWarning: one for each error or warning that inspection finds.
+    """
+    read = partial(_load, source, **options)
+    if inspect:
+        return load_inspected(source, read, repair=repair, strict=strict)
+    if repair or strict:
+        raise ValueError("repair=True and strict=True need what inspection finds; leave inspect=False out.")
+    return read()
 
 
 def _load(source: str | Path, **options: Any) -> OfflineDataset:
@@ -83,21 +119,48 @@ def _load(source: str | Path, **options: Any) -> OfflineDataset:
 
 
 def convert_dataset(
-    source: str | Path, path: str | Path, *, overwrite: bool = False, progress: bool = True, **options: Any
+    source: str | Path,
+    path: str | Path,
+    *,
+    repair: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **options: Any,
 ) -> Path:
     """Write any source as a dataset folder, which loads at once and memory-mapped.
 
-    Vaults, OMIGA's files and OMAR's folders pass through memory in blocks; the other formats are read whole.
+    Vaults, OMIGA's files and OMAR's folders pass through memory in blocks; the other formats are read whole. What
+    inspection finds is written, too: :func:`load_dataset` warns of it.
 
     Args:
         source: what :func:`load_dataset` takes.
         path: the folder to create; it is there whole or not at all.
+        repair: mend what can be mended; see :func:`~.repairs.repair`. What passes in blocks is written twice.
         overwrite: whether to replace a dataset that is there.
         progress: show a bar on a terminal.
         options: of the source's reader.
     """
     prefix, _, rest = str(source).partition(":")
+    if prefix in SOURCES:
+        options["progress"] = progress
+    if repair:
+        return _convert_repaired(source, Path(path).absolute(), overwrite=overwrite, progress=progress, **options)
     if prefix in STREAMS:
         return STREAMS[prefix](rest, **options).write(path, overwrite=overwrite, progress=progress)
-    load = partial(load_dataset, progress=progress) if prefix in SOURCES else load_dataset
-    return load(source, **options).save(path, overwrite=overwrite)
+    return _load(source, **options).save(path, overwrite=overwrite)
+
+
+def _convert_repaired(source: str | Path, path: Path, *, overwrite: bool, progress: bool, **options: Any) -> Path:
+    prefix, _, rest = str(source).partition(":")
+    raw = hidden_sibling(path)
+    try:
+        with value_checks_deferred():
+            if prefix in STREAMS:
+                STREAMS[prefix](rest, **options).write(raw, progress=progress)
+                dataset = OfflineDataset.load(raw, verify=False)
+            else:
+                dataset = _load(source, **options)
+        mend(dataset, path=path, overwrite=overwrite)
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)
+    return path

@@ -1,32 +1,26 @@
-"""Repair of what inspection finds."""
+"""Repair of what inspection finds, block by block, so that a dataset need not fit into memory.
+
+Each repair is a step that mends one block after another, some with a look at the block that follows; the steps are
+chained in the order of :data:`~.repair_steps.STEPS`. Where a step has to know more of what the steps before it make of
+the rows (which episodes meet a time limit, which are copies), that is found out by a pass over them before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.data import defects
-from torchrl_marl_offline.data.assembly import legal_placeholder
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import Inspection
-from torchrl_marl_offline.data.fingerprints import episode_hashes, repeated
-from torchrl_marl_offline.data.inspection import inspect
-from torchrl_marl_offline.data.layout import (
-    ACTION,
-    ACTION_MASK,
-    DONE,
-    HAS_NEXT_ACTION,
-    MASK,
-    STATE,
-    TERMINATED,
-    TRAJ_IDS,
-    TRUNCATED,
-    TaskSpec,
-    next_key,
-)
-from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.inspection import inspection_of
+from torchrl_marl_offline.data.layout import MASK
+from torchrl_marl_offline.data.repair_steps import ON_REQUEST, STEPS, Job
+from torchrl_marl_offline.data.scan import Scan
+from torchrl_marl_offline.data.streaming import write_blocks
+from torchrl_marl_offline.data.validation import DatasetError, check_values, values_are_checked
 
 
 def repair(
@@ -35,198 +29,129 @@ def repair(
     *,
     codes: Sequence[str] | None = None,
     episode_length: int | None = None,
+    path: str | Path | None = None,
+    overwrite: bool = False,
 ) -> OfflineDataset:
     """Return a new dataset in which the findings are mended; the given one stays as it is.
 
     What was done stands in the metadata under ``"repairs"``, one sentence each, and in the provenance. The copy lies in
-    memory, also where the dataset is memory-mapped.
+    memory, or memory-mapped in the folder ``path``. Then memory holds some blocks of 16 MiB or less, 8 bytes for each
+    row and about 50 for each episode, however large the dataset is; every repair can be made so.
 
     Args:
         dataset: what was inspected.
         inspection: of this dataset; made here by default.
         codes: which findings to mend; by default all of the table in :mod:`~.inspection` that need not be asked for.
         episode_length: cut ``done_never_set`` into episodes of that many steps.
+        path: the folder to write; it is there whole or not at all.
+        overwrite: whether to replace a dataset that is there.
 
     Raises:
         ValueError: a code has no repair, or ``episode_length`` does not divide the rows.
         DatasetError: what is left is not valid, or fewer than half of the rows that counted do: something is wrong that
             masks do not mend.
+        FileExistsError: there is something at ``path`` that must not be replaced.
     """
-    inspection = inspect(dataset) if inspection is None else inspection
-    if unknown := set(codes or ()) - _REPAIRS.keys() - {"done_never_set"}:
-        raise ValueError(f"There is no repair of {', '.join(sorted(unknown))}; there is of {', '.join(_REPAIRS)}.")
-    wanted = set(_REPAIRS) - _ON_REQUEST if codes is None else set(codes)
-    result = OfflineDataset(dataset.data.clone(), dataset.spec, dataset.metadata, check=False)
-    done: list[str] = []
-    if episode_length is not None and "done_never_set" in inspection:
-        result, sentence = _cut(result, episode_length)
-        done.append(sentence)
-    for code, mend_one in _REPAIRS.items():
+    if unknown := set(codes or ()) - STEPS.keys():
+        raise ValueError(f"There is no repair of {', '.join(sorted(unknown))}; there is of {', '.join(STEPS)}.")
+    limit = dataset.metadata.get("time_limit")
+    source = Scan.of(defects.blocks(dataset.data), dataset.spec, len(dataset), time_limit=limit)
+    inspection = inspection_of(source, dataset.metadata) if inspection is None else inspection
+    wanted = set(STEPS) - ON_REQUEST if codes is None else set(codes)
+    wanted = wanted | {"done_never_set"} if episode_length is not None else wanted - {"done_never_set"}
+    chain = _Chain(dataset, source, episode_length)
+    for code in STEPS:
         if code in wanted and code in inspection:
-            result, sentence = mend_one(result)
-            done.append(f"{code}: {sentence}")
-    counted, left = (int(defects.flag(part, MASK).sum()) for part in (dataset, result))
-    if 2 * left < counted and "duplicated_episodes" not in wanted:
-        raise DatasetError(
-            f"Repair would leave {left} of the {counted} rows that count ({'; '.join(done)}); mend the source, or name "
-            "what to repair by codes=."
-        )
-    metadata = dict(dataset.metadata)
-    if done:
-        metadata["repairs"] = [*metadata.get("repairs", []), *done]
-        metadata["provenance"] = [*metadata.get("provenance", []), {"step": "repair", "done": done}]
-    return OfflineDataset(result.data, result.spec, metadata)
+            chain.append(code)
+    if path is None:
+        data = _in_memory(chain.blocks(), chain.length).to(dataset.device)
+        counts = int(data.get(MASK).sum())
+        return OfflineDataset(data, chain.spec, chain.metadata(counts, ask="duplicated_episodes" in wanted))
+    leaves = {
+        key: (tuple(leaf.shape[1:]), leaf.dtype)
+        for key, leaf in next(chain.blocks()).items(include_nested=True, leaves_only=True)
+    }
+
+    def metadata(scan: Scan) -> dict:
+        if values_are_checked() and scan["episode_marks"].count:
+            marks = inspection_of(scan, {})["episode_marks"]
+            raise DatasetError(f"After the repair {marks.what} on {marks.rows} rows; {marks.remedy}.")
+        return chain.metadata(scan.length - scan["masked_rows"].count, ask="duplicated_episodes" in wanted)
+
+    write_blocks(
+        path,
+        chain.checked(),
+        leaves,
+        spec=chain.spec,
+        length=chain.length,
+        metadata=metadata,
+        time_limit=limit,
+        overwrite=overwrite,
+    )
+    return OfflineDataset.load(path, verify=False)
 
 
-Mended = tuple[OfflineDataset, str]
+class _Chain:
+    """The steps that were chosen, one behind the other."""
+
+    def __init__(self, dataset: OfflineDataset, source: Scan, episode_length: int | None) -> None:
+        self.dataset = dataset
+        self.source = source
+        self.episode_length = episode_length
+        self.spec, self.length = dataset.spec, len(dataset)
+        self.jobs: dict[str, Job] = {}
+
+    def append(self, code: str) -> None:
+        step, scan = STEPS[code], self.source
+        if step.scans and self.jobs:
+            scan = Scan.of(self.blocks(), self.spec, self.length, time_limit=scan.time_limit)
+        self.jobs[code] = job = Job(self.spec, self.length, self.source, scan, self.episode_length)
+        if step.result is not None:
+            self.spec, self.length = step.result(job)
+
+    def blocks(self) -> Iterator[TensorDict]:
+        """Pass over the mended rows."""
+        parts = defects.blocks(self.dataset.data, copy=True)
+        for code, job in self.jobs.items():
+            parts = STEPS[code].apply(parts, job)
+        return parts
+
+    def checked(self) -> Iterator[TensorDict]:
+        """Pass over the mended rows, with the checks of their values."""
+        start = 0
+        for rows in self.blocks():
+            if values_are_checked():
+                check_values(rows, self.spec, start=start)
+            start += len(rows)
+            yield rows
+
+    def metadata(self, left: int, *, ask: bool) -> dict:
+        """Return the metadata after a pass.
+
+        Args:
+            left: rows that still count.
+            ask: whether dropping rows was asked for.
+        """
+        done = [f"{code}: {STEPS[code].sentence.format_map(job.tally)}" for code, job in self.jobs.items()]
+        counted = self.source.length - self.source["masked_rows"].count
+        if 2 * left < counted and not ask:
+            raise DatasetError(
+                f"Repair would leave {left} of the {counted} rows that count ({'; '.join(done)}); mend the source, or "
+                "name what to repair by codes=."
+            )
+        metadata = dict(self.dataset.metadata)
+        if done:
+            metadata["repairs"] = [*metadata.get("repairs", []), *done]
+            metadata["provenance"] = [*metadata.get("provenance", []), {"step": "repair", "done": done}]
+        return metadata
 
 
-def _zero_padding(dataset: OfflineDataset) -> Mended:
-    count = 0
-    for key, columns in defects.padding_columns(dataset).items():
-        for side in (key, next_key(key)):
-            dataset.data.get(side)[:, columns] = 0.0
-        count += int(columns.sum())
-    return dataset, f"wrote 0 into {count} entries of every row"
-
-
-def _zero_not_finite(dataset: OfflineDataset) -> Mended:
-    rows = defects.not_finite(dataset)
-    for key in dataset.data.keys(include_nested=True, leaves_only=True):
-        value = dataset.data.get(key)
-        if value.is_floating_point():
-            value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    return _mask(dataset, rows)
-
-
-def _open_masks(dataset: OfflineDataset) -> Mended:
-    here, there = (defects.no_legal_action(dataset, key) for key in (ACTION_MASK, next_key(ACTION_MASK)))
-    for key in (ACTION_MASK, next_key(ACTION_MASK)):
-        mask = dataset.data.get(key)
-        mask |= ~mask.any(-1, keepdim=True)
-    terminal = defects.flag(dataset, next_key(TERMINATED))
-    mended, sentence = _mask(dataset, here | (there & ~terminal))
-    return mended, f"allowed every action on {int((here | there).sum())} rows, {sentence}"
-
-
-def _replace_illegal(dataset: OfflineDataset) -> Mended:
-    rows = defects.illegal_action(dataset)
-    _put_placeholders(dataset.data, dataset.spec, following=False)
-    return _mask(dataset, rows)
-
-
-def _replace_illegal_next(dataset: OfflineDataset) -> Mended:
-    rows = defects.illegal_action(dataset, following=True)
-    _put_placeholders(dataset.data, dataset.spec, following=True)
-    dataset.data.get(HAS_NEXT_ACTION)[rows.to(dataset.device)] = False
-    return dataset, f"marked {int(rows.sum())} rows as without next action"
-
-
-def _put_placeholders(data: TensorDictBase, spec: TaskSpec, *, following: bool) -> None:
-    wrong = defects.illegal_agents(data, spec.action_size, following=following)
-    action, mask = (next_key(key) if following else key for key in (ACTION, ACTION_MASK))
-    recorded = data.get(action)
-    recorded[wrong] = legal_placeholder(torch.zeros_like(recorded), data.get(mask, None))[wrong]
-
-
-def _clip(dataset: OfflineDataset) -> Mended:
-    count = 0
-    for key in (ACTION, next_key(ACTION)):
-        count += int(defects.outside_bounds(dataset, key).sum())
-        dataset.data.get(key).clamp_(dataset.spec.action_low, dataset.spec.action_high)
-    return dataset, f"clipped the actions of {count} rows and next rows to the bounds"
-
-
-def _mark_ends(dataset: OfflineDataset) -> Mended:
-    terminated = defects.flag(dataset, next_key(TERMINATED))
-    done = defects.flag(dataset, next_key(DONE)) | terminated | defects.flag(dataset, next_key(TRUNCATED))
-    before = done.clone()
-    done[defects.final_rows(dataset)] = True
-    truncated = defects.flag(dataset, next_key(TRUNCATED)) | (done & ~terminated)
-    was_inside = torch.ones_like(done)
-    was_inside[defects.final_rows(dataset)] = False
-    # Where an episode ends that did not, the next action is another episode's; where none of the flags told, nobody
-    # knows whether the successor is too.
-    dataset.data.get(HAS_NEXT_ACTION)[(done & was_inside).to(dataset.device)] = False
-    mended, _ = _mask(_with_ends(dataset, terminated, truncated), done & ~before)
-    return mended, f"{int(done.sum())} episodes end now, {int((done & ~before).sum())} of them on newly masked rows"
-
-
-def _mask_crossing(dataset: OfflineDataset) -> Mended:
-    return _mask(dataset, defects.crosses_episode_end(dataset))
-
-
-def _mask_broken(dataset: OfflineDataset) -> Mended:
-    return _mask(dataset, defects.breaks_within_episode(dataset))
-
-
-def _truncate(dataset: OfflineDataset) -> Mended:
-    rows = defects.final_rows(dataset)[defects.terminated_by_time_limit(dataset)]
-    terminated, truncated = (defects.flag(dataset, next_key(key)) for key in (TERMINATED, TRUNCATED))
-    terminated[rows], truncated[rows] = False, True
-    # A reader without final observations repeats the row's own; one without the next episode's start shows there.
-    repeats = bool(defects.stands_still(dataset)[rows].all())
-    mended = _with_ends(dataset, terminated, truncated)
-    unknown = defects.crosses_episode_end(mended)
-    if repeats:
-        unknown[rows] = True
-    mended, sentence = _mask(mended, unknown)
-    return mended, f"truncated {len(rows)} episodes instead of terminating them, {sentence} for want of a successor"
-
-
-def _keep_one_state(dataset: OfflineDataset) -> Mended:
-    spec = TaskSpec(**dataset.spec.to_dict() | {"state_size": dataset.spec.state_size // dataset.spec.n_agents})
-    for key in (STATE, next_key(STATE)):
-        dataset.data.set(key, dataset.data.get(key)[:, : spec.state_size].contiguous())
-    mended = OfflineDataset(dataset.data, spec, dataset.metadata, check=False)
-    return mended, f"kept {spec.state_size} of {dataset.spec.state_size} entries of the state"
-
-
-def _drop_copies(dataset: OfflineDataset) -> Mended:
-    copies = repeated(episode_hashes(dataset))
-    return dataset.select_episodes(~copies), f"dropped {int(copies.sum())} episodes"
-
-
-def _cut(dataset: OfflineDataset, length: int) -> Mended:
-    if length < 1 or len(dataset) % length:
-        raise ValueError(f"episode_length={length} must divide the {len(dataset)} rows; give the task's own length.")
-    ends = torch.zeros(len(dataset), dtype=torch.bool)
-    ends[length - 1 :: length] = True
-    unknown = ends & defects.continues(dataset)  # the next row opens another episode
-    mended = _with_ends(dataset, torch.zeros_like(ends), ends)
-    mended.data.get(HAS_NEXT_ACTION)[ends.to(dataset.device)] = False
-    mended, sentence = _mask(mended, unknown)
-    return mended, f"done_never_set: cut into {int(ends.sum())} truncated episodes of {length} steps, {sentence}"
-
-
-def _with_ends(dataset: OfflineDataset, terminated: torch.Tensor, truncated: torch.Tensor) -> OfflineDataset:
-    """Return the dataset with episodes that end where the flags ``[T]`` say; the last row ends one."""
-    data, done = dataset.data, terminated | truncated
-    for key, values in ((TERMINATED, terminated), (TRUNCATED, truncated), (DONE, done)):
-        data.set(next_key(key), values.unsqueeze(-1).to(dataset.device))
-    ids = torch.zeros(len(done), dtype=torch.int64)
-    ids[1:] = done[:-1].cumsum(0)
-    data.set(TRAJ_IDS, ids.to(dataset.device))
-    return OfflineDataset(data, dataset.spec, dataset.metadata, check=False)
-
-
-def _mask(dataset: OfflineDataset, rows: torch.Tensor) -> Mended:
-    dataset.data.get(MASK)[rows.to(dataset.device)] = False
-    return dataset, f"masked {int(rows.sum())} rows"
-
-
-_REPAIRS: dict[str, Callable[[OfflineDataset], Mended]] = {
-    "minus_inf_padding": _zero_padding,
-    "not_finite": _zero_not_finite,
-    "no_legal_action": _open_masks,
-    "illegal_action": _replace_illegal,
-    "illegal_next_action": _replace_illegal_next,
-    "action_outside_bounds": _clip,
-    "episode_marks": _mark_ends,
-    "crosses_episode_end": _mask_crossing,
-    "broken_episode": _mask_broken,
-    "time_limit_as_termination": _truncate,
-    "replicated_state": _keep_one_state,
-    "duplicated_episodes": _drop_copies,
-}
-_ON_REQUEST = {"duplicated_episodes"}
+def _in_memory(parts: Iterator[TensorDict], length: int) -> TensorDictBase:
+    result, start = None, 0
+    for rows in parts:
+        if result is None:
+            leaves = rows.items(include_nested=True, leaves_only=True)
+            result = TensorDict({key: leaf.new_empty(length, *leaf.shape[1:]) for key, leaf in leaves}, [length])
+        result[start : start + len(rows)] = rows
+        start += len(rows)
+    return result

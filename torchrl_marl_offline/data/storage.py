@@ -16,6 +16,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ FORMAT = "torchrl_marl_offline.dataset"
 VERSION = 1
 METADATA_FILE = "metadata.json"
 DATA_FOLDER = "data"
+_THREADS = 4
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -81,7 +83,7 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{path} already exists; {remedy}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    temporary = hidden_sibling(path)
     try:
         yield temporary
         _flush(temporary)
@@ -89,6 +91,11 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def hidden_sibling(path: Path) -> Path:
+    """Return a name beside ``path`` for what is not finished; the next writer of ``path`` deletes what we left."""
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def seal(
@@ -107,10 +114,10 @@ def seal(
         "/".join(key) if isinstance(key, tuple) else key: [list(shape), str(dtype)]
         for key, (shape, dtype) in leaves.items()
     }
+    files = [file for file in sorted((folder / DATA_FOLDER).rglob("*")) if file.is_file()]
     header["files"] = {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "blake2b": checksum(file)}
-        for file in sorted((folder / DATA_FOLDER).rglob("*"))
-        if file.is_file()
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "blake2b": found}
+        for file, found in zip(files, _checksums(files))
     }
     header["header"] = _header_checksum(header)
     (folder / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
@@ -132,7 +139,14 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
         raise DatasetError(f"{path} {what}; give the folder that OfflineDataset.save wrote.")
     header = _read_header(path / METADATA_FILE)
     for name, facts in header["files"].items():
-        _check_file(path / name, facts, verify)
+        _check_size(path / name, facts)
+    if verify:
+        files = [path / name for name in header["files"]]
+        for file, facts, found in zip(files, header["files"].values(), _checksums(files)):
+            if found != facts["blake2b"]:
+                raise DatasetError(
+                    f"{file} was changed after it was written; restore the folder or record the data again."
+                )
     with reading(path):  # files from before the header had a checksum
         data = TensorDict.load_memmap(str(path / DATA_FOLDER))
         return data, TaskSpec(**header["spec"]), header["metadata"]
@@ -142,6 +156,11 @@ def checksum(file: Path) -> str:
     """Return the BLAKE2b digest (16 bytes, hexadecimal) of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _checksums(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashing lets other threads run
+        return list(pool.map(checksum, files))
 
 
 def _read_header(file: Path) -> dict[str, Any]:
@@ -167,7 +186,7 @@ def _header_checksum(header: dict[str, Any]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def _check_file(file: Path, facts: dict[str, Any], verify: bool) -> None:
+def _check_size(file: Path, facts: dict[str, Any]) -> None:
     if not file.is_file():
         raise DatasetError(f"{file} is missing; restore the folder or record the data again.")
     size = file.stat().st_size
@@ -175,8 +194,6 @@ def _check_file(file: Path, facts: dict[str, Any], verify: bool) -> None:
         raise DatasetError(
             f"{file} has {size} bytes instead of {facts['bytes']}; restore the folder or record the data again."
         )
-    if verify and checksum(file) != facts["blake2b"]:
-        raise DatasetError(f"{file} was changed after it was written; restore the folder or record the data again.")
 
 
 def _flush(folder: Path) -> None:
@@ -205,7 +222,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Delete the temporary folders of writers that no longer run on this machine."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.tmp-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}(-old)?")
+    mark = rf"\.tmp-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}"
+    pattern = re.compile(rf"\.+{re.escape(path.name)}(?:{mark})+(-old)?")
     for entry in path.parent.iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not _is_running(int(match[1])):

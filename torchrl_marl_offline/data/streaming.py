@@ -5,7 +5,7 @@ Memory holds one block: a dataset of any size is written straight into the files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,9 @@ from tensordict import TensorDict
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.inspection import inspection_of
 from torchrl_marl_offline.data.layout import ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import (
     DatasetError,
     check_values,
@@ -45,6 +47,10 @@ _BYTES_AT_ONCE = 32 * 2**20
 class RowStream:
     """A recording of ``R`` rows in time order, episodes end to end.
 
+    Beside the blocks in use, memory holds the flags below, 2 or 3 bytes for each row. :meth:`write` adds the 8 bytes a
+    row and about 40 an episode that :class:`~.scan.Scan` keeps: with 35 million rows in episodes of 100, about 0.4 GiB
+    over what a small recording takes.
+
     Args:
         spec: the task's sizes.
         fields: how to read observation, action, reward (``("next", "agents", "reward")``, ``[*, n, 1]``) and, where
@@ -67,18 +73,22 @@ class RowStream:
     final: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.kept = torch.ones_like(self.terminated) if self.final is None else ~self.final
-        done = self.terminated | self.truncated
-        self.has_successor = (self.kept if self.successors or self.final is not None else ~done) & self.kept
-        self.usable = self.has_successor | self.terminated
-        # The row after it is of the same episode, or its last observation.
-        self.continues = self.kept if self.final is not None else ~done
-        self.length = int(self.kept.sum())
+        self.length = len(self.terminated) if self.final is None else int((~self.final).sum())
         if self.length == 0:
             raise DatasetError(f"{self.metadata['source']} holds no transition; fetch it again.")
-        unusable = int((~self.usable & self.kept).sum())
-        if unusable:
-            self._note(f"{unusable} truncated rows have no recorded successor and do not count in training")
+        if not (self.successors or self.final is not None):
+            unusable = int((self.truncated & ~self.terminated).sum())
+            if unusable:
+                self._note(f"{unusable} truncated rows have no recorded successor and do not count in training")
+
+    def _flags(self, part: slice) -> tuple[torch.Tensor, ...]:
+        """Return of some rows which are transitions, which count, and after which the same episode goes on."""
+        terminated, truncated = self.terminated[part], self.truncated[part]
+        if self.final is not None:
+            kept = ~self.final[part]
+            return kept, kept, kept  # the row after it is of the same episode, or its last observation
+        kept = torch.ones_like(terminated)
+        return kept, kept if self.successors else terminated | ~truncated, ~(terminated | truncated)
 
     def _note(self, finding: str) -> None:
         self.metadata.setdefault("findings", []).append(finding)
@@ -90,13 +100,13 @@ class RowStream:
         total = len(self.terminated)
         for start in range(0, total, rows_at_once):
             stop = min(start + rows_at_once, total)
-            if not self.kept[start:stop].any():
+            if self.final is not None and self.final[start:stop].all():
                 continue
             with reading(self.metadata["source"]):
                 data, count = self._chunk(start, stop)
             opened += count
             data.set(TRAJ_IDS, data.get(TRAJ_IDS) + episodes)
-            episodes += int((self.terminated | self.truncated)[start:stop].sum())
+            episodes += int((self.terminated[start:stop] | self.truncated[start:stop]).sum())
             yield data
         if opened:
             self._note(opened_masks_finding(opened))
@@ -106,7 +116,8 @@ class RowStream:
         ahead = min(stop + 1, len(self.terminated))  # one row more, as the last one's successor
         part = slice(start, ahead)
         values = {key: read(start, ahead) for key, read in self.fields.items()}
-        last = ~self.continues[part]
+        kept, usable, continues = self._flags(part)
+        last = ~continues
         last[-1] = True
         rows = dict(values)
         for key in (OBSERVATION, STATE, ACTION_MASK):
@@ -117,11 +128,10 @@ class RowStream:
         if STATE not in values:
             rows[STATE] = rows[OBSERVATION].flatten(1)  # [R, n, o] -> [R, n * o]
             rows[next_key(STATE)] = rows[next_key(OBSERVATION)].flatten(1)
-        kept = self.kept[part]
         if not kept.all():
             rows = {key: value[kept] for key, value in rows.items()}
-        terminated, truncated, usable = (flag[part][kept] for flag in (self.terminated, self.truncated, self.usable))
-        count = int(self.kept[start:stop].sum())
+        terminated, truncated, usable = self.terminated[part][kept], self.truncated[part][kept], usable[kept]
+        count = int(kept[: stop - start].sum())
         if len(terminated) > count:
             truncated = truncated.clone()
             truncated[-1] |= ~terminated[-1]  # only so that the extra row ends somewhere; it is dropped below
@@ -149,35 +159,80 @@ class RowStream:
         Raises:
             DatasetError: the recording cannot be read, or is not what a dataset has to be.
         """
-        from tqdm import tqdm
+        return write_blocks(
+            path,
+            self._checked(),
+            expected_leaves(self.spec),
+            spec=self.spec,
+            length=self.length,
+            metadata=lambda scan: self.metadata,  # with what has turned up while reading
+            time_limit=self.metadata.get("time_limit"),
+            overwrite=overwrite,
+            progress=progress,
+        )
 
-        leaves = {key: ((self.length, *row), dtype) for key, (row, dtype) in expected_leaves(self.spec).items()}
-        with (
-            storage.replacing(path, overwrite=overwrite) as folder,
-            tqdm(total=self.length, unit="row", desc="convert", disable=None if progress else True) as bar,
-        ):
-            files = make_files(folder / storage.DATA_FOLDER, self.length, leaves)
-            with ExitStack() as stack:
-                streams = {key: stack.enter_context(file.open("r+b")) for key, file in files.items()}
-                for chunk in self.chunks():
-                    self._check(chunk, bar.n)
-                    for key, stream in streams.items():
-                        stream.write(chunk.get(key).contiguous().numpy().reshape(-1).view(np.uint8).data)
-                    bar.update(len(chunk))
-            episodes = int((self.terminated | self.truncated).sum())
-            metadata = self.metadata | {"n_transitions": self.length, "n_episodes": episodes}
-            storage.seal(folder, leaves, self.spec, metadata | {"values_checked": values_are_checked()})
-        return Path(path).absolute()
+    def _checked(self) -> Iterator[TensorDict]:
+        start = 0
+        for chunk in self.chunks():
+            if values_are_checked():
+                try:
+                    check_values(chunk, self.spec, start=start)
+                except DatasetError as error:
+                    source = self.metadata["source"]
+                    message = f"{source}: {str(error).rstrip('.')}, or let load_dataset(..., repair=True) mend it."
+                    raise DatasetError(message) from error
+            start += len(chunk)
+            yield chunk
 
-    def _check(self, chunk: TensorDict, start: int) -> None:
-        if not values_are_checked():
-            return
-        try:
-            check_values(chunk, self.spec, start=start)
-        except DatasetError as error:
-            source = self.metadata["source"]
-            message = f"{source}: {str(error).rstrip('.')}, or let load_dataset(..., repair=True) mend it."
-            raise DatasetError(message) from error
+
+def write_blocks(
+    path: str | Path,
+    parts: Iterable[TensorDict],
+    leaves: Mapping[NestedKey, tuple[tuple[int, ...], torch.dtype]],
+    *,
+    spec: TaskSpec,
+    length: int,
+    metadata: Callable[[Scan], dict[str, Any]],
+    time_limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write the dataset folder that ``OfflineDataset.load`` reads, or nothing; see :func:`.storage.replacing`.
+
+    The rows are inspected while they pass, and the findings are written too.
+
+    Args:
+        path: the folder to create.
+        parts: the rows, block by block.
+        leaves: shape and type of one row of each leaf.
+        spec: the task's sizes.
+        length: rows of all blocks together.
+        metadata: called with the scan of all rows, after the last one.
+        time_limit: steps after which the task stops an episode, or ``None``.
+        overwrite: whether to replace a dataset that is there.
+        progress: show a bar on a terminal.
+    """
+    from tqdm import tqdm
+
+    shapes = {key: ((length, *row), dtype) for key, (row, dtype) in leaves.items()}
+    scan = Scan(spec, length, time_limit=time_limit)
+    with (
+        storage.replacing(path, overwrite=overwrite) as folder,
+        tqdm(total=length, unit="row", desc="convert", disable=None if progress else True) as bar,
+    ):
+        files = make_files(folder / storage.DATA_FOLDER, length, shapes)
+        with ExitStack() as stack:
+            streams = {key: stack.enter_context(file.open("r+b")) for key, file in files.items()}
+            for rows in parts:
+                scan.add(rows)
+                for key, stream in streams.items():
+                    stream.write(rows.get(key).contiguous().numpy().reshape(-1).view(np.uint8).data)
+                bar.update(len(rows))
+        facts = metadata(scan.close()) | {"n_transitions": length, "n_episodes": len(scan.lengths)}
+        facts |= {"values_checked": values_are_checked()}
+        facts["inspection"] = inspection_of(scan, facts).to_dict()
+        storage.seal(folder, shapes, spec, facts)
+    return Path(path).absolute()
 
 
 def make_files(folder: Path, length: int, leaves: dict) -> dict[NestedKey, Path]:

@@ -1,7 +1,7 @@
 """Parts and mixtures of datasets, by whole episodes, reproducible and told in the metadata.
 
-Each function appends what it did to ``metadata["provenance"]``, a list that reads from the source to the last step;
-done again on the same data it gives the same rows. None repeats an episode.
+Each function appends what it did to ``metadata["provenance"]``, as :meth:`OfflineDataset.select_episodes` does; done
+again on the same data it gives the same rows. None repeats an episode.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 
 
 def hold_out(dataset: OfflineDataset, *, fraction: float, seed: int) -> tuple[OfflineDataset, OfflineDataset]:
-    """Split by episode into ``(train, held_out)``, as :meth:`OfflineDataset.split` does, with provenance.
+    """Split by episode into ``(train, held_out)``: :meth:`OfflineDataset.split` as a function.
 
     Args:
         dataset: two episodes or more.
         fraction: share of the episodes that is held out, in (0, 1).
         seed: chooses them.
     """
-    parts = dataset.split(fraction=fraction, seed=seed)
-    for part, name in zip(parts, ("train", "held_out")):
-        part.metadata |= _provenance(dataset, part.n_episodes, "hold_out", part=name, fraction=fraction, seed=seed)
-    return parts
+    return dataset.split(fraction=fraction, seed=seed)
 
 
 def select_by_return(
@@ -108,6 +105,7 @@ def mixture(
         for number, (dataset, count) in enumerate(zip(datasets, counts))
     ]
     step = {"step": "mixture", "weights": list(weights), "seed": seed, "episodes": counts}
+    step["parents"] = [part.metadata["provenance"][-1]["parent"] for part in parts]
     metadata = {"source": "mixture", "provenance": [step], "parts": [dict(dataset.metadata) for dataset in datasets]}
     for name in ("task", "task_options", "time_limit", "team_reward", "state"):
         values = [dataset.metadata.get(name) for dataset in datasets]
@@ -131,11 +129,4 @@ def _apportion(shares: Sequence[float], total: int) -> list[int]:
 
 
 def _part(dataset: OfflineDataset, episodes: torch.Tensor, step: str, **how: Any) -> OfflineDataset:
-    part = dataset.select_episodes(episodes.sort().values)
-    part.metadata |= _provenance(dataset, part.n_episodes, step, **how)
-    return part
-
-
-def _provenance(dataset: OfflineDataset, kept: int, step: str, **how: Any) -> dict[str, Any]:
-    entry = {"step": step, **how, "episodes": kept, "of": dataset.n_episodes}
-    return {"provenance": [*dataset.metadata.get("provenance", []), entry]}
+    return dataset.select_episodes(episodes.sort().values, step={"step": step, **how})

@@ -1,29 +1,27 @@
-"""Our datasets behind TorchRL's own ``load_dataset``; importing this module registers the prefixes.
+"""The replay buffer behind TorchRL's own ``load_dataset``.
 
-    >>> import torchrl_marl_offline.data.torchrl_datasets
+    >>> import torchrl_marl_offline
     >>> from torchrl.data.datasets import load_dataset
     >>> buffer = load_dataset("og_marl:smac_v1/3m/Good", batch_size=256)  # doctest: +SKIP
 
-The package does not import it by itself: TorchRL's dataset modules bring its collectors along, 0.05 s and 86 modules.
-TorchRL keeps the prefixes ``minari`` and ``d4rl`` for readers of its own.
+Importing the package is enough: :func:`~.registry.register_with_torchrl` waits for TorchRL's dataset modules. This
+module imports them, and with them TorchRL's collectors. TorchRL keeps the prefixes ``minari`` and ``d4rl`` for readers
+of its own.
 """
 
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.published import SOURCES
-from torchrl_marl_offline.data.registry import READERS, load_dataset
+from torchrl_marl_offline.data.registry import load_dataset
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves
     from torchrl.data.datasets.common import BaseDatasetExperienceReplay
-    from torchrl.data.datasets.utils import register_dataset
 
 _BUFFER_OPTIONS = ("slice_len", "short_episodes", "seed", "keys", "prefetch")
 
@@ -69,13 +67,3 @@ def load_replay(
     )
     buffer.dataset = dataset
     return buffer
-
-
-def register() -> None:
-    """Register every prefix of :func:`load_dataset` that TorchRL does not use itself."""
-    for prefix in (*SOURCES, *READERS):
-        if prefix not in ("minari", "d4rl"):
-            register_dataset(prefix, partial(load_replay, prefix), replace=True)
-
-
-register()

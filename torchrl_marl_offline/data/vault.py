@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_marl_offline.data.arrays import team_ends
+from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, Rows, RowStream, as_float, ends_at_time_limit, one_state
@@ -41,6 +41,7 @@ REQUIRED = ("observations", "actions", "rewards", "terminals", "truncations")
 STATE_ARRAY, LEGALS_ARRAY = "infos.state", "infos.legals"
 _CACHE_BYTES = 128 * 2**20
 _ROWS_TO_COMPARE = 256
+_ROWS_OF_FLAGS = 2**18
 
 
 def is_vault(path: str | Path) -> bool:
@@ -65,6 +66,8 @@ def open_vault(
     episode_length: int | None = None,
 ) -> RowStream:
     """Open a vault for reading in blocks.
+
+    The marks of episodes' ends are read now, 2 bytes of memory for each row; see :class:`~.streaming.RowStream`.
 
     Args:
         path: the folder of one quality, ``<source>/<env>/<scenario>.vlt/<quality>``.
@@ -224,13 +227,32 @@ def _ends(
     """Return ``terminated`` and ``truncated`` of all rows; every seed's recording ends with an episode's end."""
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for seed in seeds:
-        terminals, truncations = (arrays[name][seed, :length].read().result() for name in ("terminals", "truncations"))
-        if episode_length is not None and not (terminals.any() or truncations.any()):
-            truncations = np.zeros_like(terminals, dtype=bool)
-            truncations[episode_length - 1 :: episode_length] = True
+        terminated, truncated, marked = _marked_ends(arrays, seed, length, n_agents)
+        if episode_length is not None and not marked:
+            truncated[episode_length - 1 :: episode_length] = True
             findings.append(f"seed {seed} marks no end; it was cut every {episode_length} rows")
         notes: dict[str, Any] = {}
-        parts.append(team_ends(terminals, truncations, length, n_agents, notes))
+        close_last_episode(terminated, truncated, notes)
+        parts.append((terminated, truncated))
         findings += [f"seed {seed}: {finding}" if len(seeds) > 1 else finding for finding in notes.get("findings", [])]
     terminated, truncated = (torch.cat(flags) for flags in zip(*parts))
     return terminated, truncated
+
+
+def _marked_ends(
+    arrays: dict[str, Any], seed: int, length: int, n_agents: int
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Return ``terminated`` and ``truncated``, ``[T]`` bool, as one seed marks them, and whether any agent has a mark.
+
+    A block at a time: the flags of all agents would take several bytes for each of them and row.
+    """
+    flags = torch.empty(2, length, dtype=torch.bool)
+    marked = False
+    for start in range(0, length, _ROWS_OF_FLAGS):
+        stop = min(start + _ROWS_OF_FLAGS, length)
+        terminals, truncations = (
+            arrays[name][seed, start:stop].read().result() for name in ("terminals", "truncations")
+        )
+        marked = marked or bool(terminals.any() or truncations.any())
+        flags[0, start:stop], flags[1, start:stop] = team_flags(terminals, truncations, stop - start, n_agents)
+    return flags[0], flags[1], marked
