@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
-from torchrl_marl_offline.training import Trainer
-from torchrl_marl_offline.training.online import OnlineReplay
+from torchrl_marl_offline.training import CollectorSource, OnlineReplay, Trainer, read_csv
 from torchrl_marl_offline.training.online_learners import (
     TEAM_REWARD,
     DelayedUpdates,
@@ -29,7 +29,7 @@ def make_replay(folder, *, capacity=1000, calls=None, **options) -> OnlineReplay
             calls.append(number)
         return collect(env, episodes=2, seed=number)
 
-    settings = {"batch_size": 4, "updates_per_round": 3, "seed": 5} | options
+    settings = {"batch_size": 4, "update_to_data": 0.03, "seed": 5} | options
     return OnlineReplay(source, capacity=capacity, journal=folder / "journal", **settings)
 
 
@@ -153,7 +153,7 @@ def test_every_network_of_the_learners_learns(tmp_path, task):
         lambda number: collect(env, learner.explorer, episodes=4, seed=number),
         capacity=10_000,
         batch_size=32,
-        updates_per_round=2,
+        update_to_data=0.02,
         journal=tmp_path / "journal",
         prepare=with_team_reward,
         keys=learner.keys,
@@ -177,3 +177,92 @@ def test_qmix_explores_among_the_legal_actions_only():
     greedy = collect(env, learner.explorer, episodes=32, seed=1, exploration="mode")
     chosen = learner.actor(greedy.data.select(OBSERVATION, ACTION_MASK, STATE).clone())[ACTION]
     assert torch.equal(chosen, greedy.data[ACTION])
+
+
+def offline_data():
+    dataset = collect(make_env("games/xor", num_envs=4), episodes=8, seed=99)
+    dataset.data[next_key(REWARD)].fill_(1000.0)  # tells offline rows from online ones
+    return dataset
+
+
+def shares(replay: OnlineReplay, n: int) -> list[int]:
+    return [int((replay.sample()[next_key(REWARD)][:, 0, 0] == 1000).sum()) for _ in range(n)]
+
+
+def test_a_share_of_every_batch_is_offline_and_can_fall_to_nothing(tmp_path):
+    constant = make_replay(tmp_path, batch_size=8, offline=offline_data(), offline_fraction=0.25)
+    assert shares(constant, 6) == [2] * 6
+    falling = make_replay(tmp_path / "b", batch_size=8, offline=offline_data(), offline_fraction=0.5, offline_until=4)
+    assert shares(falling, 6) == [4, 3, 2, 1, 0, 0]  # 8 * 0.5 * (1 - sample / 4)
+
+
+def test_a_mixed_replay_goes_on_with_the_batches_that_would_have_come(tmp_path):
+    options = {"batch_size": 8, "offline_fraction": 0.5, "offline_until": 10}
+    replay = make_replay(tmp_path, offline=offline_data(), **options)
+    draw(replay, 4)
+    state = replay.state_dict()
+    expected = draw(replay, 5)
+    again = make_replay(tmp_path, offline=offline_data(), **options)
+    again.load_state_dict(state)
+    assert equal(draw(again, 5), expected)
+
+
+@pytest.mark.parametrize("task", ["mpe/simple_spread", "games/grid_navigation"])
+def test_collectors_go_on_where_the_round_before_ended(task):
+    torch.manual_seed(0)
+    env = make_env(task, num_envs=3, max_steps=10)
+    source = CollectorSource(
+        env, make_actor(env.task_spec, hidden=(8,)), steps_per_round=7, exploration="sample", seed=4
+    )
+    rounds = [source(number) for number in range(3)]
+    assert [len(part) for part in rounds] == [21, 21, 21]
+    for part, following in pairwise(rounds):
+        now, after = part.data.reshape(3, 7), following.data.reshape(3, 7)
+        for env_index in range(3):
+            done = now["next", "done"][env_index, :, 0]
+            inside = ~done[:-1]
+            here, there = now[next_key(OBSERVATION)][env_index, :-1], now[OBSERVATION][env_index, 1:]
+            assert torch.equal(here[inside], there[inside])
+            assert done[-1]  # the end of a round is an end of its rows
+            assert now["next", "truncated"][env_index, -1] or now["next", "terminated"][env_index, -1]
+        if task == "mpe/simple_spread":  # episodes of 10 steps end within the rounds: all go on across their ends
+            assert torch.equal(now[next_key(OBSERVATION)][:, -1], after[OBSERVATION][:, 0])
+    if task == "mpe/simple_spread":  # 7 + 3 steps make an episode of 10
+        ends = rounds[1].data.reshape(3, 7)["next", "done"][0, :, 0]
+        assert ends.tolist() == [False, False, True, False, False, False, True]
+
+
+def test_collectors_explore_only_when_told():
+    torch.manual_seed(0)
+    env = make_env("mpe/simple_spread", num_envs=3)
+    actor = make_actor(env.task_spec, hidden=(8,), scale=0.5)
+    for exploration, is_mode in (("mode", True), ("sample", False)):
+        data = CollectorSource(env, actor, steps_per_round=5, exploration=exploration)(0).data
+        mode = actor.get_dist(data.clone()).deterministic_sample
+        assert torch.equal(data[ACTION], mode) is is_mode
+    with pytest.raises(ValueError, match="'mode' or 'sample', got 'greedy'"):
+        CollectorSource(env, actor, steps_per_round=5, exploration="greedy")
+
+
+def test_the_first_online_evaluation_is_the_last_offline_one(tmp_path):
+    torch.manual_seed(0)
+    env, eval_env = (make_env("mpe/simple_spread", num_envs=8) for _ in range(2))
+    dataset = collect(env, episodes=16, seed=0)
+    networks = make_actor(dataset.spec, hidden=(8,)), make_critic(dataset.spec, hidden=(8,))
+    loss = OfflineMARLLoss(*networks, value_learning=TD(), extraction=BRAC(alpha=0.1))
+    evaluators = {"mode": lambda: evaluate(loss.actor_network, eval_env, episodes=16, seed=5)}
+    options = {"evaluators": evaluators, "eval_every": 5, "eval_at_start": True, "progress": False}
+    offline = Trainer(loss, dataset.replay_buffer(batch_size=32, seed=0), steps=5, output=tmp_path / "a", **options)
+    offline.train()
+    source = CollectorSource(env, loss.actor_network, steps_per_round=5)
+    replay = OnlineReplay(source, capacity=500, batch_size=32, update_to_data=0.125, journal=tmp_path / "journal")
+    online = Trainer(loss, replay, steps=5, output=tmp_path / "b", **options)
+    online.train()
+    before, after = read_csv(tmp_path / "a" / "eval.csv"), read_csv(tmp_path / "b" / "eval.csv")
+    assert [row["step"] for row in before] == [row["step"] for row in after] == [0, 5]
+    assert before[-1]["return"] == after[0]["return"] != after[-1]["return"]
+    again = Trainer(loss, replay, steps=10, output=tmp_path / "b", **options)
+    assert again.resume() == 5
+    assert replay.transitions == 40
+    again.train()
+    assert [row["step"] for row in read_csv(tmp_path / "b" / "eval.csv")] == [0, 5, 10]

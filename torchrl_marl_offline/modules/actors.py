@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 from torch.nn import functional as F
@@ -15,6 +16,8 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.networks import AgentNetwork
+
+Actor = TypeVar("Actor", bound=TensorDictModuleBase)
 
 LOC, SCALE, LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
 
@@ -141,6 +144,19 @@ class GaussianHead(nn.Module):
         return out, self.log_scale.clamp(-5.0, 2.0).exp().expand_as(out)
 
 
+def remembers_build(builder: Callable[..., Actor]) -> Callable[..., Actor]:
+    """Let ``builder(spec, **options)`` note in ``actor.build`` what it was called with, so that a file can say it."""
+
+    @wraps(builder)
+    def build(spec: TaskSpec, **options: Any) -> Actor:
+        actor = builder(spec, **options)
+        actor.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": options}
+        return actor
+
+    return build
+
+
+@remembers_build
 def make_actor(
     spec: TaskSpec,
     *,

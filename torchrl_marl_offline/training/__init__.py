@@ -9,6 +9,7 @@ from torchrl_marl_offline.training.evaluation import (
     evaluation_mode,
     preserved_rng,
 )
+from torchrl_marl_offline.training.graded_recording import RecordSettings, choose_level, published_levels, record
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.training.logging import CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.loop import (
@@ -18,7 +19,10 @@ from torchrl_marl_offline.training.loop import (
     default_optimizer,
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
+from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
+from torchrl_marl_offline.training.online_learners import OnlineLearner, make_matd3, make_online_learner, make_qmix
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
+from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
 from torchrl_marl_offline.training.report import format_table, write_report
 from torchrl_marl_offline.training.statistics import (
     Interval,
@@ -27,11 +31,13 @@ from torchrl_marl_offline.training.statistics import (
 )
 from torchrl_marl_offline.training.summary import summarize_evaluations, write_json_atomic
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
+from torchrl_marl_offline.training.video import record_video
 
 __all__ = [
     "BufferState",
     "Calibration",
     "CheckpointManager",
+    "CollectorSource",
     "CsvTable",
     "Evaluation",
     "ForeachSoftUpdate",
@@ -39,24 +45,37 @@ __all__ = [
     "IllegalActionError",
     "Interval",
     "NonFiniteLossError",
+    "OnlineLearner",
+    "OnlineReplay",
+    "RecordSettings",
     "RunLogger",
+    "SavedPolicy",
     "SettingsError",
     "Trainer",
     "TrainingFinished",
     "TrainingInterrupted",
     "bootstrap_confidence_interval",
+    "choose_level",
     "default_optimizer",
     "evaluate",
     "evaluate_held_out",
     "evaluation_mode",
     "format_table",
+    "load_policy",
+    "make_matd3",
+    "make_online_learner",
+    "make_qmix",
     "mean_confidence_interval",
     "parse_settings",
     "plain_errors",
     "plot_learning_curves",
     "plot_methods",
     "preserved_rng",
+    "published_levels",
     "read_csv",
+    "record",
+    "record_video",
+    "save_policy",
     "summarize_evaluations",
     "write_config",
     "write_json_atomic",

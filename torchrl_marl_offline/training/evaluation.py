@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Policy = Callable[[TensorDictBase], TensorDictBase]
 Mode = Literal["mode", "sample"]
 SUCCESS = "success"
-_EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
+EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
 
 
 class IllegalActionError(RuntimeError):
@@ -117,7 +117,7 @@ def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mo
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
     _check_arguments(env, episodes, mode)
-    with preserved_rng(), evaluation_mode(policy), set_exploration_type(_EXPLORATION[mode]):
+    with preserved_rng(), evaluation_mode(policy), set_exploration_type(EXPLORATION[mode]):
         torch.manual_seed(seed)
         env.set_seed(seed)
         returns, lengths, success = _run(policy, env, episodes)
@@ -214,7 +214,7 @@ def evaluation_mode(policy: Any) -> Iterator[None]:
 def _check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}.")
-    if mode not in _EXPLORATION:
+    if mode not in EXPLORATION:
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     if len(env.batch_size) != 1:
         raise ValueError(

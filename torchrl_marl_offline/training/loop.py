@@ -30,6 +30,7 @@ from torchrl_marl_offline.training.metrics import (
     scalars,
 )
 from torchrl_marl_offline.training.online import OnlineReplay
+from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
 if TYPE_CHECKING:
@@ -80,12 +81,14 @@ class Trainer:
         evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such
             as :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``.
         eval_every: steps between evaluations, and one at the end; ``None`` for none.
+        eval_at_start: evaluate before the first step, too.
         log_every: steps between logging points; a row holds the means over the steps since the one before.
         checkpoint_every: steps between checkpoints; ``None`` for one at the start and one at the end.
         keep_checkpoints: how many of the newest are kept.
         stop_when: asked after every evaluation; when it returns true, the run is finished before ``steps``.
         keep_best: ``(evaluator, metric)`` whose highest value marks the checkpoint that is kept beside the newest.
-        output: folder of the CSV files and of ``checkpoints/``; ``None`` writes nothing.
+        output: folder of the CSV files, of ``checkpoints/`` and of the newest policy (``policy.pt``, where the actor is
+            one of :func:`~torchrl_marl_offline.make_actor`); ``None`` writes nothing.
         resume_folder: the folder named in the advice on how to go on; by default ``output``.
         clip_grad_norm: largest norm of the whole gradient.
         compile: run the loss's forward through :func:`torch.compile`; a mapping gives its options.
@@ -110,6 +113,7 @@ class Trainer:
         tau: float = 0.005,
         evaluators: Mapping[str, Evaluator] | None = None,
         eval_every: int | None = None,
+        eval_at_start: bool = False,
         log_every: int = 100,
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 3,
@@ -128,6 +132,7 @@ class Trainer:
         self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
         self.evaluators, self.eval_every = dict(evaluators or {}), eval_every
+        self.eval_at_start = eval_at_start
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else Path(output)
         self.resume_folder = self.output if resume_folder is None else Path(resume_folder)
@@ -144,8 +149,10 @@ class Trainer:
 
     def train(self) -> TrainingFinished | TrainingInterrupted:
         """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
-        self._start()
+        fresh = self._start()
         with StopRequest() as stop, self._bar() as bar:
+            if fresh and self.eval_at_start:
+                self._evaluate(bar)
             while self.step < self.steps and not self.finished and not stop.requested:
                 self._update()
                 if self._due(self.log_every):
@@ -214,6 +221,9 @@ class Trainer:
             return self._checkpoint
         self._check_finite()
         self._checkpoint = self.checkpoints.save(self.step, **self._components())
+        actor = getattr(self.loss, "actor_network", None)
+        if hasattr(actor, "build"):
+            save_policy(self.output / POLICY_FILE, actor, {"step": self.step})
         self._saved_step = self.step
         return self._checkpoint
 
@@ -259,15 +269,17 @@ class Trainer:
         }
         return {name: component for name, component in components.items() if component is not None}
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Make sure that a new run starts in an empty folder; return whether it is a new one."""
         if self.step > 0 or self._saved_step is not None:
-            return
+            return False
         if self.checkpoints is not None and self.checkpoints.checkpoints():
             raise FileExistsError(
                 f"{self.checkpoints.directory} holds an earlier run's checkpoints; resume it, or name another folder."
             )
         self.logger.truncate(-1)
         self.save()
+        return True
 
     def _end(self, bar: Any) -> TrainingFinished | TrainingInterrupted:
         path = self.save()

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 
+from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
-from torchrl_marl_offline.data.layout import TRAJ_IDS
+from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, TRUNCATED
+from torchrl_marl_offline.training.checkpoints import BufferState
+from torchrl_marl_offline.training.evaluation import EXPLORATION
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.envs import EnvBase
 
 Source = Callable[[int], OfflineDataset]
 
@@ -22,8 +29,9 @@ Source = Callable[[int], OfflineDataset]
 class OnlineReplay:
     """What a :class:`~torchrl_marl_offline.Trainer` samples when it learns online.
 
-    Every ``updates_per_round`` calls of :meth:`sample` are preceded by a round of experience: ``source(round)`` returns
-    whole episodes, which enter a ring of ``capacity`` transitions. A checkpoint holds the counters and names the files
+    Rounds of experience alternate with samples: ``source(round)`` returns episodes, or parts of them that end in a
+    truncation, which enter a ring of ``capacity`` transitions; each transition pays for ``update_to_data`` samples, and
+    when they are spent the next round is due. A checkpoint holds the counters and names the files
     of the experience so far: the journal, one dataset folder for all rounds between two checkpoints, written before
     the checkpoint is. So resuming loses nothing, and what was gathered after the checkpoint is gathered again. If the
     source's episodes depend on the round, the networks and torch's generators alone, a resumed run equals one that was
@@ -33,10 +41,14 @@ class OnlineReplay:
         source: called with the number of a round, from 0; returns its episodes.
         capacity: transitions that are kept for sampling.
         batch_size: rows of a sample, drawn uniformly with replacement.
-        updates_per_round: samples between two rounds.
+        update_to_data: samples for each transition, for instance 1/32; the rest of a division is kept.
         journal: folder of the experience's files.
+        offline: a dataset that every batch takes a share of, through TorchRL's
+            :class:`~torchrl.data.OfflineToOnlineReplayBuffer`; by default batches are online experience alone.
+        offline_fraction: that share, in (0, 1).
+        offline_until: the number of samples over which the share falls linearly to 0; by default it stays.
         prepare: applied to the rows of a round before they enter the ring, for instance to add the team's reward.
-        keys: leaves of the prepared rows that samples hold; by default all.
+        keys: leaves of the prepared rows that samples hold; by default all (with ``offline``, both need the same).
         keep_all: keep the whole journal; otherwise files go once ``2 * capacity`` newer transitions are there, so that
             a checkpoint can be resumed until ``capacity`` transitions after it.
         device: where the ring lies.
@@ -45,10 +57,11 @@ class OnlineReplay:
     Attributes:
         rounds: rounds gathered so far.
         transitions: transitions gathered so far, those included that have left the ring.
+        samples: batches drawn so far.
         episodes: episodes gathered so far; ``("collector", "traj_ids")`` counts through all rounds.
 
     Raises:
-        ValueError: a round is larger than ``capacity``.
+        ValueError: a round is larger than ``capacity``, or ``update_to_data`` is not above 0.
     """
 
     def __init__(
@@ -57,24 +70,38 @@ class OnlineReplay:
         *,
         capacity: int,
         batch_size: int,
-        updates_per_round: int,
+        update_to_data: float,
         journal: str | Path,
+        offline: OfflineDataset | None = None,
+        offline_fraction: float = 0.5,
+        offline_until: int | None = None,
         prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         keys: Sequence[NestedKey] | None = None,
         keep_all: bool = True,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.source, self.capacity, self.updates_per_round = source, capacity, updates_per_round
+        if not update_to_data > 0:
+            raise ValueError(f"update_to_data must be above 0, got {update_to_data}.")
+        self.source, self.capacity, self.update_to_data = source, capacity, update_to_data
         self.journal, self.keep_all = Path(journal), keep_all
         self.prepare, self.keys = prepare, keys
         self.device = torch.device(device)
-        self._buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(capacity, device=self.device),
-            batch_size=batch_size,
-            generator=torch.Generator(device=self.device).manual_seed(seed),
+        self.batch_size, self.offline_until = batch_size, offline_until
+        storage = LazyTensorStorage(capacity, device=self.device)
+        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+        self._offline = offline and make_replay_buffer(
+            self._prepared(offline.data), batch_size=None, device=self.device, seed=seed + 1, buffer_class=ReplayBuffer
         )
-        self.rounds, self.transitions, self.episodes, self._samples_left = 0, 0, 0, 0
+        if offline is None:
+            self._buffer = self._mixed = TensorDictReplayBuffer(storage=storage)
+        else:
+            self._mixed = OfflineToOnlineReplayBuffer(
+                self._offline, online_storage=storage, offline_fraction=offline_fraction
+            )
+            self._buffer = self._mixed.online_buffer
+        self._buffer.set_rng(self._generator)
+        self.rounds, self.transitions, self.episodes, self.samples, self._credit = 0, 0, 0, 0, 0.0
         self._files: list[dict[str, Any]] = []  # name, first row, number of rows, first episode
         self._unsaved: list[OfflineDataset] = []
 
@@ -83,11 +110,13 @@ class OnlineReplay:
 
     def sample(self) -> TensorDictBase:
         """Return a batch, after a round of experience where one is due."""
-        if self._samples_left == 0:
+        while self._credit < 1 - 1e-9:  # sums of fractions miss whole numbers by a hair
             self._gather()
-            self._samples_left = self.updates_per_round
-        self._samples_left -= 1
-        return self._buffer.sample()
+        self._credit -= 1
+        if self._offline is not None and self.offline_until is not None:
+            self._mixed.anneal(self.samples, self.offline_until)
+        self.samples += 1
+        return self._mixed.sample(self.batch_size)
 
     def experience(self, transitions: int | None = None) -> OfflineDataset:
         """Return all episodes so far, in the order of their rounds, or those within the first ``transitions`` rows.
@@ -109,9 +138,11 @@ class OnlineReplay:
             "rounds": self.rounds,
             "transitions": self.transitions,
             "episodes": self.episodes,
-            "samples_left": self._samples_left,
+            "samples": self.samples,
+            "credit": self._credit,
             "files": [dict(file) for file in self._files],
-            "generator": self._buffer._rng.get_state(),
+            "generator": self._generator.get_state(),
+            "offline": None if self._offline is None else BufferState(self._offline).state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -121,7 +152,7 @@ class OnlineReplay:
             DatasetError: a file of the journal is missing or damaged.
         """
         self.rounds, self.transitions, self.episodes = state["rounds"], state["transitions"], state["episodes"]
-        self._samples_left = state["samples_left"]
+        self.samples, self._credit = state["samples"], state["credit"]
         self._files, self._unsaved = [dict(file) for file in state["files"]], []
         self._buffer.empty()
         if self._files:
@@ -129,7 +160,9 @@ class OnlineReplay:
             self._buffer.writer._cursor = self._files[0]["first"] % self.capacity
         for file in self._files:
             self._extend(self._read(file).data, file["episode"])
-        self._buffer._rng.set_state(state["generator"].cpu())
+        self._generator.set_state(state["generator"].cpu())
+        if self._offline is not None:
+            BufferState(self._offline).load_state_dict(state["offline"])
 
     def _gather(self) -> None:
         episodes = self.source(self.rounds)
@@ -142,15 +175,17 @@ class OnlineReplay:
         self.episodes += episodes.n_episodes
         self.rounds += 1
         self.transitions += len(episodes)
+        self._credit += self.update_to_data * len(episodes)
 
     def _extend(self, rows: TensorDictBase, first_episode: int) -> None:
         collector = rows.get("collector").copy().set(TRAJ_IDS[1], rows.get(TRAJ_IDS) + first_episode)
         rows = rows.copy().set("collector", collector)
-        rows = rows if self.prepare is None else self.prepare(rows)
-        if self.keys is not None:
-            rows = rows.select(*self.keys)
-        for part in rows.split(self.capacity):
+        for part in self._prepared(rows).split(self.capacity):
             self._buffer.extend(part.to(self.device))
+
+    def _prepared(self, rows: TensorDictBase) -> TensorDictBase:
+        rows = rows if self.prepare is None else self.prepare(rows)
+        return rows if self.keys is None else rows.select(*self.keys)
 
     def _write_journal(self) -> None:
         if not self._unsaved:
@@ -171,3 +206,64 @@ class OnlineReplay:
 
     def _read(self, file: Mapping[str, Any]) -> OfflineDataset:
         return OfflineDataset.load(self.journal / file["name"])
+
+
+class CollectorSource:
+    """Rounds of experience from TorchRL's :class:`~torchrl.collectors.Collector`, for :class:`OnlineReplay`.
+
+    Every environment goes on where the round before left it. The last row of a round is marked truncated where its
+    episode goes on, which changes no target of TD or IQL: they bootstrap from the true next observation.
+
+    Args:
+        env: an environment of :func:`~torchrl_marl_offline.make_env`.
+        policy: the policy that learns; add TorchRL's exploration modules to it, if it should explore.
+        steps_per_round: of every environment.
+        exploration: ``"mode"`` executes the policy's mode: no exploration at all. ``"sample"`` draws from its
+            distribution, and lets exploration modules act. Advantage-weighted regression stands still on its own mode,
+            where a Gaussian's likelihood has no gradient: it needs ``"sample"``.
+        seed: of the environments.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        *,
+        steps_per_round: int,
+        exploration: Literal["mode", "sample"] = "mode",
+        seed: int = 0,
+    ) -> None:
+        if exploration not in EXPLORATION:
+            raise ValueError(f"exploration must be 'mode' or 'sample', got {exploration!r}.")
+        self.env, self.policy, self.seed = env, policy, seed
+        self.steps_per_round, self.exploration = steps_per_round, exploration
+        self._rounds: Iterator[TensorDictBase] | None = None
+
+    def __call__(self, number: int) -> OfflineDataset:
+        """Return the next round; the first one, and the first after a resumption, starts with new episodes."""
+        if self._rounds is None:
+            self._rounds = self._start(number)
+        with torch.no_grad():
+            steps = next(self._rounds).copy()  # [num_envs, steps_per_round]
+        following = steps.get("next").copy()
+        cut = torch.zeros_like(following.get(DONE))
+        cut[:, -1] = ~following.get(DONE)[:, -1]
+        steps.set("next", following.set(TRUNCATED, following.get(TRUNCATED) | cut))
+        return as_dataset(steps.reshape(-1), self.env.task_spec, {"source": "collector"}, check=False)
+
+    def _start(self, number: int) -> Iterator[TensorDictBase]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves
+            from torchrl.collectors import Collector
+
+            self.env.set_seed(self.seed + number)
+            return iter(
+                Collector(
+                    self.env,
+                    self.policy,
+                    frames_per_batch=self.steps_per_round * self.env.batch_size[0],
+                    total_frames=-1,
+                    exploration_type=EXPLORATION[self.exploration],
+                    auto_register_policy_transforms=False,
+                )
+            )

@@ -28,6 +28,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.modules.actors import remembers_build
 from torchrl_marl_offline.modules.critics import make_critic
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
 TEAM_REWARD = "reward"
+_PROPOSAL, _VALUES, _CHOSEN = (GROUP, "proposal"), (GROUP, "action_value"), (GROUP, "chosen_action_value")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,41 @@ def with_team_reward(rows: TensorDictBase) -> TensorDictBase:
     return rows.set("next", following.set(TEAM_REWARD, rows.get(next_key(REWARD)).mean(-2)))
 
 
+@remembers_build
+def make_deterministic_actor(spec: TaskSpec, *, hidden: Sequence[int] = (128, 128)) -> TensorDictSequential:
+    """Build MATD3's policies: a tanh within the action bounds; agents share parameters.
+
+    Args:
+        spec: the task, with continuous actions.
+        hidden: widths of the hidden layers.
+    """
+    network = AgentNetwork(
+        spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=False, final_scale=0.1
+    )
+    return TensorDictSequential(
+        TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[_PROPOSAL]),
+        TanhModule(in_keys=[_PROPOSAL], out_keys=[ACTION], low=spec.action_low, high=spec.action_high),
+    )
+
+
+@remembers_build
+def make_greedy_actor(spec: TaskSpec, *, hidden: Sequence[int] = (128, 128)) -> TensorDictSequential:
+    """Build QMIX's policies: the legal action of the largest local value; agents share parameters.
+
+    Args:
+        spec: the task, with discrete actions.
+        hidden: widths of the hidden layers.
+    """
+    network = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=True)
+    choice = QValueModule(
+        action_space="categorical",
+        action_value_key=_VALUES,
+        action_mask_key=ACTION_MASK if spec.has_action_mask else None,
+        out_keys=[ACTION, _VALUES, _CHOSEN],
+    )
+    return TensorDictSequential(TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[_VALUES]), choice)
+
+
 def make_online_learner(env: EnvBase, **options: Any) -> OnlineLearner:
     """Return :func:`make_qmix` of a discrete task and :func:`make_matd3` of a continuous one; options as there."""
     return (make_qmix if TaskSpec.from_env(env).discrete else make_matd3)(env, **options)
@@ -127,14 +164,7 @@ def make_matd3(
     """
     spec = TaskSpec.from_env(env)
     half = (spec.action_high - spec.action_low) / 2
-    proposal = (GROUP, "proposal")
-    network = AgentNetwork(
-        spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=False, final_scale=0.1
-    )
-    actor = TensorDictSequential(
-        TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[proposal]),
-        TanhModule(in_keys=[proposal], out_keys=[ACTION], low=spec.action_low, high=spec.action_high),
-    ).to(env.device)
+    actor = make_deterministic_actor(spec, hidden=hidden).to(env.device)
     critic = make_critic(spec, decomposition="centralized", joint_observation=True, num_heads=1, hidden=hidden)
     loss = TD3Loss(
         actor,
@@ -178,25 +208,15 @@ def make_qmix(
         noise: the last epsilon, which is also that of a recorded behaviour.
     """
     spec = TaskSpec.from_env(env)
-    values, chosen = (GROUP, "action_value"), (GROUP, "chosen_action_value")
     mask = ACTION_MASK if spec.has_action_mask else None
-    network = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=True)
-    actor = TensorDictSequential(
-        TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[values]),
-        QValueModule(
-            action_space="categorical",
-            action_value_key=values,
-            action_mask_key=mask,
-            out_keys=[ACTION, values, chosen],
-        ),
-    ).to(env.device)
+    actor = make_greedy_actor(spec, hidden=hidden).to(env.device)
     mixer = TensorDictModule(
-        HyperNetworkMixer(spec.n_agents, spec.state_size), in_keys=[chosen, STATE], out_keys=["chosen_action_value"]
+        HyperNetworkMixer(spec.n_agents, spec.state_size), in_keys=[_CHOSEN, STATE], out_keys=["chosen_action_value"]
     )
     loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
     loss.set_keys(
-        action_value=values,
-        local_value=chosen,
+        action_value=_VALUES,
+        local_value=_CHOSEN,
         global_value="chosen_action_value",
         action=ACTION,
         reward=TEAM_REWARD,

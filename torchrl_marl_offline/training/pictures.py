@@ -48,6 +48,7 @@ def plot_learning_curves(
     metric_label: str | None = None,
     data_mean: float | None = None,
     panels: Mapping[str, str] | None = None,
+    starts: Mapping[str, int] | None = None,
     title: str | None = None,
 ) -> Path:
     """Draw evaluation over the steps, and beside it what training reports (|Q|, SVN's σ, AWR's sample size, ...).
@@ -60,6 +61,7 @@ def plot_learning_curves(
         metric_label: label of its axis.
         data_mean: the dataset's mean of ``metric``, drawn as a line.
         panels: column of ``train.csv`` -> axis label; by default :data:`TRAINING_PANELS`.
+        starts: name of a run -> the step of another run from which it goes on (online after offline training).
         title: of the picture.
 
     Returns:
@@ -70,8 +72,11 @@ def plot_learning_curves(
     """
     if not isinstance(runs, Mapping):
         runs = {"": runs}
-    train = {name: read_csv(Path(folder) / "train.csv") for name, folder in runs.items()}
-    evaluations = {name: _read_if_there(Path(folder) / "eval.csv") for name, folder in runs.items()}
+    starts = starts or {}
+    train = {name: _shifted(read_csv(Path(folder) / "train.csv"), starts.get(name, 0)) for name, folder in runs.items()}
+    evaluations = {
+        name: _shifted(_read_if_there(Path(folder) / "eval.csv"), starts.get(name, 0)) for name, folder in runs.items()
+    }
     panels = TRAINING_PANELS if panels is None else panels
     present = {
         column: label for column, label in panels.items() if any(column in row for r in train.values() for row in r)
@@ -100,6 +105,10 @@ def plot_learning_curves(
     if title:
         figure.suptitle(title)
     return _write(figure, path)
+
+
+def _shifted(rows: Sequence[Row], start: int) -> list[Row]:
+    return [row | {"step": row["step"] + start} for row in rows]
 
 
 _METRIC_LABELS = {

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -25,6 +23,7 @@ from torchrl_marl_offline.training.logging import read_csv, write_text_atomic
 from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.online_learners import OnlineLearner, make_online_learner, with_team_reward
+from torchrl_marl_offline.training.policies import load_policy, save_policy
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
 LEARNER_OPTIONS: dict[str, dict[str, Any]] = {"mpe/simple_spread": {"gamma": 0.85}}
@@ -157,12 +156,11 @@ class _Recording:
         settings = self.settings
         torch.manual_seed(settings.seed)
         round_size = settings.num_envs * self.env.max_episode_steps
-        updates_per_round = max(1, round(round_size / settings.transitions_per_update))
         self.replay = OnlineReplay(
             self._round,
             capacity=min(1_000_000, max(round_size, settings.updates * settings.transitions_per_update + round_size)),
             batch_size=settings.batch_size,
-            updates_per_round=updates_per_round,
+            update_to_data=1 / settings.transitions_per_update,
             journal=self.behaviour / "experience",
             prepare=with_team_reward,
             keys=self.learner.keys,
@@ -209,7 +207,7 @@ class _Recording:
         result = evaluate(
             self.learner.explorer, self.env, episodes=self.settings.eval_episodes, seed=seed, mode="sample"
         )
-        _save_policy(self._snapshot_file(self.trainer.step), self.learner.actor)
+        save_policy(self._snapshot_file(self.trainer.step), self.learner.actor)
         return result.summary() | {"transitions": float(self.replay.transitions)}
 
     def _expert_reached(self) -> bool:
@@ -244,12 +242,12 @@ class _Recording:
 
     def _level(self, quality: str) -> OfflineDataset:
         row = choose_level(self._history(), quality, self.settings.levels, self._random_return())
-        policy = self._snapshot_file(row["step"])
-        self.learner.actor.load_state_dict(torch.load(policy, weights_only=True))
+        facts = self._facts(quality) | self._policy_facts(row)
+        saved = load_policy(self._snapshot_file(row["step"]), device=self.env.device)
+        self.learner.actor.load_state_dict(saved.policy.state_dict())
         self.learner.set_exploration(1.0)
-        (self.folder / "policies").mkdir(exist_ok=True)
-        _save_policy(self.folder / "policies" / f"{quality}.pt", self.learner.actor)
-        return self._collect(self.learner.explorer, self._facts(quality) | self._policy_facts(row))
+        save_policy(self.folder / "policies" / f"{quality}.pt", saved.policy, facts)
+        return self._collect(self.learner.explorer, facts)
 
     def _medium_replay(self, quality: str) -> OfflineDataset:
         row = choose_level(self._history(), "medium", self.settings.levels, self._random_return())
@@ -318,9 +316,3 @@ def choose_level(
             nearer = before is not None and level - before["return"] < row["return"] - level
             return before if nearer else row
     return best
-
-
-def _save_policy(path: Path, actor: TensorDictModuleBase) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    torch.save(actor.state_dict(), temporary)
-    os.replace(temporary, path)

@@ -1,0 +1,132 @@
+"""Who drops and who gains when offline training goes on online: AWR and BRAC (Lee et al. 2026, figure 11).
+
+    python benchmarks/offline_to_online.py --output runs/offline_to_online --tasks mpe/simple_spread vmas/balance
+
+Every run trains Mix + SVN + IQL with one of the two extractions on recorded data of mixed skill, then goes on with the
+same networks on its own experience alone (a fresh buffer, as in the paper), the policy's distribution acting. Returns
+over 500 evaluation episodes, executed by mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, make_loss, run_jobs, table
+
+from torchrl_marl_offline import AWR, BRAC, IQL, OnlineReplay, Trainer, evaluate, make_env
+from torchrl_marl_offline.data import record_mixed_skill
+from torchrl_marl_offline.training import CollectorSource
+
+EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint"), "BRAC": BRAC(0.1)}
+GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97}
+
+
+def fine_tune(
+    task: str, method: str, seed: int, offline_steps: int, online_steps: int, episodes: int, num_envs: int, folder: str
+) -> dict[str, Any]:
+    """Pretrain and fine-tune with one seed; returns both curves and what was measured at their ends."""
+    torch.manual_seed(seed)
+    data = record_mixed_skill(task, folder, episodes=episodes, seed=seed)
+    rules = {"value_learning": IQL(0.7), "extraction": EXTRACTIONS[method]}
+    loss = make_loss(data.spec, "mixer", gamma=GAMMA[task], hidden=(64, 64), **rules)
+    eval_env = make_env(task, num_envs=500)
+    curve: dict[str, list[float]] = {"step": [], "return": []}
+
+    def play(start: int) -> None:
+        curve["step"].append(start + trainer.step)
+        curve["return"].append(evaluate(loss.actor_network, eval_env, episodes=500, seed=1000 + seed).mean)
+
+    options = {"lr": 1e-3, "eval_at_start": True, "compile": True, "progress": False}
+    buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
+    evaluators = {"offline": lambda: play(0)}
+    trainer = Trainer(
+        loss, buffer, steps=offline_steps, evaluators=evaluators, eval_every=offline_steps // 4, **options
+    )
+    trainer.train()
+    offline = curve["return"][-1]
+    with tempfile.TemporaryDirectory() as journal:
+        source = CollectorSource(
+            make_env(task, num_envs=num_envs), loss.actor_network, steps_per_round=25, exploration="sample", seed=seed
+        )
+        replay = OnlineReplay(
+            source,
+            capacity=200_000,
+            batch_size=256,
+            update_to_data=1 / 32,
+            journal=journal,
+            keys=loss.in_keys,
+            keep_all=False,
+            seed=seed,
+        )
+        evaluators = {"online": lambda: play(offline_steps)}
+        trainer = Trainer(
+            loss, replay, steps=online_steps, evaluators=evaluators, eval_every=online_steps // 8, **options
+        )
+        trainer.train()
+    during = curve["return"][curve["step"].index(offline_steps) :]
+    return {
+        "curve": curve,
+        "data": data.episode_returns().mean().item(),
+        "offline": offline,
+        "lowest online": min(during),
+        "last online": during[-1],
+        "change": during[-1] - offline,
+    }
+
+
+def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
+    """Draw the curves of both methods for every task: mean and range over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 4.5), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for method in EXTRACTIONS:
+            members = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            values = torch.tensor([row["curve"]["return"] for row in members])
+            steps = members[0]["curve"]["step"]
+            axis.plot(steps, values.mean(0), marker="o", label=method)
+            axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.15)
+        axis.axvline(members[0]["offline_steps"], color="grey", linestyle="--", label="online from here")
+        axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle=":", label="data")
+        axis.set(title=task, xlabel="updates", ylabel="return of an episode")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/offline_to_online"))
+    parser.add_argument("--tasks", nargs="+", default=list(GAMMA), choices=list(GAMMA))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--offline-steps", type=int, default=2000)
+    parser.add_argument("--online-steps", type=int, default=4000)
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--num-envs", type=int, default=64)
+    args = parser.parse_args()
+    names = ("offline_steps", "online_steps", "episodes", "num_envs")
+    settings = {name: getattr(args, name) for name in names} | {"folder": str(args.output / "data")}
+    jobs = [
+        {"task": task, "method": method, "seed": seed} | settings
+        for task in args.tasks
+        for seed in range(args.seeds)
+        for method in EXTRACTIONS
+    ]
+    rows = run_jobs(fine_tune, jobs, workers=args.workers, results=args.output / "results.jsonl")
+    rows.sort(key=lambda row: (args.tasks.index(row["task"]), row["method"]))
+    print(machine(), settings)
+    print(table(rows, by=["task", "method"], columns=["data", "offline", "lowest online", "last online", "change"]))
+    plot(rows, args.tasks, args.output / "offline_to_online.png")
+
+
+if __name__ == "__main__":
+    main()

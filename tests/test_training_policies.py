@@ -1,0 +1,104 @@
+"""Policies as files, and the command that evaluates them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import torchrl_marl_offline as marl
+from torchrl_marl_offline import evaluate as evaluate_function
+from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
+from torchrl_marl_offline.data.layout import ACTION
+from torchrl_marl_offline.training import make_online_learner
+
+TASKS = ["mpe/simple_spread", "games/grid_navigation", "games/two_step", "vmas/balance"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torchrl_marl_offline.evaluate", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["offline", "online"])
+def test_a_policy_that_was_saved_acts_as_before(tmp_path, task, kind):
+    env = make_env(task, num_envs=5, seed=0)
+    if kind == "offline":
+        actor = make_actor(env.task_spec, hidden=(16,), layer_norm=True)
+    else:
+        actor = make_online_learner(env, hidden=(16, 8)).actor
+    path = save_policy(tmp_path / "deep" / "policy.pt", actor, {"note": [1, "two"]})
+    for source in (path, path.parent):
+        saved = load_policy(source)
+        assert saved.spec == env.task_spec
+        assert saved.metadata == {"note": [1, "two"]}
+        start = env.reset()
+        with torch.no_grad():
+            first, second = (marl.evaluate(policy, env, episodes=5, seed=3).returns for policy in (actor, saved.policy))
+        assert torch.equal(first, second)
+        assert saved.policy(start.clone())[ACTION].shape == env.full_action_spec[ACTION].shape
+    assert [file.name for file in path.parent.iterdir()] == ["policy.pt"]
+
+
+def test_a_trainer_leaves_its_newest_policy(tmp_path):
+    dataset = marl.collect(make_env("mpe/simple_spread", num_envs=4), episodes=4, seed=0)
+    loss = marl.BehaviourCloning(make_actor(dataset.spec, hidden=(8,)))
+    buffer = dataset.replay_buffer(batch_size=16, seed=0)
+    marl.Trainer(loss, buffer, steps=4, output=tmp_path, progress=False).train()
+    saved = load_policy(tmp_path)
+    assert saved.metadata == {"step": 4}
+    with torch.no_grad():
+        trained, loaded = (
+            policy(dataset.data.clone())["agents", "loc"] for policy in (loss.actor_network, saved.policy)
+        )
+    assert torch.equal(trained, loaded)
+
+
+def test_what_cannot_be_saved_or_loaded_is_named(tmp_path):
+    with pytest.raises(TypeError, match="Linear does not say how it was built; only policies of make_actor"):
+        save_policy(tmp_path / "a.pt", torch.nn.Linear(1, 1))
+    with pytest.raises(FileNotFoundError, match="no policy at"):
+        load_policy(tmp_path)
+    spec = make_env("games/xor").task_spec
+    path = save_policy(tmp_path / "policy.pt", make_actor(spec, hidden=(8,)))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"x" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no whole policy of save_policy"):
+            load_policy(path)
+
+
+def test_the_module_of_the_command_is_the_function_when_it_is_imported():
+    import torchrl_marl_offline.evaluate
+
+    assert torchrl_marl_offline.evaluate is evaluate_function is marl.evaluate
+
+
+def test_the_command_says_what_the_function_says(tmp_path):
+    env = make_env("games/grid_navigation", num_envs=20)
+    path = save_policy(tmp_path / "policy.pt", make_actor(env.task_spec, hidden=(8,)))
+    options = ("--episodes", 60, "--num-envs", 20, "--seed", 3, "--mode", "sample")
+    printed = run(path, "--json", *options)
+    assert printed.returncode == 0, printed.stderr
+    row = json.loads(printed.stdout)
+    expected = marl.evaluate(load_policy(path).policy, env, episodes=60, seed=3, mode="sample")
+    assert row.items() >= expected.summary().items()
+    assert (row["env"], row["episodes"]) == ("games/grid_navigation", 60)
+    text = run(tmp_path, *options, "--video", tmp_path / "episode.gif").stdout
+    assert f"return {expected.mean:.4g} [" in text
+    assert f"success {expected.success_rate:.3f} [" in text
+    assert (tmp_path / "episode.gif").read_bytes()[:4] == b"GIF8"
+
+
+def test_the_command_refuses_an_environment_of_other_sizes(tmp_path):
+    path = save_policy(tmp_path / "policy.pt", make_actor(make_env("games/xor").task_spec, hidden=(8,)))
+    result = run(path, "--env", "mpe/simple_spread", "--episodes", 2)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: mpe/simple_spread has TaskSpec(n_agents=3")
+    assert "but the policy was made for TaskSpec(n_agents=2" in result.stderr

@@ -1,0 +1,93 @@
+"""Policies as files: what is needed to build one again, and its parameters."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.modules.actors import make_actor
+from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
+
+POLICY_FILE = "policy.pt"
+BUILDERS = {
+    "make_actor": make_actor,
+    "make_deterministic_actor": make_deterministic_actor,
+    "make_greedy_actor": make_greedy_actor,
+}
+"""What can be saved, by the name of the function that builds it."""
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """What :func:`load_policy` returns.
+
+    Attributes:
+        policy: reads observations and writes ``("agents", "action")``.
+        spec: the task it was made for.
+        metadata: what :func:`save_policy` was told.
+    """
+
+    policy: TensorDictModuleBase
+    spec: TaskSpec
+    metadata: dict[str, Any]
+
+
+def save_policy(path: str | Path, policy: TensorDictModuleBase, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a policy, in one step.
+
+    Args:
+        path: the file.
+        policy: built by one of :data:`BUILDERS`, which remember how in ``policy.build``.
+        metadata: strings, numbers, lists and dictionaries.
+
+    Raises:
+        TypeError: the policy does not say how it was built.
+    """
+    build = getattr(policy, "build", None)
+    if build is None or build["builder"] not in BUILDERS:
+        raise TypeError(
+            f"A {type(policy).__name__} does not say how it was built; only policies of {', '.join(BUILDERS)} can be "
+            "saved. Save its state_dict() yourself."
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**build, "metadata": metadata or {}, "parameters": policy.state_dict()}
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+    return path
+
+
+def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> SavedPolicy:
+    """Read a policy that :func:`save_policy` wrote; nothing in the file is executed.
+
+    Args:
+        path: the file, or the folder of a run that holds ``policy.pt``.
+        device: where the policy goes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged or something else.
+    """
+    path = Path(path)
+    file = path / POLICY_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no policy at {file}; name a file of save_policy(), or a run's folder with one."
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        spec = TaskSpec(**content["spec"])
+        policy = BUILDERS[content["builder"]](spec, **content["options"])
+        policy.load_state_dict(content["parameters"])
+    except Exception as error:  # a damaged file raises almost anything
+        raise ValueError(f"{file} is no whole policy of save_policy(): {type(error).__name__}: {error}") from error
+    return SavedPolicy(policy.to(device), spec, content["metadata"])
