@@ -4,7 +4,8 @@
 
 Actions are given (drawn beforehand), so that the environment alone is measured. Each figure is the median of
 ``--repeats`` runs, with the fastest and the slowest beside it. The last rows compare raw VMAS with
-``make_env("vmas/...")``, alternating in one process.
+``make_env("vmas/...")``, alternating in one process. ``--clock cpu`` counts the process's CPU time, not the wall's:
+on one thread of a busy machine that is what an idle one would show.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torchrl_marl_offline.envs import make_env
 
 ACTION = ("agents", "action")
+TASKS = ("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world", "games/grid_navigation", "games/bridge")
 
 
 def stepper(task: str, num_envs: int, device: str, *, reset: bool) -> Callable[[int], None]:
@@ -65,17 +67,25 @@ def raw_vmas(scenario: str, num_envs: int, device: str, *, reset: bool) -> Calla
     return play
 
 
-def measure(plays: dict[str, Callable[[int], None]], *, num_envs: int, steps: int, repeats: int, device: str) -> dict:
+def measure(
+    plays: dict[str, Callable[[int], None]],
+    *,
+    num_envs: int,
+    steps: int,
+    repeats: int,
+    device: str,
+    clock: Callable[[], float],
+) -> dict:
     """Return environment steps per second of each, measured in alternation."""
     rates: dict[str, list[float]] = {name: [] for name in plays}
     for repeat in range(repeats + 1):  # the first is a warm-up
         for name, play in plays.items():
-            started = time.perf_counter()
+            started = clock()
             play(steps)
             if device != "cpu":
                 torch.cuda.synchronize()
             if repeat:
-                rates[name].append(steps * num_envs / (time.perf_counter() - started))
+                rates[name].append(steps * num_envs / (clock() - started))
     return {
         name: {"median": statistics.median(each), "lowest": min(each), "highest": max(each), "repeats": repeats}
         for name, each in rates.items()
@@ -106,19 +116,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure")
     parser.add_argument("--steps", type=int, default=200, help="steps of one measurement (a quarter of it for VMAS)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's CPU threads")
-    parser.add_argument("--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare")
+    parser.add_argument(
+        "--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare with raw VMAS"
+    )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="which time is counted")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = []
 
     def record(task: str, num_envs: int, steps: int, plays: dict[str, Callable[[int], None]]) -> None:
-        rates = measure(plays, num_envs=num_envs, steps=steps, repeats=args.repeats, device=args.device)
+        clock = time.process_time if args.clock == "cpu" else time.perf_counter
+        settings = {"steps": steps, "repeats": args.repeats, "device": args.device, "clock": clock}
+        rates = measure(plays, num_envs=num_envs, **settings)
         for what, rate in rates.items():
             results.append({"task": task, "num_envs": num_envs, "what": what, "env_steps_per_second": rate})
             spread = f"{rate['lowest']:>11,.0f} to {rate['highest']:>11,.0f}"
             print(f"{task:24} {num_envs:5} envs  {what:22} {rate['median']:>11,.0f} /s  ({spread})", flush=True)
 
-    for task in ("mpe/simple_spread", "games/grid_navigation"):
+    for task in args.tasks:
         for num_envs in (1, 64, 1024):
             plays = {
                 "step": stepper(task, num_envs, args.device, reset=False),

@@ -11,22 +11,38 @@ from torchrl_marl_offline.envs import factory, list_tasks, make_env
 
 TASKS = [
     ("mpe/simple_spread", {}),
+    ("mpe/simple_tag", {}),
+    ("mpe/simple_world", {"opponent": "random"}),
     ("games/two_step", {}),
     ("games/xor", {}),
+    ("games/climb", {"penalty": True}),
+    ("games/bridge", {}),
     ("games/grid_navigation", {"agents": 3}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),
     ("vmas/kinematic_bicycle", {}),
+    ("mamujoco/2reacher", {}),
+    ("mamujoco/3pusher", {}),
 ]
 IDS = [task for task, _ in TASKS]
+FIXED_LENGTH = ("games/two_step", "games/climb")  # these always terminate, and take no max_steps
+WITHOUT_CHANCE = ("games/two_step", "games/xor", "games/climb", "games/bridge", "vmas/kinematic_bicycle")
+ONE_STATE = ("games/xor", "games/climb", "vmas/kinematic_bicycle")  # a start looks like any other time
+VMAS = [task for task in list_tasks() if task.startswith("vmas/")]
+
+
+def _short(task, max_steps):
+    return {} if task in FIXED_LENGTH else {"max_steps": max_steps}
+
+
 contract = pytest.mark.parametrize(("task", "options"), TASKS, ids=IDS)
 
 
 @contract
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_specs_and_layout(task, options, num_envs):
-    env = make_env(task, num_envs=num_envs, seed=0, **options)
+    env = make_env(task, num_envs=num_envs, seed=0, **_short(task, 20), **options)
     assert env.batch_size == (num_envs,)
     assert env.batch_locked
     check_env_specs(env)
@@ -71,8 +87,8 @@ def test_specs_and_layout(task, options, num_envs):
 
 @contract
 def test_time_limit_is_truncated_only(task, options):
-    if task == "games/two_step":
-        pytest.skip("the two-step game always terminates")
+    if task in FIXED_LENGTH:
+        pytest.skip("the game always terminates")
     env = make_env(task, num_envs=2, seed=0, max_steps=3, **options)
     assert env.max_episode_steps == 3
     data = env.rollout(3, break_when_any_done=False)["next"]
@@ -94,7 +110,7 @@ def test_same_seed_same_rollout(task, options):
 
     first, same, different = play(7), play(7), play(8)
     assert (first == same).all()
-    if task not in ("games/two_step", "games/xor", "vmas/kinematic_bicycle"):  # these have no chance
+    if task not in WITHOUT_CHANCE:
         assert not torch.equal(first[STATE][:, 0], different[STATE][:, 0])
     env = make_env(task, num_envs=3, seed=8, **options)
     env.set_seed(7)
@@ -115,7 +131,7 @@ def test_environments_leave_torchs_generator_alone(task, options):
 @contract
 def test_partial_reset_leaves_the_neighbours(task, options):
     env = make_env(task, num_envs=3, seed=0, **options)
-    td = env.rollout(1, break_when_any_done=False)[:, -1]["next"]
+    td = _moved(env, env.rollout(1, break_when_any_done=False)[:, -1]["next"])
     before = td.clone()
     td["_reset"] = torch.tensor([[False], [True], [False]])
     after = env.reset(td)
@@ -123,17 +139,15 @@ def test_partial_reset_leaves_the_neighbours(task, options):
     for key in (OBSERVATION, STATE, "step_count"):
         assert torch.equal(after[key][keep], before[key][keep])
     assert after["step_count"][1] == 0
-    if task not in ("games/xor", "vmas/kinematic_bicycle"):
+    if task not in ONE_STATE:
         assert not torch.equal(after[STATE][1], before[STATE][1])
 
 
 @contract
 def test_next_observation_is_the_true_one_at_the_end(task, options):
-    limit = {} if task == "games/two_step" else {"max_steps": 2}
-    env = make_env(task, num_envs=2, seed=0, **limit, **options)
-    alone = make_env(task, num_envs=2, seed=0, **limit, **options)
+    env, alone = (make_env(task, num_envs=2, seed=0, **_short(task, 2), **options) for _ in range(2))
     td, alone_td = env.reset(), alone.reset()
-    for _ in range(2):
+    for _ in range(env.max_episode_steps):
         action = env.full_action_spec[ACTION].zero() + (
             0 if env.task_spec.discrete else 0.3 * env.task_spec.action_high
         )
@@ -146,16 +160,136 @@ def test_next_observation_is_the_true_one_at_the_end(task, options):
     assert (td["step_count"] == 0).all()
 
 
+def _moved(env, td):
+    """Walk on until every environment has left its start, which a random action may not do."""
+    start = env.reset()[STATE] if env.task_spec.task == "games/bridge" else None
+    while start is not None and (td[STATE] == start).all(-1).any():
+        td = env.rollout(1, auto_reset=False, tensordict=td, break_when_any_done=False)[:, -1]["next"]
+    return td
+
+
+@contract
+def test_a_reset_forgets_the_episode_before(task, options):
+    """An environment that is reset alone, in the middle, plays the episode that it plays when all are reset."""
+    if task.startswith("vmas/"):
+        options = options | {"starts": "independent"}
+    alone, together = (make_env(task, num_envs=3, seed=2, **options) for _ in range(2))
+    td = alone.rollout(1, break_when_any_done=False)[:, -1]["next"].exclude(("agents", "reward"))
+    td["_reset"] = torch.tensor([[False], [True], [True]])
+    td = alone.reset(td)
+    together.reset()
+    other = together.reset()
+    for key in (OBSERVATION, STATE, "step_count"):
+        torch.testing.assert_close(td[key][1:], other[key][1:])
+    action = alone.full_action_spec[ACTION].zero()
+    after, expected = (env.step(each.set(ACTION, action))["next"] for env, each in ((alone, td), (together, other)))
+    for key in (OBSERVATION, REWARD, "terminated"):
+        torch.testing.assert_close(after[key][1:], expected[key][1:])
+
+
+@contract
+def test_an_environment_plays_the_same_among_few_or_many(task, options):
+    if task == "vmas/simple_crypto":
+        pytest.skip("VMAS draws for the whole batch at every reset of one environment")
+    if task.startswith("vmas/"):
+        options = options | {"starts": "independent"}
+
+    def play(num_envs):
+        env = make_env(task, num_envs=num_envs, seed=4, **_short(task, 9), **options)
+        low = env.full_action_spec[ACTION].zero() + (0 if env.task_spec.discrete else env.task_spec.action_low)
+        td, seen = env.reset(), []
+        for step in range(20):
+            # the same action everywhere; ends fall together in some tasks, and apart in others
+            action = step % env.task_spec.action_size if env.task_spec.discrete else 0.1 * step
+            td, following = env.step_and_maybe_reset(td.set(ACTION, low + action))
+            seen.append(torch.cat([td["next", STATE], td["next", *REWARD].flatten(1)], -1)[:3])
+            td = following
+        return torch.stack(seen)
+
+    few, many = play(3), play(11)
+    torch.testing.assert_close(few, many, rtol=0, atol=1e-5)
+    if task not in WITHOUT_CHANCE:
+        assert not torch.equal(few[0], few[-1])
+        assert not torch.equal(few[:, 0], few[:, 1])
+
+
+@contract
+def test_starts_have_one_distribution(task, options):
+    """The starts of first episodes, of later ones and of partial resets have the same mean and spread."""
+    if task in (*WITHOUT_CHANCE, "vmas/give_way"):
+        pytest.skip("the start is always the same")
+    count = 300 if task.startswith("vmas/") else 3000
+    env = make_env(task, num_envs=count, seed=0, **options)
+    first = env.reset()[STATE]
+    td = env.reset()
+    later = td[STATE].clone()
+    half = torch.arange(count).unsqueeze(-1) % 2 == 0
+    again = env.reset(td.set("_reset", half))[STATE]
+    assert torch.equal(again[1::2], later[1::2])
+    varying = first.std(0) > 1e-6
+    assert varying.any()
+    for starts in (later, again):
+        torch.testing.assert_close(starts[:, ~varying], first[:, ~varying], rtol=0, atol=1e-5)
+    first, later, again = (starts[:, varying] for starts in (first, later, again))
+    scale = first.std(0)
+    for starts in (later, again, again[::2]):
+        assert not torch.equal(starts, first[: len(starts)])
+        error = (2 / len(starts)) ** 0.5
+        assert ((starts.mean(0) - first.mean(0)).abs() / scale).max() < 5 * error
+        assert (starts.std(0) / scale - 1).abs().max() < 6 * error
+
+
+@contract
+def test_ten_thousand_random_steps_stay_finite(task, options):
+    env = make_env(task, num_envs=400, seed=0, **_short(task, 15), **options)
+    data = env.rollout(25, break_when_any_done=False)
+    assert data.shape == (400, 25)
+    for key in (OBSERVATION, STATE, REWARD):
+        assert data["next"][key].isfinite().all()
+        assert data["next"][key].abs().max() < 1e4
+    assert data["next", "step_count"].max() <= env.max_episode_steps
+    assert data["next", "done"].any()
+
+
+@contract
+def test_actions_beyond_the_bounds_are_clipped(task, options):
+    if make_env(task, **options).task_spec.discrete:
+        pytest.skip("the actions are discrete")
+
+    def play(factor):
+        env = make_env(task, num_envs=3, seed=0, **options)
+        high = env.full_action_spec[ACTION].zero() + env.task_spec.action_high * factor
+        return env.step(env.reset().set(ACTION, high))["next"]
+
+    for key in (OBSERVATION, REWARD):
+        torch.testing.assert_close(play(1.0)[key], play(7.0)[key], rtol=0, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore:Force limits not specified")
-@pytest.mark.parametrize("task", [task for task in list_tasks() if task.startswith("vmas/")])
+@pytest.mark.parametrize("task", VMAS)
 def test_all_vmas_scenarios(task):
-    env = make_env(task, num_envs=2, seed=0, max_steps=3)
+    env = make_env(task, num_envs=3, seed=0, max_steps=3)
     check_env_specs(env)
     data = env.rollout(4, break_when_any_done=False)
-    assert data[OBSERVATION].isfinite().all()
-    assert data["next", *REWARD].isfinite().all()
+    for key in (OBSERVATION, REWARD):
+        assert data["next"][key].isfinite().all()
+    last = data["next"][:, 2]
+    assert (last["done"] == last["truncated"] | last["terminated"]).all()
+    assert not (last["truncated"] & last["terminated"]).any()
     assert env.task_spec.state_size == sum(env.observation_sizes)
     assert env.task_spec.observation_size == max(env.observation_sizes)
+    for i, size in enumerate(env.observation_sizes):
+        assert (data[OBSERVATION][..., i, size:] == 0).all()
+    td = data[:, -1]["next"].exclude(("agents", "reward")).set("_reset", torch.tensor([[False], [True], [False]]))
+    # VMAS puts the marks of joints between their ends anew, in all environments
+    bodies = [body for body in env._simulator.world.entities if not body.name.startswith("joint ")]
+    before = [body.state.pos.clone() for body in bodies]
+    after = env.reset(td.clone())
+    for body, place in zip(bodies, before):
+        assert torch.equal(body.state.pos[0], place[0])
+        assert torch.equal(body.state.pos[2], place[2])
+    assert torch.equal(after[OBSERVATION][::2], td[OBSERVATION][::2])
+    assert env.render(1, size=64).shape[0] == 64
 
 
 def test_unknown_task_lists_close_names():
@@ -181,6 +315,9 @@ def test_missing_library_says_what_to_install(monkeypatch):
         ("games/xor", {"num_envs": 0}, "num_envs must be at least 1"),
         ("games/xor", {"max_steps": 0}, "max_steps must be at least 1"),
         ("mpe/simple_spread", {"integration": "euler"}, "integration must be"),
+        ("mpe/simple_tag", {"integration": "euler"}, "integration must be"),
+        ("mpe/simple_tag", {"opponent": "flee"}, "opponent must be 'evade', 'random', 'still', a policy or a file"),
+        ("vmas/balance", {"starts": "other"}, "starts must be"),
     ],
 )
 def test_bad_options(task, options, message):

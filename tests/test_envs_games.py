@@ -6,6 +6,7 @@ import os
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,3 +217,114 @@ def test_every_recorded_transition_replays(quality, transitions):
     assert torch.equal(td["success"], td["terminated"])
     start = data["state"][:, 0].long().view(-1, 4, 2) - 1
     _assert_start_rules(start[:, :2], start[:, 2:])
+
+
+def test_climb_pays_by_its_table_and_ends():
+    for penalty, table in (
+        (False, [[10, 9], [8, 0]]),
+        (True, [[5, 0, -50], [0, 0, -50], [-50, -50, 100]]),
+    ):
+        joint = torch.tensor(list(product(range(len(table)), repeat=2)))
+        env = make_env("games/climb", num_envs=len(joint), penalty=penalty)
+        td = env.step(env.reset().set(ACTION, joint))["next"]
+        expected = torch.tensor([float(table[a][b]) for a, b in joint.tolist()])
+        assert torch.equal(td[REWARD].squeeze(-1), expected.unsqueeze(-1).expand(-1, 2))
+        assert td["terminated"].all()
+        assert not td["truncated"].any()
+        assert env.reference_returns == (pytest.approx(float(expected.mean())), float(expected.max()))
+
+
+UP, DOWN, RIGHT, LEFT = range(1, 5)  # of games/bridge
+
+
+@pytest.mark.parametrize(
+    ("agents", "actions", "expected"),
+    [
+        ([[1, 2], [1, 3]], [RIGHT, LEFT], [[1, 2], [1, 3]]),  # no swapping
+        ([[1, 2], [1, 3]], [LEFT, LEFT], [[1, 1], [1, 2]]),  # following, the second behind
+        ([[1, 2], [1, 3]], [RIGHT, RIGHT], [[1, 3], [1, 4]]),  # and the first behind
+        ([[1, 2], [1, 3]], [UP, DOWN], [[1, 2], [1, 3]]),  # walls
+        ([[1, 2], [1, 3]], [STAY, LEFT], [[1, 2], [1, 3]]),  # onto one who stays
+        ([[1, 2], [1, 3]], [UP, LEFT], [[1, 2], [1, 3]]),  # onto one whom a wall makes stay
+        ([[1, 2], [1, 3]], [RIGHT, UP], [[1, 2], [1, 3]]),
+        ([[1, 1], [1, 3]], [RIGHT, LEFT], [[1, 2], [1, 3]]),  # the same aim: the first goes
+        ([[0, 0], [2, 5]], [LEFT, DOWN], [[0, 0], [2, 5]]),  # the border
+        ([[0, 1], [1, 0]], [LEFT, UP], [[0, 0], [1, 0]]),  # the first has the second's goal, where both aim
+        ([[0, 0], [0, 1]], [STAY, LEFT], [[0, 0], [0, 0]]),  # a step into one's own goal is not blocked
+        ([[0, 0], [0, 1]], [RIGHT, LEFT], [[0, 0], [0, 1]]),  # but a swap is
+        ([[2, 4], [2, 5]], [RIGHT, STAY], [[2, 5], [2, 5]]),  # the first into its own goal
+        ([[2, 4], [2, 5]], [RIGHT, LEFT], [[2, 5], [2, 4]]),  # and even by a swap
+        ([[2, 4], [1, 5]], [RIGHT, DOWN], [[2, 5], [1, 5]]),
+        ([[2, 5], [2, 4]], [LEFT, RIGHT], [[2, 5], [2, 5]]),  # who has arrived stays, and is in nobody's way
+        ([[0, 1], [0, 0]], [LEFT, DOWN], [[0, 0], [0, 0]]),
+    ],
+)
+def test_bridge_moves(agents, actions, expected):
+    env = make_env("games/bridge")
+    td = env.set_state(torch.tensor([agents]))
+    after = env.step(td.set(ACTION, torch.tensor([actions])))["next"]
+    assert after[STATE].view(2, 2, 2)[:, 0].tolist() == expected
+    assert torch.equal(after[OBSERVATION], after[STATE].unsqueeze(1).expand(-1, 2, -1))
+    distances = [((r - gr) ** 2 + (c - gc) ** 2) ** 0.5 for (r, c), (gr, gc) in zip(expected, ((2, 5), (0, 0)))]
+    torch.testing.assert_close(after[REWARD].flatten(), torch.full((2,), -0.1 * sum(distances) / 2))
+    assert after["terminated"].item() == (expected == [[2, 5], [0, 0]])
+
+
+def test_bridge_plays_out_as_recorded():
+    """An episode of the published "optimal" recordings, return -1.2904, and the best one."""
+    recorded = [[LEFT, LEFT]] * 2 + [[RIGHT, UP], [RIGHT, LEFT]] + [[RIGHT, UP]] * 2 + [[RIGHT, STAY], [DOWN, STAY]]
+    rewards = [-0.31795868, -0.32566166, -0.25615528, -0.15811388, -0.1118034, -0.07071068, -0.05, 0.0]
+    env = make_env("games/bridge")
+    td = env.reset()
+    assert td[STATE].tolist() == [[1, 2, 2, 5, 1, 3, 0, 0]]
+    for action, reward in zip(recorded, rewards):
+        assert not td["done"].any()
+        td = env.step(td.set(ACTION, torch.tensor([action])))["next"]
+        torch.testing.assert_close(td[REWARD].flatten(), torch.full((2,), reward))
+    assert td["terminated"].all()
+
+
+@pytest.mark.parametrize("adjacent", [True, False])
+def test_bridge_reference_returns_by_dynamic_programming(adjacent):
+    free = [(r, c) for r in range(3) for c in range(6) if (r, c) not in {(0, 2), (0, 3), (2, 2), (2, 3)}]
+    states, joint = list(product(free, repeat=2)), list(product(range(5), repeat=2))
+    index = {state: i for i, state in enumerate(states)}
+    env = make_env("games/bridge", num_envs=len(states) * 25, adjacent=adjacent)
+    start = index[tuple(tuple(cell) for cell in env.reset()[STATE][0].view(2, 2, 2)[:, 0].long().tolist())]
+    td = env.set_state(torch.tensor([state for state in states for _ in joint]))
+    after = env.step(td.set(ACTION, torch.tensor(joint * len(states))))["next"]
+    cells = after[STATE].view(-1, 2, 2, 2)[:, :, 0].long().tolist()
+    following = torch.tensor([index[tuple(map(tuple, pair))] for pair in cells]).view(-1, 25)
+    reward, goes_on = after[REWARD][:, 0, 0].double().view(-1, 25), ~after["terminated"].view(-1, 25)
+    best = uniform = torch.zeros(len(states), dtype=torch.float64)
+    for _ in range(env.max_episode_steps):
+        best = (reward + goes_on * best[following]).amax(1)
+        uniform = (reward + goes_on * uniform[following]).mean(1)
+    assert env.reference_returns == (
+        pytest.approx(uniform[start].item(), abs=1e-4),
+        pytest.approx(best[start].item(), abs=1e-4),
+    )
+    assert make_env("games/bridge", max_steps=20).reference_returns is None
+
+
+def test_every_recorded_bridge_transition_replays():
+    """Recordings of AlberDICE, ``bridge/optimal.npz`` and ``mix.npz`` with state, actions, reward and terminated."""
+    folder = os.environ.get("TORCHRL_MARL_OFFLINE_DATA")
+    files = sorted((Path(folder) / "bridge").glob("*.npz")) if folder else []
+    if not files:
+        pytest.skip("put AlberDICE's recordings of the bridge at bridge/*.npz of TORCHRL_MARL_OFFLINE_DATA")
+    for file in files:
+        recorded = {key: torch.from_numpy(each) for key, each in np.load(file).items()}
+        ended = recorded["terminated"][:, :-1, 0].bool()
+        played = ended.int().cumsum(1) - ended.int() == 0  # up to and with the last step
+        state, following = recorded["state"][:, :-1][played], recorded["state"][:, 1:][played]
+        env = make_env("games/bridge", num_envs=len(state))
+        td = env.set_state(state.view(-1, 2, 2, 2)[:, :, 0].long())
+        assert torch.equal(td[STATE], state)
+        after = env.step(td.set(ACTION, recorded["actions"][:, :-1, :, 0][played]))["next"]
+        assert torch.equal(after[STATE], following)
+        limit = torch.arange(played.shape[1]).expand_as(played)[played] == 49
+        expected = recorded["reward"][:, :-1, 0][played]
+        torch.testing.assert_close(after[REWARD][~limit, 0, 0], expected[~limit])
+        assert torch.equal(after["terminated"][~limit, 0], ended[played][~limit])
+        assert (expected[limit] == 0).all()  # the recordings pay nothing at the limit

@@ -1,8 +1,18 @@
-"""Batched environments, all through :func:`make_env`, and hand-written policies for them."""
+"""Batched environments, through :func:`make_env` or wrapped, and hand-written policies for them."""
 
 from __future__ import annotations
 
 from torchrl_marl_offline.envs.factory import list_tasks, make_env
+from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
-__all__ = ["GridController", "MixedSkill", "SpreadController", "list_tasks", "make_env"]
+__all__ = [
+    "GridController",
+    "MixedSkill",
+    "SpreadController",
+    "from_pettingzoo",
+    "from_torchrl",
+    "list_tasks",
+    "make_env",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -23,6 +23,11 @@ from torchrl_marl_offline.data.layout import (
 )
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from torchrl_marl_offline.envs.drawing import Scene
+
 STEP_COUNT = "step_count"
 SUCCESS = "success"
 
@@ -36,6 +41,7 @@ class Outcome(NamedTuple):
     reward: Tensor  # [B, n]
     terminated: Tensor  # [B] bool
     success: Tensor | None = None  # [B] bool
+    truncated: Tensor | None = None  # [B] bool, cut off by the game itself, before the time limit
 
 
 class View(NamedTuple):
@@ -44,6 +50,7 @@ class View(NamedTuple):
     observation: Tensor  # [B, n, o]
     state: Tensor  # [B, s]
     action_mask: Tensor | None = None  # [B, n, A] bool
+    mask: Tensor | None = None  # [B, n] bool, which agents live
 
 
 class TeamEnv(EnvBase):
@@ -56,7 +63,8 @@ class TeamEnv(EnvBase):
     task at the limit is ``terminated`` alone.
 
     A subclass gives the rules as functions of a dictionary of tensors: :meth:`_start`, :meth:`_advance` and
-    :meth:`_view`, all of them without side effects and for all environments at once.
+    :meth:`_view`, all of them without side effects and for all environments at once; and :meth:`_scene`, if it can be
+    drawn.
 
     Args:
         spec: sizes of the task.
@@ -67,6 +75,7 @@ class TeamEnv(EnvBase):
         max_episode_steps: the time limit, in steps.
         reference_returns: mean episode return of random play and of the reference expert, if known.
         has_success: whether :class:`Outcome` carries ``success``.
+        has_agent_mask: whether :class:`View` carries ``mask``.
         dtype: of observations, rewards and continuous actions.
     """
 
@@ -80,6 +89,7 @@ class TeamEnv(EnvBase):
         max_episode_steps: int,
         reference_returns: tuple[float, float] | None = None,
         has_success: bool = False,
+        has_agent_mask: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if num_envs < 1:
@@ -92,6 +102,7 @@ class TeamEnv(EnvBase):
         self.max_episode_steps = max_episode_steps
         self.reference_returns = reference_returns
         self.has_success = has_success
+        self.has_agent_mask = has_agent_mask
         self.float_dtype = dtype
         self._make_specs()
         self._game: Game = {}
@@ -111,6 +122,29 @@ class TeamEnv(EnvBase):
     def _view(self, game: Game) -> View:
         """Return what the agents and the mixer see."""
 
+    def _scene(self, index: int) -> Scene:
+        """Return what environment ``index`` looks like now."""
+        raise NotImplementedError(f"{self.task_spec.task or type(self).__name__} has nothing to draw.")
+
+    def render(self, index: int = 0, *, size: int = 256) -> np.ndarray:
+        """Draw one of the environments as it is now; no display is needed.
+
+        Args:
+            index: which of them.
+            size: height of the picture in pixels.
+
+        Returns:
+            uint8 ``[size, width, 3]``, the same width for every picture of a task.
+
+        Raises:
+            NotImplementedError: the task has nothing to draw, as a matrix game.
+        """
+        from torchrl_marl_offline.envs.drawing import draw  # matplotlib is slow to import
+
+        if not self._game:
+            raise RuntimeError("There is nothing to draw before the first reset().")
+        return draw(self._scene(index), size=size)
+
     def _restart(self, reset: Tensor | None) -> Game:
         """Return the game with the environments ``reset`` (bool ``[B]``; ``None``: all) at a new start."""
         self.random.advance(reset)
@@ -127,6 +161,8 @@ class TeamEnv(EnvBase):
         agents = {"observation": Unbounded(shape=(*batch, n, spec.observation_size), **real)}
         if spec.has_action_mask:
             agents["action_mask"] = self._bool_spec((*batch, n, spec.action_size))
+        if self.has_agent_mask:
+            agents["mask"] = self._bool_spec((*batch, n))
         observation = {
             GROUP: Composite(agents, shape=(*batch, n), **at),
             STATE: Unbounded(shape=(*batch, spec.state_size), **real),
@@ -155,10 +191,16 @@ class TeamEnv(EnvBase):
         outcome = self._advance(self._game, tensordict.get(ACTION))
         self._game = outcome.game
         self._step_count = self._step_count + 1
-        terminated = outcome.terminated.unsqueeze(-1)  # [B] -> [B, 1]
-        truncated = (self._step_count >= self.max_episode_steps) & ~terminated
+        terminated = outcome.terminated.unsqueeze(-1).clone()  # [B] -> [B, 1]
+        truncated = self._step_count >= self.max_episode_steps
+        if outcome.truncated is not None:
+            truncated = truncated | outcome.truncated.unsqueeze(-1)
+        truncated = truncated & ~terminated
         success = None if outcome.success is None else outcome.success.unsqueeze(-1)
         return self._pack(terminated, truncated, success, reward=outcome.reward.unsqueeze(-1))
+
+    def _step_proc_data(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict  # complete and in shape already; to look again costs as much as a step of a small game
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = None if tensordict is None else tensordict.get("_reset", None)
@@ -168,7 +210,12 @@ class TeamEnv(EnvBase):
         self._game = self._restart(reset)
         zero = self._zeros(torch.int64)
         self._step_count = zero if reset is None else self._step_count * ~reset.unsqueeze(-1)
-        return self._pack(self._false, self._false, self._false if self.has_success else None)
+        return self._pack_start()
+
+    def _pack_start(self) -> TensorDict:
+        # each entry of its own: TorchRL writes into done entries in place when it resets
+        terminated, truncated, success = (self._zeros(torch.bool) for _ in range(3))
+        return self._pack(terminated, truncated, success if self.has_success else None)
 
     def _pack(
         self, terminated: Tensor, truncated: Tensor, success: Tensor | None, *, reward: Tensor | None = None
@@ -177,6 +224,8 @@ class TeamEnv(EnvBase):
         agents = {"observation": view.observation}
         if view.action_mask is not None:
             agents["action_mask"] = view.action_mask
+        if view.mask is not None:
+            agents["mask"] = view.mask
         if reward is not None:
             agents["reward"] = reward
         shape = (self.num_envs, self.task_spec.n_agents)
@@ -184,20 +233,19 @@ class TeamEnv(EnvBase):
             GROUP: TensorDict._new_unsafe(agents, batch_size=torch.Size(shape), device=self.device),
             STATE: view.state,
             STEP_COUNT: self._step_count.clone(),
-            # clones: TorchRL writes into done entries in place when it resets
             DONE: terminated | truncated,
-            TERMINATED: terminated.clone(),
-            TRUNCATED: truncated.clone(),
+            TERMINATED: terminated,
+            TRUNCATED: truncated,
         }
         if success is not None:
-            data[SUCCESS] = success.clone()
+            data[SUCCESS] = success
         return TensorDict._new_unsafe(data, batch_size=self.batch_size, device=self.device)
 
     def _set_game(self, **tensors: Tensor) -> TensorDict:
         """Put every environment at the given position, at step 0, and return what a reset would."""
         self._game = {key: value.to(self.device) for key, value in tensors.items()}
         self._step_count = self._zeros(torch.int64)
-        return self._pack(self._false, self._false, self._false if self.has_success else None)
+        return self._pack_start()
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Write a uniformly random action, among the legal ones where the task masks actions."""

@@ -43,16 +43,17 @@ class CounterRandom:
         """Begin the next episode in the environments ``reset`` (bool ``[B]``; ``None``: all of them)."""
         self.episode = self.episode + (1 if reset is None else reset.to(torch.int64))
 
-    def uniform(self, draws: int, *, rows: Tensor | None = None, stream: int = 0) -> Tensor:
+    def uniform(self, draws: int, *, rows: Tensor | None = None, stream: int = 0, first: Tensor | int = 0) -> Tensor:
         """Return float64 numbers in [0, 1), ``[R, draws]``.
 
         ``rows`` (int64 ``[R]``) are the environments that want them, by default all; another ``stream`` gives
-        independent numbers.
+        independent numbers. ``first`` (or int64 ``[R, 1]``) of the episode's numbers are skipped, as by a game that
+        draws some in every step.
         """
         environment, episode = self._environment, self.episode
         if rows is not None:
             environment, episode = environment[rows], episode[rows]
         key = _mix(environment + (episode * 256 + stream) * _GOLDEN)
-        counter = torch.arange(1, draws + 1, device=key.device)
+        counter = torch.arange(1, draws + 1, device=key.device) + first
         bits = _mix(key.unsqueeze(-1) + counter * _GOLDEN)
         return _shift_right(bits, 11).to(torch.float64) * 2.0**-53

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
+
 
 class Family(NamedTuple):
     """A group of tasks that need the same library.
@@ -35,12 +37,49 @@ def _vmas_scenarios() -> dict[str, str]:
     return dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
 
 
-_GAMES = {"two_step": "games:TwoStep", "xor": "games:Xor", "grid_navigation": "grid_navigation:GridNavigation"}
+def _mamujoco_names() -> dict[str, str]:
+    from torchrl_marl_offline.envs.mamujoco.names import task_names
+
+    return task_names()
+
+
+def _smax_scenarios() -> dict[str, str]:
+    from torchrl_marl_offline.envs.smax import SCENARIOS
+
+    return dict.fromkeys(SCENARIOS, "smax:Smax")
+
+
+_MPE = {
+    "simple_spread": "mpe:SimpleSpread",
+    "simple_tag": "mpe_pursuit:SimpleTag",
+    "simple_world": "mpe_pursuit:SimpleWorld",
+}
+_GAMES = {
+    "two_step": "games:TwoStep",
+    "xor": "games:Xor",
+    "climb": "games:Climb",
+    "bridge": "bridge:Bridge",
+    "grid_navigation": "grid_navigation:GridNavigation",
+}
 
 FAMILIES: dict[str, Family] = {
-    "mpe": Family({"simple_spread": "mpe:SimpleSpread"}),
+    "mpe": Family(_MPE),
     "games": Family(_GAMES),
     "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
+    "mamujoco": Family(
+        _mamujoco_names,
+        library="gymnasium_robotics",
+        install="pip install 'torchrl-marl-offline[mamujoco]'",
+        name_option="name",
+    ),
+    "smac": Family(smac_names, library="smacv2", install=INSTALL, name_option="map_name"),
+    "smacv2": Family(smacv2_names, library="smacv2", install=INSTALL, name_option="scenario"),
+    "smax": Family(
+        _smax_scenarios,
+        library="jaxmarl",
+        install="pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'",
+        name_option="scenario",
+    ),
 }
 
 

@@ -61,7 +61,57 @@ class TwoStep(TeamEnv):
         return View(state.unsqueeze(1).expand(-1, 2, -1).contiguous(), state)
 
 
-class Xor(TeamEnv):
+class MatrixGame(TeamEnv):
+    """Two agents and one state: the joint action pays both agents what a square table says, ``max_steps`` times.
+
+    Observation and state: the one state, one-hot: [1].
+
+    Args:
+        task: its name.
+        payoff: table, row: action of the first agent, column: of the second.
+        terminates: whether the end is a termination, not a truncation.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        payoff: tuple[tuple[float, ...], ...],
+        num_envs: int,
+        device: torch.device | str,
+        seed: int | None,
+        max_steps: int,
+        terminates: bool,
+    ) -> None:
+        table = torch.tensor(payoff)
+        spec = TaskSpec(n_agents=2, observation_size=1, state_size=1, action_size=len(table), discrete=True, task=task)
+        super().__init__(
+            spec=spec,
+            num_envs=num_envs,
+            device=device,
+            seed=seed,
+            max_episode_steps=max_steps,
+            reference_returns=(max_steps * table.double().mean().item(), max_steps * table.max().item()),
+        )
+        self._payoff = table.to(self.device)
+        self._terminates = terminates
+
+    def _start(self, rows: Tensor | None) -> Game:
+        count = self.num_envs if rows is None else len(rows)
+        return {"place": torch.ones(count, 1, dtype=self.float_dtype, device=self.device)}
+
+    def _advance(self, game: Game, action: Tensor) -> Outcome:
+        first, second = action.unbind(-1)
+        reward = self._payoff[first, second].unsqueeze(-1).expand(-1, 2).contiguous()
+        ended = self._step_count.squeeze(-1) + 1 >= self.max_episode_steps
+        return Outcome(game, reward, ended if self._terminates else self._false.squeeze(-1))
+
+    def _view(self, game: Game) -> View:
+        state = game["place"].clone()
+        return View(state.unsqueeze(1).expand(-1, 2, -1).contiguous(), state)
+
+
+class Xor(MatrixGame):
     """A repeated game that pays for choosing differently: ``games/xor``.
 
     Two agents with two actions and one state. Both agents get r(0,1) = r(1,0) = 1, r(0,0) = 0 and r(1,1) = -2, 50
@@ -87,26 +137,51 @@ class Xor(TeamEnv):
         seed: int | None = None,
         max_steps: int = 50,
     ) -> None:
-        spec = TaskSpec(n_agents=2, observation_size=1, state_size=1, action_size=2, discrete=True, task="games/xor")
         super().__init__(
-            spec=spec,
+            task="games/xor",
+            payoff=self.payoff,
             num_envs=num_envs,
             device=device,
             seed=seed,
-            max_episode_steps=max_steps,
-            reference_returns=(0.0, float(max_steps)),
+            max_steps=max_steps,
+            terminates=False,
         )
-        self._payoff = torch.tensor(self.payoff, device=self.device)
 
-    def _start(self, rows: Tensor | None) -> Game:
-        count = self.num_envs if rows is None else len(rows)
-        return {"place": torch.ones(count, 1, dtype=self.float_dtype, device=self.device)}
 
-    def _advance(self, game: Game, action: Tensor) -> Outcome:
-        first, second = action.unbind(-1)
-        reward = self._payoff[first, second].unsqueeze(-1).expand(-1, 2).contiguous()
-        return Outcome(game, reward, self._false.squeeze(-1))
+class Climb(MatrixGame):
+    """One joint action whose best value is not the sum of what each agent adds: ``games/climb``.
 
-    def _view(self, game: Game) -> View:
-        state = game["place"].clone()
-        return View(state.unsqueeze(1).expand(-1, 2, -1).contiguous(), state)
+    Both agents get the table's entry, and the game terminates. Without ``penalty`` the table is [[10, 9], [8, 0]],
+    which no sum of one value per agent can express: from the other three entries it would follow that (1, 1) pays 7.
+    With ``penalty`` it is [[5, 0, -50], [0, 0, -50], [-50, -50, 100]]: the best joint action (2, 2) pays 100, and who
+    plays its part alone loses 50.
+
+    Observation and state: the one state, one-hot: [1].
+
+    Args:
+        num_envs: number of environments.
+        device: where they run.
+        seed: accepted like everywhere; the game has no chance.
+        penalty: which table.
+    """
+
+    payoff = ((10.0, 9.0), (8.0, 0.0))
+    penalty_payoff = ((5.0, 0.0, -50.0), (0.0, 0.0, -50.0), (-50.0, -50.0, 100.0))
+
+    def __init__(
+        self,
+        *,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        penalty: bool = False,
+    ) -> None:
+        super().__init__(
+            task="games/climb",
+            payoff=self.penalty_payoff if penalty else self.payoff,
+            num_envs=num_envs,
+            device=device,
+            seed=seed,
+            max_steps=1,
+            terminates=True,
+        )

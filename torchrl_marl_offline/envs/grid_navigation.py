@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, board, discs, on_board
 
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 """(row, column) displacement of stay, north, south, west and east."""
@@ -128,3 +129,8 @@ class GridNavigation(TeamEnv):
         cells = torch.cat([game["agents"], game["landmarks"]], 1).to(self.float_dtype) + 1  # [B, 2 n, 2]
         observation = cells.index_select(1, self._order).view(self.num_envs, self.task_spec.n_agents, -1)
         return View(observation, cells.flatten(1), legal_moves(game["agents"], self.side))
+
+    def _scene(self, index: int) -> Scene:
+        agents, landmarks = (on_board(self._game[key][index]) for key in ("agents", "landmarks"))
+        shapes = discs(landmarks, 0.15, "#222222") + discs(agents, 0.35, AGENT_COLOURS, alpha=0.8)
+        return board(self.side, self.side, shapes)

@@ -1,41 +1,23 @@
-"""Particle tasks of the multi-agent particle environments (MPE), as the OMAR data was recorded on them."""
+"""``mpe/simple_spread`` of the multi-agent particle environments (MPE), as the OMAR data was recorded on it."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn import functional as F
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, arena, discs
+from torchrl_marl_offline.envs.mpe_physics import (
+    Integration,
+    checked_integration,
+    contact_forces,
+    integrate,
+    others_index,
+)
 
-_DT = 0.1
-_DAMPING = 0.25
 _SENSITIVITY = 5.0
-_CONTACT_FORCE = 100.0
-_CONTACT_MARGIN = 1e-3
-
-
-def contact_forces(position: Tensor, radius: float) -> Tensor:
-    """Return the contact force on each of ``n`` equal, movable discs.
-
-    Two discs push each other apart by ``100 · Δp/|Δp| · k · log(1 + exp(-(|Δp| - 2 r)/k))`` with ``k = 0.001``.
-    Discs at exactly the same place do not push each other (the formula has no direction there).
-
-    Args:
-        position: ``[B, n, 2]``.
-        radius: of every disc.
-
-    Returns:
-        forces ``[B, n, 2]``.
-    """
-    away = position.unsqueeze(-2) - position.unsqueeze(-3)  # [B, n, n, 2], from the other to oneself
-    distance = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
-    overlap = _CONTACT_MARGIN * F.softplus((2 * radius - distance) / _CONTACT_MARGIN)
-    return (away * (_CONTACT_FORCE * overlap / distance.clamp_min(1e-12))).sum(-2)
 
 
 class SimpleSpread(TeamEnv):
@@ -76,11 +58,9 @@ class SimpleSpread(TeamEnv):
         seed: int | None = None,
         max_steps: int = 25,
         dtype: torch.dtype = torch.float32,
-        integration: Literal["velocity_first", "position_first"] = "velocity_first",
+        integration: Integration = "velocity_first",
     ) -> None:
-        if integration not in ("velocity_first", "position_first"):
-            raise ValueError(f"integration must be 'velocity_first' or 'position_first', got {integration!r}.")
-        self.integration = integration
+        self.integration = checked_integration(integration)
         spec = TaskSpec(
             n_agents=self.n_agents, observation_size=18, state_size=54, action_size=2, task="mpe/simple_spread"
         )
@@ -93,9 +73,7 @@ class SimpleSpread(TeamEnv):
             reference_returns=(159.8, 516.8),
             dtype=dtype,
         )
-        agents = range(self.n_agents)
-        others = [self.n_agents * i + j for i in agents for j in agents if i != j]
-        self._others = torch.tensor(others, device=self.device)
+        self._others = others_index(self.n_agents, self.device)
 
     def set_state(self, agent_pos: Tensor, agent_vel: Tensor, landmark_pos: Tensor) -> TensorDict:
         """Put agents and landmarks at given places, each ``[B, 3, 2]``, and return the first observation."""
@@ -109,11 +87,9 @@ class SimpleSpread(TeamEnv):
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         position, velocity, landmark = game["position"], game["velocity"], game["landmark"]
-        force = _SENSITIVITY * action.clamp(-1, 1) + contact_forces(position, self.radius)
-        new_velocity = velocity * (1 - _DAMPING) + force * _DT
-        moving = new_velocity if self.integration == "velocity_first" else velocity
-        position = position + moving * _DT
-        game = {"position": position, "velocity": new_velocity, "landmark": landmark}
+        force = _SENSITIVITY * action.clamp(-1, 1) + contact_forces(position, position, 2 * self.radius)
+        position, velocity = integrate(position, velocity, force, integration=self.integration)
+        game = {"position": position, "velocity": velocity, "landmark": landmark}
         return Outcome(game, self.reward(position, landmark), self._false.squeeze(-1))
 
     def reward(self, position: Tensor, landmark: Tensor) -> Tensor:
@@ -135,3 +111,8 @@ class SimpleSpread(TeamEnv):
         observation[..., 10:14] = to_agents.index_select(-2, self._others).view(*position.shape[:-1], 4)
         observation[..., 14:18] = 0
         return View(observation, observation.flatten(-2))  # the state shares the observation's memory
+
+    def _scene(self, index: int) -> Scene:
+        position, landmark = self._game["position"][index], self._game["landmark"][index]
+        shapes = discs(landmark, 0.05, "#222222") + discs(position, self.radius, AGENT_COLOURS, alpha=0.8)
+        return arena(position, shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,26 +16,35 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.envs.vmas_scenarios import VmasScenario
 
 SCENARIOS = ("balance", "discovery", "flocking", "transport", "wheel")
-"""Scenarios with a heuristic that needs nothing but VMAS (that of ``navigation`` needs a convex solver)."""
+"""Scenarios with a heuristic that needs nothing but VMAS."""
+
+_SOLVING = "navigation"
 
 
 class VmasHeuristic(TensorDictModuleBase):
     """VMAS's own heuristic for the scenario of ``env``, with Gaussian noise, clipped to the bounds.
 
     Args:
-        env: an environment ``vmas/<scenario>`` with one of :data:`SCENARIOS`.
+        env: an environment ``vmas/<scenario>`` with one of :data:`SCENARIOS`, or ``vmas/navigation``, whose heuristic
+            solves convex programs with the library ``cvxpylayers`` and is slow.
         noise: standard deviation of the noise on the action, in its unit; from torch's global generator.
 
     Raises:
         ValueError: if VMAS has no heuristic for the scenario.
+        ModuleNotFoundError: if it needs a library that is missing.
     """
 
     def __init__(self, env: VmasScenario, *, noise: float = 0.0) -> None:
         self.in_keys, self.out_keys = [OBSERVATION], [ACTION]
         super().__init__()
         scenario = env.task_spec.task.removeprefix("vmas/")
-        if scenario not in SCENARIOS:
-            raise ValueError(f"VMAS has no heuristic for {scenario!r}, only for {', '.join(SCENARIOS)}.")
+        if scenario not in (*SCENARIOS, _SOLVING):
+            raise ValueError(f"VMAS has no heuristic for {scenario!r}, only for {', '.join((*SCENARIOS, _SOLVING))}.")
+        if scenario == _SOLVING and find_spec("cvxpylayers") is None:
+            raise ModuleNotFoundError(
+                f"The heuristic of vmas/{scenario} needs the library 'cvxpylayers', which is missing: pip install "
+                f"cvxpylayers."
+            )
         # `vmas.scenarios`, the attribute, is a list of names that hides the module
         policy = import_module("vmas.scenarios").load(f"{scenario}.py").HeuristicPolicy
         self.policies = [policy(continuous_action=True) for _ in env.observation_sizes]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import unwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.drawing import Scene, Shape
 
 
 @cache
@@ -39,8 +43,14 @@ class VmasScenario(TeamEnv):
     or components (two vehicle models, or messages, which lie in [0, 1]), every component is [-1, 1] here and
     scaled linearly to its own range.
 
-    VMAS keeps one random state for all its environments; here every environment has its own, so that the same seed
-    gives the same roll-out whatever else runs. A partial reset resets one environment after another, as VMAS does.
+    VMAS keeps one random state for all its environments; this object has its own, so that the same seed gives the same
+    roll-out whatever else runs. A partial reset resets one environment after another, as VMAS does. By default the
+    starts of all environments come from one stream, so that they change with ``num_envs``; ``starts="independent"``
+    draws each under a seed of its own, which costs as much as resetting one environment after another. What a scenario
+    draws in its steps (``football``, ``discovery``, ...), for its world (``het_mass``), or for the whole batch
+    whichever environment it resets (``asym_joint``, ``road_traffic``, ``simple_crypto``) still comes from one stream.
+
+    :meth:`render` draws the bodies of VMAS's world itself, because VMAS's own viewer needs a display or a GPU.
 
     Args:
         scenario: its name, such as ``"balance"``.
@@ -48,6 +58,7 @@ class VmasScenario(TeamEnv):
         device: where they run.
         seed: seed of the simulator's chance.
         max_steps: time limit.
+        starts: ``"batched"``, or ``"independent"`` of ``num_envs``.
         **options: the scenario's own, such as ``n_agents``.
     """
 
@@ -59,103 +70,139 @@ class VmasScenario(TeamEnv):
         device: torch.device | str = "cpu",
         seed: int | None = None,
         max_steps: int = 100,
+        starts: Literal["batched", "independent"] = "batched",
         **options: Any,
     ) -> None:
-        self._chance_device = torch.device(device)
-        self._chance = None
+        if starts not in ("batched", "independent"):
+            raise ValueError(f"starts must be 'batched' or 'independent', got {starts!r}.")
+        self._independent = starts == "independent"
+        self._chance = _Chance(torch.device(device))
         # `vmas.scenarios`, the attribute, is a list of names that hides the module
         rules = import_module("vmas.scenarios").load(f"{scenario}.py").Scenario()
-        with self._own_chance():
+        with self._chance.lent():
             self._simulator = _simulator_class()(
-                rules,
-                num_envs=num_envs,
-                device=device,
-                continuous_actions=True,
-                clamp_actions=True,
-                seed=0,
-                **options,
+                rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options
             )
-            observations = self._simulator.reset()
+            observations = self._simulator.look()
         self.observation_sizes = tuple(_flat(observation).shape[-1] for observation in observations)
         spaces = self._simulator.action_space
-        self.action_sizes = tuple(space.shape[0] for space in spaces)
-        lows = {float(low) for space in spaces for low in space.low}
-        highs = {float(high) for space in spaces for high in space.high}
-        self._same_bounds = len(lows) == 1 and len(highs) == 1
+        self._ranges = ActionRanges(
+            [space.low for space in spaces], [space.high for space in spaces], device=torch.device(device)
+        )
+        self.action_sizes = self._ranges.sizes
         spec = TaskSpec(
             n_agents=len(spaces),
             observation_size=max(self.observation_sizes),
             state_size=sum(self.observation_sizes),
             action_size=max(self.action_sizes),
-            action_low=lows.pop() if self._same_bounds else -1.0,
-            action_high=highs.pop() if self._same_bounds else 1.0,
+            action_low=self._ranges.low,
+            action_high=self._ranges.high,
             task=f"vmas/{scenario}",
         )
         super().__init__(spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps)
-        at = {"dtype": self.float_dtype, "device": self.device}
-        self._low = [torch.as_tensor(space.low, **at) for space in spaces]
-        self._high = [torch.as_tensor(space.high, **at) for space in spaces]
+        self._unpadded = len(set(self.observation_sizes)) == 1
 
     def _start(self, rows: Tensor | None = None) -> Game:
-        with self._own_chance():
-            return self._observed(self._simulator.reset())
+        with self._chance.lent():
+            if self._independent:
+                self._restart_rows(torch.arange(self.num_envs, device=self.device))
+            else:
+                self._simulator.restart()
+            return self._observed(self._simulator.look())
+
+    def _restart_rows(self, rows: Tensor) -> None:
+        seeds = (self.random.uniform(1, rows=rows).flatten() * 2**32).long().tolist()
+        for index, seed in zip(rows.tolist(), seeds):
+            if self._independent:
+                _seed_all(seed)
+            self._simulator.restart(index)
 
     def _restart(self, reset: Tensor | None) -> Game:
+        self.random.advance(reset)
         if reset is None or bool(reset.all()):
             return self._start()
-        with self._own_chance():
-            for index in reset.nonzero().flatten().tolist():
-                self._simulator.reset_at(index, return_observations=False)
-            (observations,) = self._simulator.get_from_scenario(
-                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
-            )
+        with self._chance.lent():
+            self._restart_rows(reset.nonzero().flatten())
+            fresh = self._observed(self._simulator.look())["observation"]
         # An observation may draw noise, so those of the environments that go on are kept as they were.
-        fresh = self._observed(observations)["observation"]
         return {"observation": torch.where(reset.view(-1, 1, 1), fresh, self._game["observation"])}
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
-        actions = [action[:, i, :size] for i, size in enumerate(self.action_sizes)]
-        if not self._same_bounds:
-            triples = zip(actions, self._low, self._high)
-            actions = [low + (high - low) * (each.clamp(-1, 1) + 1) / 2 for each, low, high in triples]
-        with self._own_chance():
-            observations, rewards, done = self._simulator.step(actions)
+        with self._chance.lent():
+            observations, rewards, done = self._simulator.advance(self._ranges.split(action))
         reward = torch.stack([each.reshape(-1) for each in rewards], -1).to(self.float_dtype)  # n x [B] -> [B, n]
         return Outcome(self._observed(observations), reward, done.reshape(-1).to(torch.bool))
 
     def _view(self, game: Game) -> View:
         observation = game["observation"]
+        if self._unpadded:
+            return View(observation, observation.flatten(1))  # the state shares the observation's memory
         state = torch.cat([observation[:, i, :size] for i, size in enumerate(self.observation_sizes)], -1)
-        return View(observation.clone(), state)
+        return View(observation, state)
 
     def _observed(self, observations: list[Tensor | dict[str, Tensor]]) -> Game:
         flat = [_flat(observation).to(self.float_dtype) for observation in observations]
-        width = self.task_spec.observation_size
-        return {"observation": torch.stack([F.pad(each, (0, width - each.shape[-1])) for each in flat], 1)}
-
-    @contextmanager
-    def _own_chance(self) -> Iterator[None]:
-        """Lend this environment's random state to VMAS, and leave VMAS's and torch's as they were."""
-        shared = _simulator_class().vmas_random_state
-        cuda = self._chance_device.type == "cuda"
-        theirs, outside = list(shared), torch.cuda.get_rng_state(self._chance_device) if cuda else None
-        if self._chance is not None:
-            shared[:] = self._chance[0]
-            if cuda:
-                torch.cuda.set_rng_state(self._chance[1], self._chance_device)
-        try:
-            yield
-        finally:
-            self._chance = list(shared), torch.cuda.get_rng_state(self._chance_device) if cuda else None
-            shared[:] = theirs
-            if cuda:
-                torch.cuda.set_rng_state(outside, self._chance_device)
+        return {"observation": pad_last(flat, self.task_spec.observation_size)}
 
     def _set_seed(self, seed: int | None) -> None:
         # NumPy, which VMAS seeds too, takes 32 bits
         seed = int(torch.randint(2**32, ())) if seed is None else seed % 2**32
-        with self._own_chance():
-            self._simulator.seed(seed)
+        super()._set_seed(seed)
+        with self._chance.lent():
+            _seed_all(seed)
+
+    def _scene(self, index: int) -> Scene:
+        """Return the bodies of VMAS's world; what a scenario draws besides (sensors, messages) is left out."""
+        rules, world = self._simulator.scenario, self._simulator.world
+        origin = np.asarray([float(each) for each in rules.render_origin])
+        agents = np.asarray([agent.state.pos[index].tolist() for agent in world.agents]) - origin
+        aspect = rules.viewer_size[0] / rules.viewer_size[1]
+        room = rules.viewer_zoom * np.asarray([aspect, 1.0] if aspect >= 1 else [1.0, 1 / aspect])
+        margin = 2 * max(agent.shape.circumscribed_radius() for agent in world.agents)
+        room = room * max(1.0, ((np.abs(agents).max(0) + margin) / room).max())
+        bodies = [entity for entity in world.landmarks + world.agents if bool(entity.is_rendering[index])]
+        return Scene(tuple(origin - room), tuple(origin + room), [_drawn(body, index) for body in bodies])
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+class _Chance:
+    """A random state of an environment's own, lent to the global generators while VMAS draws from them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch = torch.get_rng_state()
+        self._cuda = self._cuda_state()
+        self._numpy = np.random.MT19937()
+        self._python = random.getstate()
+
+    def _cuda_state(self) -> Tensor | None:
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+
+    def _set_cuda_state(self, state: Tensor | None) -> None:
+        if state is not None:
+            torch.cuda.set_rng_state(state, self._device)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Put this state in place of the global one; put the global one back on leaving."""
+        outside = torch.get_rng_state(), self._cuda_state(), np.random.get_bit_generator(), random.getstate()
+        torch.set_rng_state(self._torch)
+        self._set_cuda_state(self._cuda)
+        np.random.set_bit_generator(self._numpy)
+        random.setstate(self._python)
+        try:
+            yield
+        finally:
+            self._torch, self._cuda, self._python = torch.get_rng_state(), self._cuda_state(), random.getstate()
+            torch.set_rng_state(outside[0])
+            self._set_cuda_state(outside[1])
+            np.random.set_bit_generator(outside[2])
+            random.setstate(outside[3])
 
 
 @cache
@@ -163,11 +210,53 @@ def _simulator_class() -> type:
     """Return VMAS's environment without its info, which some scenarios compute at a cost."""
     from vmas.simulator.environment import Environment
 
+    # The public methods of `Environment` swap a random state that all environments share in and out, which costs a
+    # tenth of a step of a small scenario; whoever calls these has brought the environment's own.
     class Simulator(Environment):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            unwrap(Environment.__init__)(self, *args, **options)
+
+        def look(self) -> list:
+            (observations,) = self._get_from_scenario(
+                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+            )
+            return observations
+
+        def restart(self, index: int | None = None) -> None:
+            if index is None:
+                self._reset(return_observations=False)
+            else:
+                self._reset_at(index=index, return_observations=False)
+
+        def advance(self, actions: list[Tensor]) -> tuple[list, list[Tensor], Tensor]:
+            return unwrap(Environment.step)(self, actions)
+
         def _get_from_scenario(self, *, get_infos: bool, **wanted: Any) -> Any:
             return super()._get_from_scenario(get_infos=False, **wanted)
 
     return Simulator
+
+
+def _drawn(body: Any, index: int) -> Shape:
+    """Return the shape of one of VMAS's bodies where it is in environment ``index``."""
+    (x, y), angle = body.state.pos[index].tolist(), body.state.rot[index].item()
+    # some scenarios paint or fade a body in each environment on its own
+    colour = torch.as_tensor(getattr(body.color, "value", body.color))
+    colour = tuple((colour[index] if colour.dim() > 1 else colour).clamp(0, 1).tolist())[:3]
+    alpha = torch.as_tensor(getattr(body, "_alpha", 1.0)).flatten()
+    alpha = alpha[index if len(alpha) > 1 else 0].item()
+    shape = body.shape
+    if hasattr(shape, "radius"):
+        return Shape([(x, y)], radius=shape.radius, colour=colour, alpha=alpha)
+    half_length = shape.length / 2
+    # a line's width is in pixels, and it has no thickness in the simulator
+    corners = [(-half_length, 0.0), (half_length, 0.0)]
+    if hasattr(shape, "hollow"):
+        half = shape.width / 2
+        corners = [(-half_length, -half), (half_length, -half), (half_length, half), (-half_length, half)]
+    cos, sin = np.cos(angle), np.sin(angle)
+    points = [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in corners]
+    return Shape(points, colour=colour, alpha=alpha, filled=not getattr(shape, "hollow", False))
 
 
 def _flat(observation: Tensor | dict[str, Tensor]) -> Tensor:

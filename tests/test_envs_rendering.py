@@ -1,0 +1,96 @@
+"""Pictures and videos without a display."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchrl.envs import RewardSum, TransformedEnv
+
+from torchrl_marl_offline.data.layout import ACTION, REWARD
+from torchrl_marl_offline.envs import GridController, SpreadController, make_env
+from torchrl_marl_offline.envs.drawing import Scene, Shape, board, discs, draw, on_board
+from torchrl_marl_offline.training import evaluate
+from torchrl_marl_offline.training.video import record_video
+
+RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
+
+
+def test_shapes_are_drawn_where_they_lie():
+    square = [(0.5, -1.5), (1.5, -1.5), (1.5, -0.5), (0.5, -0.5)]
+    shapes = [Shape([(-1.0, 1.0)], radius=0.5, colour="red"), Shape(square, colour="green")]
+    shapes += [Shape([(-2.0, -1.0), (0.0, -1.0)], colour="red"), Shape([(1.0, 1.0)], radius=0.5, filled=False)]
+    frame = draw(Scene((-2, -2), (2, 2), shapes), size=100)
+    assert (frame.shape, frame.dtype) == ((100, 100, 3), np.uint8)
+    colour = {(x, y): tuple(frame[round(50 - 25 * y), round(50 + 25 * x)]) for x in (-1, 0, 1) for y in (-1, 0, 1)}
+    assert colour[-1, 1] == RED
+    assert colour[1, -1] == GREEN
+    assert colour[0, 0] == colour[1, 1] == WHITE
+    assert colour[-1, -1] != WHITE
+    wide = draw(Scene((-4, -2), (4, 2)), size=60)
+    assert wide.shape == (60, 120, 3)
+
+
+def test_boards_have_row_0_on_top():
+    assert on_board(torch.tensor([[0, 0], [2, 1]])).tolist() == [[0, 0], [1, -2]]
+    cells = on_board(torch.tensor([[0, 3], [1, 0]]))
+    frame = draw(board(2, 4, discs(cells, 0.3, ["red", "green"])), size=220)
+    side = 220 / 2.2
+    centre = {(r, c): tuple(frame[round((r + 0.6) * side), round((c + 0.6) * side)]) for r in (0, 1) for c in (0, 3)}
+    assert centre == {(0, 3): RED, (1, 0): GREEN, (0, 0): WHITE, (1, 3): WHITE}
+
+
+@pytest.mark.parametrize(
+    "task", ["mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world", "games/grid_navigation", "games/bridge"]
+)
+def test_pictures_show_the_game(task):
+    env = make_env(task, num_envs=3, seed=0)
+    env.rollout(4)
+    frames = [env.render(index, size=96) for index in range(3)]
+    assert all(frame.shape == frames[0].shape and frame.shape[0] == 96 for frame in frames)
+    assert all(len(np.unique(frame.reshape(-1, 3), axis=0)) > 3 for frame in frames)
+    assert not np.array_equal(frames[0], frames[1])
+    assert np.array_equal(frames[0], env.render(0, size=96))
+    assert np.array_equal(frames[0], TransformedEnv(env, RewardSum(in_keys=[REWARD])).render(size=96))
+
+
+def test_a_matrix_game_has_no_picture():
+    env = make_env("games/xor")
+    env.reset()
+    with pytest.raises(NotImplementedError, match="games/xor has nothing to draw"):
+        env.render()
+
+
+def test_a_video_shows_the_episode_that_is_evaluated(tmp_path):
+    env = make_env("games/grid_navigation", num_envs=3)
+    policy = GridController("optimal", seed=0)
+    evaluation = evaluate(policy, env, episodes=3, seed=4)
+    state = torch.get_rng_state()
+    path = record_video(env, policy, tmp_path / "new" / "walk.gif", seed=4, index=1, frames_per_second=4)
+    assert torch.equal(state, torch.get_rng_state())
+    with Image.open(path) as video:
+        assert video.n_frames == evaluation.lengths[1] + 1
+        assert video.size == (256, 256)
+        assert video.info["duration"] == 250
+        video.seek(video.n_frames - 1)
+        last = np.asarray(video.convert("RGB"))
+    env.set_seed(4)
+    td = env.reset()
+    for _ in range(int(evaluation.lengths[1])):
+        td = env.step(policy(td))
+        shown = env.render(1)
+        td = env.maybe_reset(env.step_mdp(td))
+    assert np.abs(last.astype(int) - shown).mean() < 3  # a GIF has 256 colours
+
+
+def test_video_arguments(tmp_path):
+    env = make_env("mpe/simple_spread", num_envs=2)
+    path = record_video(env, SpreadController("greedy_nearest"), tmp_path / "short.gif", max_frames=5)
+    with Image.open(path) as video:
+        assert video.n_frames == 5
+    with pytest.raises(ValueError, match=r"must end in \.gif, got video\.mp4"):
+        record_video(env, SpreadController(), "video.mp4")
+    with pytest.raises(NotImplementedError, match="nothing to draw"):
+        record_video(make_env("games/xor"), lambda td: td.set(ACTION, torch.zeros(1, 2).long()), tmp_path / "x.gif")
+    assert not (tmp_path / "x.gif").exists()
