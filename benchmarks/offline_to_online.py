@@ -1,10 +1,11 @@
 """Who drops and who gains when offline training goes on online: AWR and BRAC (Lee et al. 2026, figure 11).
 
-    python benchmarks/offline_to_online.py --output runs/offline_to_online --tasks mpe/simple_spread vmas/balance
+    python benchmarks/offline_to_online.py --output runs/offline_to_online
 
-Every run trains Mix + SVN + IQL with one of the two extractions on recorded data of mixed skill, then goes on with the
-same networks on its own experience alone (a fresh buffer, as in the paper), the policy's distribution acting. Returns
-over 500 evaluation episodes, executed by mode.
+Every run trains Mix + SVN + IQL with one of the two extractions on recorded data (of mixed skill by scripted policies,
+a recording for each seed; for MA-MuJoCo the medium quality of one MATD3 recording), then goes on with the same networks
+on its own experience alone (a fresh buffer, as in the paper), the policy's distribution acting. Returns of evaluation
+episodes executed by mode: 500, for MA-MuJoCo 16.
 """
 
 from __future__ import annotations
@@ -17,12 +18,31 @@ from typing import Any
 import torch
 from common import machine, make_loss, run_jobs, table
 
-from torchrl_marl_offline import AWR, BRAC, IQL, OnlineReplay, Trainer, evaluate, make_env
+from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
 from torchrl_marl_offline.data import record_mixed_skill
 from torchrl_marl_offline.training import CollectorSource
 
 EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint"), "BRAC": BRAC(0.1)}
-GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97}
+GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97, "mamujoco/2halfcheetah": 0.98}
+EVAL_EPISODES = {"mamujoco/2halfcheetah": 16}
+RECORDED = {
+    "mamujoco/2halfcheetah": {
+        "updates": 8000,
+        "num_envs": 16,
+        "eval_episodes": 16,
+        "compile": False,
+        "transitions": 64_000,
+        "learner": {"gamma": 0.98, "noise": 0.2},
+    }
+}
+
+
+def load_data(task: str, folder: str, *, episodes: int, seed: int) -> OfflineDataset:
+    """Return the recorded data of a task, recorded first if it is not there."""
+    if task not in RECORDED:
+        return record_mixed_skill(task, folder, episodes=episodes, seed=seed)
+    path = Path(folder) / task.replace("/", "-")
+    return record(task, path, qualities=["medium"], progress=False, **RECORDED[task])["medium"]
 
 
 def fine_tune(
@@ -30,15 +50,16 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Pretrain and fine-tune with one seed; returns both curves and what was measured at their ends."""
     torch.manual_seed(seed)
-    data = record_mixed_skill(task, folder, episodes=episodes, seed=seed)
+    data = load_data(task, folder, episodes=episodes, seed=seed)
     rules = {"value_learning": IQL(0.7), "extraction": EXTRACTIONS[method]}
     loss = make_loss(data.spec, "mixer", gamma=GAMMA[task], hidden=(64, 64), **rules)
-    eval_env = make_env(task, num_envs=500)
+    eval_episodes = EVAL_EPISODES.get(task, 500)
+    eval_env = make_env(task, num_envs=eval_episodes)
     curve: dict[str, list[float]] = {"step": [], "return": []}
 
     def play(start: int) -> None:
         curve["step"].append(start + trainer.step)
-        curve["return"].append(evaluate(loss.actor_network, eval_env, episodes=500, seed=1000 + seed).mean)
+        curve["return"].append(evaluate(loss.actor_network, eval_env, episodes=eval_episodes, seed=1000 + seed).mean)
 
     options = {"lr": 1e-3, "eval_at_start": True, "compile": True, "progress": False}
     buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
@@ -115,6 +136,8 @@ def main() -> None:
     args = parser.parse_args()
     names = ("offline_steps", "online_steps", "episodes", "num_envs")
     settings = {name: getattr(args, name) for name in names} | {"folder": str(args.output / "data")}
+    for task in set(args.tasks) & set(RECORDED):  # once, before the runs share it
+        load_data(task, settings["folder"], episodes=args.episodes, seed=0)
     jobs = [
         {"task": task, "method": method, "seed": seed} | settings
         for task in args.tasks

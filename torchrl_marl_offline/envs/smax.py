@@ -30,9 +30,9 @@ class Smax(TeamEnv):
     a whole side; ``success`` is a victory: all enemies dead and somebody alive. The time limit is ``truncated`` only.
 
     A step of all environments is one jitted call, and so is the restart of those whose episode has ended; tensors and
-    JAX's arrays share their memory through dlpack, except the actions, which are converted to int32. The first step and the first restart for each number of environments compile, which takes some
-    seconds. An environment plays the same battles for the same seed whatever ``num_envs`` is, up to how the
-    compiler orders sums.
+    JAX's arrays share their memory through dlpack, except the actions, which are converted to int32. The first step
+    and the first restart for each number of environments compile, which takes some seconds. An environment plays the
+    same battles for the same seed whatever ``num_envs`` is, up to how the compiler orders sums.
 
     Args:
         scenario: its name, such as ``"2s3z"``.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
-from torchrl_marl_offline.data.layout import SUCCESS
+from torchrl_marl_offline.data.layout import GROUP, SUCCESS
 from torchrl_marl_offline.envs.base import Game, Outcome
 from torchrl_marl_offline.envs.starcraft_battle import StarCraftBattle
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smacv2_arguments
@@ -28,9 +28,9 @@ class StarCraftTeam(TorchRLTeam):
     ``("agents", "mask")`` is false for the dead, whose only legal action is the no-op (0). ``terminated`` is the defeat
     of a side, ``success`` a battle won; the map's limit is ``truncated`` only, and so is a crash of the game.
 
-    A game is a process of its own and takes about a GB of memory and some seconds to start. Its environment is Python
-    that computes for as long as the game does, so several of them run in TorchRL's ``ParallelEnv``, or one after
-    another in a ``SerialEnv``. Environment ``i`` has the same seed whatever ``num_envs`` is, so as far as the game
+    A game is a process of its own, and smacv2 builds what is seen of it in Python: so several games run in TorchRL's
+    ``ParallelEnv``, or, with ``workers="serial"``, one after another in a ``SerialEnv``. Both start one game more, for
+    a moment, to read the sizes. Environment ``i`` has the same seed whatever ``num_envs`` is, so as far as the game
     itself repeats it plays the same battles. ``set_seed`` starts the games again.
 
     Args:
@@ -69,7 +69,8 @@ class StarCraftTeam(TorchRLTeam):
         self._seed = _any_seed() if seed is None else seed
         games = self._launch(self._seed)
         limit = games.episode_limit if num_envs == 1 else min(games.episode_limit)
-        super().__init__(games, seed=self._seed, max_steps=limit if max_steps is None else min(limit, max_steps))
+        limit = limit if max_steps is None else min(limit, max_steps)
+        super().__init__(games, group_map=[GROUP], seed=self._seed, max_steps=limit)
         self.task_spec = replace(self.task_spec, task=task)
 
     def _make_specs(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.data import Categorical, Composite
 from torchrl.envs.libs.smacv2 import SMACv2Env
 
@@ -69,6 +70,9 @@ class StarCraftBattle(SMACv2Env):
         self.observation_spec[AGENT_MASK] = Categorical(shape=(self.n_agents,), **kind)
         self.observation_spec[SUCCESS] = Categorical(shape=(1,), **kind)
         self.done_spec = Composite({key: Categorical(shape=(1,), **kind) for key in (DONE, TERMINATED, TRUNCATED)})
+
+    def _to_tensor(self, value: Any) -> Tensor:
+        return torch.tensor(np.asarray(value), device=self.device, dtype=torch.float32)  # TorchRL's is slow, and warns
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         with self._python_chance():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 INSTALL = (
-    "pip install 'git+https://github.com/oxwhirl/smacv2', install StarCraft II 4.10 with the SMAC maps in Maps/SMAC_Maps, "
-    "and set SC2PATH to its folder"
+    "pip install 'git+https://github.com/oxwhirl/smacv2', install StarCraft II 4.10 with the SMAC maps in "
+    "Maps/SMAC_Maps, and set SC2PATH to its folder"
 )
 
 MAPS: tuple[str, ...] = (

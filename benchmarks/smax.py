@@ -1,0 +1,141 @@
+"""Environment steps per second of SMAX: our environment beside pure JAX.
+
+    python benchmarks/smax.py --json smax.json
+
+Both play uniformly random legal actions and begin anew where a battle ends, in alternation in one process. Pure JAX is
+JaxMARL's own ``step`` (with its auto-reset) and the choice of actions, vmapped and jitted together: one call per step,
+or ``jax.lax.scan`` over 16 steps. Ours is TorchRL's ``rand_action`` and ``step_and_maybe_reset``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from common import machine
+
+from torchrl_marl_offline.envs import make_env
+
+SCAN = 16
+
+Play = Callable[[int], None]  # plays at least this many steps
+
+
+def ours(scenario: str, num_envs: int, device: str) -> Play:
+    """Our environment, through TorchRL."""
+    env = make_env(f"smax/{scenario}", num_envs=num_envs, seed=0, device=device)
+    now = {"td": env.reset()}
+
+    def play(steps: int) -> None:
+        td = now["td"]
+        for _ in range(steps):
+            td = env.step_and_maybe_reset(env.rand_action(td))[1]
+        now["td"] = td
+        if td.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return play
+
+
+def pure(scenario: str, num_envs: int, *, scan: bool) -> Play:
+    """JaxMARL alone, on JAX's default device."""
+    import jax
+    from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
+
+    game = HeuristicEnemySMAX(scenario=map_name_to_scenario(scenario))
+
+    def one(key, state, legal):
+        key, for_actions, for_step = jax.random.split(key, 3)
+        keys = jax.random.split(for_actions, len(game.agents))
+        actions = {
+            agent: jax.random.categorical(keys[i], jax.numpy.log(legal[agent])) for i, agent in enumerate(game.agents)
+        }
+        seen, state, rewards, dones, _ = game.step(for_step, state, actions)
+        return (key, state, game.get_avail_actions(state)), (seen, rewards, dones)
+
+    step = jax.vmap(one)
+    keys = jax.random.split(jax.random.PRNGKey(0), num_envs)
+    _, state = jax.jit(jax.vmap(game.reset))(keys)
+    now = {"carry": (keys, state, jax.vmap(game.get_avail_actions)(state))}
+    if scan:
+        # a digest of what is seen keeps the compiler from leaving it out
+        def body(carry, _):
+            carry, outcome = step(*carry)
+            return carry, jax.tree.map(lambda leaf: leaf.sum(), outcome)
+
+        advance = jax.jit(lambda *carry: jax.lax.scan(body, carry, None, length=SCAN))
+    else:
+        advance = jax.jit(step)
+
+    def play(steps: int) -> None:
+        carry = now["carry"]
+        for _ in range(max(1, steps // SCAN) if scan else steps):
+            carry, outcome = advance(*carry)
+        jax.block_until_ready((carry, outcome))
+        now["carry"] = carry
+
+    return play
+
+
+def measure(plays: dict[str, Play], num_envs: int, *, seconds: float, repeats: int) -> dict[str, list[float]]:
+    """Return environment steps per second of each, measured in alternation."""
+    steps, rates = {}, {name: [] for name in plays}
+    for name, play in plays.items():
+        play(64)  # compiles, and spreads the ends of the battles
+        steps[name] = max(1, round(seconds * 64 / _seconds(play, 64) / SCAN)) * SCAN
+    for _ in range(repeats):
+        for name, play in plays.items():
+            rates[name].append(steps[name] * num_envs / _seconds(play, steps[name]))
+    return rates
+
+
+def _seconds(play: Play, steps: int) -> float:
+    started = time.perf_counter()
+    play(steps)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, print, and write ``--json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--scenario", default="2s3z")
+    parser.add_argument("--device", default="cpu", help="of our environment; JAX has its own default")
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    where = f"{machine()}, jax {version('jax')}, jaxmarl {version('jaxmarl')}"
+    print(f"smax/{args.scenario}; {args.device}; {where}")
+    report = {}
+    for num_envs in args.num_envs:
+        plays = {
+            "make_env": ours(args.scenario, num_envs, args.device),
+            "pure JAX, a call per step": pure(args.scenario, num_envs, scan=False),
+            f"pure JAX, {SCAN} steps per call": pure(args.scenario, num_envs, scan=True),
+        }
+        rates = measure(plays, num_envs, seconds=args.seconds, repeats=args.repeats)
+        medians = {name: statistics.median(each) for name, each in rates.items()}
+        best = max(median for name, median in medians.items() if name != "make_env")
+        for name, each in rates.items():
+            print(
+                f"{num_envs:6} envs  {name:28} {medians[name]:>10,.0f} /s  ({min(each):,.0f} to {max(each):,.0f})"
+                f"  {100 * medians[name] / best:4.0f} % of the faster pure JAX",
+                flush=True,
+            )
+        report[num_envs] = rates
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"command": sys.argv, "machine": where, "env_steps_per_second": report}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
