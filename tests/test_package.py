@@ -24,7 +24,7 @@ STUB = Path(package.__file__).with_suffix(".pyi")
 MODULES = sorted(
     name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".__" not in name
 )
-OPTIONAL = ("wandb", "matplotlib", "h5py", "tensorboard", "tyro", "vmas", "pettingzoo", "mpe2", "pandas")
+OPTIONAL = ("wandb", "matplotlib", "h5py", "tensorboard", "tyro", "vmas", "pettingzoo", "mpe2", "pandas", "jax")
 
 
 def run(code: str, cwd: Path = ROOT) -> str:
@@ -90,7 +90,9 @@ def test_the_readme_names_nothing_that_does_not_exist():
     help_text = subprocess.run(
         [sys.executable, "examples/offline_mix_awr.py", "--help"], capture_output=True, text=True, cwd=ROOT
     ).stdout
-    for argument in set(re.findall(r"(--[a-z][a-z-]+)", readme.partition("## The example")[2])) - {"--help"}:
+    for argument in set(
+        re.findall(r"(--[a-z][a-z-]+)", readme.partition("## The example")[2].partition("\n## ")[0])
+    ) - {"--help"}:
         assert argument in help_text, f"the README speaks of {argument}, the example does not know it"
 
 

@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
-from torchrl_marl_offline.data.layout import GROUP, SUCCESS
-from torchrl_marl_offline.envs.base import Game, Outcome
+from torchrl_marl_offline.data.layout import GROUP
 from torchrl_marl_offline.envs.starcraft_battle import StarCraftBattle
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smacv2_arguments
 from torchrl_marl_offline.envs.torchrl_team import TorchRLTeam
@@ -72,14 +70,6 @@ class StarCraftTeam(TorchRLTeam):
         limit = limit if max_steps is None else min(limit, max_steps)
         super().__init__(games, group_map=[GROUP], seed=self._seed, max_steps=limit)
         self.task_spec = replace(self.task_spec, task=task)
-
-    def _make_specs(self) -> None:
-        self.has_success = True
-        super()._make_specs()
-
-    def _advance(self, game: Game, action: Tensor) -> Outcome:
-        outcome = super()._advance(game, action)
-        return outcome._replace(success=self._current.get(SUCCESS).reshape(self.num_envs))
 
     def _set_seed(self, seed: int | None) -> None:
         seed = _any_seed() if seed is None else seed

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import Compose, EnvBase, StepCounter, TransformedEnv, VmasEnv
 
-from torchrl_marl_offline.data.layout import DONE, STATE, TERMINATED, TRUNCATED, TaskSpec
+from torchrl_marl_offline.data.layout import DONE, STATE, SUCCESS, TERMINATED, TRUNCATED, TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.time_limit import time_limit
@@ -35,6 +35,7 @@ def from_torchrl(
     - Actions are all categorical (or one-hot), or all bounded; they are padded as by
       :class:`~torchrl_marl_offline.envs.action_ranges.ActionRanges`.
     - ``"state"`` is the environment's, where it has one, or else the true observations in a row.
+    - A ``"success"`` at the root, if there is one, is passed on.
     - Ends: the environment's ``done``, ``terminated`` and ``truncated`` at the root, or else those of its groups; then
       an episode ends for the team when it has ended for every agent. The time limit is ``truncated``.
 
@@ -148,6 +149,7 @@ class TorchRLTeam(TeamEnv):
             seed=seed,
             max_episode_steps=max_steps,
             has_agent_mask=any((group.name, "mask") in keys for group in self._groups),
+            has_success=SUCCESS in keys,
         )
 
     def _start(self, rows: Tensor | None) -> Game:
@@ -188,7 +190,8 @@ class TorchRLTeam(TeamEnv):
         reward = torch.cat([self._of_group(stepped, group, "reward") for group in self._groups], 1)
         ends = {key: self._ended(stepped, key) for key in (DONE, TERMINATED, TRUNCATED)}
         truncated = ends[TRUNCATED] | (ends[DONE] & ~ends[TERMINATED])
-        return Outcome(self._read(stepped), reward.to(self.float_dtype), ends[TERMINATED], truncated=truncated)
+        success = self._flat(stepped.get(SUCCESS)).any(-1) if self.has_success else None
+        return Outcome(self._read(stepped), reward.to(self.float_dtype), ends[TERMINATED], success, truncated=truncated)
 
     def _of_group(self, data: TensorDictBase, group: _Group, key: str) -> Tensor:
         """Return one number for each agent of a group, ``[B, n_g]``."""
