@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
+from common import machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
 from torchrl_marl_offline.training import read_csv
@@ -22,7 +22,8 @@ from torchrl_marl_offline.training.graded_recording import QUALITIES
 
 TASK = "mpe/simple_spread"
 RANDOM, EXPERT = 159.8, 516.8
-METHODS = {"cloning": "cloning", "recipe": "mixer"}
+METHODS = {"cloning": ("cloning", None), "recipe": ("mixer", None), "recipe, temperature 0.5": ("mixer", 0.5)}
+"""Name -> networks, and a temperature of its own."""
 
 
 def normalized(episode_return: float) -> float:
@@ -54,8 +55,10 @@ def learning(
     """Train one method on one quality with one seed; returns the curves and the final normalized scores."""
     torch.manual_seed(seed)
     data = record(TASK, Path(folder) / f"seed{seed}", seed=seed, qualities=[quality], progress=False)[quality]
-    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage="joint")}
-    loss = make_loss(data.spec, METHODS[method], gamma=gamma, hidden=(64, 64), **rules)
+    networks, own_temperature = METHODS[method]
+    extraction = AWR(own_temperature or temperature, advantage="joint")
+    rules = {"value_learning": IQL(expectile), "extraction": extraction}
+    loss = make_loss(data.spec, networks, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env(TASK, num_envs=1000)
 
     def play(mode: str) -> float:
@@ -65,6 +68,30 @@ def learning(
     return result | {"data": normalized(data.episode_returns().mean().item())}
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw a panel for every quality: mean and range over seeds of each method, executed by mode, and the data."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    qualities = [quality for quality in QUALITIES if any(row["quality"] == quality for row in rows)]
+    figure, axes = plt.subplots(1, len(qualities), figsize=(4.2 * len(qualities), 4), squeeze=False)
+    for axis, quality in zip(axes[0], qualities):
+        members = [row for row in rows if row["quality"] == quality]
+        for method in dict.fromkeys(row["method"] for row in members):
+            curves = [row["curve"] for row in members if row["method"] == method]
+            values = torch.tensor([curve["mode"] for curve in curves])
+            axis.plot(curves[0]["step"], values.mean(0), marker="o", label=method)
+            axis.fill_between(curves[0]["step"], values.amin(0), values.amax(0), alpha=0.15)
+        axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle="--", label="data")
+        axis.set(title=quality, xlabel="updates")
+    axes[0][0].set_ylabel("normalized score (0 random, 100 expert)")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Run the study."""
     settings = {"steps": 6000, "expectile": 0.7, "temperature": 3.0, "gamma": 0.95, "lr": 2e-3}
@@ -72,22 +99,14 @@ def main() -> None:
     folder = str(args.output / "data")
     seeds = [{"seed": seed, "folder": folder} for seed in range(args.seeds)]
     recorded = run_jobs(recording, seeds, workers=args.workers, results=args.output / "recordings.jsonl")
-    jobs = [job | {"quality": quality, "folder": folder} for quality in QUALITIES for job in jobs]
+    jobs = [job | {"quality": quality, "folder": folder} for quality in reversed(QUALITIES) for job in jobs]
     rows = run_jobs(learning, jobs, workers=args.workers, results=args.output / "results.jsonl")
     rows.sort(key=lambda row: (QUALITIES.index(row["quality"]), row["method"]))
     print(machine(), chosen)
     facts = ["updates", "replay transitions", "seconds"]
     print(table([row | {"task": TASK} for row in recorded], by=["task"], columns=[*QUALITIES, *facts]))
     print(table(rows, by=["quality", "method"], columns=["data", "mode", "sampled"]))
-    for quality in QUALITIES:
-        chosen_rows = [row for row in rows if row["quality"] == quality]
-        plot_execution_curves(
-            chosen_rows,
-            args.output / f"{quality}.png",
-            levels={"data": sum(row["data"] for row in chosen_rows) / len(chosen_rows)},
-            ylabel="normalized score",
-            title=f"{TASK}, {quality}: mean and range over seeds",
-        )
+    plot(rows, args.output / "spread_qualities.png")
 
 
 if __name__ == "__main__":

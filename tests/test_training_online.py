@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
-from torchrl_marl_offline.training import CollectorSource, OnlineReplay, Trainer, read_csv
+from torchrl_marl_offline.training import CheckpointManager, CollectorSource, OnlineReplay, Trainer, read_csv
 from torchrl_marl_offline.training.online_learners import (
     TEAM_REWARD,
     DelayedUpdates,
@@ -245,24 +245,31 @@ def test_collectors_explore_only_when_told():
 
 
 def test_the_first_online_evaluation_is_the_last_offline_one(tmp_path):
-    torch.manual_seed(0)
     env, eval_env = (make_env("mpe/simple_spread", num_envs=8) for _ in range(2))
     dataset = collect(env, episodes=16, seed=0)
-    networks = make_actor(dataset.spec, hidden=(8,)), make_critic(dataset.spec, hidden=(8,))
-    loss = OfflineMARLLoss(*networks, value_learning=TD(), extraction=BRAC(alpha=0.1))
-    evaluators = {"mode": lambda: evaluate(loss.actor_network, eval_env, episodes=16, seed=5)}
-    options = {"evaluators": evaluators, "eval_every": 5, "eval_at_start": True, "progress": False}
-    offline = Trainer(loss, dataset.replay_buffer(batch_size=32, seed=0), steps=5, output=tmp_path / "a", **options)
-    offline.train()
+
+    def make_loss(seed):
+        torch.manual_seed(seed)
+        networks = make_actor(dataset.spec, hidden=(8,)), make_critic(dataset.spec, hidden=(8,))
+        loss = OfflineMARLLoss(*networks, value_learning=TD(), extraction=BRAC(alpha=0.1))
+        return loss.make_value_estimator(gamma=0.95)
+
+    def train(loss, buffer, steps, output, resume=False):
+        play = {"mode": lambda: evaluate(loss.actor_network, eval_env, episodes=16, seed=5)}
+        options = {"evaluators": play, "eval_every": 5, "eval_at_start": True, "progress": False}
+        trainer = Trainer(loss, buffer, steps=steps, output=output, **options)
+        assert not resume or trainer.resume() == 5
+        trainer.train()
+        return read_csv(output / "eval.csv")
+
+    before = train(make_loss(0), dataset.replay_buffer(batch_size=32, seed=0), 5, tmp_path / "a")
+    loss = make_loss(1)
+    CheckpointManager(tmp_path / "a" / "checkpoints").load(loss=loss)
     source = CollectorSource(env, loss.actor_network, steps_per_round=5)
     replay = OnlineReplay(source, capacity=500, batch_size=32, update_to_data=0.125, journal=tmp_path / "journal")
-    online = Trainer(loss, replay, steps=5, output=tmp_path / "b", **options)
-    online.train()
-    before, after = read_csv(tmp_path / "a" / "eval.csv"), read_csv(tmp_path / "b" / "eval.csv")
+    after = train(loss, replay, 5, tmp_path / "b")
     assert [row["step"] for row in before] == [row["step"] for row in after] == [0, 5]
     assert before[-1]["return"] == after[0]["return"] != after[-1]["return"]
-    again = Trainer(loss, replay, steps=10, output=tmp_path / "b", **options)
-    assert again.resume() == 5
     assert replay.transitions == 40
-    again.train()
-    assert [row["step"] for row in read_csv(tmp_path / "b" / "eval.csv")] == [0, 5, 10]
+    again = train(loss, replay, 10, tmp_path / "b", resume=True)
+    assert [row["step"] for row in again] == [0, 5, 10]

@@ -60,6 +60,14 @@ class OnlineReplay:
         samples: batches drawn so far.
         episodes: episodes gathered so far; ``("collector", "traj_ids")`` counts through all rounds.
 
+    Example:
+        >>> CheckpointManager("runs/offline/checkpoints").load(loss=loss)               # doctest: +SKIP
+        >>> source = CollectorSource(env, loss.actor_network, steps_per_round=10, exploration="sample")
+        ...                                                                              # doctest: +SKIP
+        >>> replay = OnlineReplay(source, capacity=100_000, batch_size=256,              # doctest: +SKIP
+        ...                       update_to_data=1 / 32, journal="runs/online/experience", keys=loss.in_keys)
+        >>> Trainer(loss, replay, steps=10_000, output="runs/online").train()            # doctest: +SKIP
+
     Raises:
         ValueError: a round is larger than ``capacity``, or ``update_to_data`` is not above 0.
     """
