@@ -5,7 +5,7 @@ import math
 import pytest
 
 from torchrl_marl_offline.training import Interval, RunLogger
-from torchrl_marl_offline.training.pictures import TRAINING_PANELS, plot_learning_curves, plot_methods
+from torchrl_marl_offline.training.pictures import TRAINING_PANELS, _shifted, plot_learning_curves, plot_methods
 
 pytest.importorskip("matplotlib")
 
@@ -53,6 +53,14 @@ def test_learning_curves_of_one_run_and_of_several(tmp_path):
         assert distinct_colours(path) > 50
     assert not (pixels(one) == pixels(two)).all()
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["one.png", "two.png"]
+
+
+def test_a_run_can_go_on_where_another_ended(tmp_path):
+    runs = {"offline": make_run(tmp_path / "offline", 1.0), "online": make_run(tmp_path / "online", 2.0)}
+    side_by_side = plot_learning_curves(runs, tmp_path / "a.png")
+    one_after_the_other = plot_learning_curves(runs, tmp_path / "b.png", starts={"online": 500})
+    assert not (pixels(side_by_side) == pixels(one_after_the_other)).all()
+    assert _shifted([{"step": 3, "return": 1.0}], 500) == [{"step": 503, "return": 1.0}]
 
 
 def test_only_the_columns_that_exist_get_a_panel(tmp_path):

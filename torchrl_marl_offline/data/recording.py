@@ -64,7 +64,10 @@ def record_mixed_skill(
 
 
 def make_simulator(dataset: OfflineDataset, *, num_envs: int, device: torch.device | str = "cpu") -> EnvBase | None:
-    """Make the environment that a dataset came from, or return ``None`` where this library has none.
+    """Make the environment that a dataset came from, or return ``None`` where there is none.
+
+    None is what there is for tasks that are not this library's, and for StarCraft II where the game is not installed:
+    its recordings are trained on without it.
 
     Raises:
         ModuleNotFoundError: if there is one, but its library is not installed.
@@ -76,7 +79,12 @@ def make_simulator(dataset: OfflineDataset, *, num_envs: int, device: torch.devi
     if task is None or task.partition("/")[0] not in FAMILIES:
         return None
     options: dict[str, Any] = dataset.metadata.get("task_options", {})
-    env = make_env(task, num_envs=num_envs, device=device, **options)
+    try:
+        env = make_env(task, num_envs=num_envs, device=device, **options)
+    except (ModuleNotFoundError, FileNotFoundError):
+        if task.startswith(("smac/", "smacv2/")):
+            return None
+        raise
     if env.task_spec != dataset.spec:
         raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
     return env
