@@ -172,6 +172,13 @@ def parse_method_study(
     return args, jobs, chosen
 
 
+def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[float]], *, label: str) -> None:
+    """Draw the mean of a method's curves and the range over its seeds."""
+    values = torch.tensor(curves)
+    axis.plot(steps, values.mean(0), marker="o", label=label)
+    axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.15)
+
+
 def plot_execution_curves(
     rows: Sequence[dict[str, Any]], path: Path, *, levels: dict[str, float], ylabel: str, title: str
 ) -> None:
@@ -185,9 +192,7 @@ def plot_execution_curves(
     for axis, how in zip(axes, ("mode", "sampled")):
         for method in dict.fromkeys(row["method"] for row in rows):
             members = [row["curve"] for row in rows if row["method"] == method]
-            values = torch.tensor([curve[how] for curve in members])
-            axis.plot(members[0]["step"], values.mean(0), marker="o", label=method)
-            axis.fill_between(members[0]["step"], values.amin(0), values.amax(0), alpha=0.12)
+            draw_seeds(axis, members[0]["step"], [curve[how] for curve in members], label=method)
         for style, (name, level) in zip(("--", ":"), levels.items()):
             axis.axhline(level, color="black", linestyle=style, label=name)
         axis.set(title=f"executed: {how}", xlabel="updates")

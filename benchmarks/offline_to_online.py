@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, make_loss, run_jobs, table
+from common import draw_seeds, machine, make_loss, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
 from torchrl_marl_offline.data import record_mixed_skill
@@ -110,10 +110,8 @@ def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
     for axis, task in zip(axes[0], tasks):
         for method in EXTRACTIONS:
             members = [row for row in rows if (row["task"], row["method"]) == (task, method)]
-            values = torch.tensor([row["curve"]["return"] for row in members])
-            steps = members[0]["curve"]["step"]
-            axis.plot(steps, values.mean(0), marker="o", label=method)
-            axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.15)
+            curves = [row["curve"]["return"] for row in members]
+            draw_seeds(axis, members[0]["curve"]["step"], curves, label=method)
         axis.axvline(members[0]["offline_steps"], color="grey", linestyle="--", label="online from here")
         axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle=":", label="data")
         axis.set(title=task, xlabel="updates", ylabel="return of an episode")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
+from common import draw_seeds, machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
 from torchrl_marl_offline.training import read_csv
@@ -24,6 +24,8 @@ TASK = "mpe/simple_spread"
 RANDOM, EXPERT = 159.8, 516.8
 METHODS = {"cloning": ("cloning", None), "recipe": ("mixer", None), "recipe, temperature 0.5": ("mixer", 0.5)}
 """Name -> networks, and a temperature of its own."""
+PURE = ("medium", "expert")
+"""The qualities of one policy, where a method with a temperature of its own is run."""
 
 
 def normalized(episode_return: float) -> float:
@@ -81,9 +83,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         members = [row for row in rows if row["quality"] == quality]
         for method in dict.fromkeys(row["method"] for row in members):
             curves = [row["curve"] for row in members if row["method"] == method]
-            values = torch.tensor([curve["mode"] for curve in curves])
-            axis.plot(curves[0]["step"], values.mean(0), marker="o", label=method)
-            axis.fill_between(curves[0]["step"], values.amin(0), values.amax(0), alpha=0.15)
+            draw_seeds(axis, curves[0]["step"], [curve["mode"] for curve in curves], label=method)
         axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle="--", label="data")
         axis.set(title=quality, xlabel="updates")
     axes[0][0].set_ylabel("normalized score (0 random, 100 expert)")
@@ -99,7 +99,8 @@ def main() -> None:
     folder = str(args.output / "data")
     seeds = [{"seed": seed, "folder": folder} for seed in range(args.seeds)]
     recorded = run_jobs(recording, seeds, workers=args.workers, results=args.output / "recordings.jsonl")
-    jobs = [job | {"quality": quality, "folder": folder} for quality in reversed(QUALITIES) for job in jobs]
+    jobs = [job | {"quality": quality, "folder": folder} for quality in QUALITIES for job in jobs]
+    jobs = [job for job in jobs if METHODS[job["method"]][1] is None or job["quality"] in PURE]
     rows = run_jobs(learning, jobs, workers=args.workers, results=args.output / "results.jsonl")
     rows.sort(key=lambda row: (QUALITIES.index(row["quality"]), row["method"]))
     print(machine(), chosen)

@@ -20,6 +20,7 @@ from common import machine, make_loss
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import AWR, IQL, collect, make_env
+from torchrl_marl_offline.training import default_optimizer
 
 
 def updater(width: int, batch_size: int, compiled: bool) -> Callable[[], None]:
@@ -29,7 +30,7 @@ def updater(width: int, batch_size: int, compiled: bool) -> Callable[[], None]:
     loss = make_loss(data.spec, "mixer", gamma=0.95, hidden=(width, width), **rules)
     batch = data.replay_buffer(batch_size=batch_size, seed=0, keys=loss.in_keys).sample()
     targets = SoftUpdate(loss, tau=0.005)
-    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], 1e-3, fused=True)
+    optimizer = default_optimizer(loss, lr=1e-3)
     forward = torch.compile(loss, fullgraph=True) if compiled else loss
 
     def update() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from layout_checks import assert_battle_layout
 from torchrl.envs import check_env_specs
 
 from torchrl_marl_offline.data.layout import (
@@ -92,33 +93,15 @@ def test_specs_layout_and_a_thousand_random_steps():
     assert TaskSpec.from_env(env) == TaskSpec(3, 75, 72, 8, discrete=True, has_action_mask=True, task="smax/3m")
     assert (env.batch_size, env.max_episode_steps, env.reference_returns) == ((3,), 100, None)
     data = env.rollout(334, break_when_any_done=False)
-    batch = (3, 334)
+    assert data.shape == (3, 334)
+    assert_battle_layout(data, env.task_spec)
     for td in (data, data["next"]):
-        for key, shape, dtype in (
-            (OBSERVATION, (3, 75), torch.float32),
-            (STATE, (72,), torch.float32),
-            (ACTION_MASK, (3, 8), torch.bool),
-            (AGENT_MASK, (3,), torch.bool),
-            (SUCCESS, (1,), torch.bool),
-            ("terminated", (1,), torch.bool),
-            ("truncated", (1,), torch.bool),
-        ):
-            assert (td[key].shape, td[key].dtype) == ((*batch, *shape), dtype)
-        assert td[OBSERVATION].isfinite().all()
-        assert td[STATE].isfinite().all()
         assert td[ACTION_MASK][..., STOP].all()
         dead = ~td[AGENT_MASK]
         assert (td[ACTION_MASK][dead].sum(-1) == 1).all()
         assert (td[OBSERVATION][dead] == 0).all()
-    assert (data["next", *REWARD].shape, data["next", *REWARD].dtype) == ((*batch, 3, 1), torch.float32)
-    assert data["next", *REWARD].isfinite().all()
-    assert data[ACTION_MASK].gather(-1, data[ACTION].unsqueeze(-1)).all()
-    end = data["next"]
-    assert end["terminated"].any()
+    assert data["next", "terminated"].any()
     assert dead.any()
-    assert (end["done"] == end["terminated"] | end["truncated"]).all()
-    assert not (end["terminated"] & end["truncated"]).any()
-    assert (end[SUCCESS] <= end["terminated"]).all()
 
 
 @needs_jaxmarl

@@ -155,6 +155,11 @@ class TeamEnv(EnvBase):
         start = self._start(rows)
         return {key: old.index_copy(0, rows, start[key]) for key, old in self._game.items()}
 
+    def _where_reset(self, reset: Tensor, fresh: Game) -> Game:
+        """Return ``fresh`` where ``reset`` (bool ``[B]``) is true, and the game as it is elsewhere."""
+        wanted = {key: reset.view(-1, *[1] * (each.dim() - 1)) for key, each in fresh.items()}
+        return {key: torch.where(wanted[key], each, self._game[key]) for key, each in fresh.items()}
+
     def _make_specs(self) -> None:
         spec, batch, at = self.task_spec, (self.num_envs,), {"device": self.device}
         n, real = spec.n_agents, {"device": self.device, "dtype": self.float_dtype}

@@ -97,10 +97,7 @@ class Smax(TeamEnv):
             self._seed_key, self._index, smax_battles.to_jax(wanted.to(torch.uint8)), self._battles
         )
         fresh = _game(seen)
-        if reset is None:
-            return fresh
-        keep = {key: reset.view(-1, *[1] * (each.dim() - 1)) for key, each in fresh.items()}
-        return {key: torch.where(keep[key], each, self._game[key]) for key, each in fresh.items()}
+        return fresh if reset is None else self._where_reset(reset, fresh)
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         action = smax_battles.to_jax(action.to(torch.int32))

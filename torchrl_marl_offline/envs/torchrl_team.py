@@ -166,9 +166,7 @@ class TorchRLTeam(TeamEnv):
             like = asked.get((*done, DONE))
             asked.set(key, reset.view(-1, *[1] * (like.dim() - 1)).expand_as(like))
         self._current = env.reset(asked)
-        fresh = self._read(self._current)
-        keep = {key: reset.view(-1, *[1] * (each.dim() - 1)) for key, each in fresh.items()}
-        return {key: torch.where(keep[key], each, self._game[key]) for key, each in fresh.items()}
+        return self._where_reset(reset, self._read(self._current))
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         env, first = self._wrapped[0], 0

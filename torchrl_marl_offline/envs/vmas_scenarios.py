@@ -123,9 +123,9 @@ class VmasScenario(TeamEnv):
             return self._start()
         with self._chance.lent():
             self._restart_rows(reset.nonzero().flatten())
-            fresh = self._observed(self._simulator.look())["observation"]
+            fresh = self._observed(self._simulator.look())
         # An observation may draw noise, so those of the environments that go on are kept as they were.
-        return {"observation": torch.where(reset.view(-1, 1, 1), fresh, self._game["observation"])}
+        return self._where_reset(reset, fresh)
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         with self._chance.lent():

@@ -16,11 +16,11 @@ from torchrl_marl_offline.training.loop import (
     Trainer,
     TrainingFinished,
     TrainingInterrupted,
-    default_optimizer,
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
 from torchrl_marl_offline.training.online_learners import OnlineLearner, make_matd3, make_online_learner, make_qmix
+from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
 from torchrl_marl_offline.training.report import format_table, write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torchrl_marl_offline.data.subsets import mixture
 from torchrl_marl_offline.data.validation import DatasetError
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.training.evaluation import evaluate
-from torchrl_marl_offline.training.logging import read_csv, write_text_atomic
+from torchrl_marl_offline.training.logging import read_csv
 from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.online_learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training.policies import load_policy, save_policy
+from torchrl_marl_offline.training.summary import write_json_atomic
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
 LEARNER_OPTIONS: dict[str, dict[str, Any]] = {"mpe/simple_spread": {"gamma": 0.85}}
@@ -221,19 +222,23 @@ class _Recording:
 
     def dataset(self, quality: str) -> OfflineDataset:
         """Load the dataset of a quality, recorded first if it is not there."""
-        path = self.folder / quality
-        if not is_dataset_folder(path):
-            make = {"random": self._random, "medium-replay": self._medium_replay}.get(quality, self._level)
-            make(quality).save(path)
-        return OfflineDataset.load(path)
+        make = {"random": self._random, "medium-replay": self._medium_replay}.get(quality, self._level)
+        return self._kept(quality, lambda: make(quality))
 
     def mixture(self, name: str, parts: list[OfflineDataset]) -> OfflineDataset:
         """Load a mixture of equal numbers of episodes, made first if it is not there."""
-        path = self.folder / name
-        if not is_dataset_folder(path):
+
+        def make() -> OfflineDataset:
             mixed = mixture(parts, [1.0] * len(parts), seed=self.settings.seed)
             mixed.metadata["quality"] = name
-            mixed.save(path)
+            return mixed
+
+        return self._kept(name, make)
+
+    def _kept(self, name: str, make: Callable[[], OfflineDataset]) -> OfflineDataset:
+        path = self.folder / name
+        if not is_dataset_folder(path):
+            make().save(path)
         return OfflineDataset.load(path)
 
     def _random(self, quality: str) -> OfflineDataset:
@@ -282,7 +287,7 @@ class _Recording:
         told = json.loads(json.dumps({**asdict(self.settings), "transitions": self.transitions}))
         if not path.exists():
             self.policies.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path, json.dumps(told, indent=1))
+            write_json_atomic(path, told)
         elif (there := json.loads(path.read_text())) != told:
             differing = sorted(key for key in told | there if told.get(key) != there.get(key))
             raise DatasetError(

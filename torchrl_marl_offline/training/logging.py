@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,20 @@ def _parse(column: str, cell: str) -> Any:
         return cell
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: a reader sees the old text or the new, never a part."""
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, renamed when the block ends well: a reader sees no part of a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
+    yield temporary
     os.replace(temporary, path)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader sees the old text or the new, never a part."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 class RunLogger:

@@ -30,6 +30,7 @@ from torchrl_marl_offline.training.metrics import (
     scalars,
 )
 from torchrl_marl_offline.training.online import OnlineReplay
+from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
@@ -311,11 +312,6 @@ class Trainer:
 
         # disable=None: no bar where the output is not a terminal
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.progress else True)
-
-
-def default_optimizer(loss: LossModule, *, lr: float = 3e-4) -> torch.optim.Adam:
-    """Adam over the parameters of ``loss`` that require gradients, in the fused form: one kernel for all of them."""
-    return torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
 
 
 def _default_target_updater(loss: LossModule, tau: float) -> ForeachSoftUpdate | None:

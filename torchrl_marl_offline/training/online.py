@@ -31,9 +31,9 @@ class OnlineReplay:
 
     Rounds of experience alternate with samples: ``source(round)`` returns episodes, or parts of them that end in a
     truncation, which enter a ring of ``capacity`` transitions; each transition pays for ``update_to_data`` samples, and
-    when they are spent the next round is due. A checkpoint holds the counters and names the files
-    of the experience so far: the journal, one dataset folder for all rounds between two checkpoints, written before
-    the checkpoint is. So resuming loses nothing, and what was gathered after the checkpoint is gathered again. If the
+    when they are spent the next round is due. A checkpoint holds the counters and names the files of the experience so
+    far: the journal, one dataset folder for all rounds between two checkpoints, written before the checkpoint is. So
+    resuming loses nothing, and what was gathered after the checkpoint is gathered again. If the
     source's episodes depend on the round, the networks and torch's generators alone, a resumed run equals one that was
     never stopped, bit for bit.
 

@@ -32,6 +32,7 @@ from torchrl_marl_offline.modules.actors import remembers_build
 from torchrl_marl_offline.modules.critics import make_critic
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork
+from torchrl_marl_offline.training.optimizer import default_optimizer
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
@@ -180,7 +181,7 @@ def make_matd3(
         env.full_action_spec[ACTION], noise * half, noise * half, action_key=ACTION, device=env.device
     )
     explorer = TensorDictSequential(actor, gaussian)
-    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
+    optimizer = default_optimizer(loss, lr=lr)
     policy = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
     delay = DelayedUpdates(optimizer, policy, every=policy_delay)
     return OnlineLearner("MATD3", loss, actor, explorer, optimizer, lambda share: None, delay)
@@ -227,7 +228,7 @@ def make_qmix(
     greedy = EGreedyModule(
         env.full_action_spec[ACTION].clone(), 1.0, noise, action_key=ACTION, action_mask_key=mask, device=env.device
     )
-    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
+    optimizer = default_optimizer(loss, lr=lr)
 
     def set_exploration(share: float) -> None:
         greedy.eps.fill_(1.0 + (noise - 1.0) * min(share, 1.0))

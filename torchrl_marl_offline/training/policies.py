@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
+from torchrl_marl_offline.training.logging import replacing_file
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
 
 if TYPE_CHECKING:
@@ -57,13 +57,10 @@ def save_policy(path: str | Path, policy: TensorDictModuleBase, metadata: dict[s
             f"A {type(policy).__name__} does not say how it was built; only policies of {', '.join(BUILDERS)} can be "
             "saved. Save its state_dict() yourself."
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {**build, "metadata": metadata or {}, "parameters": policy.state_dict()}
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
-    return path
+    with replacing_file(path) as temporary:
+        torch.save(content, temporary)
+    return Path(path)
 
 
 def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> SavedPolicy:

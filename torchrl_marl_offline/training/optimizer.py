@@ -1,0 +1,15 @@
+"""The optimizer that training uses where none is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule
+
+
+def default_optimizer(loss: LossModule, *, lr: float = 3e-4) -> torch.optim.Adam:
+    """Adam over the parameters of ``loss`` that require gradients, in the fused form: one kernel for all of them."""
+    return torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
