@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine as machine
+from measuring import markdown
 from tqdm import tqdm
 
 from torchrl_marl_offline import (
@@ -109,7 +108,7 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
-    lines = ["| " + " | ".join([*by, "seeds", *columns]) + " |", "|" + " --- |" * (len(by) + 1 + len(columns))]
+    lines = []
     for group, members in groups.items():
         cells = [str(part) for part in group] + [str(len(members))]
         for column in columns:
@@ -119,8 +118,8 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
                 cells.append(f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]")
             else:
                 cells.append(f"{values[0]:.4g}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown([*by, "seeds", *columns], lines)
 
 
 def train_with_curves(
@@ -131,7 +130,7 @@ def train_with_curves(
     lr: float,
     seed: int,
     play: Callable[[str], float],
-    compile: bool = True,
+    compile: str = "on",
 ) -> dict[str, Any]:
     """Train on batches of 256 and return the curves of ``play(mode)``, by mode and sampled, and their last points."""
     curve: dict[str, list[float]] = {"step": [], "mode": [], "sampled": []}
@@ -201,13 +200,3 @@ def plot_execution_curves(
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-def machine() -> str:
-    """Describe the machine and the versions in one line."""
-    parts = [
-        platform.processor() or platform.machine(),
-        f"{os.cpu_count()} cores",
-        f"Python {platform.python_version()}",
-    ]
-    return ", ".join([*parts, *(f"{name} {version(name)}" for name in ("torch", "torchrl", "tensordict"))])

@@ -51,7 +51,7 @@ def instability(
     buffer = data.replay_buffer(batch_size=128, seed=seed, keys=loss.in_keys)
     with tempfile.TemporaryDirectory() as folder:
         every = max(steps // 50, 1)
-        Trainer(loss, buffer, steps=steps, lr=lr, log_every=every, output=folder, compile=True, progress=False).train()
+        Trainer(loss, buffer, steps=steps, lr=lr, log_every=every, output=folder, compile="on", progress=False).train()
         rows = read_csv(Path(folder) / "train.csv")
     curves = {name: [float(row[name]) for row in rows] for name in ("step", *CURVES)}
     env = make_env("mpe/simple_spread", num_envs=500)

@@ -11,18 +11,9 @@ With ``--device cuda`` ours runs on MuJoCo Warp, at more environments.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
-
 import numpy as np
 import torch
-from common import machine
+from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.envs.mamujoco.names import split_name
@@ -30,8 +21,6 @@ from torchrl_marl_offline.envs.mamujoco.reference import make_reference
 
 ACTION = ("agents", "action")
 KINDS = 16  # different actions, drawn beforehand
-
-Play = Callable[[int], None]
 
 
 def batched(task: str, num_envs: int, **options) -> Play:
@@ -122,35 +111,9 @@ def simulator(task: str, num_envs: int, threads: int) -> Play:
     return play
 
 
-def measure(plays: dict[str, tuple[Play, int]], *, seconds: float, repeats: int) -> dict[str, list[float]]:
-    """Return environment steps per second of each, measured in alternation; each repeat takes about ``seconds``."""
-    rates: dict[str, list[float]] = {name: [] for name in plays}
-    steps = {}
-    for name, (play, _) in plays.items():
-        play(3)  # compiles and warms up
-        count, elapsed = 2, 0.0
-        while elapsed < seconds / 4:
-            count *= 2
-            elapsed = _timed(play, count)
-        steps[name] = max(1, round(count * seconds / elapsed))
-    for _ in range(repeats):
-        for name, (play, num_envs) in plays.items():
-            rates[name].append(steps[name] * num_envs / _timed(play, steps[name]))
-    return rates
-
-
-def _timed(play: Play, steps: int) -> float:
-    started = time.perf_counter()
-    play(steps)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--task", default="6halfcheetah")
     parser.add_argument("--device", default="cpu", help="where our environments run")
     parser.add_argument("--threads", type=int, default=2, help="of the simulator on the CPU; torch has one")
@@ -158,6 +121,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-envs", type=int, nargs="+", help="by default 1, 64 and 1,024, on a GPU up to 32,768")
     args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.repeats, args.num_envs = 0.05, 2, args.num_envs or [4]
     torch.set_num_threads(1)
     cpu = torch.device(args.device).type == "cpu"
     sizes = args.num_envs or ((1, 64, 1024) if cpu else (1024, 8192, 32768))
@@ -167,19 +132,16 @@ def main() -> None:
         plays[f"make_env, {size}"] = (batched(args.task, size, **options), size)
         if cpu:
             plays[f"mujoco.rollout alone, {size}"] = (simulator(args.task, size, args.threads), size)
-    rates = measure(plays, seconds=args.seconds, repeats=args.repeats)
-    where = f"{machine()}, mujoco {version('mujoco')}, gymnasium-robotics {version('gymnasium-robotics')}"
-    print(f"mamujoco/{args.task}; {args.threads} threads; {args.device}; {where}")
-    baseline = statistics.median(rates["PettingZooWrapper"])
-    for name, each in rates.items():
-        median = statistics.median(each)
-        print(
-            f"{name:28} {median:>10,.0f} /s  ({min(each):,.0f} to {max(each):,.0f})  {median / baseline:6.1f} x wrapper"
-        )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {"command": sys.argv, "machine": where, "env_steps_per_second": rates}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    found = alternate(
+        {name: play for name, (play, _) in plays.items()}, repeats=args.repeats, seconds=args.seconds, multiple=3
+    )
+    steps = {name: rates(seconds, plays[name][1]) for name, seconds in found.items()}
+    print(f"mamujoco/{args.task}; {args.threads} threads; {args.device}")
+    baseline = steps["PettingZooWrapper"]["median"]
+    for name, each in steps.items():
+        print(f"{name:28} {with_spread(each)} /s  {each['median'] / baseline:6.1f} x wrapper")
+    results = {"task": args.task, "device": args.device, "threads": args.threads, "env_steps_per_second": steps}
+    report(args.json, results, libraries=("mujoco", "gymnasium-robotics"))
 
 
 if __name__ == "__main__":

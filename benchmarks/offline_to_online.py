@@ -61,7 +61,7 @@ def fine_tune(
         curve["step"].append(start + trainer.step)
         curve["return"].append(evaluate(loss.actor_network, eval_env, episodes=eval_episodes, seed=1000 + seed).mean)
 
-    options = {"lr": 1e-3, "eval_at_start": True, "compile": True, "progress": False}
+    options = {"lr": 1e-3, "eval_at_start": True, "compile": "on", "progress": False}
     buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
     evaluators = {"offline": lambda: play(0)}
     trainer = Trainer(

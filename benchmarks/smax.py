@@ -9,23 +9,12 @@ or ``jax.lax.scan`` over 16 steps. Ours is TorchRL's ``rand_action`` and ``step_
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
-
 import torch
-from common import machine
+from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
 
 SCAN = 16
-
-Play = Callable[[int], None]  # plays at least this many steps
 
 
 def ours(scenario: str, num_envs: int, device: str) -> Play:
@@ -84,57 +73,37 @@ def pure(scenario: str, num_envs: int, *, scan: bool) -> Play:
     return play
 
 
-def measure(plays: dict[str, Play], num_envs: int, *, seconds: float, repeats: int) -> dict[str, list[float]]:
-    """Return environment steps per second of each, measured in alternation."""
-    steps, rates = {}, {name: [] for name in plays}
-    for name, play in plays.items():
-        play(64)  # compiles, and spreads the ends of the battles
-        steps[name] = max(1, round(seconds * 64 / _seconds(play, 64) / SCAN)) * SCAN
-    for _ in range(repeats):
-        for name, play in plays.items():
-            rates[name].append(steps[name] * num_envs / _seconds(play, steps[name]))
-    return rates
-
-
-def _seconds(play: Play, steps: int) -> float:
-    started = time.perf_counter()
-    play(steps)
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--scenario", default="2s3z")
     parser.add_argument("--device", default="cpu", help="of our environment; JAX has its own default")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.repeats, args.num_envs = 0.1, 2, [4]
     torch.set_num_threads(1)
-    where = f"{machine()}, jax {version('jax')}, jaxmarl {version('jaxmarl')}"
-    print(f"smax/{args.scenario}; {args.device}; {where}")
-    report = {}
+    print(f"smax/{args.scenario}; {args.device}")
+    results = []
     for num_envs in args.num_envs:
         plays = {
             "make_env": ours(args.scenario, num_envs, args.device),
             "pure JAX, a call per step": pure(args.scenario, num_envs, scan=False),
             f"pure JAX, {SCAN} steps per call": pure(args.scenario, num_envs, scan=True),
         }
-        rates = measure(plays, num_envs, seconds=args.seconds, repeats=args.repeats)
-        medians = {name: statistics.median(each) for name, each in rates.items()}
-        best = max(median for name, median in medians.items() if name != "make_env")
-        for name, each in rates.items():
-            print(
-                f"{num_envs:6} envs  {name:28} {medians[name]:>10,.0f} /s  ({min(each):,.0f} to {max(each):,.0f})"
-                f"  {100 * medians[name] / best:4.0f} % of the faster pure JAX",
-                flush=True,
-            )
-        report[num_envs] = rates
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"command": sys.argv, "machine": where, "env_steps_per_second": report}) + "\n")
+        for play in plays.values():
+            play(64)  # spreads the ends of the battles
+        found = alternate(plays, repeats=args.repeats, seconds=args.seconds, multiple=SCAN)
+        steps = {name: rates(seconds, num_envs) for name, seconds in found.items()}
+        best = max(each["median"] for name, each in steps.items() if name != "make_env")
+        for name, each in steps.items():
+            share = f"{100 * each['median'] / best:4.0f} % of the faster pure JAX"
+            print(f"{num_envs:6} envs  {name:28} {with_spread(each)} /s  {share}", flush=True)
+        results.append({"num_envs": num_envs, "env_steps_per_second": steps})
+    settings = {"scenario": args.scenario, "device": args.device}
+    report(args.json, results, libraries=("jax", "jaxmarl"), **settings)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def spread(
     def play(mode: str) -> float:
         return evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean
 
-    compile = method != "cloning"
+    compile = "off" if method == "cloning" else "on"
     result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile=compile)
     return result | {"data": data.episode_returns().mean().item()}
 

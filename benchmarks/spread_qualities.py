@@ -66,7 +66,7 @@ def learning(
     def play(mode: str) -> float:
         return normalized(evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean)
 
-    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile=method != "cloning")
+    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile="off" if method == "cloning" else "on")
     return result | {"data": normalized(data.episode_returns().mean().item())}
 
 

@@ -77,8 +77,8 @@ class Args:
     """cpu or cuda: where environments, data and networks live."""
     threads: int = 1
     """Threads of torch; 0 leaves the choice to torch."""
-    compile: bool = False
-    """Compile the loss."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """One compiled function for the loss and its gradients: always, never, or where that is measured to be faster."""
     output: Path | None = None
     """Folder of the results; by default a new one below runs/."""
     resume: Path | None = None

@@ -128,4 +128,3 @@ def test_separate_agents_have_their_own_parameters(batch: tuple[int, ...], heads
 def test_dtype_follows_the_module() -> None:
     network = AgentNetwork(4, 2, 3, hidden=(6,)).double()
     assert network(torch.randn(5, 3, 4, dtype=torch.float64)).dtype == torch.float64
-    assert "agent_id" not in "".join(network.state_dict())

@@ -174,7 +174,7 @@ def test_a_metric_may_be_nan_but_a_changing_set_of_metrics_is_an_error():
 
 def test_a_module_without_a_loss_is_a_clear_error():
     trainer = two_nets()
-    trainer._forward = lambda tensordict: TensorDict({"value": torch.ones(())})
+    trainer.loss.forward = lambda tensordict: TensorDict({"value": torch.ones(())})
     with pytest.raises(KeyError, match='nothing that starts with "loss"'):
         trainer.train()
 

@@ -14,6 +14,7 @@ from .envs import from_pettingzoo as from_pettingzoo
 from .envs import from_torchrl as from_torchrl
 from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
+from .methods import make_loss as make_loss
 from .modules import HyperNetworkMixer as HyperNetworkMixer
 from .modules import ScaleInvariantValueNorm as ScaleInvariantValueNorm
 from .modules import SumMixer as SumMixer
@@ -34,6 +35,8 @@ from .objectives import OfflineMARLLoss as OfflineMARLLoss
 from .objectives import SARSALoss as SARSALoss
 from .objectives import TDLoss as TDLoss
 from .training import OnlineReplay as OnlineReplay
+from .training import PopulationBuffer as PopulationBuffer
+from .training import PopulationTrainer as PopulationTrainer
 from .training import Trainer as Trainer
 from .training import evaluate as evaluate
 from .training import load_policy as load_policy

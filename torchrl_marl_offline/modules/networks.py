@@ -106,13 +106,15 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate the stack on ``[*stack, rows, in]`` (or broadcastable)."""
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
+        return self.after_first_layer(self.layers[0](x))
+
+    def after_first_layer(self, x: Tensor) -> Tensor:
+        """Evaluate what follows the first layer's product, ``[*stack, rows, hidden]``."""
+        for i, layer in enumerate(self.layers[1:]):
+            x = self.activation(x)
+            if self.norms is not None:
+                x = self.norms[i](x)
             x = layer(x)
-            if i < last:
-                x = self.activation(x)
-                if self.norms is not None:
-                    x = self.norms[i](x)
         return x
 
 
@@ -133,8 +135,8 @@ class StackedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[*stack, rows, width]``."""
-        if not self.stack:
-            return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+        if math.prod(self.stack) == 1:
+            return F.layer_norm(x, (self.width,), self.weight.flatten(), self.bias.flatten(), self.eps)
         return torch.addcmul(self.bias, F.layer_norm(x, (self.width,), eps=self.eps), self.weight)
 
 
@@ -168,7 +170,6 @@ class AgentNetwork(nn.Module):
         self.n_agents, self.num_heads, self.share_params = n_agents, num_heads, share_params
         heads = () if num_heads is None else (num_heads,)
         if share_params:
-            self.register_buffer("agent_id", torch.eye(n_agents), persistent=False)
             self.mlp = StackedMLP(in_features + n_agents, out_features, stack=heads, **mlp)
         else:
             self.mlp = StackedMLP(in_features, out_features, stack=(*heads, n_agents), **mlp)
@@ -177,9 +178,19 @@ class AgentNetwork(nn.Module):
         """Evaluate every agent's network on its row of ``x`` ``[*B, n, in]``."""
         batch = x.shape[:-2]
         if self.share_params:
-            agent_id = self.agent_id.to(x.dtype).expand(*batch, self.n_agents, self.n_agents)
-            x = torch.cat([x, agent_id], -1).flatten(0, -2)  # [B * n, in + n]
-            return self.mlp(x).unflatten(-2, (*batch, self.n_agents))
+            return self._shared(x).unflatten(-2, (*batch, self.n_agents))
         x = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)  # [B, n, in] -> [n, B, in]
         x = self.mlp(x).transpose(-3, -2)  # [(H,) n, B, out] -> [(H,) B, n, out]
         return x.unflatten(-3, batch) if batch else x.squeeze(-3)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Map ``[*B, n, in]`` to ``[(H,) B * n, out]``.
+
+        A one-hot id times its rows of the first weight is one of these rows: a bias for each agent, no wider input.
+        """
+        first = self.mlp.layers[0]
+        weight, of_agent = first.weight.split([first.in_features - self.n_agents, self.n_agents], -2)
+        rows = x.reshape(-1, x.shape[-1]).expand(*first.stack, -1, -1)
+        hidden = torch.matmul(rows, weight).unflatten(-2, (-1, self.n_agents))  # [(H,) B, n, hidden]
+        bias = (first.bias + of_agent).unsqueeze(-3)  # [(H,) 1, n, hidden]
+        return self.mlp.after_first_layer((hidden + bias).flatten(-3, -2))

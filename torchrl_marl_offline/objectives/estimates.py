@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
+
+from torchrl_marl_offline.objectives.functional_parameters import parameters_in
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
@@ -37,8 +41,28 @@ class Values(NamedTuple):
 class NetworkPasses:
     """The part of :class:`OfflineMARLLoss` that evaluates its networks under their functional parameters."""
 
+    def _evaluate(
+        self, network: TensorDictModuleBase, params: TensorDictBase | None, tensordict: TensorDictBase, **given: Tensor
+    ) -> Mapping[NestedKey, Tensor]:
+        """Return the outputs of ``network`` under ``params`` (None: its own) by their keys."""
+        entries = self._entries(network, tensordict, **given)
+        with nullcontext() if params is None else parameters_in(network, params):
+            if _is_plain(network):
+                outputs = network.module(*entries.values())
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                outputs = dict(zip(map(unravel_key, network.out_keys_source), outputs, strict=True))
+            else:
+                found = network(TensorDict(entries, tensordict.batch_size))
+                outputs = {unravel_key(key): found.get(key) for key in network.out_keys}
+        return {key: _full_precision(value) for key, value in outputs.items()}
+
     def _inputs(self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor) -> TensorDict:
         """Root the network's inputs in a tensordict of the batch size; ``given`` overrides by position name."""
+        return TensorDict(self._entries(network, tensordict, **given), tensordict.batch_size)
+
+    def _entries(
+        self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor
+    ) -> dict[NestedKey, Tensor]:
         entries = {}
         for key in network.in_keys:
             key = unravel_key(key)
@@ -48,7 +72,7 @@ class NetworkPasses:
             if entry is None:
                 raise KeyError(self._lacks(key, tensordict))
             entries[key] = entry
-        return TensorDict(entries, tensordict.batch_size)
+        return entries
 
     def _lacks(self, key: NestedKey, tensordict: TensorDictBase) -> str:
         found = ", ".join(sorted(map(joined, tensordict.keys(True, True))))
@@ -77,13 +101,13 @@ class NetworkPasses:
         name = "target_qvalue_network_params" if target else "qvalue_network_params"
         params = getattr(self, name).detach() if detach else getattr(self, name)
         key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
-        inputs = self._inputs(self.qvalue_network, tensordict, **{joined(self.tensor_keys.action): action})
+        given = {joined(self.tensor_keys.action): action}
         if self._ensemble:
+            inputs = self._inputs(self.qvalue_network, tensordict, **given)
             values = self._vmap_qvalue_network(inputs, params).get(key)  # [E, *B, (n,) H]
             values = values.movedim(0, -2).flatten(-2)
         else:
-            with params.to_module(self.qvalue_network, preserve_module_state=False):
-                values = self.qvalue_network(inputs).get(key)
+            values = self._evaluate(self.qvalue_network, params, tensordict, **given)[unravel_key(key)]
         return values.unsqueeze(-2) if self._is_central else values  # [*B, H] -> [*B, 1, H]
 
     def _mixed(self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False) -> Values:
@@ -103,12 +127,12 @@ class NetworkPasses:
         if not self._mixer_accepts_heads and values.shape[-1] > 1:
             heads = [self._mix(tensordict, v, target=target, detach=detach) for v in values.split(1, -1)]
             return torch.cat(heads, -1)
-        inputs = self._inputs(mixer, tensordict, **{joined(mixer.in_keys[0]): values})
-        if not self._mixer_has_params:
-            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
-        params = self.target_mixer_network_params if target else self.mixer_network_params
-        with (params.detach() if detach else params).to_module(mixer, preserve_module_state=False):
-            return mixer(inputs).get(mixer.out_keys[-1]).unsqueeze(-2)
+        params = None
+        if self._mixer_has_params:
+            params = self.target_mixer_network_params if target else self.mixer_network_params
+            params = params.detach() if detach else params
+        mixed = self._evaluate(mixer, params, tensordict, **{joined(mixer.in_keys[0]): values})
+        return mixed[unravel_key(mixer.out_keys[-1])].unsqueeze(-2)
 
     def state_value(self, tensordict: TensorDictBase) -> Values:
         """Evaluate the state-value network; local values go through the target mixer."""
@@ -117,10 +141,8 @@ class NetworkPasses:
 
     def _state_network(self, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
         """Return ``[*B, k, 1]`` and whether these are the team's values already."""
-        inputs = self._inputs(self.value_network, tensordict)
-        with self.value_network_params.to_module(self.value_network, preserve_module_state=False):
-            out = self.value_network(inputs)
-        total = out.get(self.tensor_keys.state_value, None)
+        out = self._evaluate(self.value_network, self.value_network_params, tensordict)
+        total = out.get(unravel_key(self.tensor_keys.state_value))
         if total is not None:
             return total.unsqueeze(-2), True
         if self._is_central:
@@ -128,7 +150,7 @@ class NetworkPasses:
                 "A centralized critic needs a team state value; pass value=make_value(spec, "
                 "decomposition='centralized')."
             )
-        return out.get(self.tensor_keys.local_state_value), False
+        return out.get(unravel_key(self.tensor_keys.local_state_value)), False
 
     def target_and_state_value(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Values, Values]:
         """Evaluate the target critic at ``action`` and the state-value network, in one pass of the target mixer."""
@@ -145,9 +167,13 @@ class NetworkPasses:
 
     def policy(self, tensordict: TensorDictBase) -> Distribution:
         """Return the agents' action distribution."""
-        inputs = self._inputs(self.actor_network, tensordict)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            return self.actor_network.get_dist(inputs)
+        actor = self.actor_network
+        inputs = self._inputs(actor, tensordict)
+        with parameters_in(actor, self.actor_network_params):
+            if isinstance(actor, ProbabilisticTensorDictSequential) and len(actor.module) == 2:
+                head, distribution = actor.module
+                return distribution.get_dist(inputs.update(self._evaluate(head, None, inputs)))
+            return actor.get_dist(inputs)
 
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:
         """Return the mode of the policy, without gradient."""
@@ -216,3 +242,15 @@ class Estimates:
 def joined(key: NestedKey) -> str:
     """Return a nested key as one name, its parts joined by dots."""
     return key if isinstance(key, str) else ".".join(key)
+
+
+def _is_plain(network: TensorDictModuleBase) -> bool:
+    """Whether a network is a function from its inputs to its outputs, with nothing that only a tensordict brings."""
+    if type(network) is not TensorDictModule or network._forward_hooks or network._forward_pre_hooks:
+        return False
+    return network.method is None and network._kwargs is None and not network._get_kwargs
+
+
+def _full_precision(value: Tensor) -> Tensor:
+    """Undo what autocast did to a network's output: losses and targets are in full precision."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

@@ -23,6 +23,8 @@ from torchrl_marl_offline.training.online_learners import OnlineLearner, make_ma
 from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
+from torchrl_marl_offline.training.population import Population, PopulationBuffer
+from torchrl_marl_offline.training.population_trainer import PopulationTrainer
 from torchrl_marl_offline.training.report import format_table, write_report
 from torchrl_marl_offline.training.statistics import (
     Interval,
@@ -47,6 +49,9 @@ __all__ = [
     "NonFiniteLossError",
     "OnlineLearner",
     "OnlineReplay",
+    "Population",
+    "PopulationBuffer",
+    "PopulationTrainer",
     "RecordSettings",
     "RunLogger",
     "SavedPolicy",

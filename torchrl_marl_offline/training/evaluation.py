@@ -8,7 +8,7 @@ evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 Mode = Literal["mode", "sample"]
+EpisodeRow = tuple[float, int, bool]
 SUCCESS = "success"
 EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
 
@@ -55,6 +56,13 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
     mode: Mode = "mode"
     seed: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[EpisodeRow], has_success: bool, env: EnvBase, mode: Mode, seed: int) -> Evaluation:
+        """Put together the episodes that :func:`run_episodes` found in ``env``."""
+        returns, lengths, success = (torch.tensor(column) for column in zip(*rows, strict=True))
+        references = getattr(env, "reference_returns", None)
+        return cls(returns.float(), lengths, success if has_success else None, references, mode, seed)
 
     @property
     def mean(self) -> float:
@@ -117,19 +125,34 @@ def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mo
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
     _check_arguments(env, episodes, mode)
-    with preserved_rng(), evaluation_mode(policy), set_exploration_type(EXPLORATION[mode]):
+    with explored(env, mode, seed), evaluation_mode(policy):
+        finished, has_success = run_episodes(policy, env, spread_over_slots(episodes, env.batch_size[0]))
+    return Evaluation.of([row for slot in finished for row in slot], has_success, env, mode, seed)
+
+
+@contextmanager
+def explored(env: EnvBase, mode: Mode, seed: int) -> Iterator[None]:
+    """Seed an environment and the sampling, and choose how policies act; generators are put back on leaving."""
+    with preserved_rng(), set_exploration_type(EXPLORATION[mode]):
         torch.manual_seed(seed)
         env.set_seed(seed)
-        returns, lengths, success = _run(policy, env, episodes)
-    return Evaluation(returns, lengths, success, getattr(env, "reference_returns", None), mode, seed)
+        yield
 
 
-def _run(policy: Policy, env: EnvBase, episodes: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Step until each slot has run its quota of episodes; slots that are through keep stepping and are not read."""
+def spread_over_slots(episodes: int, slots: int) -> Tensor:
+    """Return how many episodes each slot runs, ``[slots]``."""
+    return torch.tensor([episodes // slots + (slot < episodes % slots) for slot in range(slots)])
+
+
+def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list[EpisodeRow]], bool]:
+    """Step until each slot has run its quota of episodes; slots that are through keep stepping and are not read.
+
+    Returns:
+        For each slot its episodes as (return, length, success), and whether the task has a signal of success.
+    """
     slots = env.batch_size[0]
-    quota = torch.tensor([episodes // slots + (slot < episodes % slots) for slot in range(slots)])
     longest = getattr(env, "max_episode_steps", None)
-    finished: list[list[tuple[float, int, bool]]] = [[] for _ in range(slots)]
+    finished: list[list[EpisodeRow]] = [[] for _ in range(slots)]
     finished_count = torch.zeros(slots, dtype=torch.int64)
     tensordict = env.reset()
     total = torch.zeros(slots, dtype=torch.float64, device=env.device)
@@ -159,9 +182,7 @@ def _run(policy: Policy, env: EnvBase, episodes: int) -> tuple[Tensor, Tensor, T
         length.masked_fill_(done, 0)
         succeeded.masked_fill_(done, False)
         tensordict = following
-    rows = [row for slot in finished for row in slot]
-    returns, lengths, successes = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return returns.float(), lengths, successes if has_success else None
+    return finished, has_success
 
 
 def raise_on_illegal_action(tensordict: TensorDictBase) -> int:

@@ -180,7 +180,7 @@ class _Recording:
             keep_checkpoints=2,
             stop_when=self._expert_reached,
             output=self.behaviour,
-            compile=settings.compile,
+            compile={} if settings.compile else "off",
             progress=self.progress,
         )
         self.trainer = trainer

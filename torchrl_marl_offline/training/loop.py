@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -19,7 +19,9 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import TargetNetUpdater
 
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
 from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision
 from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.metrics import (
@@ -27,7 +29,6 @@ from torchrl_marl_offline.training.metrics import (
     MetricWindow,
     NonFiniteLossError,
     first_non_finite_parameter,
-    scalars,
 )
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.optimizer import default_optimizer
@@ -92,7 +93,12 @@ class Trainer:
             one of :func:`~torchrl_marl_offline.make_actor`); ``None`` writes nothing.
         resume_folder: the folder named in the advice on how to go on; by default ``output``.
         clip_grad_norm: largest norm of the whole gradient.
-        compile: run the loss's forward through :func:`torch.compile`; a mapping gives its options.
+        compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
+            (:class:`CompiledGradients`; on a GPU the whole step as one CUDA graph), the same numbers up to rounding;
+            ``"auto"``: whichever was measured to end the run sooner, its warm-up included. A mapping runs the loss's
+            forward alone through :func:`torch.compile` with these options.
+        precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
+        deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C.
         logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed.
         progress: show a bar, and a line per evaluation.
 
@@ -123,7 +129,9 @@ class Trainer:
         output: str | Path | None = None,
         resume_folder: str | Path | None = None,
         clip_grad_norm: float | None = None,
-        compile: bool | Mapping[str, Any] = False,
+        compile: Literal["off", "on", "auto"] | Mapping[str, Any] = "off",
+        precision: Precision = "fp32",
+        deadline: float | None = None,
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
@@ -142,8 +150,10 @@ class Trainer:
         self.progress = progress
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.stop_when, self.finished = stop_when, False
-        self._forward = torch.compile(loss, **(compile if isinstance(compile, Mapping) else {})) if compile else loss
-        self._gradient_norm = GradientNorm(loss, clip_grad_norm)
+        self.deadline = math.inf if deadline is None else deadline
+        self.compile, self.precision, self.clip_grad_norm = check_compile(compile), precision, clip_grad_norm
+        self._gradients: Callable[[TensorDictBase], dict[str, torch.Tensor]] | None = None
+        self._gradient_norm = self._make_gradient_norm()
         self._window = MetricWindow()
         self._checkpoint: Path | None = None
         self._saved_step: int | None = None
@@ -154,7 +164,7 @@ class Trainer:
         with StopRequest() as stop, self._bar() as bar:
             if fresh and self.eval_at_start:
                 self._evaluate(bar)
-            while self.step < self.steps and not self.finished and not stop.requested:
+            while self.step < self.steps and not self.finished and not stop.requested and time.time() < self.deadline:
                 self._update()
                 if self._due(self.log_every):
                     self._log()
@@ -168,17 +178,25 @@ class Trainer:
     def _update(self) -> None:
         """One step; nothing in it waits for the device."""
         began = time.perf_counter()
-        output = self._forward(self.buffer.sample())
-        metrics = scalars(output)
-        total = sum(output.get(name) for name in _loss_names(output))
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        metrics = self._gradients(self.buffer.sample())
         self._window.append(metrics | self._gradient_norm())
+        self._move(metrics)
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+
+    def _move(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Let the optimizer and the target networks take their step."""
         self.optimizer.step()
         if self.target_updater is not None:
             self.target_updater.step()
-        self.step += 1
-        self.seconds += time.perf_counter() - began
+
+    def _make_gradients(self, *, compiled: bool) -> Callable[[TensorDictBase], dict[str, torch.Tensor]]:
+        if isinstance(self.compile, Mapping):
+            return Gradients(self.loss, precision=self.precision, forward=torch.compile(self.loss, **self.compile))
+        return (CompiledGradients if compiled else Gradients)(self.loss, precision=self.precision)
+
+    def _make_gradient_norm(self) -> Callable[[], dict[str, torch.Tensor]]:
+        return GradientNorm(self.loss, self.clip_grad_norm)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.steps)
@@ -200,7 +218,7 @@ class Trainer:
             metrics = dict(result.summary() if hasattr(result, "summary") else result)
             self.logger.log_eval(self.step, name, metrics)
             if self.progress:
-                bar.write(f"step {self.step:>7}  {name}: " + _one_line(metrics))
+                bar.write(f"step {self.step:>7}  {name}: " + one_line(metrics))
             if self.keep_best is not None and self.keep_best[0] == name:
                 self._keep_if_best(float(metrics[self.keep_best[1]]))
         self.finished = self.stop_when is not None and self.stop_when()
@@ -251,12 +269,15 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.best,
             "finished": self.finished,
+            "compile": "on" if isinstance(self.compile, Mapping) else self.compile,
             "window": self._window.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.seconds, self.best, self.finished = state["seconds"], state["best"], state["finished"]
+        if self.compile == "auto":
+            self.compile = state["compile"]  # what was chosen at the start, so that the numbers stay the same
         self._window.load_state_dict(state["window"], next(self.loss.parameters()).device)
 
     def _components(self) -> dict[str, Any]:
@@ -273,14 +294,27 @@ class Trainer:
     def _start(self) -> bool:
         """Make sure that a new run starts in an empty folder; return whether it is a new one."""
         if self.step > 0 or self._saved_step is not None:
+            self._prepare()
             return False
         if self.checkpoints is not None and self.checkpoints.checkpoints():
             raise FileExistsError(
                 f"{self.checkpoints.directory} holds an earlier run's checkpoints; resume it, or name another folder."
             )
         self.logger.truncate(-1)
+        self._prepare()
         self.save()
         return True
+
+    def _prepare(self) -> None:
+        """Decide once how gradients are computed."""
+        if self.compile == "auto":
+            choice = choose_compile(self._make_gradients, self.buffer, self.loss, steps=self.steps - self.step)
+            self.compile = "on" if choice.compiled else "off"
+            if self.progress:
+                print(choice.message, flush=True)
+            self._gradients = choice.gradients
+        if self._gradients is None:
+            self._gradients = self._make_gradients(compiled=self.compile == "on")
 
     def _end(self, bar: Any) -> TrainingFinished | TrainingInterrupted:
         path = self.save()
@@ -319,14 +353,8 @@ def _default_target_updater(loss: LossModule, tau: float) -> ForeachSoftUpdate |
     return ForeachSoftUpdate(loss, tau=tau) if has_targets else None
 
 
-def _loss_names(output: TensorDictBase) -> list[str]:
-    names = [name for name in output.keys() if isinstance(name, str) and name.startswith("loss")]  # noqa: SIM118
-    if not names:
-        raise KeyError(f'The loss module returned {list(output.keys())}, nothing that starts with "loss".')
-    return names
-
-
-def _one_line(metrics: Mapping[str, Any]) -> str:
+def one_line(metrics: Mapping[str, Any]) -> str:
+    """Return the numbers of an evaluation in one line."""
     shown = {name: value for name, value in metrics.items() if not name.endswith(("_low", "_high", "_std"))}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float))
 

@@ -36,7 +36,10 @@ def scalars(output: TensorDictBase) -> dict[str, Tensor]:
 
 
 class MetricWindow:
-    """The metrics of the steps since the last logging point: one row ``[m]`` per step, on the device."""
+    """The metrics of the steps since the last logging point: one row ``[m]`` per step, on the device.
+
+    Of a population: a row ``[m, P]``.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -56,7 +59,7 @@ class MetricWindow:
         self._rows.append(torch.stack(list(metrics.values())))
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each metric over the window; the one place that waits for the device."""
+        """Return the mean (of a population: the means) of each metric over the window; here the host waits."""
         return dict(zip(self.names, torch.stack(self._rows).double().mean(0).tolist()))
 
     def first_non_finite(self) -> tuple[int, str] | None:
@@ -69,6 +72,12 @@ class MetricWindow:
             return None
         row, column = bad.nonzero()[0].tolist()
         return row, self.names[watched[column]]
+
+    def column(self, member: int) -> MetricWindow:
+        """Return one member's window out of a population's."""
+        window = MetricWindow()
+        window.names, window._rows = list(self.names), [row[:, member] for row in self._rows]
+        return window
 
     def clear(self) -> None:
         """Start a new window."""

@@ -1,0 +1,127 @@
+"""Whole methods by name: networks, rules and settings from numbers and words, as studies and scripts need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.modules.actors import make_actor
+from torchrl_marl_offline.modules.critics import Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
+from torchrl_marl_offline.objectives.extraction import AWR, BRAC
+from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.presets import BehaviourCloning
+from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
+
+POPULATION_SETTINGS = ("temperature", "alpha", "expectile", "gamma", "lr", "seed")
+"""Settings that may differ between the members of a population: numbers that enter the arithmetic as tensors."""
+
+
+def make_recipe(
+    spec: TaskSpec,
+    *,
+    decomposition: Decomposition = "mixer",
+    frozen: bool = False,
+    value_learning: Literal["td", "sarsa", "iql"] = "iql",
+    extraction: Literal["awr", "brac"] = "awr",
+    svn: bool = True,
+    heads: Literal["all", "min"] = "all",
+    team_reward: Literal["mean", "sum"] = "mean",
+    gamma: float = 0.99,
+    hidden: Sequence[int] = (512, 512, 512, 512),
+    share_params: bool = True,
+    scale: float | Literal["learned", "state_dependent"] = "learned",
+    temperature: float = 10.0,
+    advantage: Literal["joint", "local"] = "joint",
+    alpha: float = 1.0,
+    expectile: float = 0.9,
+) -> OfflineMARLLoss:
+    """Build any combination of the recipe's axes (Lee et al. 2026); by default Mix + SVN + IQL + AWR.
+
+    Args:
+        spec: the task's sizes.
+        decomposition: how the team's value is made of the agents' values; see :func:`make_critic`.
+        frozen: leave the mixer at its random initial parameters (an ablation).
+        value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`.
+        extraction: :class:`AWR` or :class:`BRAC`.
+        svn: :class:`ScaleInvariantValueNorm` on the critic's loss.
+        heads: train both critic heads, or at each row the smaller alone.
+        team_reward: mean or sum of the agents' rewards.
+        gamma: discount.
+        hidden: widths of the hidden layers of all networks.
+        share_params: agents share parameters.
+        scale: the Gaussian's standard deviation; see :func:`make_actor`.
+        temperature: of :class:`AWR`.
+        advantage: of :class:`AWR`.
+        alpha: of :class:`BRAC`.
+        expectile: of :class:`IQL`.
+    """
+    rules = {"td": TD, "sarsa": SARSA, "iql": lambda: IQL(expectile)}
+    extractions = {"awr": lambda: AWR(temperature, advantage=advantage), "brac": lambda: BRAC(alpha)}
+    for name, value, known in (
+        ("value_learning", value_learning, rules),
+        ("extraction", extraction, extractions),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+    network = {"decomposition": decomposition, "hidden": hidden, "share_params": share_params}
+    return OfflineMARLLoss(
+        make_actor(spec, hidden=hidden, share_params=share_params, scale=scale),
+        make_critic(spec, frozen=frozen, **network),
+        make_value(spec, **network) if value_learning == "iql" else None,
+        value_learning=rules[value_learning](),
+        extraction=extractions[extraction](),
+        value_norm=ScaleInvariantValueNorm() if svn else None,
+        heads=heads,
+        team_reward=team_reward,
+    ).make_value_estimator(gamma=gamma)
+
+
+def make_cloning(
+    spec: TaskSpec,
+    *,
+    hidden: Sequence[int] = (512, 512, 512, 512),
+    share_params: bool = True,
+    scale: float | Literal["learned", "state_dependent"] = "learned",
+) -> OfflineMARLLoss:
+    """Build behaviour cloning with the recipe's actor."""
+    return BehaviourCloning(make_actor(spec, hidden=hidden, share_params=share_params, scale=scale))
+
+
+ALGORITHMS: dict[str, Callable[..., OfflineMARLLoss]] = {"recipe": make_recipe, "cloning": make_cloning}
+"""Builders by name; each takes a :class:`TaskSpec` and keyword settings that JSON and TOML can hold."""
+
+
+def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> OfflineMARLLoss:
+    """Build the networks and the loss of an algorithm named in :data:`ALGORITHMS`.
+
+    Parameters are drawn from torch's global generator: call :func:`torch.manual_seed` before.
+
+    Args:
+        spec: the task's sizes.
+        algorithm: its name.
+        **settings: of the algorithm; see :func:`make_recipe` and :func:`make_cloning`.
+
+    Raises:
+        ValueError: for an unknown algorithm, or a setting that it does not have.
+
+    Examples:
+        >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
+        >>> loss = make_loss(spec, decomposition="vdn", extraction="brac", alpha=0.1, hidden=(64, 64))
+        >>> loss.alpha
+        tensor(0.1000)
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}.")
+    builder = ALGORITHMS[algorithm]
+    known = settings_of(algorithm)
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{algorithm} has no setting {name!r}; it has {', '.join(known)}.")
+    return builder(spec, **settings)
+
+
+def settings_of(algorithm: str) -> dict[str, Any]:
+    """Return the settings of an algorithm and their defaults."""
+    return dict(ALGORITHMS[algorithm].__kwdefaults__ or {})

@@ -1,0 +1,224 @@
+"""The loss of a batch and its gradients: as it stands, or traced once and compiled as one function of tensors.
+
+Every form leaves the gradients in ``parameter.grad`` and returns the loss's one-element outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_marl_offline.objectives.functional_parameters import tensors_in, tensors_of
+from torchrl_marl_offline.objectives.noise import given_noise, recorded_noise
+from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.metrics import scalars
+
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule
+
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+
+
+class Gradients:
+    """Differentiate a loss as it stands.
+
+    Args:
+        loss: any TorchRL loss; its outputs that start with ``"loss"`` are summed.
+        precision: of the matrix products; see :func:`in_precision`.
+        forward: what to call in place of ``loss``.
+    """
+
+    def __init__(
+        self, loss: LossModule, *, precision: Precision = "fp32", forward: Callable[..., TensorDictBase] | None = None
+    ) -> None:
+        self.loss, self.precision = loss, precision
+        self._forward = loss if forward is None else forward
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
+        with in_precision(self.precision, batch.device):
+            output = self._forward(batch)
+        for parameter in self.loss.parameters():
+            parameter.grad = None
+        total_loss(output).backward()
+        return scalars(output)
+
+
+class CompiledGradients:
+    """Differentiate a loss by one compiled function of its tensors, forward and backward together.
+
+    The loss is traced once for each form of batch (keys and shapes) into operations on tensors, without the modules,
+    tensordicts and autograd around them, which torch's compiler then fuses. Its numbers are those of
+    :class:`Gradients` up to the rounding of fused operations. Everything that a step reads is an input: parameters,
+    targets, buffers such as a scheduled temperature, the batch, and the noise, which is drawn before from the same
+    generator in the same order.
+
+    Args:
+        loss: any TorchRL loss whose ``forward`` does not depend on the values of tensors.
+        precision: see :func:`in_precision`.
+        backend: of :func:`torch.compile`; ``None`` runs the traced operations one by one.
+    """
+
+    def __init__(self, loss: LossModule, *, precision: Precision = "fp32", backend: str | None = "inductor") -> None:
+        self.loss, self.precision, self.backend = loss, precision, backend
+        self._traced: dict[tuple, TracedFunction] = {}
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
+        tensors = tensors_of(self.loss)
+        traced = self._trace(tensors, batch)
+        noise = [request.draw(leaf_device(batch)) for request in traced.noise]
+        metrics, gradients = traced(tensors, batch, noise)
+        for name, gradient in gradients.items():
+            tensors[name].grad = gradient
+        return metrics
+
+    def _trace(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> TracedFunction:
+        signature = signature_of(batch)
+        if signature not in self._traced:
+            function = single_gradients(self.loss, self.precision)
+            self._traced[signature] = TracedFunction(function, tensors, batch, backend=self.backend)
+        return self._traced[signature]
+
+
+Differentiated = tuple[dict[str, Tensor], dict[str, Tensor]]
+GradientFunction = Callable[[Mapping[str, Tensor], TensorDictBase, list[Tensor]], Differentiated]
+
+
+def single_gradients(loss: LossModule, precision: Precision) -> GradientFunction:
+    """Return the function from a loss's tensors, a batch and noise to metrics and gradients, by name."""
+
+    def function(tensors: Mapping[str, Tensor], batch: TensorDictBase, noise: list[Tensor]) -> Differentiated:
+        trainable = {name: t.detach().requires_grad_() for name, t in tensors.items() if t.requires_grad}
+        with tensors_in(loss, {**tensors, **trainable}), noise_given(noise), in_precision(precision, batch.device):
+            output = loss(batch)
+        gradients = torch.autograd.grad(total_loss(output), list(trainable.values()), allow_unused=True)
+        found = {name: gradient for name, gradient in zip(trainable, gradients) if gradient is not None}
+        return scalars(output), found
+
+    return function
+
+
+class TracedFunction:
+    """A function of named tensors, a batch and noise as one graph of tensor operations.
+
+    Args:
+        function: what is traced; it runs twice here, on copies of the buffers that it writes to.
+        tensors: parameters, targets and buffers by name; those that do not require gradients may be written to.
+        batch: of the form that will be given.
+        backend: of :func:`torch.compile`, or ``None``.
+    """
+
+    def __init__(
+        self,
+        function: GradientFunction,
+        tensors: Mapping[str, Tensor],
+        batch: TensorDictBase,
+        *,
+        backend: str | None,
+        noise: Callable[[TensorDictBase], list[Tensor]] | None = None,
+    ) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        names, keys, batch_size = list(tensors), sorted_keys(batch), batch.batch_size
+        shape: dict[str, list[str]] = {}
+
+        def flat(values: list[Tensor], leaves: list[Tensor], noise: list[Tensor]) -> list[Tensor]:
+            given = TensorDict(dict(zip(keys, leaves)), batch_size)
+            metrics, gradients = function(dict(zip(names, values)), given, noise)
+            shape["metrics"], shape["gradients"] = list(metrics), list(gradients)
+            return [*metrics.values(), *gradients.values()]
+
+        def copies() -> tuple[list[Tensor], list[Tensor]]:
+            values = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors.values()]
+            return values, [batch.get(key).clone() for key in keys]
+
+        with preserved_rng():
+            with recorded_noise() as self.noise:
+                flat(*copies(), None)
+            drawn = [request.draw(leaf_device(batch)) for request in self.noise]
+            # Tracing names and shapes is all that is wanted of this run.
+            graph = make_fx(flat)(*copies(), drawn)
+        self._keys, self._metrics, self._gradients = keys, shape["metrics"], shape["gradients"]
+        self._run = graph if backend is None else compile_graph(graph, backend)
+
+    def __call__(self, tensors: Mapping[str, Tensor], batch: TensorDictBase, noise: list[Tensor]) -> Differentiated:
+        """Run the graph."""
+        with torch.no_grad():
+            found = self._run(list(tensors.values()), [batch.get(key) for key in self._keys], noise)
+        count = len(self._metrics)
+        return dict(zip(self._metrics, found[:count])), dict(zip(self._gradients, found[count:]))
+
+
+def compile_graph(graph: torch.fx.GraphModule, backend: str) -> Callable[..., list[Tensor]]:
+    """Compile a traced graph; its inputs always have the shapes of the trace, so that nothing is checked at a call."""
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe} if backend == "inductor" else None
+    return torch.compile(graph, backend=backend, dynamic=False, fullgraph=True, options=options)
+
+
+@contextmanager
+def in_precision(precision: Precision, device: torch.device | None) -> Iterator[None]:
+    """Within the block, multiply matrices in this precision.
+
+    Args:
+        precision: ``"fp32"``; ``"tf32"``: 10 bits of mantissa on NVIDIA's tensor cores; ``"bf16"``: autocast to
+            bfloat16, with the networks' outputs, losses, gradients of parameters and the optimizer in fp32.
+        device: of the batch.
+
+    Raises:
+        ValueError: for an unknown precision, or TF32 without a GPU.
+    """
+    kind = "cpu" if device is None else device.type
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    if precision == "tf32":
+        if kind != "cuda":
+            raise ValueError("precision='tf32' needs an NVIDIA GPU; use 'fp32', or 'bf16'.")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    cast: AbstractContextManager = nullcontext()
+    if precision == "bf16":
+        # the cache of casts holds tensors of a trace or of another member
+        cast = torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
+    with cast:
+        yield
+
+
+def total_loss(output: TensorDictBase) -> Tensor:
+    """Sum the outputs that start with ``"loss"``."""
+    names = [name for name in output.keys() if isinstance(name, str) and name.startswith("loss")]  # noqa: SIM118
+    if not names:
+        raise KeyError(f'The loss module returned {list(output.keys())}, nothing that starts with "loss".')
+    return sum(output.get(name) for name in names)
+
+
+def noise_given(noise: list[Tensor] | None) -> AbstractContextManager:
+    """Hand ``noise`` to the loss, or let it draw its own."""
+    return nullcontext() if noise is None else given_noise(noise)
+
+
+def sorted_keys(batch: TensorDictBase) -> list[Any]:
+    """Return the keys of all leaves, in an order that does not depend on how the batch was put together."""
+    return sorted(batch.keys(True, True), key=str)
+
+
+def signature_of(batch: TensorDictBase) -> tuple:
+    """Return what two batches must share for one trace to serve both."""
+    leaves = ((key, batch.get(key)) for key in sorted_keys(batch))
+    return (batch.batch_size, *((key, leaf.shape, leaf.dtype, leaf.device) for key, leaf in leaves))
+
+
+def leaf_device(batch: TensorDictBase) -> torch.device:
+    """Return the device of the batch."""
+    return batch.device or next(iter(batch.values(True, True))).device

@@ -1,0 +1,290 @@
+"""Many runs as one computation: members stacked in front of every tensor, each with its own data and coefficients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
+
+from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
+from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
+from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.gradients import (
+    Differentiated,
+    GradientFunction,
+    Precision,
+    TracedFunction,
+    in_precision,
+    leaf_device,
+    noise_given,
+    signature_of,
+    total_loss,
+)
+
+if TYPE_CHECKING:
+    from torchrl.data import ReplayBuffer
+    from torchrl.objectives import LossModule
+
+
+class Population(nn.Module):
+    """The tensors of ``P`` losses of one structure, stacked to ``[P, ...]``.
+
+    The losses may differ in every tensor: parameters (seeds), coefficients such as the temperature, the discount. All
+    else, networks' sizes and rules, must be the same. The first loss serves as the form into which members' tensors
+    are put.
+
+    Args:
+        losses: member name -> loss.
+
+    Raises:
+        ValueError: the losses differ in more than the values of their tensors.
+    """
+
+    def __init__(self, losses: Mapping[str, LossModule]) -> None:
+        super().__init__()
+        if not losses:
+            raise ValueError("A population needs at least one member.")
+        self.members = list(losses)
+        tensors = [tensors_of(loss) for loss in losses.values()]
+        self._check_alike(losses, tensors)
+        # Not registered as a child: its own tensors are the first member's start, not the population's.
+        self.__dict__["template"] = next(iter(losses.values()))
+        self._slots: dict[str, str] = {}
+        for name, first in tensors[0].items():
+            stacked = torch.stack([member[name].detach() for member in tensors])
+            self._slots[name] = slot = name.replace(".", "|")  # a dot would be a path
+            if isinstance(first, nn.Parameter) and first.requires_grad:
+                self.register_parameter(slot, nn.Parameter(stacked))
+            else:
+                self.register_buffer(slot, stacked)
+
+    @staticmethod
+    def _check_alike(losses: Mapping[str, LossModule], tensors: Sequence[Mapping[str, Tensor]]) -> None:
+        first_name, first = next(iter(losses.items()))
+        for name, loss, own in zip(losses, losses.values(), tensors):
+            if type(loss) is not type(first):
+                raise ValueError(f"{name} is a {type(loss).__name__} and {first_name} a {type(first).__name__}.")
+            for key in dict.fromkeys([*tensors[0], *own]):
+                shapes = [None if key not in t else tuple(t[key].shape) for t in (tensors[0], own)]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(
+                        f"{key} is {shapes[0]} in {first_name} and {shapes[1]} in {name}; members of a population must "
+                        "have the same networks and rules. Train them in two populations."
+                    )
+            for attribute in ("value_learning", "extraction", "heads", "team_reward", "reduction"):
+                mine, other = _fixed(getattr(first, attribute, None)), _fixed(getattr(loss, attribute, None))
+                if mine != other:
+                    raise ValueError(
+                        f"{attribute} is {mine} in {first_name} and {other} in {name}; members of a population may "
+                        "differ in coefficients and seeds only. Train them in two populations."
+                    )
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the stacked tensors ``[P, ...]`` by the names of a member's ``state_dict()``."""
+        return {name: getattr(self, slot) for name, slot in self._slots.items()}
+
+    def member_tensors(self, member: str) -> dict[str, Tensor]:
+        """Return one member's tensors, sharing memory with the population."""
+        index = self.members.index(member)
+        return {name: tensor.detach()[index] for name, tensor in self.tensors().items()}
+
+    @torch.no_grad()
+    def write_member(self, member: str, loss: LossModule) -> LossModule:
+        """Copy a member's tensors into an ordinary loss of the same structure, and return it."""
+        for name, tensor in self.member_tensors(member).items():
+            tensors_of(loss)[name].copy_(tensor)
+        return loss
+
+    def act(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Let every member act on its share of ``[P * k]`` rows, by the exploration type in force."""
+        head, choose = self.template.actor_network.module  # the second has no parameters: it takes all rows at once
+        group = "actor_network_params.module.0."
+        tensors = {n.removeprefix(group): t.detach() for n, t in self.tensors().items() if n.startswith(group)}
+        inputs = [tensordict.get(key).unflatten(0, (len(self), -1)) for key in head.in_keys]
+
+        def one(tensors: dict[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
+            params = TensorDict({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
+            with parameters_in(head, params):
+                out = head(TensorDict(dict(zip(head.in_keys, inputs)), [inputs[0].shape[0]]))
+            return [out.get(key) for key in head.out_keys]
+
+        found = torch.vmap(one)(tensors, inputs)
+        return choose(tensordict.update({key: value.flatten(0, 1) for key, value in zip(head.out_keys, found)}))
+
+    def target_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the target networks' tensors and those that they follow."""
+        tensors = self.tensors()
+        names = [name for name in tensors if name.startswith("target_")]
+        return [tensors[n].data for n in names], [tensors[n.removeprefix("target_")].data for n in names]
+
+
+def _fixed(rule: Any) -> Any:
+    """Return a rule's settings without its coefficients, which may differ between members."""
+    if not hasattr(rule, "coefficients"):
+        return rule
+    settings = asdict(rule) if is_dataclass(rule) else {}
+    return type(rule).__name__, {k: v for k, v in settings.items() if k not in rule.coefficients()}
+
+
+class PopulationGradients:
+    """Differentiate every member's loss at once; see :class:`~torchrl_marl_offline.training.Population`.
+
+    Args:
+        population: the members.
+        precision: of the matrix products.
+        compiled: trace the computation and compile it.
+        backend: of :func:`torch.compile`.
+        generators: one per member, from which its noise is drawn.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+        backend: str | None = "inductor",
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.population, self.compiled, self.backend = population, compiled, backend
+        self._function = population_gradients(population, precision)
+        self._generators = generators
+        self._traced: dict[tuple, TracedFunction] = {}
+        self._noise: dict[tuple, list[NoiseRequest]] = {}
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Set the ``grad`` of every stacked parameter; ``batch`` is ``[P, B]``; returns metrics ``[P]``."""
+        tensors, signature = self.population.tensors(), signature_of(batch)
+        if self.compiled and signature not in self._traced:
+            self._traced[signature] = TracedFunction(self._function, tensors, batch, backend=self.backend)
+            self._noise[signature] = self._traced[signature].noise
+        elif signature not in self._noise:
+            self._noise[signature] = self._requests(batch)
+        noise = [self._draw(request, leaf_device(batch)) for request in self._noise[signature]]
+        function = self._traced[signature] if self.compiled else self._function
+        metrics, gradients = function(tensors, batch, noise)
+        for name, gradient in gradients.items():
+            tensors[name].grad = gradient
+        return metrics
+
+    def _requests(self, batch: TensorDictBase) -> list[NoiseRequest]:
+        copies = {
+            name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in self.population.tensors().items()
+        }
+        with preserved_rng(), recorded_noise() as requests:
+            self._function(copies, batch, None)
+        return requests
+
+    def _draw(self, request: NoiseRequest, device: torch.device) -> Tensor:
+        return torch.stack([request.draw(device, generator) for generator in self._generators])
+
+
+def population_gradients(population: Population, precision: Precision) -> GradientFunction:
+    """Return the function from stacked tensors, batches ``[P, B]`` and noise ``[P, ...]`` to metrics and gradients."""
+    loss = population.template
+    keys: list[str] = []
+
+    def member(tensors: dict[str, Tensor], leaves: dict[NestedKey, Tensor], noise: list[Tensor] | None):
+        batch_size = [next(iter(leaves.values())).shape[0]]
+        with tensors_in(loss, tensors), noise_given(noise):
+            output = loss(TensorDict(leaves, batch_size))
+        metrics = {k: v for k, v in output.items() if v.numel() == 1}
+        keys[:] = metrics
+        return total_loss(output), [value.detach().reshape(()) for value in metrics.values()]
+
+    def function(tensors: Mapping[str, Tensor], batch: TensorDictBase, noise: list[Tensor] | None) -> Differentiated:
+        trainable = {name: t.detach().requires_grad_() for name, t in tensors.items() if t.requires_grad}
+        leaves = {key: batch.get(key) for key in batch.keys(True, True)}
+        in_dims = (0, 0, None if noise is None else 0)
+        with in_precision(precision, batch.device):
+            total, values = torch.vmap(member, in_dims, randomness="different")({**tensors, **trainable}, leaves, noise)
+        gradients = torch.autograd.grad(total.sum(), list(trainable.values()), allow_unused=True)
+        found = {name: gradient for name, gradient in zip(trainable, gradients) if gradient is not None}
+        return dict(zip(keys, values)), found
+
+    return function
+
+
+class PopulationBuffer:
+    """The minibatches of ``P`` runs over one dataset: one generator for each, one gather for all.
+
+    Member ``k`` draws what ``make_replay_buffer(data, batch_size=, seed=seeds[k])`` would.
+
+    Args:
+        data: transitions ``[T]``.
+        batch_size: rows ``B`` of each member's batch.
+        seeds: one per member.
+        device: put the data there once.
+        keys: leaves to keep; see :func:`make_replay_buffer`.
+        slice_len: rows of a slice of an episode; see :func:`make_replay_buffer`.
+    """
+
+    def __init__(
+        self,
+        data: TensorDictBase,
+        *,
+        batch_size: int,
+        seeds: Sequence[int],
+        device: torch.device | str | None = None,
+        keys: Sequence[NestedKey] | None = None,
+        slice_len: int | None = None,
+    ) -> None:
+        options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len}
+        first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
+        storage, device = first.storage, first.storage.device
+        self.storage, self.batch_size = storage, batch_size
+        self._sampler = first.sampler
+        self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+        # A run alone draws its noise from the global generator, seeded as the run.
+        self.noise_generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self.storage)
+
+    def sample(self) -> TensorDictBase:
+        """Return ``[P, B]``."""
+        drawn = [self._draw(generator) for generator in self.generators]
+        rows = self.storage.get(torch.cat([index for index, _ in drawn]))
+        for key in drawn[0][1]:
+            rows.set(key, torch.cat([info[key] for _, info in drawn]))
+        return rows.reshape(len(self.generators), self.batch_size)
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict]:
+        self.storage._rng = self._sampler._rng = generator  # the two places where samplers of TorchRL look
+        index, info = self._sampler.sample(self.storage, self.batch_size)
+        return index, {k: v for k, v in info.items() if isinstance(v, Tensor) and k != "index"}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the generators' states."""
+        states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
+        return {"generators": states[0], "noise_generators": states[1], "size": len(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if state["size"] != len(self):
+            raise ValueError(f"the checkpoint was trained on {state['size']} rows, this buffer has {len(self)}")
+        for name in ("generators", "noise_generators"):
+            for generator, saved in zip(getattr(self, name), state[name], strict=True):
+                generator.set_state(saved.cpu())
+
+    def member(self, index: int) -> ReplayBuffer:
+        """Return an ordinary buffer over the same data that goes on with a member's minibatches."""
+        generator = torch.Generator(device=self.storage.device)
+        generator.set_state(self.generators[index].get_state())
+        return TensorDictReplayBuffer(
+            storage=self.storage,
+            sampler=copy.copy(self._sampler),
+            writer=ImmutableDatasetWriter(),
+            batch_size=self.batch_size,
+            generator=generator,
+        )

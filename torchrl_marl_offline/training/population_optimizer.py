@@ -1,0 +1,136 @@
+"""Adam and the target update over stacked parameters, with a learning rate and a switch for each member."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.training.population import Population
+
+
+class PopulationAdam:
+    r"""Adam (Kingma and Ba 2015) over parameters ``[P, ...]``: each member's numbers are those of a run alone.
+
+    Args:
+        population: whose gradients are set.
+        lr: learning rate, one for all or one for each member.
+        betas: decay of the moments.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        *,
+        lr: float | Sequence[float] = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        rates = [lr] * len(population) if isinstance(lr, int | float) else list(lr)
+        if len(rates) != len(population):
+            raise ValueError(f"{len(rates)} learning rates for {len(population)} members; give one for each.")
+        self.parameters = {n: t for n, t in population.tensors().items() if t.requires_grad}
+        device = next(iter(self.parameters.values())).device
+        self.lr = torch.tensor(rates, dtype=torch.float64, device=device)
+        self.betas, self.eps = betas, eps
+        self.step_count = torch.zeros(len(population), dtype=torch.float64, device=device)
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, active: Tensor) -> None:
+        """Move the members of which ``active`` ``[P]`` is true; the others keep every number."""
+        beta1, beta2 = self.betas
+        self.step_count += active
+        size = (self.lr / (1 - beta1**self.step_count)).float()
+        root_correction = (1 - beta2**self.step_count).sqrt().float()
+        names = [name for name, p in self.parameters.items() if p.grad is not None]
+        for name in names:
+            p, m, v = self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name]
+            on = _like(active, p)
+            g = torch.where(on, p.grad, 0)
+            m.copy_(torch.where(on, m.lerp(g, 1 - beta1), m))
+            v.copy_(torch.where(on, (v * beta2).addcmul_(g, g, value=1 - beta2), v))
+            denominator = (v.sqrt() / _like(root_correction, p)).add_(self.eps)
+            p.sub_(torch.where(on, _like(size, p) * m / denominator, 0))
+
+    def member_optimizer(self, index: int, optimizer: torch.optim.Adam) -> torch.optim.Adam:
+        """Give an ordinary Adam over a member's parameters, in their order, the member's moments and learning rate."""
+        for group in optimizer.param_groups:
+            group.update(lr=self.lr[index].item(), betas=self.betas, eps=self.eps)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter, name in zip(parameters, self.parameters, strict=True):
+            optimizer.state[parameter] = {
+                "step": self.step_count[index].float().clone(),
+                "exp_avg": self.exp_avg[name][index].clone(),
+                "exp_avg_sq": self.exp_avg_sq[name][index].clone(),
+            }
+        return optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments, counts and rates."""
+        return {"step": self.step_count, "lr": self.lr, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.step_count.copy_(state["step"])
+        self.lr.copy_(state["lr"])
+        for own, saved in ((self.exp_avg, state["exp_avg"]), (self.exp_avg_sq, state["exp_avg_sq"])):
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+
+
+class PopulationSoftUpdate:
+    """Move every member's targets by ``tau`` towards their sources."""
+
+    def __init__(self, population: Population, *, tau: float) -> None:
+        self.tau = tau
+        self._targets, self._sources = population.target_pairs()
+        # or the form of all members would warn that nothing moves its targets
+        associated = getattr(population.template, "_has_update_associated", {})
+        associated.update(dict.fromkeys(associated, True))
+
+    @torch.no_grad()
+    def step(self, active: Tensor) -> None:
+        """Move the targets of the members of which ``active`` is true."""
+        for target, source in zip(self._targets, self._sources):
+            target.lerp_(source, _like(active, target) * self.tau)
+
+
+class PopulationGradientNorm:
+    """Each member's gradient norm, of the whole and of each network, and its clipping."""
+
+    def __init__(self, population: Population, clip: float | None = None) -> None:
+        self.clip = clip
+        self._networks: dict[str, list[Tensor]] = {}
+        for name, tensor in population.tensors().items():
+            if tensor.requires_grad:
+                network = name.split(".")[0].removesuffix("_params").removesuffix("_network")
+                self._networks.setdefault(network, []).append(tensor)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, Tensor]:
+        """Return ``grad_norm`` and ``grad_norm_<network>``, each ``[P]``, measured before clipping."""
+        squares = {}
+        for name, parameters in self._networks.items():
+            gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
+            if gradients:
+                squares[name] = sum(torch.linalg.vector_norm(g, dim=1).square() for g in gradients)
+        total = sum(squares.values()).sqrt()
+        if self.clip is not None:
+            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
+            for parameters in self._networks.values():
+                for p in parameters:
+                    if p.grad is not None:
+                        p.grad.mul_(_like(factor, p))
+        named = {f"grad_norm_{name}": value.sqrt() for name, value in squares.items()}
+        return {"grad_norm": total} | (named if len(named) > 1 else {})
+
+
+def _like(values: Tensor, tensor: Tensor) -> Tensor:
+    """Shape ``[P]`` to be broadcast against ``[P, ...]``."""
+    return values.reshape(-1, *(1,) * (tensor.ndim - 1))

@@ -1,0 +1,303 @@
+"""The training loop over a population: one step moves every member, and each is logged as a run of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
+
+from torchrl_marl_offline.training.checkpoints import CheckpointManager
+from torchrl_marl_offline.training.evaluation import (
+    Evaluation,
+    Mode,
+    evaluation_mode,
+    explored,
+    preserved_rng,
+    run_episodes,
+    spread_over_slots,
+)
+from torchrl_marl_offline.training.logging import RunLogger
+from torchrl_marl_offline.training.loop import Trainer, one_line
+from torchrl_marl_offline.training.optimizer import default_optimizer
+from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
+from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
+from torchrl_marl_offline.training.population_optimizer import (
+    PopulationAdam,
+    PopulationGradientNorm,
+    PopulationSoftUpdate,
+)
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+    from torchrl.objectives import LossModule
+
+PopulationEvaluator = Callable[[], Mapping[str, Any]]
+MEMBERS = "members"
+
+
+class PopulationTrainer(Trainer):
+    """Train many losses of one structure at once; see :class:`Population`.
+
+    Each member has its own minibatches, coefficients, learning rate, SVN statistics, gradient clipping and noise; none
+    reads another's numbers. A member whose loss or gradient is no longer finite keeps its last finite parameters and is
+    left out from then on; the others go on.
+
+    Args:
+        losses: member name -> loss; the first serves as the form of all.
+        buffer: the members' minibatches, in the order of ``losses``.
+        steps: number of updates of the whole run.
+        lr: Adam's learning rate, one for all or one for each member.
+        tau: rate of the target networks.
+        evaluators: name -> function that returns, for each member, what an evaluator of :class:`Trainer` returns;
+            :meth:`evaluate` is one.
+        output: folder of ``checkpoints/`` and of ``members/NAME/`` with ``train.csv``, ``eval.csv`` and ``policy.pt``
+            for each.
+        compile: as in :class:`Trainer`.
+        **options: ``eval_every``, ``eval_at_start``, ``log_every``, ``checkpoint_every``, ``keep_checkpoints``,
+            ``clip_grad_norm``, ``precision``, ``deadline``, ``resume_folder``, ``progress`` of :class:`Trainer`.
+
+    Example:
+        >>> seeds = range(8)                                                                         # doctest: +SKIP
+        >>> losses = {f"seed-{s}": build(seed=s) for s in seeds}                                     # doctest: +SKIP
+        >>> buffer = PopulationBuffer(data.data, batch_size=256, seeds=seeds)                        # doctest: +SKIP
+        >>> trainer = PopulationTrainer(losses, buffer, steps=10_000, output="runs/eight")           # doctest: +SKIP
+        >>> trainer.evaluators["mode"] = lambda: trainer.evaluate(env, episodes=100, seed=0)         # doctest: +SKIP
+        >>> trainer.train()                                                                          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        losses: Mapping[str, LossModule],
+        buffer: PopulationBuffer,
+        *,
+        steps: int,
+        lr: float | Sequence[float] = 3e-4,
+        tau: float = 0.005,
+        evaluators: Mapping[str, PopulationEvaluator] | None = None,
+        output: str | Path | None = None,
+        compile: str = "off",
+        **options: Any,
+    ) -> None:
+        if len(buffer.generators) != len(losses):
+            raise ValueError(
+                f"The buffer has {len(buffer.generators)} seeds for {len(losses)} losses; give one for each member."
+            )
+        if isinstance(compile, Mapping):
+            raise ValueError('compile must be "off", "on" or "auto" for a population.')
+        population = Population(losses)
+        self.population = population
+        optimizer = PopulationAdam(population, lr=lr)
+        targets = PopulationSoftUpdate(population, tau=tau)
+        device = optimizer.lr.device
+        self.active = torch.ones(len(population), dtype=torch.bool, device=device)
+        self._frozen_at = torch.full((len(population),), -1, dtype=torch.int64, device=device)
+        self._reported: set[str] = set()
+        super().__init__(
+            population,
+            buffer,
+            steps=steps,
+            optimizer=optimizer,
+            target_updater=targets,
+            evaluators=evaluators,
+            output=output,
+            compile=compile,
+            logger=RunLogger(None),
+            **options,
+        )
+        folder = None if self.output is None else self.output / MEMBERS
+        self.loggers = {name: RunLogger(folder and folder / name) for name in population.members}
+
+    @property
+    def members(self) -> list[str]:
+        """The members' names, in their order."""
+        return self.population.members
+
+    @property
+    def frozen(self) -> dict[str, int]:
+        """The members that are no longer finite, and the step at which each was left out."""
+        return {name: at for name, at in zip(self.members, self._frozen_at.tolist()) if at >= 0}
+
+    def member_folder(self, member: str) -> Path:
+        """Return the folder of a member's files."""
+        if self.output is None:
+            raise ValueError("There are no members' folders without an output folder; give PopulationTrainer(output=).")
+        return self.output / MEMBERS / member
+
+    # ------------------------------------------------------------ one step
+
+    def _make_gradients(self, *, compiled: bool) -> PopulationGradients:
+        noise = self.buffer.noise_generators
+        return PopulationGradients(self.population, precision=self.precision, compiled=compiled, generators=noise)
+
+    def _make_gradient_norm(self) -> PopulationGradientNorm:
+        return PopulationGradientNorm(self.population, self.clip_grad_norm)
+
+    def _move(self, metrics: dict[str, Tensor]) -> None:
+        watched = [value for name, value in metrics.items() if name.startswith(("loss", "grad_norm"))]
+        finite = torch.stack(watched).isfinite().all(0)
+        fell = self.active & ~finite
+        self._frozen_at = torch.where(fell, self.step + 1, self._frozen_at)
+        self.active = self.active & finite
+        self.optimizer.step(self.active)
+        self.target_updater.step(self.active)
+
+    # ------------------------------------------------- logging and evaluation
+
+    def _log(self) -> None:
+        means = self._window.means()
+        self._report_frozen()
+        for index, (name, logger) in enumerate(self.loggers.items()):
+            if name not in self._reported:
+                row = {metric: values[index] for metric, values in means.items()}
+                logger.log_train(self.step, row | {"seconds": self.seconds})
+        self._window.clear()
+
+    def _report_frozen(self) -> None:
+        for name, at in self.frozen.items():
+            if name not in self._reported:
+                self._reported.add(name)
+                if self.progress:
+                    print(
+                        f"step {self.step:>7}  {name} is not finite since step {at}: it keeps its last finite "
+                        "parameters, the others go on",
+                        flush=True,
+                    )
+
+    def _evaluate(self, bar: Any) -> None:
+        self._report_frozen()
+        for evaluator_name, evaluator in self.evaluators.items():
+            with preserved_rng():
+                results = evaluator() or {}
+            rows = {}
+            for member, result in results.items():
+                rows[member] = dict(result.summary() if hasattr(result, "summary") else result)
+                self.loggers[member].log_eval(self.step, evaluator_name, rows[member])
+            if self.progress and rows:
+                bar.write(f"step {self.step:>7}  {evaluator_name}, mean of {len(rows)}: " + one_line(_means(rows)))
+        self.finished = self.stop_when is not None and self.stop_when()
+
+    @torch.no_grad()
+    def evaluate(self, env: EnvBase, *, episodes: int, seed: int, mode: Mode = "mode") -> dict[str, Evaluation]:
+        """Run every member for ``episodes`` whole episodes, all in one batched environment.
+
+        Args:
+            env: of batch size ``[P * k]``; member ``i`` plays in slots ``i k`` to ``(i + 1) k - 1``.
+            episodes: of each member.
+            seed: of the environment and of the sampling.
+            mode: see :func:`evaluate`.
+
+        Returns:
+            Member name -> its evaluation.
+
+        Raises:
+            ValueError: the environment's slots cannot be shared equally.
+        """
+        count, slots = len(self.members), env.batch_size[0]
+        if slots % count:
+            raise ValueError(
+                f"An environment of {slots} slots cannot be shared by {count} members; make one of a multiple."
+            )
+        quota = spread_over_slots(episodes, slots // count).repeat(count)
+        with explored(env, mode, seed), evaluation_mode(self.population.template):
+            finished, has_success = run_episodes(self.population.act, env, quota)
+        found, per_member = {}, slots // count
+        for index, name in enumerate(self.members):
+            rows = [row for slot in finished[index * per_member : (index + 1) * per_member] for row in slot]
+            found[name] = Evaluation.of(rows, has_success, env, mode, seed)
+        return found
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loop's counters and which members are active."""
+        return super().state_dict() | {"active": self.active, "frozen_at": self._frozen_at}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self.active = state["active"].to(self.active.device)
+        self._frozen_at = state["frozen_at"].to(self._frozen_at.device)
+        self._reported = set(self.frozen)
+
+    def resume(self, checkpoint: str | Path | None = None) -> int:
+        """Go back to a checkpoint of the population; see :meth:`Trainer.resume`."""
+        step = super().resume(checkpoint)
+        for logger in self.loggers.values():
+            logger.truncate(step)
+        return step
+
+    def _start(self) -> bool:
+        fresh = super()._start()
+        if fresh:
+            for logger in self.loggers.values():
+                logger.truncate(-1)
+        return fresh
+
+    def _components(self) -> dict[str, Any]:
+        return {
+            "population": self.population,
+            "optimizer": self.optimizer,
+            "buffer": self.buffer,
+            "rng": GlobalRNGState(),
+            "trainer": self,
+        }
+
+    def _check_finite(self) -> None:
+        """Raise nothing: members that are not finite are left out, and their parameters stay finite."""
+
+    def _check_losses(self) -> None:
+        """Raise nothing, for the same reason."""
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of the population and the newest policy of each member."""
+        if self.checkpoints is None or self._saved_step == self.step:
+            return self._checkpoint
+        path = super().save()
+        for name, loss in self.member_losses():
+            actor = getattr(loss, "actor_network", None)
+            if hasattr(actor, "build"):
+                save_policy(self.member_folder(name) / POLICY_FILE, actor, {"step": self.step})
+        return path
+
+    def member_losses(self) -> list[tuple[str, LossModule]]:
+        """Yield each member's name with an ordinary loss that holds its tensors, the same object for all."""
+        loss = copy.deepcopy(self.population.template)
+        return ((name, self.population.write_member(name, loss)) for name in self.members)
+
+    def split(self) -> dict[str, Path]:
+        """Write an ordinary checkpoint of each member, from which :class:`Trainer` goes on alone.
+
+        Returns:
+            Member name -> the file, in ``members/NAME/checkpoints/``.
+        """
+        return {name: self._save_alone(index, name, loss) for index, (name, loss) in enumerate(self.member_losses())}
+
+    def _save_alone(self, index: int, name: str, loss: LossModule) -> Path:
+        alone = Trainer(
+            loss,
+            self.buffer.member(index),
+            steps=self.steps,
+            optimizer=self.optimizer.member_optimizer(index, default_optimizer(loss)),
+            tau=self.target_updater.tau,
+            output=self.member_folder(name),
+            logger=RunLogger(None),
+            progress=False,
+        )
+        self.population.write_member(name, loss)  # again: a new target updater starts from targets equal to sources
+        alone.step, alone.seconds, alone.finished, alone.compile = self.step, self.seconds, self.finished, self.compile
+        alone._window = self._window.column(index)
+        manager = CheckpointManager(self.member_folder(name) / "checkpoints", keep=1)
+        with preserved_rng():
+            torch.set_rng_state(self.buffer.noise_generators[index].get_state())
+            return manager.save(self.step, **alone._components())
+
+
+def _means(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    first = next(iter(rows.values()))
+    numbers = [name for name, value in first.items() if isinstance(value, int | float)]
+    return {name: sum(float(row[name]) for row in rows.values()) / len(rows) for name in numbers}
