@@ -3,7 +3,7 @@
     python benchmarks/sampling.py --json sampling.json
 
 Random transitions of ``mpe/simple_spread``'s shapes, in memory and memory-mapped; single transitions and slices of 16.
-TorchRL's is its ``TensorDictReplayBuffer``, at random or by its ``SliceSampler``, which pads short episodes as ours does.
+TorchRL's is its ``TensorDictReplayBuffer``, at random or by its ``SliceSampler``, padding short episodes as ours does.
 The two alternate.
 """
 

@@ -29,7 +29,7 @@ class Size:
 SMALL = Size(TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2), (64, 64), 256)
 """``mpe/simple_spread``'s shapes."""
 PAPER = Size(TaskSpec(n_agents=2, observation_size=113, state_size=226, action_size=4), (512,) * 4, 608)
-"""MA-MuJoCo's 2x4 Ant with the networks of Lee et al. 2026."""
+"""The networks and the batch of Lee et al. 2026, for two agents that see 113 numbers and do 4."""
 SIZES = {"small": SMALL, "paper": PAPER}
 
 

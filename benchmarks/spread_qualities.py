@@ -66,7 +66,8 @@ def learning(
     def play(mode: str) -> float:
         return normalized(evaluate(loss.actor_network, env, episodes=1000, seed=1000 + seed, mode=mode).mean)
 
-    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile="off" if method == "cloning" else "on")
+    compile = "off" if method == "cloning" else "on"
+    result = train_with_curves(loss, data, steps=steps, lr=lr, seed=seed, play=play, compile=compile)
     return result | {"data": normalized(data.episode_returns().mean().item())}
 
 

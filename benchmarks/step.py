@@ -1,87 +1,200 @@
-"""Milliseconds of a whole update of the recipe: forward, backward, Adam, target update; eager and compiled.
+"""Milliseconds of a whole update: sampling, loss, backward, gradient norms, Adam, targets; as it stands and compiled.
 
     python benchmarks/step.py --json step.json
+    python benchmarks/step.py --sizes paper --precisions fp32 bf16
+    python benchmarks/step.py --combinations        # all 24 of the axes, as they stand and compiled
 
-Mixer, implicit Q-learning, advantage-weighted regression and SVN on a random batch of ``mpe/simple_spread``'s shapes.
+The forms of one size alternate in one process: the library's step as it stands and compiled, the same mathematics
+written by hand (``hand_written.py``; checked to give the same losses before the clock starts), and that compiled. FLOP
+are those of the matrix products; their share is of what a large product reaches in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import itertools
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
-from common import machine, make_loss
-from torchrl.objectives import SoftUpdate
+from hand_written import HandWritten, gather
+from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
+from sizes import SIZES, Size, random_transitions
+from torch.utils.flop_counter import FlopCounterMode
 
-from torchrl_marl_offline import AWR, IQL, collect, make_env
-from torchrl_marl_offline.training import default_optimizer
+from torchrl_marl_offline import OfflineDataset, Trainer
+from torchrl_marl_offline.methods import make_loss
+from torchrl_marl_offline.training.gradients import CompiledGradients
 
-
-def updater(width: int, batch_size: int, compiled: bool) -> Callable[[], None]:
-    """Return a function that makes one update."""
-    data = collect(make_env("mpe/simple_spread", num_envs=40), episodes=40, seed=0)
-    rules = {"value_learning": IQL(0.7), "extraction": AWR(3.0, advantage="joint")}
-    loss = make_loss(data.spec, "mixer", gamma=0.95, hidden=(width, width), **rules)
-    batch = data.replay_buffer(batch_size=batch_size, seed=0, keys=loss.in_keys).sample()
-    targets = SoftUpdate(loss, tau=0.005)
-    optimizer = default_optimizer(loss, lr=1e-3)
-    forward = torch.compile(loss, fullgraph=True) if compiled else loss
-
-    def update() -> None:
-        terms = forward(batch)
-        (terms["loss_actor"] + terms["loss_qvalue"] + terms["loss_value"]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        targets.step()
-
-    return update
+SETTINGS = {"temperature": 3.0, "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
+TRANSITIONS = 20_000
+DECOMPOSITIONS = ("centralized", "mixer", "vdn", "independent")
+RULES = ("td", "sarsa", "iql")
+EXTRACTIONS = ("awr", "brac")
 
 
-def measure(update: Callable[[], None], repeats: int) -> dict[str, float]:
-    """Return the median and the 10th and 90th percentile in milliseconds, and the seconds of the first call."""
-    start = time.perf_counter()
-    update()
-    first = time.perf_counter() - start
-    times = []
-    for i in range(repeats + 20):
-        start = time.perf_counter()
-        update()
-        if i >= 20:
-            times.append(1e3 * (time.perf_counter() - start))
-    deciles = statistics.quantiles(times, n=10)
-    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "first_seconds": first}
+def make_trainer(size: Size, data: OfflineDataset, *, compile: str, precision: str = "fp32", **axes: Any) -> Trainer:
+    """Return a trainer whose ``_update`` is the step."""
+    torch.manual_seed(0)
+    loss = make_loss(size.spec, hidden=size.hidden, **{**SETTINGS, **axes})
+    buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, keys=loss.in_keys)
+    trainer = Trainer(loss, buffer, steps=10**9, compile=compile, precision=precision, progress=False)
+    trainer._prepare()
+    return trainer
+
+
+def update(trainer: Trainer) -> None:
+    """Make one update, without keeping what it reports."""
+    trainer._update()
+    trainer._window.clear()
+
+
+def hand_written(size: Size, data: OfflineDataset, *, compiled: bool) -> Any:
+    """Return a step by hand that starts as the library's does."""
+    torch.manual_seed(0)
+    loss = make_loss(size.spec, hidden=size.hidden, **SETTINGS)
+    settings = {name: SETTINGS[name] for name in ("gamma", "expectile", "temperature")}
+    run = HandWritten(loss, size, **settings)
+    batch = data.replay_buffer(batch_size=size.batch_size, seed=0).sample()
+    ours = loss(batch)
+    own = run.losses(gather(batch, torch.arange(size.batch_size)))
+    for name, value in zip(("loss_qvalue", "loss_value", "loss_actor"), own):
+        torch.testing.assert_close(value, ours[name], rtol=1e-4, atol=1e-5)
+    if compiled:
+        run.losses = torch.compile(run.losses, fullgraph=True)
+
+    def step() -> None:
+        run.step(gather(data.data, torch.randint(TRANSITIONS, (size.batch_size,))))
+
+    return step
+
+
+def flop_of(size: Size, data: OfflineDataset, **axes: Any) -> int:
+    """Count the operations of the matrix products of one update."""
+    torch.manual_seed(0)
+    loss = make_loss(size.spec, hidden=size.hidden, **{**SETTINGS, **axes})
+    batch = data.replay_buffer(batch_size=size.batch_size, seed=0, keys=loss.in_keys).sample()
+    gradients = CompiledGradients(loss, backend=None)  # as it stands, torch's counter stumbles over tensordicts
+    gradients(batch)
+    with FlopCounterMode(display=False) as counter:
+        gradients(batch)
+    return counter.get_total_flops()
+
+
+def matrix_peak() -> float:
+    """Return the FLOP/s that a large product reaches."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def compare_forms(name: str, threads: int, precisions: list[str], repeats: int, quick: bool) -> list[dict[str, Any]]:
+    """Measure the recipe in every form at one size."""
+    size, data = SIZES[name], random_transitions(SIZES[name].spec, TRANSITIONS)
+    torch.set_num_threads(threads)
+    steps: dict[str, Any] = {"hand-written": hand_written(size, data, compiled=False)}
+    warm: dict[str, float] = {}
+    forms = [("as it stands", "off", "fp32")]
+    if not quick:
+        steps["hand-written, compiled"] = hand_written(size, data, compiled=True)
+        forms += [(f"compiled, {p}" if p != "fp32" else "compiled", "on", p) for p in precisions]
+    for label, compile, precision in forms:
+        trainer = make_trainer(size, data, compile=compile, precision=precision)
+        steps[label] = lambda trainer=trainer: update(trainer)
+    for label, step in steps.items():
+        began = time.perf_counter()
+        step()
+        warm[label] = time.perf_counter() - began
+    found = alternate(
+        {label: times(step) for label, step in steps.items()}, repeats=repeats, count=1 if name == "paper" else 5
+    )
+    flop, peak = flop_of(size, data), matrix_peak()
+    rows = []
+    for label, seconds in found.items():
+        ms = spread([1e3 * s for s in seconds])
+        reached = flop / (ms["median"] / 1e3)
+        rows.append(
+            {"size": name, "threads": threads, "form": label, "ms": ms, "first_seconds": warm[label]}
+            | {"gflop": flop / 1e9, "gflop_per_second": reached / 1e9, "share_of_peak": reached / peak}
+        )
+    return rows
+
+
+def compare_combinations(name: str, threads: int, compiled: bool, repeats: int) -> list[dict[str, Any]]:
+    """Measure all 24 combinations of the axes at one size."""
+    size, data = SIZES[name], random_transitions(SIZES[name].spec, TRANSITIONS)
+    torch.set_num_threads(threads)
+    rows = []
+    for decomposition, rule, extraction in itertools.product(DECOMPOSITIONS, RULES, EXTRACTIONS):
+        axes = {"decomposition": decomposition, "value_learning": rule, "extraction": extraction}
+        plays = {}
+        for compile in ("off", "on") if compiled else ("off",):
+            trainer = make_trainer(size, data, compile=compile, **axes)
+            plays[compile] = times(lambda trainer=trainer: update(trainer))
+        found = alternate(plays, repeats=repeats, count=1 if name == "paper" else 5)
+        flop = flop_of(size, data, **axes)
+        row = axes | {"size": name, "threads": threads, "gflop": flop / 1e9}
+        rows.append(row | {form: spread([1e3 * s for s in seconds]) for form, seconds in found.items()})
+        print(
+            decomposition,
+            rule,
+            extraction,
+            {k: round(v["median"], 2) for k, v in rows[-1].items() if k in plays},
+            flush=True,
+        )
+        torch.compiler.reset()
+    return rows
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=300)
-    parser.add_argument("--json", type=Path)
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--combinations", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="combinations: compiled, too (half a minute each)")
+    parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    repeats = 3 if args.quick else args.repeats
     rows = []
-    for compiled in (False, True):
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            torch.compiler.reset()
-            row = measure(updater(args.width, args.batch_size, compiled), args.repeats)
-            rows.append({"compiled": compiled, "threads": threads} | row)
-            print(
-                f"{'compiled' if compiled else 'eager':8}  {threads} threads  {row['median']:6.2f} ms "
-                f"({row['p10']:.2f} to {row['p90']:.2f}), first {row['first_seconds']:.1f} s",
-                flush=True,
-            )
-    print(machine())
-    if args.json is not None:
-        args.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=2))
+    for name, threads in itertools.product(args.sizes[:1] if args.quick else args.sizes, args.threads):
+        if args.combinations:
+            rows += compare_combinations(name, threads, args.compiled, repeats)
+            continue
+        found = compare_forms(name, threads, args.precisions, repeats, args.quick)
+        rows += found
+        hand = next(row["ms"]["median"] for row in found if row["form"] == "hand-written")
+        cells = [
+            [
+                row["form"],
+                with_spread(row["ms"], ".2f"),
+                f"{row['ms']['median'] / hand:.2f}",
+                f"{row['gflop_per_second']:.0f}",
+                f"{row['share_of_peak']:.0%}",
+                f"{row['first_seconds']:.1f} s",
+            ]
+            for row in found
+        ]
+        header = ["form", "ms a step", "× hand-written", "GFLOP/s", "of matrix peak", "first step"]
+        print(
+            f"\n{name}, {threads} threads, {found[0]['gflop']:.2f} GFLOP a step\n{markdown(header, cells)}", flush=True
+        )
+    if args.combinations:
+        forms = ["off", "on"] if args.compiled else ["off"]
+        cells = [
+            [row["size"], row["decomposition"], row["value_learning"], row["extraction"], f"{row['gflop']:.2f}"]
+            + [with_spread(row[form], ".2f") for form in forms]
+            for row in rows
+        ]
+        header = ["size", "decomposition", "value learning", "extraction", "GFLOP", "as it stands, ms", "compiled, ms"]
+        print(markdown(header[: 5 + len(forms)], cells))
+    report(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     python examples/offline_mix_awr.py                                  # records its own data, then trains: minutes
     python examples/offline_mix_awr.py --dataset pymarl:cn-2-medium.h5  # recorded data
+    python examples/offline_mix_awr.py --seeds 8                        # eight runs as one computation
+    python examples/offline_mix_awr.py --grid temperature=1,3,10 expectile=0.7,0.9 --seeds 4
     python examples/offline_mix_awr.py --resume runs/mpe-simple_spread-...
 
 Mix (a monotonic mixer over local critics) + SVN (scale-invariant value normalization) + IQL (implicit Q-learning) + AWR
@@ -23,6 +25,7 @@ import torch
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
 from torchrl_marl_offline.data import make_simulator, record_mixed_skill
+from torchrl_marl_offline.methods import POPULATION_SETTINGS, settings_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Args:
 
     dataset: str | None = None
     """pymarl:FILE, or a folder that OfflineDataset.save wrote; by default the script records its own."""
+    algorithm: str = "recipe"
+    """What is trained beside cloning."""
     task: str | None = None
     """family/task to record where there is no --dataset; by default mpe/simple_spread."""
     episodes: int = 4000
@@ -77,8 +82,14 @@ class Args:
     """Where data and networks lie: cpu or cuda."""
     threads: int = 1
     """Threads of torch; small networks are fastest on one. 0 leaves the choice to torch."""
-    compile: bool = False
-    """Compile the loss: pays for long runs, needs a C++ compiler."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Loss and gradients as one compiled function: where measured to be faster, always (a C++ compiler), never."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the matrix products."""
+    seeds: int = 1
+    """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
+    grid: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE,...: every combination, with all seeds each, as one computation."""
     wandb: bool = False
     """Also log to Weights & Biases (offline where WANDB_MODE=offline)."""
     output: Path | None = None
@@ -94,24 +105,10 @@ PAPER |= {"expectile": 0.9, "temperature": 10.0, "advantage": "local", "eval_eve
 
 
 def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
-    """Put the networks and the rules together."""
+    """Put the networks and the rules together; compose_losses.py shows how they are composed by hand."""
     torch.manual_seed(args.seed)
-    actor = marl.make_actor(spec, hidden=args.hidden, scale="learned")
-    if name == "cloning":
-        return marl.BehaviourCloning(actor)
-    options = {"decomposition": args.decomposition, "hidden": args.hidden}
-    is_iql = args.value_learning == "iql"
-    rules = {"td": marl.TD(), "sarsa": marl.SARSA(), "iql": marl.IQL(args.expectile)}
-    extractions = {"awr": marl.AWR(args.temperature, advantage=args.advantage), "brac": marl.BRAC(args.alpha)}
-    return marl.OfflineMARLLoss(
-        actor,
-        marl.make_critic(spec, frozen=args.frozen, **options),
-        marl.make_value(spec, **options) if is_iql else None,
-        value_learning=rules[args.value_learning],
-        extraction=extractions[args.extraction],
-        value_norm=marl.ScaleInvariantValueNorm() if args.svn else None,
-        heads=args.heads,
-    ).make_value_estimator(gamma=args.gamma)
+    settings = {key: value for key, value in asdict(args).items() if key in settings_of(name)}
+    return marl.make_loss(spec, algorithm=name, **settings).to(args.device)
 
 
 def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, episodes: int, seed: int) -> dict:
@@ -129,6 +126,87 @@ def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, ep
     return {"held-out episodes": partial(training.evaluate_held_out, actor, held_out, **options)}
 
 
+def train_one(name: str, args: Args, folder: Path, place: Path, data, held_out, metric: str, draw) -> tuple[dict, dict]:
+    """Train one run; returns its evaluations after training, and what its curves came to."""
+    loss = make_loss(name, args, data.spec)
+    env = make_simulator(data, num_envs=args.eval_episodes, device=args.device)
+    torch.manual_seed(args.seed)
+    evaluators = make_evaluators(loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
+    logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb)
+    logger.log_config(asdict(args))
+    trainer = marl.Trainer(
+        loss,
+        data.replay_buffer(batch_size=args.batch_size, device=args.device, seed=args.seed, keys=loss.in_keys),
+        lr=args.lr,
+        evaluators={**evaluators, "picture": draw},
+        keep_best=None if env is None else ("mode", "return"),
+        output=place,
+        resume_folder=folder,
+        logger=logger,
+        **common_options(args),
+    )
+    go_on(trainer, name, args, place)
+    logger.close()
+    final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
+    finals = {f"{name}, {way}": measure() for way, measure in final.items()}
+    summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
+    return finals, {f"{name}, {way}": curve for way, curve in summary.items()}
+
+
+def train_population(name: str, args: Args, folder: Path, place: Path, data, held_out) -> tuple[dict, dict]:
+    """Train every seed and grid point as one computation; returns the members' evaluations, and who fell out when."""
+    differing = [word for word in args.grid if word.partition("=")[0] in (*settings_of(name), "lr")]
+    members = training.expand_settings(args, seeds=args.seeds, grid=differing, may_differ=POPULATION_SETTINGS)
+    losses = {member: make_loss(name, own, data.spec) for member, own in members.items()}
+    keys, seeds = next(iter(losses.values())).in_keys, [own.seed for own in members.values()]
+    buffer = marl.PopulationBuffer(data.data, batch_size=args.batch_size, seeds=seeds, device=args.device, keys=keys)
+    trainer = marl.PopulationTrainer(
+        losses,
+        buffer,
+        lr=[own.lr for own in members.values()],
+        output=place,
+        resume_folder=folder,
+        **common_options(args),
+    )
+    slots = max(1, min(args.eval_episodes, 4096 // len(members)))  # of each member, in one batched environment
+    env = make_simulator(data, num_envs=slots * len(members), device=args.device)
+
+    def evaluators(episodes: int, seed: int) -> dict:
+        if env is not None:
+            play = partial(trainer.evaluate, env, episodes=episodes, seed=seed)
+            return {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
+
+        def look() -> dict:
+            found = {}
+            for member, loss in trainer.member_losses():
+                (measure,) = make_evaluators(loss, members[member], None, held_out, episodes=0, seed=0).values()
+                found[member] = measure()
+            return found
+
+        return {"held-out episodes": look}
+
+    trainer.evaluators |= evaluators(args.eval_episodes, 1000 + args.seed)
+    go_on(trainer, f"{name}, {len(members)} members at once", args, place)
+    trainer.split()  # each member's folder can be resumed alone
+    finals = {f"{name}, {way}": f() for way, f in evaluators(5 * args.eval_episodes, 2000 + args.seed).items()}
+    return finals, {f"{name}/{member}": at for member, at in trainer.frozen.items()}
+
+
+def common_options(args: Args) -> dict:
+    """Return what both kinds of training share."""
+    names = ("steps", "eval_every", "checkpoint_every", "compile", "precision")
+    return {name: getattr(args, name) for name in names}
+
+
+def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:
+    """Train to the end, from where an earlier run stopped; leave where this one is stopped."""
+    if args.resume is not None and trainer.checkpoints.checkpoints():
+        trainer.resume()
+    print(f"\n{name}: updates {trainer.step} to {args.steps}, results in {place}")
+    if isinstance(trainer.train(), training.TrainingInterrupted):
+        sys.exit(130)
+
+
 def main(args: Args) -> None:
     """Get the data, train both methods, compare them."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -136,6 +214,7 @@ def main(args: Args) -> None:
         raise training.SettingsError("--dataset brings a task of its own; leave --task out.")
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         raise training.SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
+    training.expand_settings(args, seeds=args.seeds, grid=args.grid, may_differ=POPULATION_SETTINGS)
     source = args.dataset or args.task or "mpe/simple_spread"
     folder = args.output or Path("runs") / f"{Path(source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     if args.dataset is None:
@@ -144,16 +223,17 @@ def main(args: Args) -> None:
     else:
         data = marl.load_dataset(source)
     print(data.summary())
-    env, held_out = make_simulator(data, num_envs=args.eval_episodes, device=args.device), None
-    if env is None:
+    has_env, held_out = make_simulator(data, num_envs=1) is not None, None
+    if not has_env:
         data, held_out = data.split(fraction=0.1, seed=args.seed)
         print(f"No simulator of {data.spec.task} here: {held_out.n_episodes} episodes are held out to look at instead.")
-    losses = {name: make_loss(name, args, data.spec).to(args.device) for name in ("cloning", "recipe")}
+    folders = {"cloning": folder / "cloning", args.algorithm: folder}
+    for name in folders:
+        make_loss(name, args, data.spec)  # before anything is written: wrong settings are found here
     if args.resume is None:
         training.write_config(folder, replace(args, output=folder))
-    folders = {"cloning": folder / "cloning", "recipe": folder}
-    metric = "return" if env is not None else "agreement" if data.spec.discrete else "action_error"
-    curves, finals = {}, {}
+    metric = "return" if has_env else "agreement" if data.spec.discrete else "action_error"
+    found, more = {}, {}
 
     def draw() -> None:  # after every evaluation
         runs = {name: place for name, place in folders.items() if (place / "train.csv").exists()}
@@ -161,38 +241,16 @@ def main(args: Args) -> None:
         training.plot_learning_curves(runs, folder / "learning_curves.png", metric=metric, data_mean=data_mean)
 
     for name, place in folders.items():
-        torch.manual_seed(args.seed)
-        loss = losses[name]
-        evaluators = make_evaluators(loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
-        logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb)
-        logger.log_config(asdict(args))
-        trainer = marl.Trainer(
-            loss,
-            data.replay_buffer(batch_size=args.batch_size, device=args.device, seed=args.seed, keys=loss.in_keys),
-            steps=args.steps,
-            lr=args.lr,
-            evaluators={**evaluators, "picture": draw},
-            eval_every=args.eval_every,
-            checkpoint_every=args.checkpoint_every,
-            keep_best=None if env is None else ("mode", "return"),
-            output=place,
-            resume_folder=folder,
-            compile=args.compile,
-            logger=logger,
-        )
-        if args.resume is not None and trainer.checkpoints.checkpoints():
-            trainer.resume()
-        print(f"\n{name}: updates {trainer.step} to {args.steps}, results in {place}")
-        result = trainer.train()
-        logger.close()
-        if isinstance(result, training.TrainingInterrupted):
-            sys.exit(130)
-        final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
-        finals |= {f"{name}, {way}": measure() for way, measure in final.items()}
-        summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
-        curves |= {f"{name}, {way}": curve for way, curve in summary.items()}
-    print("\n" + training.write_report(folder, finals=finals, curves=curves, data=data))
-    print(f"Pictures, CSV files and checkpoints: {folder}")
+        if args.seeds > 1 or args.grid:
+            finals, notes = train_population(name, args, folder, place, data, held_out)
+        else:
+            finals, notes = train_one(name, args, folder, place, data, held_out, metric, draw)
+        found, more = found | finals, more | notes
+    if args.seeds > 1 or args.grid:
+        text = training.write_population_report(folder, finals=found, metric=metric, data=data, frozen=more)
+    else:
+        text = training.write_report(folder, finals=found, curves=more, data=data)
+    print(f"\n{text}\nPictures, CSV files and checkpoints: {folder}")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def test_the_mixer_by_its_equation(layer_norm: bool, monotonic: bool) -> None:
     q, s = torch.randn(3), torch.randn(5)
     generated = []
     for i, last in enumerate(mixer.last):
-        hidden = s @ mixer.first.weight[i] + mixer.first.bias[i, 0]
+        columns = slice(8 * i, 8 * (i + 1))
+        hidden = s @ mixer.first.weight[:, columns] + mixer.first.bias[0, columns]
         if layer_norm:
             hidden = F.layer_norm(hidden, (8,), eps=1e-6)
         generated.append(last(hidden.relu()))

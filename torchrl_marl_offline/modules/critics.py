@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, SumMixer
-from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP
+from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP, one_hot
 
 Decomposition = Literal["centralized", "mixer", "vdn", "independent"]
 DECOMPOSITIONS: tuple[Decomposition, ...] = ("centralized", "mixer", "vdn", "independent")
@@ -33,7 +32,7 @@ def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype) -> Tensor:
     """
     if action.is_floating_point():
         return action
-    return F.one_hot(action, spec.action_size).to(dtype)
+    return one_hot(action, spec.action_size, dtype)
 
 
 class LocalCritic(nn.Module):

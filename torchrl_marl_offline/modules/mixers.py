@@ -53,7 +53,7 @@ class HyperNetworkMixer(Mixer):
         self.embed_size, self.monotonic = embed_size, monotonic
         # The four hypernetworks read the same state, so they are the slices of one two-layer network.
         self.sizes = (n_agents * embed_size, embed_size, embed_size, 1)
-        self.first = StackedLinear(state_size, hidden_size, (4,))
+        self.first = StackedLinear(state_size, 4 * hidden_size)
         self.norm = StackedLayerNorm(hidden_size, (4,)) if layer_norm else None
         self.last = nn.ModuleList(nn.Linear(hidden_size, size) for size in self.sizes)
 
@@ -70,11 +70,11 @@ class HyperNetworkMixer(Mixer):
     def weights(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Generate ``W1 [*B, n, e]``, ``b1 [*B, 1, e]``, ``W2 [*B, e, 1]`` and ``b2 [*B, 1, 1]`` from the state."""
         batch = state.shape[:-1]
-        hidden = self.first(state.reshape(1, -1, state.shape[-1]))  # [4, B, hidden]
+        hidden = self.first(state.reshape(-1, state.shape[-1])).unflatten(-1, (4, 1, -1))  # [B, 4, 1, hidden]
         if self.norm is not None:
             hidden = self.norm(hidden)
         hidden = F.relu(hidden)
-        w1, b1, w2, b2 = (layer(h) for layer, h in zip(self.last, hidden.unbind(0)))
+        w1, b1, w2, b2 = (layer(h) for layer, h in zip(self.last, hidden.squeeze(-2).unbind(-2)))
         if self.monotonic:
             w1, w2 = w1.abs(), w2.abs()
         w1 = w1.view(*batch, self.n_agents, self.embed_size)

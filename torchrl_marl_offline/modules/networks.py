@@ -13,6 +13,14 @@ from torch.nn import functional as F
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
 
 
+def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Encode ``[*B]`` indices as ``[*B, size]``.
+
+    :func:`torch.nn.functional.one_hot` looks at the values, which a traced function has none of.
+    """
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(dtype)
+
+
 class StackedLinear(nn.Module):
     """A stack of independent linear layers as one batched matrix product.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -48,6 +49,18 @@ def tensors_of(loss: nn.Module) -> dict[str, Tensor]:
     return dict(nn.Module.named_parameters(loss)) | dict(loss.named_buffers())
 
 
+class GivenTensors(TensorDict):
+    """Tensors in the place of a loss's parameters; networks read them as they are.
+
+    ``to_module`` of an ordinary tensordict wraps what needs no gradient, such as targets, in new parameters, which a
+    trace would take for constants.
+    """
+
+    def to_module(self, module: nn.Module, **options: Any) -> Any:
+        """Put the tensors into ``module``."""
+        return super().to_module(module, **{"preserve_module_state": False} | options)
+
+
 @contextmanager
 def tensors_in(loss: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Let ``loss`` use ``tensors``, named as in :func:`tensors_of`, within the block.
@@ -57,10 +70,15 @@ def tensors_in(loss: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
     """
     trees: dict[str, TensorDict] = {}
     saved: list[tuple[dict, str, object]] = []
+    if "_cache" in loss.__dict__:  # where losses of TorchRL keep detached copies of their parameters
+        saved.append((loss.__dict__, "_cache", loss.__dict__["_cache"]))
+        loss.__dict__["_cache"] = {}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
-        if isinstance(loss._modules.get(group), TensorDictParams):
-            trees.setdefault(group, TensorDict()).set(tuple(rest.split(".")), tensor)
+        held = loss._modules.get(group)
+        if isinstance(held, TensorDictParams):
+            tree = trees.setdefault(group, GivenTensors(batch_size=held.batch_size))  # [E] of an ensemble
+            tree.set(tuple(rest.split(".")), tensor)
             continue
         path, _, leaf = name.rpartition(".")
         module = loss.get_submodule(path)

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.objectives.synchronized import joined_shape, own_rows
+
 Kind = Literal["exponential", "normal", "uniform"]
 
 
@@ -27,11 +29,13 @@ class NoiseRequest:
     dtype: torch.dtype
 
     def draw(self, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the numbers."""
-        out = torch.empty(self.shape, dtype=self.dtype, device=device)
+        """Draw the numbers; of a joined batch every process draws all, and takes its own."""
+        out = torch.empty(joined_shape(self.shape), dtype=self.dtype, device=device)
         if self.kind == "exponential":
-            return out.exponential_(generator=generator)
-        return out.normal_(generator=generator) if self.kind == "normal" else out.uniform_(generator=generator)
+            return own_rows(out.exponential_(generator=generator))
+        return own_rows(
+            out.normal_(generator=generator) if self.kind == "normal" else out.uniform_(generator=generator)
+        )
 
 
 _requests: list[NoiseRequest] | None = None

@@ -1,7 +1,13 @@
 """Training and evaluation: the loop, its checkpoints, its logs, pictures and intervals."""
 
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
-from torchrl_marl_offline.training.command_line import SettingsError, parse_settings, plain_errors, write_config
+from torchrl_marl_offline.training.command_line import (
+    SettingsError,
+    expand_settings,
+    parse_settings,
+    plain_errors,
+    write_config,
+)
 from torchrl_marl_offline.training.evaluation import (
     Evaluation,
     IllegalActionError,
@@ -25,7 +31,7 @@ from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_me
 from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
 from torchrl_marl_offline.training.population import Population, PopulationBuffer
 from torchrl_marl_offline.training.population_trainer import PopulationTrainer
-from torchrl_marl_offline.training.report import format_table, write_report
+from torchrl_marl_offline.training.report import format_table, write_population_report, write_report
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,
@@ -65,6 +71,7 @@ __all__ = [
     "evaluate",
     "evaluate_held_out",
     "evaluation_mode",
+    "expand_settings",
     "format_table",
     "load_policy",
     "make_matd3",
@@ -84,5 +91,6 @@ __all__ = [
     "summarize_evaluations",
     "write_config",
     "write_json_atomic",
+    "write_population_report",
     "write_report",
 ]

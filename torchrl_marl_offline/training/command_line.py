@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import linecache
 import sys
@@ -106,6 +107,51 @@ def _restore(value: Any, hint: Any) -> Any:
     if value is not None and (hint is Path or Path in get_args(hint)):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def expand_settings(
+    settings: Settings, *, seeds: int, grid: Sequence[str] = (), may_differ: Sequence[str]
+) -> dict[str, Settings]:
+    """Return the members of a population: every combination of a grid, with ``seeds`` seeds each.
+
+    Args:
+        settings: a dataclass with a field ``seed``, from which the seeds count on.
+        seeds: how many.
+        grid: ``"name=value,value,..."``, each a number field of ``settings``.
+        may_differ: the names that a grid can have.
+
+    Returns:
+        A name such as ``"temperature=3-seed=0"``, which can name a folder, -> settings.
+
+    Raises:
+        SettingsError: a name that cannot differ, a value that is no number, or no seed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Args:
+        ...     seed: int = 0
+        ...     lr: float = 0.1
+        >>> list(expand_settings(Args(), seeds=2, grid=["lr=0.1,0.2"], may_differ=["lr"]))
+        ['lr=0.1-seed=0', 'lr=0.1-seed=1', 'lr=0.2-seed=0', 'lr=0.2-seed=1']
+    """
+    if seeds < 1:
+        raise SettingsError(f"--seeds must be at least 1, got {seeds}.")
+    axes: dict[str, list[Any]] = {}
+    for word in grid:
+        name, equals, values = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not values or name not in may_differ or name == "seed":
+            known = ", ".join(n for n in may_differ if n != "seed")
+            raise SettingsError(f"--grid takes NAME=VALUE,VALUE,... with a name out of {known}; got {word!r}.")
+        kind = type(getattr(settings, name))
+        try:
+            axes[name] = [kind(value) for value in values.split(",")]
+        except ValueError as error:
+            raise SettingsError(f"--grid {word} wants numbers between its commas.") from error
+    axes["seed"] = list(range(settings.seed, settings.seed + seeds))
+    points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
+    return {"-".join(f"{k}={v:g}" for k, v in point.items()): replace(settings, **point) for point in points}
 
 
 @contextmanager

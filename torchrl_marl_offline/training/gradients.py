@@ -44,8 +44,7 @@ class Gradients:
         """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
         with in_precision(self.precision, batch.device):
             output = self._forward(batch)
-        for parameter in self.loss.parameters():
-            parameter.grad = None
+        set_gradients(tensors_of(self.loss), {})
         total_loss(output).backward()
         return scalars(output)
 
@@ -75,8 +74,7 @@ class CompiledGradients:
         traced = self._trace(tensors, batch)
         noise = [request.draw(leaf_device(batch)) for request in traced.noise]
         metrics, gradients = traced(tensors, batch, noise)
-        for name, gradient in gradients.items():
-            tensors[name].grad = gradient
+        set_gradients(tensors, gradients)
         return metrics
 
     def _trace(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> TracedFunction:
@@ -145,6 +143,7 @@ class TracedFunction:
             drawn = [request.draw(leaf_device(batch)) for request in self.noise]
             # Tracing names and shapes is all that is wanted of this run.
             graph = make_fx(flat)(*copies(), drawn)
+        _check_reads_only_inputs(graph)
         self._keys, self._metrics, self._gradients = keys, shape["metrics"], shape["gradients"]
         self._run = graph if backend is None else compile_graph(graph, backend)
 
@@ -156,10 +155,26 @@ class TracedFunction:
         return dict(zip(self._metrics, found[:count])), dict(zip(self._gradients, found[count:]))
 
 
+def _check_reads_only_inputs(graph: torch.fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(graph, node.target, None), torch.nn.Parameter):
+            raise RuntimeError(
+                "The loss reads a parameter that is not among its own, which a trace would never see change; use "
+                "compile='off'."
+            )
+
+
 def compile_graph(graph: torch.fx.GraphModule, backend: str) -> Callable[..., list[Tensor]]:
     """Compile a traced graph; its inputs always have the shapes of the trace, so that nothing is checked at a call."""
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe} if backend == "inductor" else None
     return torch.compile(graph, backend=backend, dynamic=False, fullgraph=True, options=options)
+
+
+def check_precision(precision: Precision) -> Precision:
+    """Return ``precision`` if it is one of :data:`PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    return precision
 
 
 @contextmanager
@@ -175,9 +190,7 @@ def in_precision(precision: Precision, device: torch.device | None) -> Iterator[
         ValueError: for an unknown precision, or TF32 without a GPU.
     """
     kind = "cpu" if device is None else device.type
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
-    if precision == "tf32":
+    if check_precision(precision) == "tf32":
         if kind != "cuda":
             raise ValueError("precision='tf32' needs an NVIDIA GPU; use 'fp32', or 'bf16'.")
         before = torch.get_float32_matmul_precision()
@@ -193,6 +206,13 @@ def in_precision(precision: Precision, device: torch.device | None) -> Iterator[
         cast = torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
     with cast:
         yield
+
+
+def set_gradients(tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    """Give every parameter among ``tensors`` its gradient of this step, or none."""
+    for name, tensor in tensors.items():
+        if tensor.requires_grad:
+            tensor.grad = gradients.get(name)
 
 
 def total_loss(output: TensorDictBase) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,8 @@ from torchrl.objectives import TargetNetUpdater
 
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
+from torchrl_marl_offline.training.distributed import SingleProcess
+from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision
 from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
@@ -99,6 +101,8 @@ class Trainer:
             forward alone through :func:`torch.compile` with these options.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C.
+        distributed: the processes that share the run, each with its share of every batch; see
+            :func:`distributed_from_environment`. The first alone evaluates, logs and writes files.
         logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed.
         progress: show a bar, and a line per evaluation.
 
@@ -132,39 +136,48 @@ class Trainer:
         compile: Literal["off", "on", "auto"] | Mapping[str, Any] = "off",
         precision: Precision = "fp32",
         deadline: float | None = None,
+        distributed: SingleProcess | None = None,
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
         every = {"steps": steps, "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
         _check_positive(every)
-        self.loss, self.buffer, self.steps = loss, buffer, steps
+        self.processes = SingleProcess() if distributed is None else distributed
+        is_main = self.processes.is_main
+        self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
         self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
-        self.evaluators, self.eval_every = dict(evaluators or {}), eval_every
+        self.evaluators, self.eval_every = dict(evaluators or {}) if is_main else {}, eval_every
         self.eval_at_start = eval_at_start
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else Path(output)
         self.resume_folder = self.output if resume_folder is None else Path(resume_folder)
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
-        self.logger, self._owns_logger = (RunLogger(self.output) if logger is None else logger), logger is None
-        self.progress = progress
+        own_logger = RunLogger(self.output if is_main else None) if logger is None or not is_main else logger
+        self.logger, self._owns_logger = own_logger, own_logger is not logger
+        self.progress = progress and is_main
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self.stop_when, self.finished = stop_when, False
+        self.stop_when, self.finished = stop_when if is_main else None, False
         self.deadline = math.inf if deadline is None else deadline
         self.compile, self.precision, self.clip_grad_norm = check_compile(compile), precision, clip_grad_norm
         self._gradients: Callable[[TensorDictBase], dict[str, torch.Tensor]] | None = None
         self._gradient_norm = self._make_gradient_norm()
+        self._step_on = self._take_step
         self._window = MetricWindow()
         self._checkpoint: Path | None = None
         self._saved_step: int | None = None
 
     def train(self) -> TrainingFinished | TrainingInterrupted:
         """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
+        with self.processes.watched():
+            return self._train()
+
+    def _train(self) -> TrainingFinished | TrainingInterrupted:
         fresh = self._start()
         with StopRequest() as stop, self._bar() as bar:
             if fresh and self.eval_at_start:
                 self._evaluate(bar)
-            while self.step < self.steps and not self.finished and not stop.requested and time.time() < self.deadline:
+            while self.step < self.steps and not self.finished and not self._must_stop(stop):
                 self._update()
                 if self._due(self.log_every):
                     self._log()
@@ -175,14 +188,22 @@ class Trainer:
                 bar.update()
             return self._end(bar)
 
+    def _must_stop(self, stop: StopRequest) -> bool:
+        return self.processes.any_wants_to_stop(stop.requested or time.time() >= self.deadline, self.step)
+
     def _update(self) -> None:
         """One step; nothing in it waits for the device."""
         began = time.perf_counter()
-        metrics = self._gradients(self.buffer.sample())
-        self._window.append(metrics | self._gradient_norm())
-        self._move(metrics)
+        self._window.append(self._step_on(self.buffer.sample()))
         self.step += 1
         self.seconds += time.perf_counter() - began
+
+    def _take_step(self, batch: TensorDictBase) -> dict[str, torch.Tensor]:
+        """Loss, gradients, clipping, optimizer, targets: on tensors alone, so that a GPU can replay it."""
+        metrics = self._gradients(batch)
+        metrics = metrics | self._gradient_norm()
+        self._move(metrics)
+        return metrics
 
     def _move(self, metrics: dict[str, torch.Tensor]) -> None:
         """Let the optimizer and the target networks take their step."""
@@ -192,8 +213,11 @@ class Trainer:
 
     def _make_gradients(self, *, compiled: bool) -> Callable[[TensorDictBase], dict[str, torch.Tensor]]:
         if isinstance(self.compile, Mapping):
-            return Gradients(self.loss, precision=self.precision, forward=torch.compile(self.loss, **self.compile))
-        return (CompiledGradients if compiled else Gradients)(self.loss, precision=self.precision)
+            forward = torch.compile(self.loss, **self.compile)
+            gradients = Gradients(self.loss, precision=self.precision, forward=forward)
+        else:
+            gradients = (CompiledGradients if compiled else Gradients)(self.loss, precision=self.precision)
+        return self.processes.averaged(gradients, self.loss)
 
     def _make_gradient_norm(self) -> Callable[[], dict[str, torch.Tensor]]:
         return GradientNorm(self.loss, self.clip_grad_norm)
@@ -221,7 +245,7 @@ class Trainer:
                 bar.write(f"step {self.step:>7}  {name}: " + one_line(metrics))
             if self.keep_best is not None and self.keep_best[0] == name:
                 self._keep_if_best(float(metrics[self.keep_best[1]]))
-        self.finished = self.stop_when is not None and self.stop_when()
+        self.finished = self.processes.from_main(self.stop_when is not None and self.stop_when())
 
     def _keep_if_best(self, value: float) -> None:
         if value > self.best and self.checkpoints is not None:
@@ -239,11 +263,13 @@ class Trainer:
         if self.checkpoints is None or self._saved_step == self.step:
             return self._checkpoint
         self._check_finite()
+        self._saved_step = self.step
+        if not self.processes.is_main:
+            return None
         self._checkpoint = self.checkpoints.save(self.step, **self._components())
         actor = getattr(self.loss, "actor_network", None)
         if hasattr(actor, "build"):
             save_policy(self.output / POLICY_FILE, actor, {"step": self.step})
-        self._saved_step = self.step
         return self._checkpoint
 
     def resume(self, checkpoint: str | Path | None = None) -> int:
@@ -307,14 +333,27 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Decide once how gradients are computed."""
+        self.processes.start_alike(self._components)
         if self.compile == "auto":
-            choice = choose_compile(self._make_gradients, self.buffer, self.loss, steps=self.steps - self.step)
+            choice = choose_compile(
+                self._make_gradients,
+                self.buffer,
+                self.loss,
+                steps=self.steps - self.step,
+                agreed=self.processes.from_main,
+            )
             self.compile = "on" if choice.compiled else "off"
             if self.progress:
                 print(choice.message, flush=True)
             self._gradients = choice.gradients
         if self._gradients is None:
             self._gradients = self._make_gradients(compiled=self.compile == "on")
+        if self.compile == "on" and next(self.loss.parameters()).device.type == "cuda":
+            self._step_on = CudaGraphStep(self._take_step, generators=self._noise_generators())
+
+    def _noise_generators(self) -> Sequence[torch.Generator]:
+        """Return the generators, beside torch's own, that a step draws from."""
+        return ()
 
     def _end(self, bar: Any) -> TrainingFinished | TrainingInterrupted:
         path = self.save()
@@ -326,7 +365,8 @@ class Trainer:
         if path is not None:
             advice = f"saved {path}; go on with: {how_to_resume(self.resume_folder)}"
         message = f"Interrupted at step {self.step} of {self.steps}: {advice}"
-        bar.write(message)
+        if self.processes.is_main:
+            bar.write(message)
         return TrainingInterrupted(self.step, path, message)
 
     def _check_losses(self) -> None:

@@ -134,6 +134,9 @@ class PopulationTrainer(Trainer):
         noise = self.buffer.noise_generators
         return PopulationGradients(self.population, precision=self.precision, compiled=compiled, generators=noise)
 
+    def _noise_generators(self) -> Sequence[torch.Generator]:
+        return self.buffer.noise_generators
+
     def _make_gradient_norm(self) -> PopulationGradientNorm:
         return PopulationGradientNorm(self.population, self.clip_grad_norm)
 
@@ -141,8 +144,9 @@ class PopulationTrainer(Trainer):
         watched = [value for name, value in metrics.items() if name.startswith(("loss", "grad_norm"))]
         finite = torch.stack(watched).isfinite().all(0)
         fell = self.active & ~finite
-        self._frozen_at = torch.where(fell, self.step + 1, self._frozen_at)
-        self.active = self.active & finite
+        # in place, and counted on the device: a GPU replays this without Python
+        self._frozen_at.copy_(torch.where(fell, self.optimizer.step_count.long() + 1, self._frozen_at))
+        self.active.logical_and_(finite)
         self.optimizer.step(self.active)
         self.target_updater.step(self.active)
 
@@ -220,8 +224,8 @@ class PopulationTrainer(Trainer):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
-        self.active = state["active"].to(self.active.device)
-        self._frozen_at = state["frozen_at"].to(self._frozen_at.device)
+        self.active.copy_(state["active"])
+        self._frozen_at.copy_(state["frozen_at"])
         self._reported = set(self.frozen)
 
     def resume(self, checkpoint: str | Path | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.training.evaluation import Evaluation
 from torchrl_marl_offline.training.pictures import plot_methods
-from torchrl_marl_offline.training.statistics import mean_confidence_interval
+from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 if TYPE_CHECKING:
@@ -79,6 +79,52 @@ def write_report(
         "* the better way by the last column."
     )
     return f"{format_table(rows, header=header)}\n{note}"
+
+
+def write_population_report(
+    folder: Path,
+    *,
+    finals: Mapping[str, Mapping[str, Evaluation | HeldOutEvaluation]],
+    metric: str,
+    data: OfflineDataset,
+    frozen: Mapping[str, int],
+) -> str:
+    """Say what populations came to: a table, ``folder/summary.json`` and ``methods.png``.
+
+    Args:
+        folder: of the runs.
+        finals: ``"method, way"`` -> member -> its evaluation after training. Members whose names differ in the seed
+            alone are one row.
+        metric: the number of an evaluation's ``summary()`` to show.
+        data: what the methods were trained on.
+        frozen: the members that did not stay finite, and since when; they are left out.
+
+    Returns:
+        The table with a note under it. Intervals are across seeds, where there are two or more.
+    """
+    groups: dict[str, list[float]] = {}
+    for name, members in finals.items():
+        method, _, way = name.rpartition(", ")
+        for member, result in members.items():
+            if f"{method}/{member}" not in frozen:
+                label = " ".join(part for part in (method, member.rpartition("seed=")[0].strip("-")) if part)
+                groups.setdefault(f"{label}, {way}", []).append(result.summary()[metric])
+    intervals = {
+        label: mean_confidence_interval(values) if len(values) > 1 else Interval(values[0], values[0], values[0])
+        for label, values in groups.items()
+    }
+    if metric == "return":
+        intervals = {f"data ({data.n_episodes} episodes)": mean_confidence_interval(data.episode_returns())} | intervals
+    plot_methods(intervals, folder / "methods.png")
+    rows = [
+        [label, len(groups.get(label, [])) or None, i.mean, f"[{i.low:.4g}, {i.high:.4g}]"]
+        for label, i in intervals.items()
+    ]
+    summary = {name: {member: r.summary() for member, r in members.items()} for name, members in finals.items()}
+    write_json_atomic(folder / "summary.json", {"finals": summary, "frozen": frozen})
+    note = "Means over seeds after training; the intervals are 95 % Student t intervals across seeds."
+    left_out = "".join(f"\nLeft out, not finite since step {at}: {name}" for name, at in frozen.items())
+    return f"{format_table(rows, header=[metric, 'seeds', 'mean', '95 % interval'])}\n{note}{left_out}"
 
 
 def best_ways(curves: Mapping[str, Mapping[str, float]]) -> set[str]:

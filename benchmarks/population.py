@@ -1,0 +1,138 @@
+"""Updates a second of populations, against single runs: one after another, and as many processes as there are cores.
+
+    python benchmarks/population.py --json population.json
+    python benchmarks/population.py --members 1 8 32 --compiled
+
+A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
+runs are measured as they stand and compiled; with two threads in one process, and as two processes of one thread each
+at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from typing import Any
+
+import torch
+from measuring import benchmark_parser, fresh_process, markdown, report, spread
+from sizes import SIZES, random_transitions
+from step import SETTINGS, TRANSITIONS, make_trainer, update
+
+from torchrl_marl_offline.methods import make_loss
+from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+
+ALONE = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from population import single_rate
+name, compile, seconds, ready, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+print(json.dumps(single_rate(name, compile, float(seconds), float(ready))))
+"""
+
+
+def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0) -> dict[str, float]:
+    """Return the updates a second of one run over ``seconds``; it begins at a moment that several can share."""
+    size = SIZES[name]
+    trainer = make_trainer(size, random_transitions(size.spec, TRANSITIONS), compile=compile)
+    for _ in range(5):
+        update(trainer)
+    late = time.time() - begin_at
+    if begin_at and late > 0:
+        raise RuntimeError(f"the warm-up ended {late:.0f} s after the common start; raise --head-start")
+    time.sleep(max(0.0, -late if begin_at else 0.0))
+    return {"rate": _rate(lambda: update(trainer), seconds)}
+
+
+def population_rate(name: str, members: int, compile: str, seconds: float) -> dict[str, Any]:
+    """Return the member updates a second of a population, and its first step's seconds."""
+    size = SIZES[name]
+    data = random_transitions(size.spec, TRANSITIONS)
+    losses = {}
+    for seed in range(members):
+        torch.manual_seed(seed)
+        losses[f"seed={seed}"] = make_loss(size.spec, hidden=size.hidden, **SETTINGS)
+    keys = losses["seed=0"].in_keys
+    buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=range(members), keys=keys)
+    trainer = PopulationTrainer(losses, buffer, steps=10**9, compile=compile, progress=False)
+    trainer._prepare()
+    began = time.perf_counter()
+    update(trainer)
+    first = time.perf_counter() - began
+    update(trainer)
+    return {"rate": members * _rate(lambda: update(trainer), seconds), "first_seconds": first}
+
+
+def _rate(step: Any, seconds: float) -> float:
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        step()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def processes(name: str, compile: str, seconds: float, count: int, head_start: float) -> float:
+    """Return the updates a second of ``count`` single runs at the same time, a process of one thread each."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    begin = time.time() + head_start
+    with ThreadPoolExecutor(count) as pool:
+        runs = [
+            pool.submit(fresh_process, ALONE, name, compile, seconds, begin, 1, OMP_NUM_THREADS="1")
+            for _ in range(count)
+        ]
+        return sum(run.result()["rate"] for run in runs)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--size", default="small", choices=list(SIZES))
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--head-start", type=float, default=60.0, help="seconds that processes have to warm up")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    cores = os.cpu_count()
+    torch.set_num_threads(cores)
+    if args.quick:
+        args.members, args.seconds, args.repeats, args.compiled = [1, 2], 0.5, 1, False
+    rows: list[dict[str, Any]] = []
+    forms = ["off"] if args.quick else ["off", "on"]
+    for turn in range(args.repeats):
+        for compile in forms:
+            label = "compiled" if compile == "on" else "as it stands"
+            one = single_rate(args.size, compile, args.seconds)["rate"]
+            rows.append({"what": f"single run, {label}, {cores} threads", "rate": one})
+            if not args.quick:
+                together = processes(args.size, compile, args.seconds, cores, args.head_start)
+                rows.append({"what": f"{cores} single runs at once, {label}, 1 thread each", "rate": together})
+        for members in args.members:
+            for compile in forms if args.compiled else ["off"]:
+                label = "compiled" if compile == "on" else "as it stands"
+                found = population_rate(args.size, members, compile, args.seconds)
+                rows.append({"what": f"population of {members}, {label}", "members": members} | found)
+                print(f"turn {turn}: {rows[-1]['what']}: {found['rate']:.1f} updates a second", flush=True)
+                torch.compiler.reset()
+    grouped: dict[str, list[float]] = {}
+    for row in rows:
+        grouped.setdefault(row["what"], []).append(row["rate"])
+    base = spread(grouped[f"single run, as it stands, {cores} threads"])["median"]
+    cells = []
+    for what, found in grouped.items():
+        rate = spread(found)
+        extremes = f"{min(found):.1f} to {max(found):.1f}"
+        cells.append(
+            [what, f"{rate['median']:.1f} ({extremes})", f"{1e3 / rate['median']:.2f}", f"{rate['median'] / base:.2f}"]
+        )
+    print(markdown(["", "updates a second, all members", "ms an update", "× single run"], cells))
+    report(args.json, rows, size=args.size, seconds=args.seconds)
+
+
+if __name__ == "__main__":
+    main()

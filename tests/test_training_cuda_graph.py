@@ -1,0 +1,70 @@
+"""The step on a GPU: one CUDA graph with the numbers of the plain step, and nothing in it that waits for the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrl_marl_offline import PopulationBuffer, PopulationTrainer, Trainer, collect, make_env, make_loss
+from torchrl_marl_offline.objectives.functional_parameters import tensors_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+AXES = [
+    {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr"},
+    {"decomposition": "vdn", "value_learning": "td", "extraction": "brac"},
+]
+
+
+@pytest.fixture(scope="module", params=["mpe/simple_spread", "games/grid_navigation"])
+def data(request):
+    return collect(make_env(request.param, num_envs=20), episodes=20, seed=0)
+
+
+def build(data, seed: int, **axes):
+    torch.manual_seed(seed)
+    return make_loss(data.spec, hidden=(32, 32), **axes).to("cuda")
+
+
+def trainer_of(data, axes, **options) -> Trainer:
+    loss = build(data, 0, **axes)
+    buffer = data.replay_buffer(batch_size=64, seed=0, device="cuda", keys=loss.in_keys)
+    torch.manual_seed(0)
+    return Trainer(loss, buffer, steps=30, progress=False, **options)
+
+
+def population_of(data, axes, **options) -> PopulationTrainer:
+    losses = {f"{seed}": build(data, seed, **axes) for seed in range(3)}
+    buffer = PopulationBuffer(data.data, batch_size=64, seeds=range(3), device="cuda", keys=losses["0"].in_keys)
+    return PopulationTrainer(losses, buffer, steps=30, progress=False, **options)
+
+
+@pytest.mark.parametrize("make", [trainer_of, population_of])
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_the_graph_has_the_numbers_of_the_plain_step(data, axes, make):
+    plain, graph = make(data, axes, compile="off"), make(data, axes, compile="on")
+    plain.train()
+    graph.train()
+    assert graph._step_on._graph is not None
+    pairs = [tensors_of(t.loss) if isinstance(t.loss, torch.nn.Module) else {} for t in (plain, graph)]
+    for name, expected in pairs[0].items():
+        torch.testing.assert_close(pairs[1][name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("make", [trainer_of, population_of])
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_a_step_never_waits_for_the_device(data, axes, make, compile):
+    trainer = make(data, axes, compile=compile)
+    trainer._prepare()
+    for _ in range(5):  # compiles, captures
+        trainer._update()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            trainer._update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
