@@ -10,10 +10,8 @@ on one thread of a busy machine that is what an idle one would show.
 
 from __future__ import annotations
 
-import time
-
 import torch
-from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
+from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
 
@@ -61,7 +59,7 @@ def raw_vmas(scenario: str, num_envs: int, device: str, *, reset: bool) -> Play:
 
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, clock=True)
     parser.add_argument("--device", default="cpu", help="where the environments run")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure")
     parser.add_argument("--steps", type=int, default=200, help="steps of one measurement (a quarter of it for VMAS)")
@@ -70,7 +68,6 @@ def main() -> None:
     parser.add_argument(
         "--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare with raw VMAS"
     )
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="which time is counted")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()
     if args.quick:
@@ -79,8 +76,7 @@ def main() -> None:
     results = []
 
     def record(task: str, num_envs: int, steps: int, plays: dict[str, Play]) -> None:
-        clock = time.process_time if args.clock == "cpu" else time.perf_counter
-        for what, seconds in alternate(plays, repeats=args.repeats, count=steps, clock=clock).items():
+        for what, seconds in alternate(plays, repeats=args.repeats, count=steps, clock=CLOCKS[args.clock]).items():
             rate = rates(seconds, num_envs)
             results.append({"task": task, "num_envs": num_envs, "what": what, "env_steps_per_second": rate})
             print(f"{task:24} {num_envs:5} envs  {what:22} {with_spread(rate)} /s", flush=True)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
+from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, Size
 from tensordict import TensorDict
 from torch import Tensor
@@ -74,7 +74,7 @@ def ways(size: Size, folder: Path) -> dict[str, Act]:
 
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, clock=True)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 1024])
     parser.add_argument("--repeats", type=int, default=15, help="turns of each")
@@ -100,7 +100,7 @@ def main() -> None:
             for batch_size in args.batch_size:
                 observation = torch.randn(batch_size, *shape)
                 plays = {way: times(act(observation)) for way, act in acts.items()}
-                found = alternate(plays, repeats=args.repeats, seconds=args.seconds)
+                found = alternate(plays, repeats=args.repeats, seconds=args.seconds, clock=CLOCKS[args.clock])
                 milliseconds = {way: spread([1e3 * each for each in times]) for way, times in found.items()}
                 baseline = milliseconds["TorchRL actor"]["median"]
                 for way, each in milliseconds.items():
@@ -109,7 +109,7 @@ def main() -> None:
                     ratio = f"{baseline / each['median']:.1f}"
                     rows.append([*facts.values(), with_spread(each, ".3f"), ratio, f"{differences[way]:.1e}"])
     print(markdown(["size", "batch", "", "ms", "times as fast", "difference"], rows))
-    report(args.json, results, libraries=("onnxruntime",), threads=1)
+    report(args.json, results, libraries=("onnxruntime",), threads=1, clock=args.clock)
 
 
 if __name__ == "__main__":

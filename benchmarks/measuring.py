@@ -20,6 +20,9 @@ import torch
 Play = Callable[[int], None]
 """Does something this many times."""
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks by name; on one thread of a busy machine the process's own time is what an idle one would show."""
+
 HERE = Path(__file__).parent
 LOAD_AT_START = os.getloadavg()
 
@@ -123,11 +126,13 @@ def resident(which: Literal["peak", "now"]) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}; this is measured on Linux alone.")
 
 
-def benchmark_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser that knows ``--json`` and ``--quick``."""
+def benchmark_parser(description: str, *, clock: bool = False) -> argparse.ArgumentParser:
+    """Return a parser that knows ``--json`` and ``--quick``, and ``--clock``, a name of :data:`CLOCKS`, if asked to."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it run at all?")
+    if clock:
+        parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="which time is counted")
     return parser
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import alternate, benchmark_parser, markdown, rates, report, times, with_spread
+from measuring import CLOCKS, alternate, benchmark_parser, markdown, rates, report, times, with_spread
 from sizes import SMALL, random_transitions
 from tensordict import TensorDictBase
 from torchrl.data import SliceSampler, TensorDictReplayBuffer, TensorStorage
@@ -43,7 +43,7 @@ def theirs(data: TensorDictBase, batch_size: int, slice_len: int | None) -> Call
 
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, clock=True)
     parser.add_argument("--transitions", type=int, default=1_000_000)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[256, 640])
     parser.add_argument("--repeats", type=int, default=15, help="turns of each buffer")
@@ -63,7 +63,7 @@ def main() -> None:
                 for batch_size in args.batch_size:
                     ours = held.replay_buffer(batch_size=batch_size, slice_len=slice_len, seed=0).sample
                     plays = {"ours": times(ours), "TorchRL's": times(theirs(held.data, batch_size, slice_len))}
-                    found = alternate(plays, repeats=args.repeats, seconds=args.seconds)
+                    found = alternate(plays, repeats=args.repeats, seconds=args.seconds, clock=CLOCKS[args.clock])
                     speed = {name: rates(seconds) for name, seconds in found.items()}
                     ratio = speed["ours"]["median"] / speed["TorchRL's"]["median"]
                     what = "transitions" if slice_len is None else f"slices of {slice_len}"
@@ -71,7 +71,7 @@ def main() -> None:
                     results.append(facts | {"batches_per_second": speed, "ratio": ratio})
                     rows.append([*facts.values(), *map(with_spread, speed.values()), f"{ratio:.1f}"])
     print(markdown(["storage", "sample", "batch", "ours, batches/s", "TorchRL's, batches/s", "ratio"], rows))
-    report(args.json, results, transitions=args.transitions, threads=1)
+    report(args.json, results, transitions=args.transitions, threads=1, clock=args.clock)
 
 
 if __name__ == "__main__":

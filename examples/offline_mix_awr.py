@@ -86,6 +86,8 @@ class Args:
     """Loss and gradients as one compiled function: where measured to be faster, always (a C++ compiler), never."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the matrix products."""
+    profile: bool = False
+    """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
     seeds: int = 1
     """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
     grid: tuple[str, ...] = ()
@@ -126,13 +128,15 @@ def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, ep
     return {"held-out episodes": partial(training.evaluate_held_out, actor, held_out, **options)}
 
 
-def train_one(name: str, args: Args, folder: Path, place: Path, data, held_out, metric: str, draw) -> tuple[dict, dict]:
+def train_one(
+    name: str, args: Args, folder: Path, place: Path, data, held_out, metric: str, draw, processes
+) -> tuple[dict, dict]:
     """Train one run; returns its evaluations after training, and what its curves came to."""
     loss = make_loss(name, args, data.spec)
     env = make_simulator(data, num_envs=args.eval_episodes, device=args.device)
     torch.manual_seed(args.seed)
     evaluators = make_evaluators(loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
-    logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb)
+    logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb and processes.is_main)
     logger.log_config(asdict(args))
     trainer = marl.Trainer(
         loss,
@@ -143,10 +147,13 @@ def train_one(name: str, args: Args, folder: Path, place: Path, data, held_out, 
         output=place,
         resume_folder=folder,
         logger=logger,
+        distributed=processes,
         **common_options(args),
     )
     go_on(trainer, name, args, place)
     logger.close()
+    if not processes.is_main:
+        return {}, {}
     final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
     finals = {f"{name}, {way}": measure() for way, measure in final.items()}
     summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
@@ -194,7 +201,7 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
 
 def common_options(args: Args) -> dict:
     """Return what both kinds of training share."""
-    names = ("steps", "eval_every", "checkpoint_every", "compile", "precision")
+    names = ("steps", "eval_every", "checkpoint_every", "compile", "precision", "profile")
     return {name: getattr(args, name) for name in names}
 
 
@@ -202,7 +209,8 @@ def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:
     """Train to the end, from where an earlier run stopped; leave where this one is stopped."""
     if args.resume is not None and trainer.checkpoints.checkpoints():
         trainer.resume()
-    print(f"\n{name}: updates {trainer.step} to {args.steps}, results in {place}")
+    if trainer.processes.is_main:
+        print(f"\n{name}: updates {trainer.step} to {args.steps}, results in {place}")
     if isinstance(trainer.train(), training.TrainingInterrupted):
         sys.exit(130)
 
@@ -215,23 +223,31 @@ def main(args: Args) -> None:
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         raise training.SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
     training.expand_settings(args, seeds=args.seeds, grid=args.grid, may_differ=POPULATION_SETTINGS)
+    processes = training.distributed_from_environment(args.device)  # one, unless torchrun started several
+    if processes.count > 1 and (args.seeds > 1 or args.grid):
+        raise training.SettingsError("Several processes share one run; leave --seeds and --grid out.")
+    args = replace(args, device=str(processes.device))
     source = args.dataset or args.task or "mpe/simple_spread"
     folder = args.output or Path("runs") / f"{Path(source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    if args.dataset is None:
-        options = {"episodes": args.episodes, "seed": args.seed, "progress": True}
-        data = record_mixed_skill(source, folder.parent / "data", **options)
-    else:
-        data = marl.load_dataset(source)
-    print(data.summary())
+    folder = processes.from_main(folder)
+    with processes.main_first():
+        if args.dataset is None:
+            options = {"episodes": args.episodes, "seed": args.seed, "progress": processes.is_main}
+            data = record_mixed_skill(source, folder.parent / "data", **options)
+        else:
+            data = marl.load_dataset(source)
+    if processes.is_main:
+        print(data.summary())
     has_env, held_out = make_simulator(data, num_envs=1) is not None, None
     if not has_env:
         data, held_out = data.split(fraction=0.1, seed=args.seed)
-        print(f"No simulator of {data.spec.task} here: {held_out.n_episodes} episodes are held out to look at instead.")
+        if processes.is_main:
+            print(f"No simulator of {data.spec.task} here: {held_out.n_episodes} episodes are held out instead.")
     folders = {"cloning": folder / "cloning", args.algorithm: folder}
     for name in folders:
         make_loss(name, args, data.spec)  # before anything is written: wrong settings are found here
-    if args.resume is None:
-        training.write_config(folder, replace(args, output=folder))
+    if args.resume is None and processes.is_main:
+        training.write_config(folder, replace(args, output=folder, device=processes.device.type))
     metric = "return" if has_env else "agreement" if data.spec.discrete else "action_error"
     found, more = {}, {}
 
@@ -244,8 +260,10 @@ def main(args: Args) -> None:
         if args.seeds > 1 or args.grid:
             finals, notes = train_population(name, args, folder, place, data, held_out)
         else:
-            finals, notes = train_one(name, args, folder, place, data, held_out, metric, draw)
+            finals, notes = train_one(name, args, folder, place, data, held_out, metric, draw, processes)
         found, more = found | finals, more | notes
+    if not processes.is_main:
+        return
     if args.seeds > 1 or args.grid:
         text = training.write_population_report(folder, finals=found, metric=metric, data=data, frozen=more)
     else:

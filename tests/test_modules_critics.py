@@ -90,7 +90,7 @@ def test_sharing(share_params: bool) -> None:
 @pytest.mark.parametrize("make", [make_critic, make_value])
 def test_an_unknown_decomposition(make) -> None:
     with pytest.raises(
-        ValueError, match="decomposition must be one of centralized, mixer, vdn, independent; got 'qmix'"
+        ValueError, match="decomposition must be one of centralized, mixer, vdn, independent, linear; got 'qmix'"
     ):
         make(SPEC, decomposition="qmix")
 

@@ -24,7 +24,23 @@ STUB = Path(package.__file__).with_suffix(".pyi")
 MODULES = sorted(
     name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if ".__" not in name
 )
-OPTIONAL = ("wandb", "matplotlib", "h5py", "tensorboard", "tyro", "vmas", "pettingzoo", "mpe2", "pandas", "jax")
+OPTIONAL = (
+    "wandb",
+    "matplotlib",
+    "h5py",
+    "tensorboard",
+    "tyro",
+    "vmas",
+    "pettingzoo",
+    "mpe2",
+    "pandas",
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pyarrow",
+    "rliable",
+)
 
 
 def run(code: str, cwd: Path = ROOT) -> str:

@@ -39,6 +39,7 @@ from .training import PopulationBuffer as PopulationBuffer
 from .training import PopulationTrainer as PopulationTrainer
 from .training import Trainer as Trainer
 from .training import evaluate as evaluate
+from .training import export_policy as export_policy
 from .training import load_policy as load_policy
 from .training import record as record
 from .training import record_video as record_video

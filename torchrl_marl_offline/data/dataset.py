@@ -12,12 +12,23 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.fingerprints import fingerprint
-from torchrl_marl_offline.data.layout import REWARD, SUCCESS, TRAJ_IDS, TaskSpec, next_key
+from torchrl_marl_offline.data.layout import (
+    AGENT_MASK,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    SUCCESS,
+    TRAJ_IDS,
+    TaskSpec,
+    next_key,
+)
 from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate, values_are_checked
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
     from torchrl.data import TensorDictReplayBuffer
+
+_BLOCK = 2**16  # rows that are looked at together
 
 
 class OfflineDataset:
@@ -102,6 +113,41 @@ class OfflineDataset:
         if flags is None:
             return None
         return torch.segment_reduce(flags[:, 0].float().cpu(), "max", lengths=self.episode_lengths) > 0
+
+    def observation_statistics(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of each component of an observation: ``make_actor(observation_norm=)``.
+
+        Over agents and rows that count: not where ``("collector", "mask")`` or ``("agents", "mask")`` is false. A
+        component that never changes (its deviation is below a millionth of its mean) gets the deviation 1.
+
+        Returns:
+            Two lists of ``o`` numbers, JSON-ready.
+
+        Raises:
+            ValueError: no row counts.
+        """
+        counts, agents = self.data.get(MASK, None), self.data.get(AGENT_MASK, None)
+        observation = self.data.get(OBSERVATION)
+        sums, squares = observation.new_zeros((2, observation.shape[-1]), dtype=torch.float64)
+        number = 0
+        for start in range(0, len(self), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = observation[rows].as_subclass(torch.Tensor)  # [rows, n, o]
+            kept = torch.ones(block.shape[:2], dtype=torch.bool, device=block.device)
+            if counts is not None:
+                kept &= counts[rows].unsqueeze(-1)
+            if agents is not None:
+                kept &= agents[rows]
+            values = block[kept].double()  # [values, o]
+            number += len(values)
+            sums += values.sum(0)
+            squares += values.square().sum(0)
+        if number == 0:
+            raise ValueError("No observation of this dataset counts: its masks are false everywhere.")
+        mean = sums / number
+        deviation = (squares / number - mean.square()).clamp_min(0).sqrt()
+        deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
+        return mean.float().tolist(), deviation.float().tolist()
 
     def summary(self) -> str:
         """Return a few lines of text: sizes, returns with quantiles, success, lengths, findings."""

@@ -11,11 +11,11 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
-from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
-from torchrl_marl_offline.modules.networks import AgentNetwork
+from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
+from torchrl_marl_offline.objectives.noise import exponential_like
 
 Actor = TypeVar("Actor", bound=TensorDictModuleBase)
 
@@ -86,7 +86,7 @@ class MaskedCategorical(Categorical):
 
     def straight_through_sample(self) -> Tensor:
         """Draw a one-hot action ``[*B, A]`` whose gradient is that of the probabilities (Bengio et al. 2013)."""
-        gumbel = -torch.empty_like(self.logits).exponential_().log()
+        gumbel = -exponential_like(self.logits).log()
         return straight_through(self.probs, (self.logits + gumbel).argmax(-1))
 
     def straight_through_mode(self) -> Tensor:
@@ -96,8 +96,7 @@ class MaskedCategorical(Categorical):
 
 def straight_through(probs: Tensor, index: Tensor) -> Tensor:
     """Return ``one_hot(index)`` with the gradient of ``probs`` ``[*B, A]``."""
-    one_hot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
-    return one_hot + (probs - probs.detach())  # the difference is exactly zero
+    return one_hot(index, probs.shape[-1], probs.dtype) + (probs - probs.detach())  # the difference is exactly zero
 
 
 class GaussianHead(nn.Module):
@@ -144,6 +143,60 @@ class GaussianHead(nn.Module):
         return out, self.log_scale.clamp(-5.0, 2.0).exp().expand_as(out)
 
 
+class ObservationNorm(nn.Module):
+    """Shift and scale every component of an observation by fixed numbers: ``(observation - loc) / scale``.
+
+    The numbers are buffers: they are saved with the network, exported with it, and never trained.
+
+    Args:
+        loc: what is subtracted, ``[o]`` numbers; :meth:`OfflineDataset.observation_statistics` has both lists.
+        scale: what is divided by, ``[o]`` positive numbers.
+
+    Raises:
+        TypeError: tensors or arrays, which ``actor.build`` could not write into a file as numbers.
+        ValueError: numbers of another size, not finite, or a scale that is not positive.
+
+    Shape:
+        ``[*B, o]`` to ``[*B, o]``.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: Sequence[float], scale: Sequence[float]) -> None:
+        super().__init__()
+        if not all(isinstance(numbers, (list, tuple)) for numbers in (loc, scale)):
+            raise TypeError(
+                f"observation_norm takes two lists of numbers, got {type(loc).__name__} and {type(scale).__name__}; "
+                "use .tolist()."
+            )
+        for name, numbers in (("loc", loc), ("scale", scale)):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.get_default_dtype()))
+        if self.loc.shape != self.scale.shape or not (self.loc.isfinite() & self.scale.isfinite()).all():
+            raise ValueError("observation_norm needs as many finite locs as finite scales, one for each component.")
+        if not (self.scale > 0).all():
+            raise ValueError(f"observation_norm needs positive scales, got {self.scale.min().item()}.")
+
+    @classmethod
+    def before(
+        cls, network: nn.Module, norm: tuple[Sequence[float], Sequence[float]] | None, spec: TaskSpec
+    ) -> nn.Module:
+        """Return ``network`` behind a normalization, or ``network`` itself where ``norm`` is ``None``."""
+        if norm is None:
+            return network
+        first = cls(*norm)
+        if first.loc.shape != (spec.observation_size,):
+            raise ValueError(
+                f"observation_norm has numbers for {len(first.loc)} components, but an observation has "
+                f"{spec.observation_size}; take OfflineDataset.observation_statistics() of this task."
+            )
+        return nn.Sequential(first, network)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Normalize ``[*B, o]``."""
+        return (observation - self.loc) / self.scale
+
+
 def remembers_build(builder: Callable[..., Actor]) -> Callable[..., Actor]:
     """Let ``builder(spec, **options)`` note in ``actor.build`` what it was called with, so that a file can say it."""
 
@@ -167,6 +220,7 @@ def make_actor(
     activation: str = "gelu",
     layer_norm: bool = False,
     final_scale: float = 0.01,
+    observation_norm: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> ProbabilisticActor:
     """Build the agents' policies as a TorchRL actor.
 
@@ -184,9 +238,12 @@ def make_actor(
         activation: activation of the hidden layers.
         layer_norm: layer normalization in the actor (the recipe: in critics only).
         final_scale: scale of the last layer at initialization.
+        observation_norm: ``(loc, scale)``, a number for each component of an observation, which the networks then see
+            as ``(observation - loc) / scale``; :meth:`OfflineDataset.observation_statistics` of the data.
 
     Raises:
-        ValueError: for an unknown distribution or scale.
+        TypeError: for a normalization that is not of plain numbers.
+        ValueError: for an unknown distribution or scale, or a normalization that does not fit the task.
 
     Examples:
         >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
@@ -207,7 +264,9 @@ def make_actor(
         if spec.has_action_mask:
             keys["mask"] = ACTION_MASK
         return ProbabilisticActor(
-            TensorDictModule(logits, in_keys=[OBSERVATION], out_keys=[LOGITS]),
+            TensorDictModule(
+                ObservationNorm.before(logits, observation_norm, spec), in_keys=[OBSERVATION], out_keys=[LOGITS]
+            ),
             in_keys=keys,
             out_keys=[ACTION],
             distribution_class=MaskedCategorical,
@@ -222,7 +281,9 @@ def make_actor(
         raise ValueError(f"distribution must be 'gaussian' or 'tanh_gaussian', got {distribution!r}.")
     head = GaussianHead(spec, scale=scale, **network)
     return ProbabilisticActor(
-        TensorDictModule(head, in_keys=[OBSERVATION], out_keys=[LOC, SCALE]),
+        TensorDictModule(
+            ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=[LOC, SCALE]
+        ),
         in_keys={"loc": LOC, "scale": SCALE},
         out_keys=[ACTION],
         distribution_class=distribution_class,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
@@ -12,7 +12,10 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, T
 from torch import Tensor
 from torch.distributions import Distribution
 
+from torchrl_marl_offline.objectives.candidates import expected_value
 from torchrl_marl_offline.objectives.functional_parameters import parameters_in
+from torchrl_marl_offline.objectives.parts import part
+from torchrl_marl_offline.objectives.policies import is_discrete
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
@@ -102,12 +105,13 @@ class NetworkPasses:
         params = getattr(self, name).detach() if detach else getattr(self, name)
         key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
         given = {joined(self.tensor_keys.action): action}
-        if self._ensemble:
-            inputs = self._inputs(self.qvalue_network, tensordict, **given)
-            values = self._vmap_qvalue_network(inputs, params).get(key)  # [E, *B, (n,) H]
-            values = values.movedim(0, -2).flatten(-2)
-        else:
-            values = self._evaluate(self.qvalue_network, params, tensordict, **given)[unravel_key(key)]
+        with part("forward target critic" if target else "forward critic"):
+            if self._ensemble:
+                inputs = self._inputs(self.qvalue_network, tensordict, **given)
+                values = _full_precision(self._vmap_qvalue_network(inputs, params).get(key))  # [E, *B, (n,) H]
+                values = values.movedim(0, -2).flatten(-2)
+            else:
+                values = self._evaluate(self.qvalue_network, params, tensordict, **given)[unravel_key(key)]
         return values.unsqueeze(-2) if self._is_central else values  # [*B, H] -> [*B, 1, H]
 
     def _mixed(self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False) -> Values:
@@ -131,17 +135,39 @@ class NetworkPasses:
         if self._mixer_has_params:
             params = self.target_mixer_network_params if target else self.mixer_network_params
             params = params.detach() if detach else params
-        mixed = self._evaluate(mixer, params, tensordict, **{joined(mixer.in_keys[0]): values})
+        with part("forward target mixer" if target else "forward mixer"):
+            mixed = self._evaluate(mixer, params, tensordict, **{joined(mixer.in_keys[0]): values})
         return mixed[unravel_key(mixer.out_keys[-1])].unsqueeze(-2)
 
-    def state_value(self, tensordict: TensorDictBase) -> Values:
-        """Evaluate the state-value network; local values go through the target mixer."""
-        values, is_total = self._state_network(tensordict)
+    def credit(self, tensordict: TensorDictBase, values: Tensor) -> Tensor:
+        r"""Return :math:`\partial Q_{tot} / \partial Q_a` of the target mixer at local values ``[*B, n, H]``.
+
+        Of their shape, without gradient; 1 for agents without a mixer.
+        """
+        mixer = self.mixer_network
+        if mixer is None:
+            return torch.ones_like(values)
+        module = getattr(mixer, "module", mixer)
+        if not hasattr(module, "credit"):
+            raise ValueError(
+                f"{type(module).__name__} does not tell the weights of the agents; give it a method credit(values, "
+                "state), or take HyperNetworkMixer, LinearMixer or SumMixer."
+            )
+        entries = self._entries(mixer, tensordict, **{joined(mixer.in_keys[0]): values})
+        params = self.target_mixer_network_params if self._mixer_has_params else None
+        with torch.no_grad(), nullcontext() if params is None else parameters_in(mixer, params):
+            return _full_precision(module.credit(*entries.values()))
+
+    def state_value(self, tensordict: TensorDictBase, *, target: bool = False) -> Values:
+        """Evaluate the state-value network, or its target; local values go through the target mixer."""
+        values, is_total = self._state_network(tensordict, target=target)
         return Values(None, values) if is_total else self._mixed(tensordict, values, target=True)
 
-    def _state_network(self, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
+    def _state_network(self, tensordict: TensorDictBase, *, target: bool = False) -> tuple[Tensor, bool]:
         """Return ``[*B, k, 1]`` and whether these are the team's values already."""
-        out = self._evaluate(self.value_network, self.value_network_params, tensordict)
+        params = self.target_value_network_params if target else self.value_network_params
+        with part("forward value"):
+            out = self._evaluate(self.value_network, params, tensordict)
         total = out.get(unravel_key(self.tensor_keys.state_value))
         if total is not None:
             return total.unsqueeze(-2), True
@@ -169,7 +195,7 @@ class NetworkPasses:
         """Return the agents' action distribution."""
         actor = self.actor_network
         inputs = self._inputs(actor, tensordict)
-        with parameters_in(actor, self.actor_network_params):
+        with part("forward actor"), parameters_in(actor, self.actor_network_params):
             if isinstance(actor, ProbabilisticTensorDictSequential) and len(actor.module) == 2:
                 head, distribution = actor.module
                 return distribution.get_dist(inputs.update(self._evaluate(head, None, inputs)))
@@ -196,6 +222,27 @@ class Estimates:
         self._live: Values | None = None
         self._target: Values | None = None
         self._state: Values | None = None
+        self._policy: Distribution | None = None
+        self._credit: Tensor | None = None
+
+    @property
+    def policy(self) -> Distribution:
+        """The agents' action distribution."""
+        if self._policy is None:
+            self._policy = self._loss.policy(self._tensordict)
+        return self._policy
+
+    @property
+    def credit(self) -> Tensor:
+        """What each agent's value counts for the team's, at the smaller head's local values: ``[*B, n, 1]``."""
+        if self._credit is None:
+            local = (self.target if self._has_state else self.live).local_min.detach()
+            self._credit = self._loss.credit(self._tensordict, local)
+        return self._credit
+
+    @property
+    def _has_state(self) -> bool:
+        return "value_network" in self._loss.__dict__
 
     @property
     def live(self) -> Values:
@@ -225,18 +272,28 @@ class Estimates:
         """Build no graph for values that no term trains, as in a loss with an actor term alone."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None)
 
-    def advantage(self, *, joint: bool) -> Tensor:
-        """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient."""
-        loss = self._loss
-        if "value_network" in loss.__dict__:
+    def advantage(self, kind: Literal["local", "joint", "weighted"], *, expected: bool = False) -> Tensor:
+        """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient.
+
+        Args:
+            kind: see :class:`AWR`.
+            expected: without a state-value network, subtract the mean over a discrete policy's actions.
+        """
+        loss, tensordict = self._loss, self._tensordict
+        if self._has_state:
             action, state = self.target, self.state
         else:
             action = self.live
             with torch.no_grad():
-                state = loss.action_value(self._tensordict, loss.policy_action(self._tensordict))
-        if joint or action.local is None or state.local is None:
+                if expected and action.local is not None and is_discrete(self.policy):
+                    local = expected_value(loss, tensordict, self.policy)
+                    state = loss._mixed(tensordict, local, False)
+                else:
+                    state = loss.action_value(tensordict, self.policy.deterministic_sample)
+        if kind == "joint" or action.local is None or state.local is None:
             return (action.total_min - state.total_min).squeeze(-1).detach()
-        return (action.local_min - state.local_min).squeeze(-1).detach()
+        advantage = (action.local_min - state.local_min).detach()
+        return (advantage * self.credit if kind == "weighted" else advantage).squeeze(-1)
 
 
 def joined(key: NestedKey) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,19 @@ def _put(module: nn.Module, params: TensorDictBase, saved: Saved) -> None:
 def tensors_of(loss: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer of ``loss``, targets included, by the names of its ``state_dict()``."""
     return dict(nn.Module.named_parameters(loss)) | dict(loss.named_buffers())
+
+
+def copy_with_networks(loss: nn.Module) -> nn.Module:
+    """Return a deep copy of a TorchRL loss whose networks hold the copy's parameters.
+
+    A deep copy alone leaves them apart: ``loss.actor_network`` would not follow the training of the copy.
+    """
+    copied = copy.deepcopy(loss)
+    for group, params in copied._modules.items():
+        network = copied.__dict__.get(group.removesuffix("_params"))
+        if isinstance(params, TensorDictParams) and network is not None and not params.batch_size:
+            params.to_module(network)
+    return copied
 
 
 class GivenTensors(TensorDict):

@@ -6,6 +6,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.objectives.synchronized import is_shared, joined_sums
+
 
 class Masking:
     """The part of :class:`OfflineMARLLoss` that leaves out rows and agents that do not count."""
@@ -71,4 +73,10 @@ class Masking:
             # a mask that is an argument would drop rows here instead of zeroing them
             rows, mask = torch.where(mask, rows, torch.zeros_like(rows)), None
         weights = self._maybe_get_priority_weight(tensordict)
-        return self._reduce_loss(rows, tensordict=tensordict, mask=mask, weights=weights)
+        options = {"tensordict": tensordict, "mask": mask, "weights": weights}
+        if self.reduction == "none" or not is_shared():
+            return self._reduce_loss(rows, **options)
+        total = self._reduce_loss(rows, reduction="sum", **options)
+        count = self._reduce_loss(torch.ones_like(rows), reduction="sum", **options)  # or the sum of the weights
+        total, count = joined_sums(total, count)
+        return total if self.reduction == "sum" else total / (count.clamp_min(1) if weights is None else count)

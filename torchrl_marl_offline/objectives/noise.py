@@ -1,8 +1,8 @@
 """Random numbers of the losses, drawn here so that a caller can bring its own.
 
-A loss that samples asks :func:`exponential_like`, :func:`normal_like` or :func:`uniform_like`. Alone they draw from torch's
-global generator. Where a step is compiled, or many runs are one computation, the numbers are drawn before, from each
-run's generator, and :func:`given_noise` hands them in, in the same order: the losses are the same.
+A loss that samples asks :func:`exponential_like`, :func:`normal_like` or :func:`uniform_like`. Alone they draw from
+torch's global generator. Where a step is compiled, or many runs are one computation, the numbers are drawn before, from
+each run's generator, and :func:`given_noise` hands them in, in the same order: the losses are the same.
 """
 
 from __future__ import annotations

@@ -8,6 +8,11 @@ from torchrl_marl_offline.training.command_line import (
     plain_errors,
     write_config,
 )
+from torchrl_marl_offline.training.distributed import (
+    ProcessFailedError,
+    SingleProcess,
+    distributed_from_environment,
+)
 from torchrl_marl_offline.training.evaluation import (
     Evaluation,
     IllegalActionError,
@@ -15,6 +20,7 @@ from torchrl_marl_offline.training.evaluation import (
     evaluation_mode,
     preserved_rng,
 )
+from torchrl_marl_offline.training.export import export_policy
 from torchrl_marl_offline.training.graded_recording import RecordSettings, choose_level, published_levels, record
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.training.logging import CsvTable, RunLogger, read_csv
@@ -58,20 +64,24 @@ __all__ = [
     "Population",
     "PopulationBuffer",
     "PopulationTrainer",
+    "ProcessFailedError",
     "RecordSettings",
     "RunLogger",
     "SavedPolicy",
     "SettingsError",
+    "SingleProcess",
     "Trainer",
     "TrainingFinished",
     "TrainingInterrupted",
     "bootstrap_confidence_interval",
     "choose_level",
     "default_optimizer",
+    "distributed_from_environment",
     "evaluate",
     "evaluate_held_out",
     "evaluation_mode",
     "expand_settings",
+    "export_policy",
     "format_table",
     "load_policy",
     "make_matd3",

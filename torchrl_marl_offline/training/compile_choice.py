@@ -48,7 +48,12 @@ def check_compile(compile: Any) -> Any:
 
 
 def choose_compile(
-    make: Callable[..., Differentiate], buffer: ReplayBuffer | OnlineReplay, loss: nn.Module, *, steps: int
+    make: Callable[..., Differentiate],
+    buffer: ReplayBuffer | OnlineReplay,
+    loss: nn.Module,
+    *,
+    steps: int,
+    agreed: Callable[[float], float] = lambda seconds: seconds,
 ) -> CompileChoice:
     """Time a few steps as they stand and compiled, and choose what ends ``steps`` steps sooner.
 
@@ -60,23 +65,24 @@ def choose_compile(
         buffer: where batches come from; it and the random generators are as before afterwards.
         loss: whose buffers and gradients are as before afterwards.
         steps: how many steps the run has.
+        agreed: makes one time of what each of several processes measured, which must choose alike.
     """
     eager = make(compiled=False)
     if isinstance(buffer, OnlineReplay):
         return CompileChoice(False, eager, "compile: off, since sampling would gather experience to measure with")
     with _untouched(buffer, loss):
         batch = buffer.sample()
-        plain = _seconds(eager, batch)
+        plain = agreed(_seconds(eager, batch))
         if plain * steps < WORTH_TRYING:
             return CompileChoice(False, eager, f"compile: off, {1e3 * plain:.1f} ms a step are soon done")
         compiled = make(compiled=True)
         began = time.perf_counter()
         try:
-            compiled(batch)
+            compiled(batch.copy())
         except Exception as error:  # whatever the compiler of this machine, or none, raises
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             return CompileChoice(False, eager, f"compile: off, it failed here ({type(error).__name__}: {reason})")
-        warm_up, fast = time.perf_counter() - began, _seconds(compiled, batch)
+        warm_up, fast = time.perf_counter() - began, agreed(_seconds(compiled, batch))
     found = f"{1e3 * plain:.1f} ms a step as it stands, {1e3 * fast:.1f} ms compiled (in {warm_up:.0f} s)"
     if fast < plain:
         return CompileChoice(True, compiled, f"compile: on, {found}")
@@ -87,7 +93,7 @@ def _seconds(gradients: Differentiate, batch: TensorDictBase) -> float:
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        metrics = gradients(batch)
+        metrics = gradients(batch.copy())  # a loss may write priorities into it
         if batch.device is not None and batch.device.type == "cuda":
             torch.cuda.synchronize(batch.device)
         del metrics

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.objectives.parts import WHOLE, part
 from torchrl_marl_offline.training.gradients import signature_of
 
 Step = Callable[[TensorDictBase], dict[str, Tensor]]
@@ -45,8 +46,9 @@ class CudaGraphStep:
             self._capture(batch)
         if signature_of(batch) != self._signature:
             raise ValueError("A CUDA graph takes batches of one form only; use compile='off' where their sizes change.")
-        self._batch.update_(batch)
-        self._graph.replay()
+        with part(WHOLE):
+            self._batch.update_(batch)
+            self._graph.replay()
         return {name: value.clone() for name, value in self._metrics.items()}
 
     def _beside(self, batch: TensorDictBase) -> dict[str, Tensor]:

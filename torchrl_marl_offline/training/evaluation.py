@@ -124,7 +124,7 @@ def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mo
         IllegalActionError: if the environment has an action mask and the policy breaks it.
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
-    _check_arguments(env, episodes, mode)
+    check_arguments(env, episodes, mode)
     with explored(env, mode, seed), evaluation_mode(policy):
         finished, has_success = run_episodes(policy, env, spread_over_slots(episodes, env.batch_size[0]))
     return Evaluation.of([row for slot in finished for row in slot], has_success, env, mode, seed)
@@ -232,7 +232,8 @@ def evaluation_mode(policy: Any) -> Iterator[None]:
             module.training = flag
 
 
-def _check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
+def check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
+    """Raise where an evaluation could not be run as asked."""
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}.")
     if mode not in EXPLORATION:

@@ -14,7 +14,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.objectives.functional_parameters import tensors_in, tensors_of
-from torchrl_marl_offline.objectives.noise import given_noise, recorded_noise
+from torchrl_marl_offline.objectives.noise import NoiseRequest, given_noise, recorded_noise
+from torchrl_marl_offline.objectives.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.metrics import scalars
 
@@ -42,10 +43,12 @@ class Gradients:
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
-        with in_precision(self.precision, batch.device):
+        unheard = nullcontext() if self._forward is self.loss else heard_by(None)
+        with part("loss arithmetic"), unheard, in_precision(self.precision, batch.device):
             output = self._forward(batch)
-        set_gradients(tensors_of(self.loss), {})
-        total_loss(output).backward()
+        with part("backward"):
+            set_gradients(tensors_of(self.loss), {})
+            total_loss(output).backward()
         return scalars(output)
 
 
@@ -71,9 +74,10 @@ class CompiledGradients:
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
         tensors = tensors_of(self.loss)
-        traced = self._trace(tensors, batch)
-        noise = [request.draw(leaf_device(batch)) for request in traced.noise]
-        metrics, gradients = traced(tensors, batch, noise)
+        with part(COMPILED):
+            traced = self._trace(tensors, batch)
+            noise = [request.draw(leaf_device(batch)) for request in traced.noise]
+            metrics, gradients = traced(tensors, batch, noise)
         set_gradients(tensors, gradients)
         return metrics
 
@@ -111,6 +115,7 @@ class TracedFunction:
         tensors: parameters, targets and buffers by name; those that do not require gradients may be written to.
         batch: of the form that will be given.
         backend: of :func:`torch.compile`, or ``None``.
+        draw: gives numbers in the shape in which ``function`` takes them.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class TracedFunction:
         batch: TensorDictBase,
         *,
         backend: str | None,
-        noise: Callable[[TensorDictBase], list[Tensor]] | None = None,
+        draw: Callable[[NoiseRequest, torch.device], Tensor] = NoiseRequest.draw,
     ) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -137,12 +142,14 @@ class TracedFunction:
             values = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors.values()]
             return values, [batch.get(key).clone() for key in keys]
 
-        with preserved_rng():
+        with preserved_rng(), heard_by(None):
             with recorded_noise() as self.noise:
                 flat(*copies(), None)
-            drawn = [request.draw(leaf_device(batch)) for request in self.noise]
-            # Tracing names and shapes is all that is wanted of this run.
-            graph = make_fx(flat)(*copies(), drawn)
+            drawn = [draw(request, leaf_device(batch)) for request in self.noise]
+            try:
+                graph = make_fx(flat)(*copies(), drawn)
+            except RuntimeError as error:
+                raise RuntimeError(f"The loss cannot be traced, use compile='off': {error}") from error
         _check_reads_only_inputs(graph)
         self._keys, self._metrics, self._gradients = keys, shape["metrics"], shape["gradients"]
         self._run = graph if backend is None else compile_graph(graph, backend)
@@ -209,10 +216,16 @@ def in_precision(precision: Precision, device: torch.device | None) -> Iterator[
 
 
 def set_gradients(tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-    """Give every parameter among ``tensors`` its gradient of this step, or none."""
+    """Give every parameter among ``tensors`` its gradient of this step, or none.
+
+    Laid out in memory as the parameter, as after ``backward()``: the fused Adam takes the two for one order.
+    """
     for name, tensor in tensors.items():
         if tensor.requires_grad:
-            tensor.grad = gradients.get(name)
+            gradient = gradients.get(name)
+            if gradient is not None and gradient.stride() != tensor.stride():
+                gradient = torch.empty_like(tensor).copy_(gradient)
+            tensor.grad = gradient
 
 
 def total_loss(output: TensorDictBase) -> Tensor:

@@ -18,12 +18,13 @@ from tensordict import TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import TargetNetUpdater
 
+from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
-from torchrl_marl_offline.training.distributed import SingleProcess
 from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
+from torchrl_marl_offline.training.distributed import SingleProcess
 from torchrl_marl_offline.training.evaluation import preserved_rng
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision
+from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.metrics import (
@@ -35,6 +36,7 @@ from torchrl_marl_offline.training.metrics import (
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
+from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 
 if TYPE_CHECKING:
@@ -103,6 +105,8 @@ class Trainer:
         deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C.
         distributed: the processes that share the run, each with its share of every batch; see
             :func:`distributed_from_environment`. The first alone evaluates, logs and writes files.
+        profile: account for where a step goes, in ``output/profile``: true, or the number of steps to time; see
+            :class:`~torchrl_marl_offline.training.profiling.Profiler`.
         logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed.
         progress: show a bar, and a line per evaluation.
 
@@ -137,6 +141,7 @@ class Trainer:
         precision: Precision = "fp32",
         deadline: float | None = None,
         distributed: SingleProcess | None = None,
+        profile: bool | int = False,
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
@@ -159,17 +164,19 @@ class Trainer:
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.stop_when, self.finished = stop_when if is_main else None, False
         self.deadline = math.inf if deadline is None else deadline
-        self.compile, self.precision, self.clip_grad_norm = check_compile(compile), precision, clip_grad_norm
+        self.compile, self.precision = check_compile(compile), check_precision(precision)
+        self.clip_grad_norm = clip_grad_norm
         self._gradients: Callable[[TensorDictBase], dict[str, torch.Tensor]] | None = None
         self._gradient_norm = self._make_gradient_norm()
         self._step_on = self._take_step
         self._window = MetricWindow()
         self._checkpoint: Path | None = None
         self._saved_step: int | None = None
+        self.profiler = self._make_profiler(profile) if is_main else None
 
     def train(self) -> TrainingFinished | TrainingInterrupted:
         """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
-        with self.processes.watched():
+        with self.processes.watched(), profiled(self.profiler):
             return self._train()
 
     def _train(self) -> TrainingFinished | TrainingInterrupted:
@@ -178,15 +185,24 @@ class Trainer:
             if fresh and self.eval_at_start:
                 self._evaluate(bar)
             while self.step < self.steps and not self.finished and not self._must_stop(stop):
-                self._update()
+                with part("step"):
+                    self._update()
                 if self._due(self.log_every):
-                    self._log()
+                    with part("logging"):
+                        self._log()
                 if self._due(self.eval_every):
                     self._evaluate(bar)
                 if self._due(self.checkpoint_every or self.steps):
-                    self.save()
+                    with part("checkpoint"):
+                        self.save()
                 bar.update()
             return self._end(bar)
+
+    def _make_profiler(self, profile: bool | int) -> Profiler | None:
+        every = {"logging": self.log_every, "evaluation": self.eval_every}
+        every["checkpoint"] = self.checkpoint_every or self.steps
+        device, members = next(self.loss.parameters()).device, len(getattr(self.loss, "members", [self.loss]))
+        return make_profiler(profile, self.output, device=device, every=every, members=members)
 
     def _must_stop(self, stop: StopRequest) -> bool:
         return self.processes.any_wants_to_stop(stop.requested or time.time() >= self.deadline, self.step)
@@ -194,22 +210,27 @@ class Trainer:
     def _update(self) -> None:
         """One step; nothing in it waits for the device."""
         began = time.perf_counter()
-        self._window.append(self._step_on(self.buffer.sample()))
+        with part("data"):
+            batch = self.buffer.sample()
+        self._window.append(self._step_on(batch))
         self.step += 1
         self.seconds += time.perf_counter() - began
 
     def _take_step(self, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """Loss, gradients, clipping, optimizer, targets: on tensors alone, so that a GPU can replay it."""
         metrics = self._gradients(batch)
-        metrics = metrics | self._gradient_norm()
+        with part("gradient norm and clipping"):
+            metrics = metrics | self._gradient_norm()
         self._move(metrics)
         return metrics
 
     def _move(self, metrics: dict[str, torch.Tensor]) -> None:
         """Let the optimizer and the target networks take their step."""
-        self.optimizer.step()
+        with part("optimizer"):
+            self.optimizer.step()
         if self.target_updater is not None:
-            self.target_updater.step()
+            with part("target update"):
+                self.target_updater.step()
 
     def _make_gradients(self, *, compiled: bool) -> Callable[[TensorDictBase], dict[str, torch.Tensor]]:
         if isinstance(self.compile, Mapping):
@@ -235,7 +256,7 @@ class Trainer:
 
     def _evaluate(self, bar: Any) -> None:
         for name, evaluator in self.evaluators.items():
-            with preserved_rng():
+            with part(f"evaluation {name}"), preserved_rng():
                 result = evaluator()
             if result is None:
                 continue
@@ -348,7 +369,8 @@ class Trainer:
             self._gradients = choice.gradients
         if self._gradients is None:
             self._gradients = self._make_gradients(compiled=self.compile == "on")
-        if self.compile == "on" and next(self.loss.parameters()).device.type == "cuda":
+        is_on_gpu = next(self.loss.parameters()).device.type == "cuda"
+        if self.compile == "on" and is_on_gpu and self.processes.count == 1:
             self._step_on = CudaGraphStep(self._take_step, generators=self._noise_generators())
 
     def _noise_generators(self) -> Sequence[torch.Generator]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
+from torchrl_marl_offline.objectives.parts import COMPILED, part
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import (
     Differentiated,
@@ -24,6 +26,7 @@ from torchrl_marl_offline.training.gradients import (
     in_precision,
     leaf_device,
     noise_given,
+    set_gradients,
     signature_of,
     total_loss,
 )
@@ -31,6 +34,14 @@ from torchrl_marl_offline.training.gradients import (
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
     from torchrl.objectives import LossModule
+
+
+AT_ONCE_ON_CPU = 4
+"""Members of one computation on a CPU; see ``benchmarks/RESULTS.md``."""
+
+
+_ALIKE = ("value_learning", "extraction", "heads", "team_reward", "reduction", "actor_network.build")
+"""What members may not differ in, beside the names and shapes of their tensors."""
 
 
 class Population(nn.Module):
@@ -78,8 +89,13 @@ class Population(nn.Module):
                         f"{key} is {shapes[0]} in {first_name} and {shapes[1]} in {name}; members of a population must "
                         "have the same networks and rules. Train them in two populations."
                     )
-            for attribute in ("value_learning", "extraction", "heads", "team_reward", "reduction"):
-                mine, other = _fixed(getattr(first, attribute, None)), _fixed(getattr(loss, attribute, None))
+                if tensors[0][key].requires_grad != own[key].requires_grad:
+                    trained = (first_name, name) if tensors[0][key].requires_grad else (name, first_name)
+                    raise ValueError(
+                        f"{key} is trained in {trained[0]} and not in {trained[1]}. Train them in two populations."
+                    )
+            for attribute in _ALIKE:
+                mine, other = (_fixed(_attribute(each, attribute)) for each in (first, loss))
                 if mine != other:
                     raise ValueError(
                         f"{attribute} is {mine} in {first_name} and {other} in {name}; members of a population may "
@@ -128,6 +144,13 @@ class Population(nn.Module):
         return [tensors[n].data for n in names], [tensors[n.removeprefix("target_")].data for n in names]
 
 
+def _attribute(loss: LossModule, path: str) -> Any:
+    """Return ``loss.path``, or ``None`` where there is no such thing."""
+    for name in path.split("."):
+        loss = getattr(loss, name, None)
+    return loss
+
+
 def _fixed(rule: Any) -> Any:
     """Return a rule's settings without its coefficients, which may differ between members."""
     if not hasattr(rule, "coefficients"):
@@ -145,6 +168,8 @@ class PopulationGradients:
         compiled: trace the computation and compile it.
         backend: of :func:`torch.compile`.
         generators: one per member, from which its noise is drawn.
+        members_at_once: how many members are one computation; the population is gone through in groups of at most as
+            many. By default all on a GPU, and few on a CPU, so that what they compute stays in its caches.
     """
 
     def __init__(
@@ -155,38 +180,65 @@ class PopulationGradients:
         compiled: bool = False,
         backend: str | None = "inductor",
         generators: Sequence[torch.Generator],
+        members_at_once: int | None = None,
     ) -> None:
         self.population, self.compiled, self.backend = population, compiled, backend
         self._function = population_gradients(population, precision)
         self._generators = generators
         self._traced: dict[tuple, TracedFunction] = {}
         self._noise: dict[tuple, list[NoiseRequest]] = {}
+        if members_at_once is None:
+            on_gpu = next(iter(population.tensors().values())).device.type == "cuda"
+            members_at_once = len(population) if on_gpu else AT_ONCE_ON_CPU
+        self._groups = equal_groups(len(population), members_at_once)
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set the ``grad`` of every stacked parameter; ``batch`` is ``[P, B]``; returns metrics ``[P]``."""
-        tensors, signature = self.population.tensors(), signature_of(batch)
-        if self.compiled and signature not in self._traced:
-            self._traced[signature] = TracedFunction(self._function, tensors, batch, backend=self.backend)
-            self._noise[signature] = self._traced[signature].noise
-        elif signature not in self._noise:
-            self._noise[signature] = self._requests(batch)
-        noise = [self._draw(request, leaf_device(batch)) for request in self._noise[signature]]
-        function = self._traced[signature] if self.compiled else self._function
-        metrics, gradients = function(tensors, batch, noise)
-        for name, gradient in gradients.items():
-            tensors[name].grad = gradient
+        tensors = self.population.tensors()
+        found = [self._differentiate(tensors, batch, group) for group in self._groups]
+        if len(found) == 1:
+            metrics, gradients = found[0]
+        else:
+            metrics, gradients = (
+                {k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in zip(*found)
+            )
+        set_gradients(tensors, gradients)
         return metrics
 
-    def _requests(self, batch: TensorDictBase) -> list[NoiseRequest]:
-        copies = {
-            name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in self.population.tensors().items()
-        }
+    def _differentiate(self, tensors: Mapping[str, Tensor], batch: TensorDictBase, group: slice) -> Differentiated:
+        own = {name: t.detach()[group].requires_grad_(t.requires_grad) for name, t in tensors.items()}
+        batch, signature = batch[group], signature_of(batch[group])
+        if self.compiled and signature not in self._traced:
+            draw = _drawn_for(len(batch))
+            self._traced[signature] = TracedFunction(self._function, own, batch, backend=self.backend, draw=draw)
+            self._noise[signature] = self._traced[signature].noise
+        elif signature not in self._noise:
+            self._noise[signature] = self._requests(own, batch)
+        device, generators = leaf_device(batch), self._generators[group]
+        noise = [torch.stack([r.draw(device, g) for g in generators]) for r in self._noise[signature]]
+        with part(COMPILED if self.compiled else "loss arithmetic"):
+            return (self._traced[signature] if self.compiled else self._function)(own, batch, noise)
+
+    def _requests(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> list[NoiseRequest]:
+        copies = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in tensors.items()}
         with preserved_rng(), recorded_noise() as requests:
             self._function(copies, batch, None)
         return requests
 
-    def _draw(self, request: NoiseRequest, device: torch.device) -> Tensor:
-        return torch.stack([request.draw(device, generator) for generator in self._generators])
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _drawn_for(members: int) -> Callable[[NoiseRequest, torch.device], Tensor]:
+    return lambda request, device: torch.stack([request.draw(device) for _ in range(members)])
+
+
+def equal_groups(count: int, largest: int) -> list[slice]:
+    """Cut ``count`` members into as few groups of at most ``largest`` as will do, whose sizes differ by one at most."""
+    number = -(-count // largest)
+    ends = [count * i // number for i in range(number + 1)]
+    return [slice(*ends) for ends in itertools.pairwise(ends)]
 
 
 def population_gradients(population: Population, precision: Precision) -> GradientFunction:
@@ -208,7 +260,8 @@ def population_gradients(population: Population, precision: Precision) -> Gradie
         in_dims = (0, 0, None if noise is None else 0)
         with in_precision(precision, batch.device):
             total, values = torch.vmap(member, in_dims, randomness="different")({**tensors, **trainable}, leaves, noise)
-        gradients = torch.autograd.grad(total.sum(), list(trainable.values()), allow_unused=True)
+        with part("backward"):
+            gradients = torch.autograd.grad(total.sum(), list(trainable.values()), allow_unused=True)
         found = {name: gradient for name, gradient in zip(trainable, gradients) if gradient is not None}
         return dict(zip(keys, values)), found
 
@@ -282,7 +335,7 @@ class PopulationBuffer:
         generator = torch.Generator(device=self.storage.device)
         generator.set_state(self.generators[index].get_state())
         return TensorDictReplayBuffer(
-            storage=self.storage,
+            storage=DatasetStorage(self.storage._storage, device=self.storage.device),  # it holds the generator, too
             sampler=copy.copy(self._sampler),
             writer=ImmutableDatasetWriter(),
             batch_size=self.batch_size,

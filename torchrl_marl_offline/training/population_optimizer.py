@@ -46,8 +46,8 @@ class PopulationAdam:
         """Move the members of which ``active`` ``[P]`` is true; the others keep every number."""
         beta1, beta2 = self.betas
         self.step_count += active
-        size = (self.lr / (1 - beta1**self.step_count)).float()
-        root_correction = (1 - beta2**self.step_count).sqrt().float()
+        size = self.lr / (1 - beta1**self.step_count)
+        root_correction = (1 - beta2**self.step_count).sqrt()
         names = [name for name, p in self.parameters.items() if p.grad is not None]
         for name in names:
             p, m, v = self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name]
@@ -98,7 +98,7 @@ class PopulationSoftUpdate:
     def step(self, active: Tensor) -> None:
         """Move the targets of the members of which ``active`` is true."""
         for target, source in zip(self._targets, self._sources):
-            target.lerp_(source, _like(active, target) * self.tau)
+            target.lerp_(source, _like(active, target).to(target.dtype) * self.tau)
 
 
 class PopulationGradientNorm:
@@ -132,5 +132,6 @@ class PopulationGradientNorm:
 
 
 def _like(values: Tensor, tensor: Tensor) -> Tensor:
-    """Shape ``[P]`` to be broadcast against ``[P, ...]``."""
+    """Shape ``[P]`` to be broadcast against ``[P, ...]``, in its dtype where both are numbers."""
+    values = values if values.dtype == torch.bool else values.to(tensor.dtype)
     return values.reshape(-1, *(1,) * (tensor.ndim - 1))

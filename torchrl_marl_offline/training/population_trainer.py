@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,13 @@ import torch
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
+from torchrl_marl_offline.objectives.functional_parameters import copy_with_networks
+from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.evaluation import (
     Evaluation,
     Mode,
+    check_arguments,
     evaluation_mode,
     explored,
     preserved_rng,
@@ -58,6 +60,7 @@ class PopulationTrainer(Trainer):
         output: folder of ``checkpoints/`` and of ``members/NAME/`` with ``train.csv``, ``eval.csv`` and ``policy.pt``
             for each.
         compile: as in :class:`Trainer`.
+        members_at_once: how many members are one computation; see :class:`PopulationGradients`.
         **options: ``eval_every``, ``eval_at_start``, ``log_every``, ``checkpoint_every``, ``keep_checkpoints``,
             ``clip_grad_norm``, ``precision``, ``deadline``, ``resume_folder``, ``progress`` of :class:`Trainer`.
 
@@ -81,6 +84,7 @@ class PopulationTrainer(Trainer):
         evaluators: Mapping[str, PopulationEvaluator] | None = None,
         output: str | Path | None = None,
         compile: str = "off",
+        members_at_once: int | None = None,
         **options: Any,
     ) -> None:
         if len(buffer.generators) != len(losses):
@@ -97,6 +101,7 @@ class PopulationTrainer(Trainer):
         self.active = torch.ones(len(population), dtype=torch.bool, device=device)
         self._frozen_at = torch.full((len(population),), -1, dtype=torch.int64, device=device)
         self._reported: set[str] = set()
+        self._members_at_once = members_at_once
         super().__init__(
             population,
             buffer,
@@ -131,8 +136,13 @@ class PopulationTrainer(Trainer):
     # ------------------------------------------------------------ one step
 
     def _make_gradients(self, *, compiled: bool) -> PopulationGradients:
-        noise = self.buffer.noise_generators
-        return PopulationGradients(self.population, precision=self.precision, compiled=compiled, generators=noise)
+        return PopulationGradients(
+            self.population,
+            precision=self.precision,
+            compiled=compiled,
+            generators=self.buffer.noise_generators,
+            members_at_once=self._members_at_once,
+        )
 
     def _noise_generators(self) -> Sequence[torch.Generator]:
         return self.buffer.noise_generators
@@ -147,8 +157,10 @@ class PopulationTrainer(Trainer):
         # in place, and counted on the device: a GPU replays this without Python
         self._frozen_at.copy_(torch.where(fell, self.optimizer.step_count.long() + 1, self._frozen_at))
         self.active.logical_and_(finite)
-        self.optimizer.step(self.active)
-        self.target_updater.step(self.active)
+        with part("optimizer"):
+            self.optimizer.step(self.active)
+        with part("target update"):
+            self.target_updater.step(self.active)
 
     # ------------------------------------------------- logging and evaluation
 
@@ -175,7 +187,7 @@ class PopulationTrainer(Trainer):
     def _evaluate(self, bar: Any) -> None:
         self._report_frozen()
         for evaluator_name, evaluator in self.evaluators.items():
-            with preserved_rng():
+            with part(f"evaluation {evaluator_name}"), preserved_rng():
                 results = evaluator() or {}
             rows = {}
             for member, result in results.items():
@@ -199,8 +211,9 @@ class PopulationTrainer(Trainer):
             Member name -> its evaluation.
 
         Raises:
-            ValueError: the environment's slots cannot be shared equally.
+            ValueError: the environment's slots cannot be shared equally, or an argument is out of range.
         """
+        check_arguments(env, episodes, mode)
         count, slots = len(self.members), env.batch_size[0]
         if slots % count:
             raise ValueError(
@@ -218,15 +231,18 @@ class PopulationTrainer(Trainer):
     # ------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loop's counters and which members are active."""
-        return super().state_dict() | {"active": self.active, "frozen_at": self._frozen_at}
+        """Return the loop's counters, the members' names and which of them are active."""
+        own = {"active": self.active, "frozen_at": self._frozen_at, "reported": sorted(self._reported)}
+        return super().state_dict() | own | {"members": self.members}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        if state["members"] != self.members:
+            raise ValueError(f"the checkpoint's members are {state['members']}, this population's {self.members}")
         super().load_state_dict(state)
         self.active.copy_(state["active"])
         self._frozen_at.copy_(state["frozen_at"])
-        self._reported = set(self.frozen)
+        self._reported = set(state["reported"])
 
     def resume(self, checkpoint: str | Path | None = None) -> int:
         """Go back to a checkpoint of the population; see :meth:`Trainer.resume`."""
@@ -270,7 +286,7 @@ class PopulationTrainer(Trainer):
 
     def member_losses(self) -> list[tuple[str, LossModule]]:
         """Yield each member's name with an ordinary loss that holds its tensors, the same object for all."""
-        loss = copy.deepcopy(self.population.template)
+        loss = copy_with_networks(self.population.template)
         return ((name, self.population.write_member(name, loss)) for name in self.members)
 
     def split(self) -> dict[str, Path]:

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from study_toys import STUDY, write_study
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_marl_offline import TaskSpec
+from torchrl_marl_offline.methods import POPULATION_SETTINGS, make_loss
+from torchrl_marl_offline.study import Plan, StudyError, plan_study, read_study
+from torchrl_marl_offline.study.memory import OVERHEAD, Capacity, estimate_member, free_memory, made_up_batch
+from torchrl_marl_offline.study.plan import pack, select
+from torchrl_marl_offline.study.runs import expand
+
+MIX = "[methods.mix]\nvariants.decomposition"
+
+
+def plan_of(folder, **changes) -> Plan:
+    study = read_study(write_study(folder))
+    return plan_study(replace(study, settings=replace(study.settings, **changes)))
+
+
+def test_populations_are_runs_that_differ_in_numbers_alone(tmp_path):
+    plan = plan_of(tmp_path, members=64)
+    assert [(p.name, len(p.runs)) for p in plan.populations] == [
+        ("spread--mix-mixer--00", 6),
+        ("spread--mix-vdn--00", 6),
+        ("spread--cloning--00", 3),
+    ]
+    for population in plan.populations:
+        for run in population.runs:
+            differing = {name for name, value in run.settings.items() if population.runs[0].settings[name] != value}
+            assert differing <= set(POPULATION_SETTINGS)
+    assert plan.populations[0].updates == 6 * 40 and "temperature" not in plan.populations[0].settings
+
+
+def test_a_grid_over_networks_makes_populations_of_their_own(tmp_path):
+    study = read_study(write_study(tmp_path, STUDY + "svn = [true, false]\n", seeds=1))
+    mix = [p for p in plan_study(study).populations if p.method == "mix-mixer"]
+    assert [[run.settings["svn"] for run in p.runs] for p in mix] == [[True, True], [False, False]]
+    assert {p.method for p in mix} == {"mix-mixer"}  # one method, whose best setting is looked for
+
+
+@pytest.mark.parametrize(
+    ("members", "capacity", "sizes"),
+    [
+        (64, None, [6, 6, 3]),
+        (4, None, [3, 3, 3, 3, 3]),
+        (64, 5, [3, 3, 3, 3, 3]),
+        (2, 5, [2, 2, 2, 2, 2, 2, 1, 2]),
+        (64, 0, [1] * 15),
+    ],
+)
+def test_populations_are_of_even_size(tmp_path, members, capacity, sizes):
+    runs = expand(read_study(write_study(tmp_path)))
+    populations = pack(runs, members=members, capacity=None if capacity is None else lambda _: capacity)
+    assert [len(p.runs) for p in populations] == sizes
+    assert [run for p in populations for run in p.runs] == runs
+    assert len({p.name for p in populations}) == len(populations)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    plan = plan_of(tmp_path)
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path) == plan
+    (tmp_path / "plan.json").write_text('{"name": 1}')
+    with pytest.raises(StudyError, match="damaged or of another version; give the study another output"):
+        Plan.load(tmp_path)
+    assert Plan.load(tmp_path / "nowhere") is None
+
+
+def test_a_study_that_grows_keeps_its_populations(tmp_path):
+    first = plan_of(tmp_path, members=64)
+    first.save(tmp_path / "out")
+    assert plan_of(tmp_path, members=2) == first  # whatever memory there is now
+    grown = plan_study(read_study(write_study(tmp_path, seeds=5)))
+    assert grown.populations[:3] == first.populations
+    new = [(p.name, [run.seed for run in p.runs]) for p in grown.populations[3:]]
+    assert new == [
+        ("spread--mix-mixer--01", [3, 4, 3, 4]),
+        ("spread--mix-vdn--01", [3, 4, 3, 4]),
+        ("spread--cloning--01", [3, 4]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 40", "steps = 41", r"with steps = 40, .*study.toml says 41; give the study another output"),
+        ("temperature = [1, 3.0]", "temperature = [1]", "holds the run .*temperature=3.*, which .* does not name"),
+        ("every = 10", "every = 5", "was started with EvaluationSettings.every=10.* says .*every=5"),
+        ("episodes = 20", "episodes = 30", "was started with DatasetSource.* says"),
+    ],
+)
+def test_a_study_that_was_changed_says_in_what(tmp_path, old, new, message):
+    plan_of(tmp_path).save(tmp_path / "out")
+    assert old in STUDY
+    with pytest.raises(StudyError, match=message):
+        plan_study(read_study(write_study(tmp_path, STUDY.replace(old, new))))
+
+
+def test_a_part_of_a_plan(tmp_path):
+    plan = plan_of(tmp_path, members=64)
+    assert [p.method for p in select(plan, ["cloning"])] == ["cloning"]
+    assert [p.method for p in select(plan, ["cloning", "mix-vdn", "spread"])] == ["mix-vdn", "cloning"]
+    assert select(plan, []) == plan.populations
+    with pytest.raises(StudyError, match="--only has an unknown key 'clonig'; did you mean 'cloning'"):
+        select(plan, ["clonig"])
+
+
+class Toy(nn.Module):
+    """Keeps its input [B, 4] and its output [B, 8] for the backward, and no copy of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 8))
+        self.register_buffer("target", torch.zeros(10))
+
+    def forward(self, batch):
+        return (batch["x"] @ self.weight).tanh().sum()
+
+
+def test_what_a_member_takes_is_counted():
+    found = estimate_member(Toy(), lambda rows: TensorDict({"x": torch.zeros(rows, 4)}, [rows]), 1000)
+    assert (found.parameters, found.gradients, found.moments) == (128, 128, 256)
+    assert (found.targets, found.activations) == (40, 1000 * (4 + 8) * 4)
+    assert found.total == 128 + 128 + 256 + 40 + 48_000
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_the_line_through_two_small_batches_holds_for_a_large_one(discrete):
+    spec = TaskSpec(3, 18, 54, 5, discrete=discrete, has_action_mask=discrete)
+    loss = make_loss(spec, hidden=(32, 32), value_learning="sarsa", extraction="brac")
+
+    def batch(rows):
+        batch = made_up_batch(spec, rows)
+        assert set(loss.in_keys) <= set(batch.keys(True, True))
+        return batch
+
+    near, far = (estimate_member(loss, lambda rows, f=f: batch(f * rows), 256 // f) for f in (1, 16))
+    assert near.activations == pytest.approx(far.activations, rel=0.02)
+    parameters = sum(p.numel() for p in loss.parameters() if p.requires_grad)
+    assert near.parameters == 4 * parameters
+
+
+def test_capacity_follows_the_budget(tmp_path):
+    study = read_study(write_study(tmp_path))
+    runs, sources = expand(study), {source.name: source for source in study.datasets}
+    one = Capacity(0, sources)
+    member = one.bytes_of(runs[0])
+    assert member == OVERHEAD * one.member(runs[0]).total
+    assert one(runs) == 1  # at least, whatever there is
+    few, many = (Capacity(budget * member, sources)(runs) for budget in (100, 1000))
+    assert many - few in (899, 900, 901)
+    assert 0 < 100 - few < 100  # the data takes a part, too
+    assert one.bytes_of(runs[-1]) < member  # cloning has no critic
+
+
+def test_there_is_memory():
+    assert 2**28 < free_memory("cpu") < 2**50

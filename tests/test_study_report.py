@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+
+import numpy
+import pandas
+import pytest
+from study_toys import STUDY, Inline, quietly, write_study
+
+from torchrl_marl_offline.study import Plan, StudyError, read_results
+from torchrl_marl_offline.study.__main__ import main
+from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
+from torchrl_marl_offline.study.report import write_study_report
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.scores import (
+    Score,
+    choose,
+    choose_metrics,
+    mean_and_iqm,
+    performance_profile,
+    score_matrix,
+    scores_of,
+)
+
+TWO = STUDY.replace("[grid]", '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n\n[grid]')
+
+
+def score(dataset="d", method="m", seed=0, grid=None, average=0.0, last=0.0, best=0.0) -> Score:
+    grid = grid or {}
+    run = Run(f"{dataset}{method}{seed}{grid}", dataset, method, seed, grid, grid)
+    return Score(run, "mode", average, last, best, False)
+
+
+def test_the_readings_of_a_curve(tmp_path):
+    quietly(write_study(tmp_path), only=["cloning"])
+    plan, frame = Plan.load(tmp_path / "out"), read_results(tmp_path / "out")
+    values = frame[frame["run"] == "spread--cloning--seed=1"]["return"].tolist()
+    assert len(values) == 4
+    found = scores_of(plan, frame, {"spread": "return"})
+    (one,) = [s for s in found if s.run.seed == 1]
+    assert (one.last, one.best) == (values[-1], max(values))
+    assert one.average_of_last == pytest.approx(sum(values) / 4)  # of the last five there are four
+    frame.loc[frame["run"] == "spread--cloning--seed=1", "finished"] = False
+    assert {s.run.seed for s in scores_of(plan, frame, {"spread": "return"})} == {0, 2}
+
+
+def test_the_best_setting_has_the_best_mean_over_all_seeds():
+    scores = [score(seed=s, grid={"lr": 1}, average=a) for s, a in ((1, 4.0), (0, 6.0))]
+    scores += [score(seed=s, grid={"lr": 2}, average=a) for s, a in ((0, 9.0), (1, 0.0))]
+    scores += [score(seed=0, grid={"lr": 3}, average=100.0)]  # one seed does not compete with two
+    choice = choose(scores, {"d": "return"})["d", "mode", "m"]
+    assert choice.setting == "lr 1" and choice.candidates == 2
+    assert choice.values("average_of_last") == [6.0, 4.0]  # by seed
+    assert choose(scores, {"d": "action_error"})["d", "mode", "m"].setting == "lr 2"
+
+
+def test_datasets_are_put_together_by_the_seeds_that_all_have():
+    scores = [score("a", seed=s, average=10.0 + s) for s in (0, 1, 2)]
+    scores += [score("b", seed=s, average=s) for s in (1, 2, 3)]
+    choices = choose(scores, {"a": "return", "b": "return"})
+    matrix = score_matrix([choices["a", "mode", "m"], choices["b", "mode", "m"]], "average_of_last")
+    assert matrix.tolist() == [[11.0, 1.0], [12.0, 2.0]]
+
+
+def test_intervals_are_rliables():
+    mean, iqm = mean_and_iqm(numpy.array([[1.0], [2.0], [3.0], [100.0]]))
+    assert mean.mean == 26.5 and iqm.mean == 2.5  # the lowest and the highest quarter are left out
+    assert 1 <= mean.low < 26.5 < mean.high <= 100 and 1 <= iqm.low < iqm.high <= 100
+    assert mean_and_iqm(numpy.array([[1.0], [2.0], [3.0], [100.0]])) == (mean, iqm)  # seeded
+    same = mean_and_iqm(numpy.full((3, 2), 7.0))
+    assert [tuple(interval) for interval in same] == [(7.0, 7.0, 7.0)] * 2
+    alone = mean_and_iqm(numpy.array([[1.0, 3.0]]))
+    assert tuple(alone[0]) == (2.0, 2.0, 2.0)
+    # runs are resampled within each dataset: its mean stays between the datasets' own
+    strata, _ = mean_and_iqm(numpy.array([[0.0, 10.0], [1.0, 11.0]]))
+    assert 5.0 <= strata.low <= strata.mean == 5.5 <= strata.high <= 6.0
+
+
+def test_a_performance_profile_counts_runs_above():
+    profile = performance_profile({"m": numpy.array([[1.0], [2.0], [3.0], [4.0]])}, numpy.array([0.0, 2.5, 5.0]))
+    assert [interval.mean for interval in profile["m"]] == [1.0, 0.5, 0.0]
+    assert profile["m"][0] == (1.0, 1.0, 1.0) and profile["m"][1].low < 0.5 < profile["m"][1].high
+
+
+def test_the_metric_is_the_first_that_a_dataset_has():
+    frame = pandas.DataFrame({"dataset": ["a", "a", "b"], "normalized": [1.0, 2.0, None], "return": [3.0, 4.0, 5.0]})
+    frame["length"] = 1.0
+    assert choose_metrics(frame, "auto") == {"a": "normalized", "b": "return"}
+    assert choose_metrics(frame, "length") == {"a": "length", "b": "length"}
+    with pytest.raises(StudyError, match=r"b was not evaluated for 'normalized'; set \[study\] metric to one"):
+        choose_metrics(frame, "normalized")
+    with pytest.raises(StudyError, match="No run of this study has been evaluated yet; run it first"):
+        choose_metrics(frame[:0], "auto")
+
+
+def test_the_report_of_a_study(tmp_path, capsys):
+    quietly(write_study(tmp_path, TWO))
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    html, markdown = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    # self-contained: whatever it shows is in it
+    assert not re.search(r"https?://|<script|<link|src=(?!\"data:image/png;base64,)", html)
+    pictures = re.findall(r"!\[.*?\]\((report/.*?\.png)\)", markdown)
+    assert len(pictures) == html.count("data:image/png;base64,") == 1 + 2 * 2  # a profile; bars and curves a dataset
+    assert all((tmp_path / "out" / picture).exists() for picture in pictures)
+    assert "Of a grid, the setting is shown whose average of the last 5 evaluations (of all, where " in markdown
+    assert "incomplete" not in markdown
+    assert "## 2 datasets, normalized score (0 random, 100 expert), executed by the policy's mode" in markdown
+    assert markdown.count("<details><summary>Every setting of the grid: means over seeds</summary>") == 2
+    row = next(line for line in markdown.splitlines() if line.startswith("| mix-mixer | temperature"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:4] == ["3", "0"] and all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", cell) for cell in cells[4:])
+    frame = read_results(tmp_path / "out")
+    chosen = frame[(frame["dataset"] == "spread") & (frame["method"] == "mix-mixer") & (frame["temperature"] == 1)]
+    assert cells[4].startswith(f"{chosen['normalized'].mean():.4g} [")
+
+
+def test_a_study_without_a_grid_says_nothing_of_one(tmp_path):
+    quietly(write_study(tmp_path, STUDY.replace("temperature = [1, 3.0]", "")))
+    assert "Of a grid" not in write_study_report(tmp_path / "out")[1].read_text()
+
+
+def test_an_incomplete_study_can_be_reported_and_says_so(tmp_path):
+    quietly(write_study(tmp_path), backend=Inline(most=2))
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert "This study is incomplete: 6 of 15 runs are finished (9 new)." in text
+    assert "| mix-mixer |" in text and "| cloning |" not in text
+
+
+def test_a_study_of_one_seed_can_be_reported(tmp_path):
+    quietly(write_study(tmp_path, seeds=1))
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert re.search(r"\| mix-mixer \| temperature \S+ \| 1 \| 0 \| [\d.]+ \| ", text)  # no interval
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(StudyError, match=r"has no plan.json; name the output folder of a study that was run"):
+        write_study_report(tmp_path)
+    with pytest.raises(StudyError, match=r"There is no table .*; run the study"):
+        read_results(tmp_path)
+
+
+def test_a_page_escapes_what_it_is_told(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    blocks = [
+        Heading("a < b", 1),
+        Text("careful & slow", warning=True),
+        Table(["x", "y|z"], [["<1>", "2"]]),
+        Table(["x"], [["3"]], summary="more"),
+        Picture(tmp_path / "a.png", 'a "picture"'),
+    ]
+    html, markdown = to_html(blocks, "t < u"), to_markdown(blocks, tmp_path)
+    assert "<title>t &lt; u</title>" in html and "<h1>a &lt; b</h1>" in html
+    assert '<p class="warning">careful &amp; slow</p>' in html and "<td>&lt;1&gt;</td>" in html
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in html and "a &quot;picture&quot;" in html
+    assert "<details><summary>more</summary>" in html
+    assert "# a < b" in markdown and "> **careful & slow**" in markdown and "| x | y\\|z |\n| --- | ---: |" in markdown
+    assert '![a "picture"](a.png)' in markdown

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_toys import STUDY, write_study
+
+from torchrl_marl_offline import list_datasets
+from torchrl_marl_offline.methods import settings_of
+from torchrl_marl_offline.study import StudyError, read_study
+from torchrl_marl_offline.study.runs import READ_ONLY_WITH, expand
+
+SHIPPED = Path(__file__).parents[1] / "examples/studies"
+SMALL = """
+[study]
+{study}
+[methods.mix]
+{mix}
+[datasets.spread]
+{spread}
+{more}
+"""
+
+
+def small(folder: Path, *, study: str = "", mix: str = "", spread: str = 'task = "mpe/simple_spread"', more: str = ""):
+    return read_study(write_text(folder, SMALL.format(study=study, mix=mix, spread=spread, more=more)))
+
+
+def write_text(folder: Path, text: str) -> Path:
+    (folder / "study.toml").write_text(text)
+    return folder / "study.toml"
+
+
+def test_defaults_are_the_papers(tmp_path):
+    study = small(tmp_path)
+    (first, *_) = runs = expand(study)
+    assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
+    training = {"steps": 500_000, "batch_size": 640, "lr": 3e-4, "tau": 0.005, "clip_grad_norm": 0.0}
+    training["precision"] = "fp32"
+    loss = {name: list(value) if isinstance(value, tuple) else value for name, value in settings_of("recipe").items()}
+    del loss["alpha"]  # which only BRAC reads
+    assert first.settings == {"algorithm": "recipe", **training, **loss}
+    assert (study.evaluation.every, study.evaluation.episodes, study.evaluation.modes) == (50_000, 10, ("mode",))
+    assert study.settings.name == "study" and study.settings.output == tmp_path / "runs/study"
+
+
+def test_the_product_is_expanded_to_runs_with_names(tmp_path):
+    runs = expand(read_study(write_study(tmp_path)))
+    assert len(runs) == 2 * 2 * 3 + 3  # two decompositions, two temperatures, three seeds; cloning has no temperature
+    assert [run.name for run in runs[::3]] == [
+        "spread--mix-mixer--temperature=1--seed=0",
+        "spread--mix-mixer--temperature=3--seed=0",
+        "spread--mix-vdn--temperature=1--seed=0",
+        "spread--mix-vdn--temperature=3--seed=0",
+        "spread--cloning--seed=0",
+    ]
+    assert runs[3].grid == {"temperature": 3.0} and runs[3].settings["temperature"] == 3.0
+    assert runs[-1].method == "cloning" and runs[-1].seed == 2 and "temperature" not in runs[-1].settings
+
+
+def test_the_nearer_setting_wins(tmp_path):
+    study = small(
+        tmp_path,
+        study="steps = 10\ngamma = 0.5\nlr = 1\nseeds = [7]",
+        mix="lr = 3",
+        spread='task = "mpe/simple_spread"\nsettings = { steps = 20, lr = 2, gamma = 0.6 }',
+        more="[grid]\nlr = [8, 9]\nexpectile = [0.7, 0.9]",
+    )
+    found = [(run.settings["lr"], run.settings["expectile"], run.seed) for run in expand(study)]
+    assert found == [(3.0, 0.7, 7), (3.0, 0.9, 7)]  # the method's own value keeps the common grid out
+    assert expand(study)[0].settings["steps"] == 20 and expand(study)[0].settings["gamma"] == 0.6
+
+
+@pytest.mark.parametrize("setting", READ_ONLY_WITH)
+def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
+    """The settings said to be read only with another are settings, of methods that exist."""
+    other, value = READ_ONLY_WITH[setting]
+    elsewhere = {"extraction": "brac", "value_learning": "td", "decomposition": "vdn"}[other]
+    if setting == "alpha":
+        elsewhere = "awr"
+    values = {"advantage": '["joint", "local"]', "frozen": "[true, false]"}.get(setting, "[0.5, 0.6]")
+    more = f"[grid]\n{setting} = {values}"
+    assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{value}"', more=more))) == 2
+    assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{elsewhere}"', more=more))) == 1
+    own = f'{other} = "{elsewhere}"\ngrid.{setting} = {values}'
+    with pytest.raises(StudyError, match=f"sets '{setting}', but only {other} = '{value}' reads it; leave it out"):
+        expand(small(tmp_path, mix=own))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"study": "step = 3"}, r"\[study\] has an unknown key 'step'; did you mean 'steps'\?"),
+        ({"mix": "temprature = 3"}, r"\[methods.mix\] has an unknown key 'temprature'; did you mean 'temperature'\?"),
+        ({"mix": "grid.expectil = [1]"}, r"\[methods.mix.grid\] .* unknown key 'expectil'; did you mean 'expectile'"),
+        ({"more": "[evaluation]\nevry = 3"}, r"\[evaluation\] has an unknown key 'evry'; did you mean 'every'\?"),
+        ({"more": "[grids]\nlr = [1]"}, r"study.toml has an unknown key 'grids'; did you mean 'grid'\?"),
+        ({"spread": "sorce = 'x'"}, r"\[datasets.spread\] has an unknown key 'sorce'; did you mean 'source'\?"),
+        ({"spread": "task = 'a/b'\nsettings.stepps = 1"}, "'stepps'; did you mean 'steps'"),
+        ({"mix": "xyzzy = 3"}, r"'xyzzy'; it knows algorithm, steps"),
+        ({"mix": 'decomposition = "mixre"'}, r"decomposition must be one of centralized, mixer, .*, got 'mixre'\."),
+        ({"mix": 'algorithm = "cloning"\nexpectile = 0.9'}, "sets 'expectile', but cloning has none; leave it out"),
+        ({"study": "steps = 3.5"}, r"\[study\] steps must be a whole number, got 3\.5\."),
+        ({"study": "steps = true"}, r"\[study\] steps must be a whole number, got True\."),
+        ({"study": "lr = -1"}, r"\[study\] lr must not be negative, got -1\.0\."),
+        ({"study": "seeds = 0"}, r"seeds must be a list with at least one value, got \[\]\."),
+        ({"more": "[grid]\nlr = 3"}, r"\[grid\] lr must be a list of values, got 3\."),
+        ({"more": "[grid]\nlr = [1, 1.0]"}, r"\[grid\] lr has a value twice"),
+        ({"mix": "lr = 3\ngrid.lr = [1]"}, r"\[methods.mix\] gives 'lr' twice; leave one of them out\."),
+        ({"more": '[evaluation]\nmodes = ["best"]'}, r"modes must be one of mode, sample, got 'best'\."),
+        ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
+        ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),
+        ({"spread": "task = 'x'\nrepair = true"}, "repair belongs to a source"),
+        ({"study": "seeds = [1, 1]"}, "Two runs are named spread--mix--seed=1"),
+    ],
+)
+def test_errors_name_the_key_and_the_nearest(tmp_path, parts, message):
+    with pytest.raises(StudyError, match=message) as raised:
+        expand(small(tmp_path, **parts))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[study", "is no TOML"),
+        ("[study]\nseeds = 1", r"has no method; add a table such as \[methods.recipe\]"),
+        ("[methods.mix]\n", r"has no dataset; add a table such as \[datasets.spread\]"),
+        ("study = 3", r"study must be a table, \[study\], got 3"),
+        ("[methods]\nmix = 3", r"methods.mix must be a table, \[methods.mix\], got 3"),
+        ("datasets = 3\n[methods.mix]", "datasets must be tables"),
+    ],
+)
+def test_a_file_that_is_no_study(tmp_path, text, message):
+    with pytest.raises(StudyError, match=message):
+        read_study(write_text(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(StudyError, match=r"cannot be read .*; name another"):
+        read_study(tmp_path / "nowhere.toml")
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "recorded").mkdir()
+    sources = ["pymarl:../a.h5", "recorded", "/abs/b", "omar:mpe/simple_spread/Expert", "minari:mujoco/ant/expert-v0"]
+    text = f"datasets = {sources}\n[study]\noutput = '../out'\n[methods.mix]\n"
+    study = read_study(write_text(tmp_path, text))
+    assert study.settings.output == tmp_path.parent / "out"
+    assert [source.source for source in study.datasets] == [
+        f"pymarl:{tmp_path.parent / 'a.h5'}",
+        str(tmp_path / "recorded"),
+        "/abs/b",
+        *sources[3:],
+    ]
+    names = [source.name for source in study.datasets]
+    assert names == ["a", "recorded", "b", "mpe-simple_spread-Expert", "expert-v0"]
+
+
+def test_two_datasets_of_one_name(tmp_path):
+    with pytest.raises(StudyError, match="Two datasets are named 'b'; give one of them another name"):
+        read_study(write_text(tmp_path, "datasets = ['a/b', 'c/b']\n[methods.mix]"))
+
+
+def test_the_papers_figure_7_has_16384_runs():
+    study = read_study(SHIPPED / "recipe_fig7.toml")
+    runs = expand(study)
+    counts = {rule: sum(run.settings["value_learning"] == rule for run in runs) for rule in ("td", "sarsa", "iql")}
+    assert counts == {"td": 4096, "sarsa": 4096, "iql": 8192}  # appendix C.3
+    assert len({run.method for run in runs}) == 24 and len({run.dataset for run in runs}) == 16
+    assert {run.settings["svn"] for run in runs if run.settings["decomposition"] != "mixer"} == {False}
+    assert {source.source for source in study.datasets} <= set(list_datasets())
+
+
+def test_the_quick_study_has_24_runs():
+    assert len(expand(read_study(SHIPPED / "quick.toml"))) == 24
+
+
+def test_the_toys_are_a_study_that_can_be_read(tmp_path):
+    assert "[grid]" in STUDY and read_study(write_study(tmp_path)).settings.members == 4

@@ -1,0 +1,43 @@
+"""Export a saved policy as a program that needs neither this library nor TorchRL.
+
+    python -m torchrl_marl_offline.export runs/my-run --format onnx
+    python -m torchrl_marl_offline.export policies/expert.pt --output expert.pt2
+
+The policy is a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder that holds ``policy.pt``; the
+program lies beside it if not said otherwise. It maps ``observation`` ``[B, n, o]`` (and ``action_mask`` ``[B, n, A]``)
+to ``action``, what is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, export, and say what was written."""
+    from torchrl_marl_offline.training.export import ONNX_OPSET, SUFFIXES, export_policy
+    from torchrl_marl_offline.training.policies import POLICY_FILE
+
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_marl_offline.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("policy", type=Path, help="file of a policy, or folder of a run")
+    parser.add_argument("--format", choices=list(SUFFIXES), default="torch")
+    parser.add_argument("--output", type=Path, help="the file; by default beside the policy, .pt2 or .onnx")
+    parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
+    parser.add_argument("--opset", type=int, default=ONNX_OPSET, help="of ONNX")
+    parsed = parser.parse_args(arguments)
+    source = parsed.policy / POLICY_FILE if parsed.policy.is_dir() else parsed.policy
+    output = parsed.output or source.with_suffix(SUFFIXES[parsed.format])
+    export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset)
+    print(f"{output}: {parsed.format}, {output.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    from torchrl_marl_offline.training.command_line import plain_errors
+
+    with plain_errors():
+        main()

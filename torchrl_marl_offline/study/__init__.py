@@ -1,0 +1,27 @@
+"""Studies: methods × datasets × grids × seeds in one file, trained as populations, in one table and one report."""
+
+from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.plan import Plan, Population, plan_study
+from torchrl_marl_offline.study.runner import Machine, StudyOutcome, run_study
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.settings import EvaluationSettings, Study, StudySettings, TrainingSettings, read_study
+from torchrl_marl_offline.study.sources import DatasetSource
+from torchrl_marl_offline.study.table import read_results
+
+__all__ = [
+    "DatasetSource",
+    "EvaluationSettings",
+    "Machine",
+    "Plan",
+    "Population",
+    "Run",
+    "Study",
+    "StudyError",
+    "StudyOutcome",
+    "StudySettings",
+    "TrainingSettings",
+    "plan_study",
+    "read_results",
+    "read_study",
+    "run_study",
+]

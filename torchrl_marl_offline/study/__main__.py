@@ -1,0 +1,151 @@
+"""Studies from the command line: ``python -m torchrl_marl_offline.study run | plan | list | report``.
+
+A STUDY is a TOML file: methods × datasets × grids × seeds (examples/studies/ holds two). ``run`` may be interrupted or
+killed at any moment; the same command goes on. Exit code 0: done; 1: a run failed, or the study cannot be read; 2: the
+arguments are wrong; 3: the time was over before the end; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torchrl_marl_offline.study.jobs import job_state
+from torchrl_marl_offline.study.report import write_study_report
+from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
+from torchrl_marl_offline.study.settings import read_study
+from torchrl_marl_offline.study.table import job_folder
+
+GIB = 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; what was trained is saved, the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_marl_offline.study",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("run", _run, "Train what is left of a study, and write its table.")
+    command.add_argument("study", type=Path, metavar="STUDY")
+    command.add_argument("--hours", type=_not_negative, default=0.0, help="save and stop after so many")
+    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these methods and datasets alone")
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train on a Ray cluster (local: start one here); the output must lie on storage that all machines share",
+    )
+    _add_machine(command)
+    command = add("plan", _plan, "Say what would be trained, and in which populations.")
+    command.add_argument("study", type=Path, metavar="STUDY")
+    _add_machine(command)
+    command = add("list", _list, "List every run and its state.")
+    command.add_argument("study", type=Path, metavar="STUDY")
+    _add_machine(command)
+    command = add("report", _report, "Write report.html and report.md of a study, complete or not.")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="the study's output")
+    return parser
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=0, help="populations at once; by default one a GPU or CPU core")
+    command.add_argument("--threads", type=int, default=0, help="of a worker; by default its share of the cores")
+    command.add_argument(
+        "--memory", type=_not_negative, default=0.0, metavar="GIB", help="of a device; by default 4/5 of what is free"
+    )
+
+
+def _machine(parsed: argparse.Namespace) -> Machine:
+    return Machine(
+        workers=parsed.workers,
+        threads=parsed.threads,
+        memory=parsed.memory * GIB,
+        hours=getattr(parsed, "hours", 0.0),
+        ray=getattr(parsed, "ray", None),
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    outcome = run_study(parsed.study, machine=_machine(parsed), only=parsed.only, say=_say)
+    if outcome.failed:
+        return 1
+    return 130 if outcome.interrupted and outcome.remaining else 3 if outcome.remaining else 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from torchrl_marl_offline.study.memory import Capacity
+
+    study = read_study(parsed.study)
+    plan = make_plan(study, _machine(parsed))
+    capacity = Capacity(0, plan.datasets)
+    print(f"{'population':48} {'runs':>5} {'updates':>11} {'GiB':>6}  state")
+    for population in plan.populations:
+        size = len(population.runs) * capacity.bytes_of(population.runs[0]) / GIB
+        state = job_state(job_folder(study.settings.output, population))
+        print(f"{population.name:48} {len(population.runs):5} {population.updates:11,} {size:6.2f}  {state}")
+    updates = sum(population.updates for population in plan.populations)
+    methods = {population.method for population in plan.populations}
+    print(
+        f"{len(plan.runs):,} runs ({len(methods)} methods, {len(plan.datasets)} datasets) in {len(plan.populations)} "
+        f"populations, {updates:,} updates, in {study.settings.output}"
+    )
+    return 0
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    study = read_study(parsed.study)
+    for population in make_plan(study, _machine(parsed)).populations:
+        state = job_state(job_folder(study.settings.output, population))
+        for run in population.runs:
+            print(f"{state:9} {population.name:40} {run.name}")
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        html, markdown = write_study_report(parsed.folder)
+    print(f"wrote {html} and {markdown}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

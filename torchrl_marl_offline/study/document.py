@@ -1,0 +1,110 @@
+"""A page of headings, text, tables and pictures, as Markdown and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #888; }
+div.wide { overflow-x: auto; }
+img { max-width: 100%; height: auto; }
+p.warning { background: #fff3cd; border-left: 4px solid #e69f00; padding: .5rem .8rem; }
+footer { color: #666; font-size: 13px; margin-top: 2rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 1 is the page's."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a warning is set off."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; with a ``summary`` it is folded away."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file and what it shows."""
+
+    path: Path
+    caption: str
+
+
+Block = Heading | Text | Table | Picture
+
+
+def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
+    """Return Markdown for a file in ``folder``; pictures are linked."""
+    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
+
+
+def to_html(blocks: Sequence[Block], title: str) -> str:
+    """Return one HTML page; pictures are in it."""
+    body = "\n".join(map(_html, blocks))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n'
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _markdown(block: Block, folder: Path) -> str:
+    match block:
+        case Heading():
+            return f"{'#' * block.level} {block.text}"
+        case Text():
+            return f"> **{block.text}**" if block.warning else block.text
+        case Picture():
+            return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})"
+        case Table():
+            lines = [block.header, ["---", *["---:"] * (len(block.header) - 1)], *block.rows]
+            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+            if block.summary:
+                return f"<details><summary>{escape(block.summary)}</summary>\n\n{table}\n\n</details>"
+            return table
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading():
+            return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+        case Text():
+            kind = ' class="warning"' if block.warning else ""
+            return f"<p{kind}>{escape(block.text)}</p>"
+        case Picture():
+            data = base64.b64encode(block.path.read_bytes()).decode("ascii")
+            caption = escape(block.caption, quote=True)
+            return f'<p><img src="data:image/png;base64,{data}" alt="{caption}"><br><small>{caption}</small></p>'
+        case Table():
+            head = "".join(f"<th>{escape(cell)}</th>" for cell in block.header)
+            rows = "\n".join(
+                "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
+            )
+            table = f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+            if block.summary:
+                return f"<details><summary>{escape(block.summary)}</summary>{table}</details>"
+            return table

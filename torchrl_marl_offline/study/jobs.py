@@ -1,0 +1,210 @@
+"""A population as a job: a folder in which it is trained, from wherever it was left, by whatever process.
+
+What a job has come to is told by its files alone: ``result.json`` when it has finished, ``failure.txt`` with a
+traceback when it failed, ``checkpoints/`` when it can go on. A lock keeps two processes from working on one job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torchrl_marl_offline.study.plan import Population
+from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
+from torchrl_marl_offline.study.sources import DatasetSource
+
+State = Literal["new", "begun", "failed", "finished"]
+RESULT, FAILURE, PROGRESS, MEMBERS = "result.json", "failure.txt", "progress.json", "members"
+BEAT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker needs to know.
+
+    Attributes:
+        folder: of the job; on a cluster it lies on storage that all machines share.
+        data: folder of data that is made.
+        population: what to train.
+        source: on which dataset.
+        evaluation: how to judge it.
+        study: the study's settings, of which a job reads ``compile``, ``log_every``, ``checkpoint_every``,
+            ``keep_checkpoints``.
+        device: where.
+        threads: of torch; 0 leaves the choice to torch.
+        deadline: :func:`time.time` after which the job saves itself and stops.
+    """
+
+    folder: Path
+    data: Path
+    population: Population
+    source: DatasetSource
+    evaluation: EvaluationSettings
+    study: StudySettings
+    device: str = "cpu"
+    threads: int = 1
+    deadline: float | None = None
+
+
+@dataclass
+class Progress:
+    """What a training function tells of itself while it works.
+
+    Attributes:
+        step: updates made.
+        stop: set when the job should save itself and stop, also before the training begins.
+    """
+
+    step: Callable[[], int] = lambda: 0
+    stop: threading.Event | None = None
+
+    def stop_requested(self, job: Job) -> bool:
+        """Say whether the job should stop now."""
+        late = job.deadline is not None and time.time() >= job.deadline
+        return late or (self.stop is not None and self.stop.is_set())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training function returns.
+
+    Attributes:
+        finished: whether all steps are done; otherwise the population has saved itself.
+        step: updates made.
+        diverged: name of a run -> the step at which it stopped being finite.
+        seconds: spent on updates, over all parts of the job.
+    """
+
+    finished: bool
+    step: int
+    diverged: dict[str, int]
+    seconds: float
+
+
+TrainFunction = Callable[[Job, Progress], Trained]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        population: its name.
+        state: ``"begun"`` when it was interrupted.
+        message: of a failure, in one line.
+    """
+
+    population: str
+    state: State
+    message: str = ""
+
+
+def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None) -> Outcome:
+    """Train a population to its end, or until it is asked to stop; whatever happens is told by the job's files.
+
+    Args:
+        job: what to do.
+        train: does it, in ``job.folder``, going on with what it finds there.
+        stop: set to ask the job to stop.
+    """
+    from filelock import FileLock
+
+    from torchrl_marl_offline.training.summary import write_json_atomic
+
+    name, progress = job.population.name, Progress(stop=stop)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.folder / ".lock"):  # a worker whose runner was killed may still be saving
+            if job_state(job.folder) == "finished":
+                return Outcome(name, "finished")
+            (job.folder / FAILURE).unlink(missing_ok=True)
+            with _heartbeat(job, progress):
+                trained = train(job, progress)
+            if not trained.finished:
+                return Outcome(name, "begun")
+            write_json_atomic(
+                job.folder / RESULT,
+                {
+                    "steps": trained.step,
+                    "members": len(job.population.runs),
+                    "diverged": trained.diverged,
+                    "seconds": trained.seconds,
+                    "device": job.device,
+                    "threads": job.threads,
+                },
+            )
+            if not job.study.keep_checkpoints:
+                shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+            return Outcome(name, "finished")
+    except KeyboardInterrupt:
+        return Outcome(name, "begun")
+    except Exception as error:
+        return failure(job, f"{type(error).__name__}: {error}", details=traceback.format_exc())
+
+
+def failure(job: Job, message: str, *, details: str = "") -> Outcome:
+    """Write down that a job failed, and return it."""
+    from torchrl_marl_offline.training.logging import write_text_atomic
+
+    write_text_atomic(job.folder / FAILURE, details or message + "\n")
+    return Outcome(job.population.name, "failed", " ".join(message.split()))
+
+
+def job_state(folder: Path) -> State:
+    """Say what the files of a job tell."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "begun" if any((folder / "checkpoints").glob("checkpoint-*")) else "new"
+
+
+def job_result(folder: Path) -> dict[str, Any] | None:
+    """Read what a finished job has written, or return ``None``."""
+    file = folder / RESULT
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def job_step(folder: Path) -> int:
+    """Return how many updates the members of a job have made, as far as its heartbeat tells."""
+    try:
+        return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+@contextmanager
+def _heartbeat(job: Job, progress: Progress) -> Iterator[None]:
+    """Write the step to ``progress.json`` while the job works, for whoever watches, on this machine or another."""
+    from torchrl_marl_offline.training.summary import write_json_atomic
+
+    ended, before = threading.Event(), job_step(job.folder)
+    progress.step = lambda: before  # until the training knows better
+
+    def write() -> None:
+        facts = {"step": progress.step(), "host": platform.node(), "process": os.getpid()}
+        write_json_atomic(job.folder / PROGRESS, facts)
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            write()
+
+    write()
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        write()

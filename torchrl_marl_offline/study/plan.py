@@ -1,0 +1,214 @@
+"""From a study to its runs, and from runs to populations that are trained together.
+
+The plan is kept in the study's folder: a study that goes on keeps its populations, whatever memory it finds then, so
+that its results do not depend on interruptions. Runs that the file names later get populations of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrl_marl_offline.methods import POPULATION_SETTINGS
+from torchrl_marl_offline.study.checking import StudyError, check_keys
+from torchrl_marl_offline.study.runs import Run, expand, slug
+from torchrl_marl_offline.study.settings import EvaluationSettings, Study
+from torchrl_marl_offline.study.sources import DatasetSource
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Population:
+    """Runs of one method on one dataset that differ in :data:`POPULATION_SETTINGS` alone, trained as one.
+
+    Attributes:
+        name: unique in the study, and the name of its folder.
+        runs: its members.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.runs[0].dataset
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.runs[0].method
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all members share."""
+        return {name: value for name, value in self.runs[0].settings.items() if name not in POPULATION_SETTINGS}
+
+    @property
+    def steps(self) -> int:
+        """Updates of each member."""
+        return self.runs[0].settings["steps"]
+
+    @property
+    def updates(self) -> int:
+        """Updates of all members together."""
+        return self.steps * len(self.runs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be trained.
+
+    Attributes:
+        name: of the study.
+        evaluation: how runs are judged.
+        datasets: by name.
+        populations: in the order in which they are started.
+        last_k: how many evaluations at the end are averaged.
+        metric: what is compared.
+    """
+
+    name: str
+    evaluation: EvaluationSettings
+    datasets: Mapping[str, DatasetSource]
+    populations: tuple[Population, ...]
+    last_k: int = 5
+    metric: str = "auto"
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in order."""
+        return [run for population in self.populations for run in population.runs]
+
+    def save(self, folder: Path) -> Path:
+        """Write ``folder/plan.json``."""
+        from torchrl_marl_offline.training.summary import write_json_atomic
+
+        write_json_atomic(folder / PLAN_FILE, self)
+        return folder / PLAN_FILE
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan | None:
+        """Read ``folder/plan.json``, or return ``None`` where there is none.
+
+        Raises:
+            StudyError: it is damaged or of another version.
+        """
+        file = folder / PLAN_FILE
+        if not file.exists():
+            return None
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content["evaluation"]["modes"] = tuple(content["evaluation"]["modes"])
+            content["evaluation"] = EvaluationSettings(**content["evaluation"])
+            content["datasets"] = {name: DatasetSource(**source) for name, source in content["datasets"].items()}
+            content["populations"] = tuple(
+                Population(population["name"], tuple(Run(**run) for run in population["runs"]))
+                for population in content["populations"]
+            )
+            return cls(**content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{file} is damaged or of another version; give the study another output.") from error
+
+
+def plan_study(study: Study, *, capacity: Callable[[Sequence[Run]], int] | None = None) -> Plan:
+    """Return the plan of a study: the one in its folder, with what the file names beside it.
+
+    Args:
+        study: what :func:`read_study` read.
+        capacity: how many members a population of such runs may have, by memory; ``None`` asks for no limit but the
+            study's ``members``.
+
+    Raises:
+        StudyError: the folder holds the same runs with other settings, or runs that the file does not name.
+    """
+    runs = expand(study)
+    kept = Plan.load(study.settings.output)
+    if kept is not None:
+        _check_agreement(kept, study, runs)
+        known = {run.name for run in kept.runs}
+        runs = [run for run in runs if run.name not in known]
+    populations = pack(
+        runs, members=study.settings.members, capacity=capacity, before=() if kept is None else kept.populations
+    )
+    return Plan(
+        study.settings.name,
+        study.evaluation,
+        {source.name: source for source in study.datasets},
+        populations,
+        study.settings.last_k,
+        study.settings.metric,
+    )
+
+
+def pack(
+    runs: Sequence[Run],
+    *,
+    members: int,
+    capacity: Callable[[Sequence[Run]], int] | None = None,
+    before: Sequence[Population] = (),
+) -> tuple[Population, ...]:
+    """Group runs into populations of nearly equal size, after those of ``before``.
+
+    Args:
+        runs: in order.
+        members: most runs of one population.
+        capacity: how many of such runs fit the memory.
+        before: populations that are there already.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        shared = {name: value for name, value in run.settings.items() if name not in POPULATION_SETTINGS}
+        groups.setdefault(json.dumps([run.dataset, run.method, shared]), []).append(run)
+    populations = list(before)
+    for group in groups.values():
+        most = max(1, min([members] if capacity is None else [members, capacity(group)]))
+        parts = -(-len(group) // most)
+        for part in range(parts):
+            low, high = (len(group) * end // parts for end in (part, part + 1))
+            first = group[0]
+            number = sum((p.dataset, p.method) == (first.dataset, first.method) for p in populations)
+            name = slug([first.dataset, first.method, f"{number:02d}"])
+            populations.append(Population(name, tuple(group[low:high])))
+    return tuple(populations)
+
+
+def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
+    """Raise where a study's folder does not belong to its file any more."""
+    where, remedy = study.settings.output, "give the study another output, or undo the change"
+    named = {run.name: run for run in runs}
+    for run in kept.runs:
+        if run.name not in named:
+            raise StudyError(f"{where} holds the run {run.name}, which {study.file} does not name; {remedy}.")
+        now = json.loads(json.dumps(dict(named[run.name].settings)))
+        for key in {**run.settings, **now}:
+            if run.settings.get(key) != now.get(key):
+                raise StudyError(
+                    f"{where} holds {run.name} with {key} = {run.settings.get(key)!r}, {study.file} says "
+                    f"{now.get(key)!r}; {remedy}."
+                )
+    if kept.evaluation != study.evaluation:
+        raise StudyError(f"{where} was started with {kept.evaluation}, {study.file} says {study.evaluation}; {remedy}.")
+    for source in study.datasets:
+        check = kept.datasets.get(source.name, source)
+        if asdict(check) | {"settings": 0} != asdict(source) | {"settings": 0}:
+            raise StudyError(f"{where} was started with {check}, {study.file} says {source}; {remedy}.")
+
+
+def select(plan: Plan, only: Sequence[str]) -> tuple[Population, ...]:
+    """Return the populations whose dataset or method is named, or all where ``only`` is empty.
+
+    Raises:
+        StudyError: a name that is neither.
+    """
+    known = [name for population in plan.populations for name in (population.dataset, population.method)]
+    check_keys(dict.fromkeys(only), known, "--only")
+    methods = {p.method for p in plan.populations} & set(only)
+    datasets = {p.dataset for p in plan.populations} & set(only)
+    return tuple(
+        p for p in plan.populations if (not methods or p.method in methods) and (not datasets or p.dataset in datasets)
+    )

@@ -1,0 +1,137 @@
+"""The runs of a study: datasets × methods × grid × seeds, each with a name and all of its settings."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torchrl_marl_offline.methods import settings_of
+from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
+from torchrl_marl_offline.study.sources import DatasetSource
+
+READ_ONLY_WITH: dict[str, tuple[str, str]] = {
+    "temperature": ("extraction", "awr"),
+    "advantage": ("extraction", "awr"),
+    "alpha": ("extraction", "brac"),
+    "expectile": ("value_learning", "iql"),
+    "frozen": ("decomposition", "mixer"),
+}
+"""Settings that change nothing unless another has a certain value: runs that differ in them alone would be equal."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: unique in the study, and the name of its folder.
+        dataset: its dataset's name.
+        method: its method's name.
+        seed: of networks and batches.
+        grid: the settings that the grid gives it.
+        settings: all that it depends on, defaults included, ``grid`` included.
+    """
+
+    name: str
+    dataset: str
+    method: str
+    seed: int
+    grid: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """Those that :func:`~torchrl_marl_offline.make_loss` takes."""
+        of_training = {f.name for f in fields(TrainingSettings)}
+        return {name: value for name, value in self.settings.items() if name not in of_training}
+
+
+def expand(study: Study) -> list[Run]:
+    """Return every run of a study: datasets × methods × grid × seeds.
+
+    A setting of ``[study]``, of a dataset or of ``[grid]`` goes to the methods that read it; one that a method's own
+    table names must be read by it.
+    """
+    runs = [
+        run
+        for source in study.datasets
+        for table in study.methods
+        for name, settings in _variants(table)
+        for run in _runs_of(study, source, table, name, settings)
+    ]
+    names: dict[str, Run] = {}
+    for run in runs:
+        if run.name in names:
+            raise StudyError(f"Two runs are named {run.name}; give methods and datasets names that differ in letters.")
+        names[run.name] = run
+    return runs
+
+
+def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
+    for values in itertools.product(*table.variants.values()):
+        yield "-".join([table.name, *map(_word, values)]), {**table.settings, **dict(zip(table.variants, values))}
+
+
+def _runs_of(
+    study: Study, source: DatasetSource, table: MethodTable, name: str, own: Mapping[str, Any]
+) -> Iterator[Run]:
+    shared = {**study.shared, **source.settings}
+    grid = {key: values for key, values in study.grid.items() if key not in own} | dict(table.grid)
+    for key in (*own, *table.grid):
+        if not is_read(key, {**shared, **own}, {**grid, **table.variants}):
+            algorithm = {**shared, **own}.get("algorithm", "recipe")
+            other, value = READ_ONLY_WITH.get(key, (None, None))
+            why = f"only {other} = {value!r} reads it" if key in settings_of(algorithm) else f"{algorithm} has none"
+            raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
+    seen = set()
+    for values in itertools.product(*grid.values()):
+        settings = resolve({**shared, **own, **dict(zip(grid, values))})
+        chosen = {key: settings[key] for key in grid if key in settings}
+        if str(chosen) in seen:  # they differ in settings that change nothing
+            continue
+        seen.add(str(chosen))
+        parts = [source.name, name, *(f"{key}={_word(value)}" for key, value in chosen.items())]
+        for seed in study.settings.seeds:
+            yield Run(slug([*parts, f"seed={seed}"]), source.name, name, seed, chosen, settings)
+
+
+def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of a run, with defaults and without those that change nothing."""
+    algorithm = given.get("algorithm", "recipe")
+    defaults = {"algorithm": algorithm, **asdict(TrainingSettings()), **settings_of(algorithm)}
+    settings = check_run_settings({name: given.get(name, default) for name, default in defaults.items()}, "a run")
+    return {name: value for name, value in settings.items() if is_read(name, settings)}
+
+
+def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]] | None = None) -> bool:
+    """Say whether a setting changes anything, given the others.
+
+    Args:
+        name: of the setting.
+        given: the others; defaults count where one is not there.
+        grid: values that others may have instead; one that reads the setting is enough.
+    """
+    grid = grid or {}
+    if name == "algorithm" or name in {f.name for f in fields(TrainingSettings)}:
+        return True
+    for algorithm in grid.get("algorithm", [given.get("algorithm", "recipe")]):
+        defaults = settings_of(algorithm)
+        other, wanted = READ_ONLY_WITH.get(name, (name, None))
+        if name in defaults and (wanted is None or wanted in grid.get(other, [given.get(other, defaults[other])])):
+            return True
+    return False
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def slug(parts: Sequence[str]) -> str:
+    """Join the parts of a name into one that can be a folder's."""
+    return "--".join(re.sub(r"[^A-Za-z0-9._=+-]+", "-", part) for part in parts)

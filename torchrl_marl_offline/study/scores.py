@@ -1,0 +1,189 @@
+"""What runs came to: the readings of their curves, the grid's best setting, and intervals by ``rliable``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.plan import Plan
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.training.statistics import Interval
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+
+Reading = Literal["average_of_last", "last", "best"]
+READINGS: tuple[Reading, ...] = ("average_of_last", "last", "best")
+METRICS = ("normalized", "success", "return", "agreement", "action_error")
+"""What may be compared, in the order of preference."""
+
+COMPARABLE = ("normalized", "success", "agreement")
+"""Those that mean the same on every dataset, so that datasets may be put together."""
+
+LOWER_IS_BETTER = ("action_error",)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """The readings of one finished run by one evaluator."""
+
+    run: Run
+    evaluator: str
+    average_of_last: float
+    last: float
+    best: float
+    diverged: bool
+
+    @property
+    def setting(self) -> str:
+        """What the grid gave the run, in words; empty without a grid."""
+        return ", ".join(f"{name} {value}" for name, value in self.run.grid.items())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting of a method that is shown for one dataset and evaluator.
+
+    Attributes:
+        scores: of the setting's runs, by seed.
+        candidates: how many settings it was chosen from.
+    """
+
+    scores: tuple[Score, ...]
+    candidates: int
+
+    @property
+    def setting(self) -> str:
+        """In words."""
+        return self.scores[0].setting
+
+    def values(self, reading: Reading) -> list[float]:
+        """Return one number a seed."""
+        return [getattr(score, reading) for score in self.scores]
+
+
+def choose_metrics(frame: pandas.DataFrame, wanted: str) -> dict[str, str]:
+    """Return, for each dataset, the column that is compared: ``wanted``, or for ``"auto"`` the first that it has.
+
+    Raises:
+        StudyError: a dataset lacks it, or nothing has been evaluated.
+    """
+    if not len(frame):
+        raise StudyError("No run of this study has been evaluated yet; run it first.")
+    chosen = {}
+    for dataset, part in frame.groupby("dataset"):
+        has = [name for name in dict.fromkeys((*METRICS, wanted)) if name in part and part[name].notna().any()]
+        usable = [name for name in has if wanted in ("auto", name)]
+        if not usable:
+            raise StudyError(f"{dataset} was not evaluated for {wanted!r}; set [study] metric to one of {has}.")
+        chosen[str(dataset)] = usable[0]
+    return chosen
+
+
+def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -> list[Score]:
+    """Return the readings of all finished runs, in the plan's order."""
+    from torchrl_marl_offline.training.summary import summarize_evaluations
+
+    rows = {str(name): part for name, part in frame[frame["finished"]].groupby("run", sort=False)}
+    scores = []
+    for run in plan.runs:
+        if run.name not in rows:
+            continue
+        part, metric = rows[run.name], metrics[run.dataset]
+        records = part[["evaluator", "step", metric]].dropna().to_dict("records")
+        curves = summarize_evaluations(records, metric, last_k=plan.last_k, lower_is_better=metric in LOWER_IS_BETTER)
+        diverged = bool(part["diverged"].any())
+        for evaluator, curve in curves.items():
+            scores.append(Score(run, evaluator, *(curve[reading] for reading in READINGS), diverged))
+    return scores
+
+
+def choose(scores: Iterable[Score], metrics: Mapping[str, str]) -> dict[tuple[str, str, str], Choice]:
+    """Choose every method's setting: the best mean over the seeds of the average of the last evaluations.
+
+    Settings with fewer finished seeds than another do not compete with it.
+
+    Returns:
+        (dataset, evaluator, method) -> choice.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    for score in scores:
+        key = (score.run.dataset, score.evaluator, score.run.method)
+        groups.setdefault(key, {}).setdefault(score.setting, []).append(score)
+    choices = {}
+    for key, settings in groups.items():
+        sign = -1 if metrics[key[0]] in LOWER_IS_BETTER else 1
+        most = max(map(len, settings.values()))
+        complete = [tuple(group) for group in settings.values() if len(group) == most]
+        best = max(complete, key=lambda group: sign * sum(score.average_of_last for score in group) / len(group))
+        choices[key] = Choice(tuple(sorted(best, key=lambda score: score.run.seed)), len(complete))
+    return choices
+
+
+def score_matrix(choices: Sequence[Choice], reading: Reading) -> numpy.ndarray:
+    """Return ``[seeds, datasets]``: the runs of the seeds that every dataset has."""
+    import numpy
+
+    seeds = set.intersection(*({score.run.seed for score in choice.scores} for choice in choices))
+    columns = [
+        [value for score, value in zip(choice.scores, choice.values(reading)) if score.run.seed in seeds]
+        for choice in choices
+    ]
+    return numpy.array(columns, dtype=float).T.reshape(len(seeds), len(choices))
+
+
+def mean_and_iqm(matrix: numpy.ndarray, *, seed: int = 0) -> tuple[Interval, Interval]:
+    """Return mean and interquartile mean with their stratified-bootstrap 95 % intervals (Agarwal et al. 2021).
+
+    Args:
+        matrix: ``[seeds, datasets]``; runs are resampled within each dataset.
+        seed: of the resampling.
+
+    Returns:
+        Intervals of width 0 where there is one seed.
+    """
+    import numpy
+
+    library, metrics = _rliable()
+    from torchrl_marl_offline.training.evaluation import preserved_rng
+
+    def both(values: numpy.ndarray) -> numpy.ndarray:
+        return numpy.array([metrics.aggregate_mean(values), metrics.aggregate_iqm(values)])
+
+    if len(matrix) < 2:
+        return tuple(Interval(value, value, value) for value in both(matrix).tolist())
+    with preserved_rng():
+        numpy.random.seed(seed)  # rliable draws from NumPy's global generator, whatever it is given
+        points, intervals = library.get_interval_estimates({"": matrix}, both, reps=RESAMPLES)
+    (low, high), point = intervals[""].tolist(), points[""].tolist()
+    return Interval(point[0], low[0], high[0]), Interval(point[1], low[1], high[1])
+
+
+def performance_profile(
+    matrices: dict[str, numpy.ndarray], thresholds: numpy.ndarray, *, seed: int = 0
+) -> dict[str, list[Interval]]:
+    """Return, for each method and threshold, the share of runs with a higher score, with its 95 % interval."""
+    import numpy
+
+    from torchrl_marl_offline.training.evaluation import preserved_rng
+
+    library, _ = _rliable()
+    with preserved_rng():
+        numpy.random.seed(seed)
+        profiles, intervals = library.create_performance_profile(matrices, thresholds, reps=300)
+    return {
+        name: [Interval(*row) for row in zip(profile.tolist(), *intervals[name].tolist())]
+        for name, profile in profiles.items()
+    }
+
+
+def _rliable() -> tuple:
+    try:
+        from rliable import library, metrics
+    except ImportError as error:
+        raise StudyError("rliable is not installed; pip install 'torchrl-marl-offline[study]'.") from error
+    return library, metrics

@@ -1,0 +1,252 @@
+"""A study as a file: what TOML says, checked, with every default in one place."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.study.checking import StudyError, build, check_keys, converted, subtable
+from torchrl_marl_offline.study.sources import DatasetSource, read_sources
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of a run that are not the loss's: those of the paper (arXiv:2603.08399, app. D) by default.
+
+    Attributes:
+        steps: updates.
+        batch_size: transitions of an update.
+        lr: Adam's learning rate.
+        tau: rate of the target networks.
+        clip_grad_norm: largest norm of the whole gradient; 0 for no limit.
+        precision: of the matrix products.
+    """
+
+    steps: int = 500_000
+    batch_size: int = 640
+    lr: float = 3e-4
+    tau: float = 0.005
+    clip_grad_norm: float = 0.0
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The table ``[evaluation]``.
+
+    Attributes:
+        every: updates between evaluations; there is one after the last, too.
+        episodes: whole episodes of each run at each evaluation.
+        modes: how the policy acts; each is an evaluator of its own.
+        seed: of the environments. Every member of a population plays in environments of its own.
+        num_envs: environments that step at once, over all members of a population.
+        held_out: share of the episodes that is kept out of training where a dataset has no simulator: runs are then
+            judged by their agreement with these.
+    """
+
+    every: int = 50_000
+    episodes: int = 10
+    modes: tuple[Literal["mode", "sample"], ...] = ("mode",)
+    seed: int = 1000
+    num_envs: int = 4096
+    held_out: float = 0.1
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The table ``[study]``; beside these it takes the settings that all runs share (``steps``, ``hidden``, ...).
+
+    Attributes:
+        name: in the table of results and on the report.
+        output: folder of jobs, data, results and report.
+        seeds: a number of seeds, counted from 0, or a list of them.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where there is any.
+        members: most runs of one population, whatever the memory.
+        compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
+            rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
+        log_every: updates between rows of ``train.csv``.
+        checkpoint_every: updates between checkpoints of a population; 0 for a tenth of its steps.
+        keep_checkpoints: keep the checkpoints of a finished population (its policies are kept anyway).
+        last_k: how many evaluations at the end are averaged where settings are compared.
+        metric: what is compared: ``"return"``, ``"normalized"``, ``"success"`` or another column of the results;
+            ``"auto"`` takes the first of normalized, success and return that every dataset has.
+    """
+
+    name: str
+    output: Path
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    device: str = "auto"
+    members: int = 64
+    compile: Literal["auto", "on", "off"] = "auto"
+    log_every: int = 100
+    checkpoint_every: int = 0
+    keep_checkpoints: bool = False
+    last_k: int = 5
+    metric: str = "auto"
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """The table ``[methods.NAME]``.
+
+    Attributes:
+        name: of the method.
+        settings: of :func:`~torchrl_marl_offline.make_loss` and of :class:`TrainingSettings`.
+        variants: setting -> values; every combination is a method of its own, named ``NAME-VALUE-VALUE``.
+        grid: setting -> values; every combination is a setting of the one method, of which the best is reported.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, list[Any]] = field(default_factory=dict)
+    grid: Mapping[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file that was read.
+
+    Attributes:
+        file: where it was read from.
+        settings: ``[study]``.
+        shared: the run settings among ``[study]``.
+        evaluation: ``[evaluation]``.
+        methods: ``[methods.NAME]``.
+        datasets: ``[datasets.NAME]`` or ``[[datasets]]``.
+        grid: ``[grid]``, for every method that reads the setting.
+    """
+
+    file: Path
+    settings: StudySettings
+    shared: Mapping[str, Any]
+    evaluation: EvaluationSettings
+    methods: tuple[MethodTable, ...]
+    datasets: tuple[DatasetSource, ...]
+    grid: Mapping[str, list[Any]]
+
+
+def read_study(path: str | Path) -> Study:
+    """Read a study file.
+
+    Relative paths in it are relative to its folder.
+
+    Args:
+        path: the TOML file.
+
+    Raises:
+        StudyError: the file is missing, is no TOML, or has a key or value that means nothing; the message names the
+            key and the nearest one that is known.
+
+    Example:
+        .. code-block:: toml
+
+            [study]
+            name = "temperatures"
+            seeds = 3
+            steps = 20_000
+
+            [methods.mix]
+            decomposition = "mixer"
+
+            [datasets.spread]
+            task = "mpe/simple_spread"
+            episodes = 2000
+
+            [grid]
+            temperature = [1, 3, 10]
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"The study file {path} cannot be read ({error.strerror}); name another.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is no TOML: {error}.") from error
+    check_keys(table, ("study", "evaluation", "methods", "datasets", "grid"), str(path))
+    run_names = tuple(RUN_SETTINGS)
+    own = {f.name: f for f in fields(StudySettings)}
+    given = subtable(table, "study")
+    check_keys(given, (*own, *run_names), "[study]")
+    shared = {name: value for name, value in given.items() if name not in own}
+    settings = {name: value for name, value in given.items() if name in own}
+    settings.setdefault("name", path.stem)
+    settings["output"] = os.path.normpath(path.parent / settings.get("output", f"runs/{settings['name']}"))
+    if isinstance(settings.get("seeds"), int) and not isinstance(settings["seeds"], bool):
+        settings["seeds"] = list(range(settings["seeds"]))
+    methods = tuple(_method(name, content) for name, content in subtable(table, "methods").items())
+    if not methods:
+        raise StudyError(f"{path} has no method; add a table such as [methods.recipe].")
+    sources = read_sources(table.get("datasets", {}), path.parent)
+    if not sources:
+        raise StudyError(f"{path} has no dataset; add a table such as [datasets.spread] with a source or a task.")
+    datasets = tuple(
+        replace(source, settings=check_run_settings(source.settings, f"[datasets.{source.name}.settings]"))
+        for source in sources
+    )
+    return Study(
+        file=path,
+        settings=build(StudySettings, settings, "[study]"),
+        shared=check_run_settings(shared, "[study]"),
+        evaluation=build(EvaluationSettings, subtable(table, "evaluation"), "[evaluation]"),
+        methods=methods,
+        datasets=datasets,
+        grid=_lists(subtable(table, "grid"), "[grid]"),
+    )
+
+
+def _run_settings() -> dict[str, Any]:
+    hints = {"algorithm": Literal[tuple(ALGORITHMS)], **get_type_hints(TrainingSettings)}
+    for algorithm, builder in ALGORITHMS.items():
+        known = get_type_hints(builder)
+        hints |= {name: known[name] for name in settings_of(algorithm)}
+    return hints
+
+
+RUN_SETTINGS: dict[str, Any] = _run_settings()
+"""Every setting that a run of some algorithm has, and its type."""
+
+
+def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return run settings as their types want them, tuples as lists: as JSON keeps them.
+
+    Raises:
+        StudyError: an unknown setting, or a value of another kind.
+    """
+    check_keys(table, RUN_SETTINGS, where)
+    return {name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}")) for name, value in table.items()}
+
+
+def _json_ready(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _method(name: str, content: Any) -> MethodTable:
+    where = f"[methods.{name}]"
+    if not isinstance(content, Mapping):
+        raise StudyError(f"methods.{name} must be a table, {where}, got {content!r}.")
+    check_keys(content, (*RUN_SETTINGS, "variants", "grid"), where)
+    own = {key: value for key, value in content.items() if key not in ("variants", "grid")}
+    lists = {key: _lists(content.get(key, {}), f"[methods.{name}.{key}]") for key in ("variants", "grid")}
+    for key in own | lists["variants"]:
+        if (key in own and key in lists["variants"]) or key in lists["grid"]:
+            raise StudyError(f"{where} gives {key!r} twice; leave one of them out.")
+    return MethodTable(name, check_run_settings(own, where), **lists)
+
+
+def _lists(table: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(table, Mapping):
+        raise StudyError(f"{where} must be a table of lists, got {table!r}.")
+    check_keys(table, RUN_SETTINGS, where)
+    lists = {}
+    for name, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise StudyError(f"{where} {name} must be a list of values, got {values!r}.")
+        lists[name] = [check_run_settings({name: value}, where)[name] for value in values]
+        if len({str(value) for value in lists[name]}) < len(values):
+            raise StudyError(f"{where} {name} has a value twice: {values}.")
+    return lists

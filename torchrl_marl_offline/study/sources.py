@@ -1,0 +1,149 @@
+"""The datasets of a study: loaded by name or path, or made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.study.checking import StudyError, build
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.data import OfflineDataset, TaskSpec
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """The table ``[datasets.NAME]``: a ``source``, or a ``task`` to record.
+
+    Attributes:
+        name: of the dataset.
+        source: what :func:`~torchrl_marl_offline.load_dataset` takes; a path is relative to the study file.
+        repair: mend what can be mended of a ``source``.
+        task: ``"family/task"`` to record.
+        quality: of :func:`~torchrl_marl_offline.record`, which trains a behaviour policy first; without it
+            :func:`~torchrl_marl_offline.data.record_mixed_skill` plays with scripted policies.
+        episodes: to record without a ``quality``.
+        transitions: to record with one.
+        seed: of the recording.
+        options: of ``load_dataset``, or of ``record``.
+        settings: run settings of this dataset's runs, e.g. more ``steps``; a method's own win over them.
+    """
+
+    name: str
+    source: str | None = None
+    repair: bool = False
+    task: str | None = None
+    quality: str | None = None
+    episodes: int = 4000
+    transitions: int = 100_000
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, folder: Path) -> OfflineDataset:
+        """Load the dataset; one that is made is made once and kept below ``folder``.
+
+        Processes that want the same data at the same time wait for the one that makes it.
+        """
+        from filelock import FileLock
+
+        from torchrl_marl_offline.data import load_dataset, record_mixed_skill
+
+        if self.source is not None:
+            return load_dataset(self.source, repair=self.repair, **self.options)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{self.name}.lock"):
+            if self.quality is None:
+                return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed)
+            from torchrl_marl_offline.training.graded_recording import record
+
+            place = folder / f"{self.task.replace('/', '-')}-seed{self.seed}"
+            options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
+            return record(self.task, place, qualities=[self.quality], **options)[self.quality]
+
+    def facts(self) -> tuple[TaskSpec, int]:
+        """Return the task's sizes and about how many transitions there are, without making or fetching the data."""
+        from torchrl_marl_offline.data import TaskSpec, load_dataset
+        from torchrl_marl_offline.data.published import SOURCES, card_of
+        from torchrl_marl_offline.envs import make_env
+
+        if self.task is not None:
+            env = make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
+            rows = self.transitions if self.quality is not None else self.episodes * env.max_episode_steps
+            return env.task_spec, rows
+        if self.source.partition(":")[0] in SOURCES:
+            card = card_of(self.source)
+            names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
+            sizes = {name: getattr(card, name) for name in names}
+            return TaskSpec(task=card.env, **sizes), card.seeds * card.transitions
+        dataset = load_dataset(self.source, inspect=False, **self.options)
+        return dataset.spec, len(dataset)
+
+
+def read_sources(content: Any, folder: Path) -> tuple[DatasetSource, ...]:
+    """Read the datasets of a study file.
+
+    Args:
+        content: a table of tables by name, or a list of tables or of sources.
+        folder: of the file, to which paths are relative.
+
+    Raises:
+        StudyError: a dataset that says too much or too little.
+    """
+    if isinstance(content, Mapping):
+        tables = [{"name": name, **table} if isinstance(table, Mapping) else table for name, table in content.items()]
+    elif isinstance(content, list):
+        tables = [{"source": table} if isinstance(table, str) else table for table in content]
+    else:
+        raise StudyError(f"datasets must be tables, such as [datasets.spread], got {content!r}.")
+    sources = tuple(_source(table, folder) for table in tables)
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise StudyError(f"Two datasets are named {name!r}; give one of them another name.")
+    return sources
+
+
+def _source(table: Any, folder: Path) -> DatasetSource:
+    if not isinstance(table, Mapping):
+        raise StudyError(f"A dataset must be a table with a source or a task, got {table!r}.")
+    table = dict(table)
+    table.setdefault("name", _default_name(table))
+    where = f"[datasets.{table['name']}]"
+    source = build(DatasetSource, table, where)
+    if (source.source is None) == (source.task is None):
+        raise StudyError(f"{where} needs either a source to load or a task to record.")
+    of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
+    if source.source is not None and of_recording:
+        raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")
+    if source.task is not None and "repair" in table:
+        raise StudyError(f"{where} repair belongs to a source; leave it out.")
+    if source.source is None:
+        return source
+    return build(DatasetSource, {**table, "source": _absolute(source.source, folder)}, where)
+
+
+def _default_name(table: Mapping[str, Any]) -> str:
+    text = str(table.get("source") or table.get("task") or "dataset")
+    prefix, colon, rest = text.partition(":")
+    from torchrl_marl_offline.data.published import SOURCES
+
+    name = rest if colon and prefix in SOURCES else Path(rest or text).stem if "task" not in table else text
+    return name.replace("/", "-")
+
+
+def _absolute(source: str, folder: Path) -> str:
+    """Make the path in a source absolute; names of published sets and of Minari's stay."""
+    from torchrl_marl_offline.data.published import SOURCES
+    from torchrl_marl_offline.data.registry import READERS
+
+    prefix, colon, rest = source.partition(":")
+    if colon and prefix in SOURCES:
+        return source
+    if colon and prefix in READERS:
+        if prefix == "minari" and not (folder / rest).exists():
+            return source
+        return f"{prefix}:{(folder / rest).resolve()}"
+    return str((folder / source).resolve())

@@ -1,0 +1,139 @@
+"""All results of a study as one table, made of the files of its jobs.
+
+A row is one evaluation: of one run, by one evaluator, at one step. Nothing in it depends on when, where or in how many
+parts the runs were trained; what does stands in ``timings.csv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
+from torchrl_marl_offline.study.plan import Plan, Population
+
+if TYPE_CHECKING:
+    import pandas
+
+RESULTS, TIMINGS, JOBS, DATA = "results.parquet", "timings.csv", "jobs", "data"
+IDENTITY = ("study", "dataset", "method", "run", "seed")
+MEASURED = ("evaluator", "step", "return", "normalized", "success")
+STATE = ("diverged", "diverged_step", "finished")
+
+
+def job_folder(output: Path, population: Population) -> Path:
+    """Return the folder of a population's job."""
+    return output / JOBS / population.name
+
+
+def collect_results(plan: Plan, output: Path) -> pandas.DataFrame:
+    """Gather the evaluations of all runs, of unfinished ones those that are there.
+
+    Args:
+        plan: of the study.
+        output: its folder.
+
+    Returns:
+        A frame with the columns ``study``, ``dataset``, ``method``, ``run``, ``seed``, every setting, ``evaluator``,
+        ``step``, ``return``, ``normalized``, ``success`` and what else was measured, ``diverged`` (the run stopped
+        being finite, at ``diverged_step``; empty where that is not known yet) and ``finished``; sorted, equal for equal
+        runs.
+    """
+    import pandas
+
+    rows = [row for population in plan.populations for row in _population_rows(plan, population, output)]
+    settings = list(dict.fromkeys(name for run in plan.runs for name in run.settings))
+    measured = sorted({name for row in rows for name in row} - {*IDENTITY, *settings, *MEASURED, *STATE})
+    columns = [*IDENTITY, *settings, *MEASURED, *measured, *STATE]
+    frame = pandas.DataFrame.from_records(rows, columns=columns)
+    for name in columns:
+        frame[name] = frame[name].astype(_dtype(name, frame[name].dropna().tolist()))
+    order = ["dataset", "method", "run", "evaluator", "step"]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def write_results(plan: Plan, output: Path) -> Path:
+    """Write ``results.parquet`` and ``timings.csv`` anew, each in one step; returns the path of the first."""
+    from torchrl_marl_offline.training.logging import replacing_file
+
+    frame = collect_results(plan, output)
+    with replacing_file(output / RESULTS) as temporary:
+        frame.to_parquet(temporary, index=False)
+    _write_timings(plan, output)
+    return output / RESULTS
+
+
+def read_results(output: str | Path) -> pandas.DataFrame:
+    """Read the table of a study.
+
+    Raises:
+        StudyError: there is none.
+    """
+    import pandas
+
+    file = Path(output) / RESULTS
+    if not file.exists():
+        raise StudyError(f"There is no table {file}; run the study, or name the folder of one.")
+    return pandas.read_parquet(file)
+
+
+def _population_rows(plan: Plan, population: Population, output: Path) -> list[dict[str, Any]]:
+    from torchrl_marl_offline.training.logging import read_csv
+
+    folder = job_folder(output, population)
+    result = job_result(folder)
+    rows = []
+    for run in population.runs:
+        file = folder / MEMBERS / run.name / "eval.csv"
+        settings = {name: _cell(value) for name, value in run.settings.items()}
+        facts = {"study": plan.name, "dataset": run.dataset, "method": run.method, "run": run.name, "seed": run.seed}
+        facts |= settings | {"finished": result is not None}
+        if result is not None:
+            step = result["diverged"].get(run.name)
+            facts |= {"diverged": step is not None, "diverged_step": step}
+        rows += [facts | row for row in (read_csv(file) if file.exists() else [])]
+    return rows
+
+
+def _write_timings(plan: Plan, output: Path) -> None:
+    import pandas
+
+    from torchrl_marl_offline.training.logging import replacing_file
+
+    rows = []
+    for population in plan.populations:
+        folder = job_folder(output, population)
+        state, result = job_state(folder), job_result(folder) or {}
+        seconds = result.get("seconds")
+        rows.append(
+            {
+                "population": population.name,
+                "members": len(population.runs),
+                "state": state,
+                "step": population.steps if state == "finished" else job_step(folder),
+                "seconds": seconds,
+                "updates_per_second": population.updates / seconds if seconds else None,
+                "device": result.get("device"),
+                "threads": result.get("threads"),
+            }
+        )
+    with replacing_file(output / TIMINGS) as temporary:
+        pandas.DataFrame.from_records(rows).to_csv(temporary, index=False)
+
+
+def _dtype(name: str, values: Sequence[Any]) -> str:
+    """Choose a column type that can be empty, from the values that are there."""
+    if name in ("diverged", "finished") or (values and all(isinstance(value, bool) for value in values)):
+        return "boolean"
+    if name in ("seed", "step", "diverged_step") or (values and all(isinstance(value, int) for value in values)):
+        return "Int64"
+    if values and all(isinstance(value, int | float) for value in values):
+        return "float64"
+    return "string" if values else "float64"
+
+
+def _cell(value: Any) -> Any:
+    """A list, such as the widths of a network, is one cell."""
+    return " ".join(map(str, value)) if isinstance(value, list) else value

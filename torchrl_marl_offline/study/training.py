@@ -1,0 +1,120 @@
+"""How a job is done: its dataset, its members' losses, one population, its evaluations."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchrl_marl_offline.study.jobs import Job, Progress, Trained
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torchrl.envs import EnvBase
+
+    from torchrl_marl_offline.data import OfflineDataset
+    from torchrl_marl_offline.objectives import OfflineMARLLoss
+    from torchrl_marl_offline.study.runs import Run
+    from torchrl_marl_offline.training import PopulationTrainer
+
+HELD_OUT = "held-out episodes"
+
+
+def train_population(job: Job, progress: Progress) -> Trained:
+    """Train the population of a job, from its newest checkpoint where there is one."""
+    from torchrl_marl_offline.data import make_simulator
+    from torchrl_marl_offline.training import TrainingInterrupted
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    dataset = job.source.load(job.data)
+    members = len(job.population.runs)
+    slots = max(1, min(job.evaluation.episodes, job.evaluation.num_envs // members))  # of each member
+    env = make_simulator(dataset, num_envs=members * slots, device=job.device)
+    if env is None:
+        dataset, held_out = dataset.split(fraction=job.evaluation.held_out, seed=job.evaluation.seed)
+    trainer = make_trainer(job, dataset)
+    if env is None:
+        trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, held_out, job.device)
+    else:
+        options = {"episodes": job.evaluation.episodes, "seed": job.evaluation.seed}
+        trainer.evaluators |= {
+            mode: partial(_played, trainer, env, mode=mode, **options) for mode in job.evaluation.modes
+        }
+    progress.step = lambda: trainer.step
+    if trainer.checkpoints.latest() is not None:
+        trainer.resume()
+    if progress.stop_requested(job):
+        raise KeyboardInterrupt
+    with redirect_stdout(io.StringIO()):  # its advice on how to go on is that of a run alone
+        result = trainer.train()
+    finished = not isinstance(result, TrainingInterrupted)
+    return Trained(finished, trainer.step, trainer.frozen, trainer.seconds)
+
+
+def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
+    """Build the members of a job's population and what trains them."""
+    from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+
+    runs, settings = job.population.runs, job.population.runs[0].settings
+    losses = {run.name: build_loss(run, dataset).to(job.device) for run in runs}
+    buffer = PopulationBuffer(
+        dataset.data,
+        batch_size=settings["batch_size"],
+        seeds=[run.seed for run in runs],
+        device=job.device,
+        keys=next(iter(losses.values())).in_keys,
+    )
+    return PopulationTrainer(
+        losses,
+        buffer,
+        steps=settings["steps"],
+        lr=[run.settings["lr"] for run in runs],
+        tau=settings["tau"],
+        clip_grad_norm=settings["clip_grad_norm"] or None,
+        precision=settings["precision"],
+        eval_every=job.evaluation.every,
+        log_every=job.study.log_every,
+        checkpoint_every=job.study.checkpoint_every or max(1, settings["steps"] // 10),
+        keep_checkpoints=2,
+        output=job.folder,
+        compile=job.study.compile,
+        deadline=job.deadline,
+        progress=False,
+    )
+
+
+def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:
+    """Build the loss of a run as it is built alone: parameters drawn under its seed."""
+    from torchrl_marl_offline.methods import make_loss
+
+    torch.manual_seed(run.seed)
+    return make_loss(dataset.spec, **run.loss_settings)
+
+
+def _played(trainer: PopulationTrainer, env: EnvBase, **options: Any) -> dict[str, Any]:
+    """Evaluate every member; a member that diverged may act by numbers that are none, and has no return then."""
+    found = trainer.evaluate(env, **options)
+    return {name: e if e.returns.isfinite().all() else {"return": math.nan} for name, e in found.items()}
+
+
+def _held_out(trainer: PopulationTrainer, dataset: OfflineDataset, device: str) -> dict[str, Any]:
+    """Hold every member against recorded episodes."""
+    from torchrl_marl_offline.training import evaluate_held_out
+
+    return {
+        name: evaluate_held_out(loss, dataset, qvalue=_qvalue(loss), device=device)
+        for name, loss in trainer.member_losses()
+    }
+
+
+def _qvalue(loss: OfflineMARLLoss) -> Callable[[TensorDictBase], torch.Tensor] | None:
+    """Return the critic's value of recorded actions: ``[b, 1]`` for the team, ``[b, n]`` for independent agents."""
+    if loss.value_learning is None:
+        return None
+    return lambda batch: loss.action_value(batch, batch["agents", "action"]).total_min.squeeze(-1)
