@@ -85,7 +85,7 @@ def matrix_peak() -> float:
     """Return the FLOP/s that a large product reaches."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     best = float("inf")
-    for _ in range(12):
+    for _ in range(40):  # the best of many: other jobs may run beside it
         began = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - began)

@@ -43,12 +43,16 @@ class SharedCase:
     slice_len: int | None = None
     traced: bool = False
     joined: bool = True
+    masked: bool = True
+    weighted: bool = False
+    reduction: str = "mean"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         flags = [name for name in ("discrete", "slice_len", "traced") if getattr(self, name)]
         words = [self.decomposition, self.value_learning, self.extraction, *flags, *self.settings]
-        return "-".join([*words, *([] if self.joined else ["not_joined"])])
+        words += [name for name in ("masked", "weighted", "joined") if getattr(self, name)]
+        return "-".join([*words, self.reduction])
 
 
 EQUAL = [
@@ -62,26 +66,31 @@ EQUAL = [
     SharedCase("independent", "iql", "awr"),
     SharedCase("centralized", "td", "brac", discrete=True, traced=True),
     SharedCase("centralized", "sarsa", "awr"),
+    SharedCase("mixer", "td", "brac", masked=False),
+    SharedCase("mixer", "iql", "awr", weighted=True),
+    SharedCase("independent", "sarsa", "brac", reduction="sum"),
     SharedCase("centralized", "iql", "brac", settings={"svn": False}),
 ]
 UNEQUAL = [SharedCase("mixer", "iql", "awr", joined=False)]
 
 
-def make_rows(discrete: bool) -> TensorDict:
-    """Transitions of episodes of 6 rows, a quarter of which count nothing and hold NaN, with agents that are dead."""
+def make_rows(discrete: bool, *, masked: bool = True) -> TensorDict:
+    """Transitions of episodes of 6 rows; masked, a quarter of which count nothing and hold NaN, and agents are dead."""
     data = make_batch(DISCRETE if discrete else CONTINUOUS, ROWS, seed=3)
     successor = make_batch(DISCRETE if discrete else CONTINUOUS, ROWS, seed=4)["agents"]
     data["next", "agents", "action"] = successor["action"]
     if discrete:
         data["next", "agents", "action_mask"] = successor["action_mask"]
     data = data.apply(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
+    data[TRAJ_IDS] = torch.arange(ROWS) // 6
+    if not masked:
+        return data
     draw = torch.Generator().manual_seed(5)
     counts = torch.rand(ROWS, generator=draw) < 0.75
     data[next_key(REWARD)][~counts] = float("nan")
     data[MASK], data[HAS_NEXT_ACTION] = counts, torch.rand(ROWS, generator=draw) < 0.8
     alive = torch.rand(ROWS, 3, generator=draw) < 0.7
     data[AGENT_MASK], data[next_key(AGENT_MASK)] = alive, alive & (torch.rand(ROWS, 3, generator=draw) < 0.9)
-    data[TRAJ_IDS] = torch.arange(ROWS) // 6
     return data
 
 
@@ -97,10 +106,13 @@ def train_case(case: SharedCase, processes: SingleProcess) -> tuple[Trainer, tor
         extraction=case.extraction,
         **options,
     )
-    loss.double()
+    loss.double().reduction = case.reduction
+    data = make_rows(case.discrete, masked=case.masked)
+    if case.weighted:
+        data["priority_weight"] = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
     trainer = Trainer(
         loss,
-        make_replay_buffer(make_rows(case.discrete), batch_size=32, slice_len=case.slice_len, seed=processes.rank),
+        make_replay_buffer(data, batch_size=32, slice_len=case.slice_len, seed=processes.rank),
         steps=STEPS,
         lr=1e-2,
         log_every=5,

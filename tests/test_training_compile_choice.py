@@ -161,7 +161,7 @@ def test_a_population_chooses_as_a_run_does(broken, short_runs_count, compilatio
 
 @pytest.mark.parametrize("word", ["yes", True, None, 3])
 def test_other_words_are_refused(word):
-    with pytest.raises(ValueError, match='compile must be "off", "on", "auto" or options of torch.compile, got'):
+    with pytest.raises(ValueError, match=r'compile must be "off", "on", "auto" or options of torch.compile, got'):
         check_compile(word)
     with pytest.raises(ValueError, match="compile must be"):
         make_trainer(compile=word)

@@ -70,6 +70,11 @@ class GivenTensors(TensorDict):
     trace would take for constants.
     """
 
+    @property
+    def data(self) -> TensorDictBase:
+        """Return the tensors without gradient; :func:`torch.vmap` allows it so."""
+        return self.detach()
+
     def to_module(self, module: nn.Module, **options: Any) -> Any:
         """Put the tensors into ``module``."""
         return super().to_module(module, **{"preserve_module_state": False} | options)

@@ -6,7 +6,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.synchronized import is_shared, joined_sums
+from torchrl_marl_offline.objectives.synchronized import is_shared, share_of_mean, share_of_sum
 
 
 class Masking:
@@ -77,6 +77,9 @@ class Masking:
         if self.reduction == "none" or not is_shared():
             return self._reduce_loss(rows, **options)
         total = self._reduce_loss(rows, reduction="sum", **options)
+        if self.reduction == "sum":
+            return share_of_sum(total)
+        if weights is None and mask is None and self._row_mask(tensordict) is None:
+            return total / rows.numel()  # shares are equal
         count = self._reduce_loss(torch.ones_like(rows), reduction="sum", **options)  # or the sum of the weights
-        total, count = joined_sums(total, count)
-        return total if self.reduction == "sum" else total / (count.clamp_min(1) if weights is None else count)
+        return share_of_mean(total, count)

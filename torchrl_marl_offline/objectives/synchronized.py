@@ -2,7 +2,8 @@
 
 Losses ask here for sums, means and noise. Alone, a process gets its own back. Within :func:`joined_batch` every
 process holds one of ``W`` equal shares of the rows (the first dimension), and what is returned belongs to all of them.
-Gradients are meant to be *averaged* over the processes afterwards.
+Losses, their gradients and metrics are meant to be *averaged* over the processes afterwards: a mean over all rows of a
+share needs nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.objectives.parts import part
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+JOINING = "joining statistics"
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,26 @@ def joined_mean(mean: Tensor) -> Tensor:
     return mean if _shares is None else _sum(mean) / _shares.count
 
 
+def share_of_sum(total: Tensor) -> Tensor:
+    """Return a loss whose average over the processes is the sum over the joined batch."""
+    return total if _shares is None else total * _shares.count
+
+
+def share_of_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Return a loss whose average over the processes is the mean over the joined batch, of which 0 rows make 0.
+
+    Args:
+        total: sum over rows.
+        count: their number, or the sum of their weights.
+    """
+    if _shares is not None:
+        count = _joined(count.detach()) / _shares.count
+    return total / torch.where(count == 0, torch.ones_like(count), count)
+
+
 def joined_max(x: Tensor) -> Tensor:
     """Return the largest value of the joined batch, entry by entry, without gradient."""
-    return x.detach() if _shares is None else _all_reduce(x.detach(), _shares.group, "max")
+    return x.detach() if _shares is None else _joined(x.detach(), "max")
 
 
 def joined_shape(shape: torch.Size) -> torch.Size:
@@ -76,7 +98,12 @@ def own_rows(joined: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    return _SumOverProcesses.apply(x, _shares.group)
+    return _SumOverProcesses.apply(x, _shares.group) if x.requires_grad else _joined(x)
+
+
+def _joined(x: Tensor, operation: str = "sum") -> Tensor:
+    with part(JOINING):
+        return _all_reduce(x, _shares.group, operation)
 
 
 class _SumOverProcesses(torch.autograd.Function):

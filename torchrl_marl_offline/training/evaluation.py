@@ -94,7 +94,7 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """Return the scalars of an ``eval.csv`` row; entries that the task or one episode cannot give are left out."""
         row = {"return": self.mean, "return_std": self.std}
-        if len(self.returns) > 1:
+        if len(self.returns) > 1 and self.returns.isfinite().all():  # a policy that diverged has no interval
             _, row["return_low"], row["return_high"] = self.confidence_interval()
         if self.normalized is not None:
             row["normalized"] = self.normalized

@@ -68,10 +68,11 @@ class Population(nn.Module):
         # Not registered as a child: its own tensors are the first member's start, not the population's.
         self.__dict__["template"] = next(iter(losses.values()))
         self._slots: dict[str, str] = {}
+        trained = dict(self.template.named_parameters())  # without networks that another loss trains
         for name, first in tensors[0].items():
             stacked = torch.stack([member[name].detach() for member in tensors])
             self._slots[name] = slot = name.replace(".", "|")  # a dot would be a path
-            if isinstance(first, nn.Parameter) and first.requires_grad:
+            if name in trained and first.requires_grad:
                 self.register_parameter(slot, nn.Parameter(stacked))
             else:
                 self.register_buffer(slot, stacked)
@@ -224,10 +225,6 @@ class PopulationGradients:
         with preserved_rng(), recorded_noise() as requests:
             self._function(copies, batch, None)
         return requests
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _drawn_for(members: int) -> Callable[[NoiseRequest, torch.device], Tensor]:

@@ -91,6 +91,8 @@ class PopulationTrainer(Trainer):
             raise ValueError(
                 f"The buffer has {len(buffer.generators)} seeds for {len(losses)} losses; give one for each member."
             )
+        if options.get("keep_best") is not None:
+            raise ValueError("keep_best= is for one run; a population keeps the newest of all members.")
         if isinstance(compile, Mapping):
             raise ValueError('compile must be "off", "on" or "auto" for a population.')
         population = Population(losses)
@@ -313,7 +315,11 @@ class PopulationTrainer(Trainer):
         alone._window = self._window.column(index)
         manager = CheckpointManager(self.member_folder(name) / "checkpoints", keep=1)
         with preserved_rng():
-            torch.set_rng_state(self.buffer.noise_generators[index].get_state())
+            noise = self.buffer.noise_generators[index]  # alone, it is drawn from the device's own generator
+            if noise.device.type == "cuda":
+                torch.cuda.set_rng_state(noise.get_state(), noise.device)
+            else:
+                torch.set_rng_state(noise.get_state())
             return manager.save(self.step, **alone._components())
 
 
