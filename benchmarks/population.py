@@ -4,8 +4,8 @@
     python benchmarks/population.py --members 1 8 32 --compiled
 
 A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
-runs are measured as they stand and compiled; with two threads in one process, and as two processes of one thread each
-at the same time.
+runs and populations are measured as they stand and compiled, on as many threads; and, with ``--processes``, as many
+single runs of one thread at the same time as there are cores.
 """
 
 from __future__ import annotations
@@ -92,14 +92,16 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--size", default="small", choices=list(SIZES))
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--head-start", type=float, default=60.0, help="seconds that processes have to warm up")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    cores = os.cpu_count()
-    torch.set_num_threads(cores)
+    cores, threads = os.cpu_count(), args.threads
+    torch.set_num_threads(threads)
     if args.quick:
         args.members, args.seconds, args.repeats, args.compiled = [1, 2], 0.5, 1, False
     rows: list[dict[str, Any]] = []
@@ -108,8 +110,9 @@ def main() -> None:
         for compile in forms:
             label = "compiled" if compile == "on" else "as it stands"
             one = single_rate(args.size, compile, args.seconds)["rate"]
-            rows.append({"what": f"single run, {label}, {cores} threads", "rate": one})
-            if not args.quick:
+            rows.append({"what": f"single run, {label}", "rate": one})
+            print(f"turn {turn}: {rows[-1]['what']}: {one:.1f} updates a second", flush=True)
+            if args.processes:
                 together = processes(args.size, compile, args.seconds, cores, args.head_start)
                 rows.append({"what": f"{cores} single runs at once, {label}, 1 thread each", "rate": together})
         for members in args.members:
@@ -122,7 +125,7 @@ def main() -> None:
     grouped: dict[str, list[float]] = {}
     for row in rows:
         grouped.setdefault(row["what"], []).append(row["rate"])
-    base = spread(grouped[f"single run, as it stands, {cores} threads"])["median"]
+    base = spread(grouped["single run, as it stands"])["median"]
     cells = []
     for what, found in grouped.items():
         rate = spread(found)
@@ -131,7 +134,7 @@ def main() -> None:
             [what, f"{rate['median']:.1f} ({extremes})", f"{1e3 / rate['median']:.2f}", f"{rate['median'] / base:.2f}"]
         )
     print(markdown(["", "updates a second, all members", "ms an update", "× single run"], cells))
-    report(args.json, rows, size=args.size, seconds=args.seconds)
+    report(args.json, rows, size=args.size, seconds=args.seconds, threads=threads)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from . import data as data
 from . import envs as envs
 from . import modules as modules
 from . import objectives as objectives
+from . import study as study
 from . import training as training
 from .data import OfflineDataset as OfflineDataset
 from .data import TaskSpec as TaskSpec
