@@ -110,6 +110,8 @@ def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLos
     """Put the networks and the rules together; compose_losses.py shows how they are composed by hand."""
     torch.manual_seed(args.seed)
     settings = {key: value for key, value in asdict(args).items() if key in settings_of(name)}
+    if name not in ("recipe", "cloning"):  # the others keep their published settings where none is asked for
+        settings = {key: v for key, v in settings.items() if key == "hidden" or v != getattr(Args(), key)}
     return marl.make_loss(spec, algorithm=name, **settings).to(args.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torchrl_marl_offline.modules import (
 from torchrl_marl_offline.objectives import (
     AWR,
     BRAC,
+    CQL,
     IQL,
     SARSA,
     TD,
@@ -25,8 +27,16 @@ from torchrl_marl_offline.objectives import (
     BehaviourCloning,
     BRACLoss,
     IQLLoss,
+    MACQLLoss,
+    MAICQLoss,
+    MATD3BCLoss,
     OfflineMARLLoss,
+    OMACLoss,
+    OMARLoss,
+    OMIGALoss,
+    PolicyGradient,
     SARSALoss,
+    SoftmaxSampler,
     TDLoss,
 )
 
@@ -35,6 +45,13 @@ DISCRETE = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=4,
 RULES = {"td": TD(), "sarsa": SARSA(), "iql": IQL(0.8), "awr": AWR(temperature=2.0), "brac": BRAC(sample=False)}
 PRESETS = ("TDLoss", "SARSALoss", "IQLLoss", "AWRLoss", "BRACLoss", "BehaviourCloning")
 HIDDEN = (8,)
+SAMPLES = 7
+"""Actions that a system asks the critic for at once."""
+SYSTEM_RULES = {
+    "cql": CQL(noise=0.2, num_random=SAMPLES, num_policy=SAMPLES),
+    "policy gradient": PolicyGradient(sample=False),
+    "sampler": SoftmaxSampler(iterations=2, samples=SAMPLES),
+}
 
 
 def make_batch(spec: TaskSpec, *shape: int, seed: int = 0) -> TensorDict:
@@ -80,7 +97,7 @@ class Case:
         return f"{self.decomposition}-{name}-{kind}"
 
     def critic(self, **options):
-        if self.decomposition == "mixer":
+        if self.decomposition in ("mixer", "linear"):
             options = {"embed_size": 4, "mixer_hidden_size": 8} | options
         return make_critic(self.spec, decomposition=self.decomposition, hidden=HIDDEN, **options)
 
@@ -95,6 +112,7 @@ class Case:
         torch.manual_seed(seed)
         actor, critic = self.actor(), self.critic() if critic is None else critic
         brac, awr = RULES["brac"], RULES["awr"]
+        cql, ascent, sampler = SYSTEM_RULES.values()
         if self.preset is None:
             learning = RULES[self.learning]
             value = self.value() if self.learning == "iql" else None
@@ -108,6 +126,12 @@ class Case:
                 "AWRLoss": lambda: AWRLoss(actor, critic, self.value(), rule=awr, **options),
                 "BRACLoss": lambda: BRACLoss(actor, critic, rule=brac, **options),
                 "BehaviourCloning": lambda: BehaviourCloning(actor, **options),
+                "MATD3BCLoss": lambda: MATD3BCLoss(actor, critic, **options),
+                "MACQLLoss": lambda: MACQLLoss(actor, critic, **({"learning": cql, "extraction": ascent} | options)),
+                "OMARLoss": lambda: OMARLoss(actor, critic, **({"learning": cql, "sampler": sampler} | options)),
+                "MAICQLoss": lambda: MAICQLoss(actor, critic, **options),
+                "OMACLoss": lambda: OMACLoss(actor, critic, self.value(), **options),
+                "OMIGALoss": lambda: OMIGALoss(actor, critic, self.value(), **options),
             }[self.preset]()
         loss.make_value_estimator(gamma=0.9)
         updater = SoftUpdate(loss, tau=tau) if loss.value_learning is not None else None
@@ -123,7 +147,29 @@ COMBINATIONS = [
     for extraction in ("awr", "brac")
 ]
 PRESET_CASES = [Case(preset=preset, discrete=discrete) for discrete in (False, True) for preset in PRESETS]
-CASES = COMBINATIONS + PRESET_CASES
+SYSTEM_CASES = [
+    Case("independent", preset="MATD3BCLoss"),
+    Case("mixer", preset="MATD3BCLoss"),
+    Case("linear", preset="MACQLLoss"),
+    Case("independent", preset="MACQLLoss", discrete=True),
+    Case("centralized", preset="MACQLLoss", discrete=True),
+    Case("independent", preset="OMARLoss"),
+    Case("centralized", preset="OMARLoss"),
+    Case("linear", preset="MAICQLoss"),
+    Case("mixer", preset="MAICQLoss", discrete=True),
+    Case("linear", preset="OMACLoss", discrete=True),
+    Case("linear", preset="OMIGALoss"),
+    Case("mixer", preset="OMIGALoss", discrete=True),
+]
+CASES = COMBINATIONS + PRESET_CASES + SYSTEM_CASES
+
+
+def noise_of_its_place(request, device="cpu", generator=None) -> torch.Tensor:
+    """Draw noise that is the same for every row, so that batches of other rows or another shape can be compared."""
+    sampled = len(request.shape) > 3 and request.shape[-3] == SAMPLES
+    place = request.shape[-3:] if sampled else request.shape[-2:]
+    numbers = (0.11 + 0.6180339887 * torch.arange(math.prod(place), dtype=torch.float64)) % 1.0  # spread over (0, 1)
+    return numbers.to(request.dtype).reshape(place).expand(request.shape)
 
 
 def loss_terms(output: TensorDict) -> dict[str, torch.Tensor]:

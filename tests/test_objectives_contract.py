@@ -8,7 +8,18 @@ import re
 
 import pytest
 import torch
-from objective_toys import CASES, COMBINATIONS, DISCRETE, PRESET_CASES, Case, gradients, loss_terms, make_batch
+from objective_toys import (
+    CASES,
+    COMBINATIONS,
+    DISCRETE,
+    PRESET_CASES,
+    SYSTEM_CASES,
+    Case,
+    gradients,
+    loss_terms,
+    make_batch,
+    noise_of_its_place,
+)
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -16,6 +27,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.modules import HyperNetworkMixer, ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives import AWR, BRAC, TDLoss
+from torchrl_marl_offline.objectives.noise import NoiseRequest
 
 OWN_NETWORKS = {
     "loss_actor": {"actor_network"},
@@ -30,10 +42,18 @@ FEW = [
     Case("centralized", "iql", "brac", discrete=True),
     Case("independent", "td", "awr"),
     *PRESET_CASES,
+    *SYSTEM_CASES,
 ]
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 few = pytest.mark.parametrize("case", FEW, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _same_noise_in_every_row(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("case") in SYSTEM_CASES:
+        monkeypatch.setattr(NoiseRequest, "draw", noise_of_its_place)
 
 
 def to_double(batch: TensorDict) -> TensorDict:
@@ -468,6 +488,8 @@ def test_a_mask_of_another_name_is_honoured() -> None:
     [
         Case("mixer", "iql", "awr"),
         Case("vdn", "sarsa", "brac", discrete=True),
+        *SYSTEM_CASES[3:7:3],  # conservative, discrete; rectification, centralized
+        *SYSTEM_CASES[7::3],  # implicit constraint; global to local
     ],
     ids=str,
 )

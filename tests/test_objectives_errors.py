@@ -55,7 +55,7 @@ def test_construction(arguments: dict, message: str) -> None:
         (lambda: IQL(0.0), "expectile must lie between 0 and 1, got 0.0"),
         (lambda: IQL(1.0), "expectile must lie between 0 and 1, got 1.0"),
         (lambda: AWR(temperature=-1.0), "temperature must not be negative, got -1.0"),
-        (lambda: AWR(advantage="team"), "advantage must be 'local' or 'joint', got 'team'"),
+        (lambda: AWR(advantage="team"), "advantage must be 'local', 'weighted' or 'joint', got 'team'"),
         (lambda: BRAC(alpha=-0.1), "alpha must not be negative, got -0.1"),
     ],
 )

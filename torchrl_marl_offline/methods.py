@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.method_systems import (
+    make_b3c,
+    make_cql,
+    make_icq,
+    make_omac,
+    make_omar,
+    make_omiga,
+    make_td3_bc,
+)
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import Decomposition, make_critic, make_value
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
@@ -14,7 +23,17 @@ from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 from torchrl_marl_offline.objectives.presets import BehaviourCloning
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
 
-POPULATION_SETTINGS = ("temperature", "alpha", "expectile", "gamma", "lr", "seed")
+POPULATION_SETTINGS = (
+    "temperature",
+    "alpha",
+    "expectile",
+    "min_q_weight",
+    "rectification",
+    "beta",
+    "gamma",
+    "lr",
+    "seed",
+)
 """Settings that may differ between the members of a population: numbers that enter the arithmetic as tensors."""
 
 
@@ -89,7 +108,17 @@ def make_cloning(
     return BehaviourCloning(make_actor(spec, hidden=hidden, share_params=share_params, scale=scale))
 
 
-ALGORITHMS: dict[str, Callable[..., OfflineMARLLoss]] = {"recipe": make_recipe, "cloning": make_cloning}
+ALGORITHMS: dict[str, Callable[..., OfflineMARLLoss]] = {
+    "recipe": make_recipe,
+    "cloning": make_cloning,
+    "td3_bc": make_td3_bc,
+    "b3c": make_b3c,
+    "cql": make_cql,
+    "omar": make_omar,
+    "icq": make_icq,
+    "omac": make_omac,
+    "omiga": make_omiga,
+}
 """Builders by name; each takes a :class:`TaskSpec` and keyword settings that JSON and TOML can hold."""
 
 
@@ -101,7 +130,8 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
     Args:
         spec: the task's sizes.
         algorithm: its name.
-        **settings: of the algorithm; see :func:`make_recipe` and :func:`make_cloning`.
+        **settings: of the algorithm; see :func:`make_recipe`, :func:`make_cloning`, and for the systems of the field
+            :func:`~torchrl_marl_offline.method_parts.make_parts` and their presets; :func:`settings_of` lists them.
 
     Raises:
         ValueError: for an unknown algorithm, or a setting that it does not have.

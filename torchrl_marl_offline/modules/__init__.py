@@ -8,7 +8,7 @@ from torchrl_marl_offline.modules.critics import (
     make_critic,
     make_value,
 )
-from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, SumMixer
+from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedLayerNorm, StackedLinear, StackedMLP
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
 
@@ -19,6 +19,7 @@ __all__ = [
     "CentralizedCritic",
     "GaussianHead",
     "HyperNetworkMixer",
+    "LinearMixer",
     "LocalCritic",
     "MaskedCategorical",
     "ScaleInvariantValueNorm",

@@ -1,4 +1,4 @@
-"""Critics for the four value decompositions, by one builder."""
+"""Critics for the five value decompositions, by one builder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torch import Tensor, nn
 
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, SumMixer
+from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP, one_hot
 
-Decomposition = Literal["centralized", "mixer", "vdn", "independent"]
-DECOMPOSITIONS: tuple[Decomposition, ...] = ("centralized", "mixer", "vdn", "independent")
+Decomposition = Literal["centralized", "mixer", "vdn", "independent", "linear"]
+DECOMPOSITIONS: tuple[Decomposition, ...] = ("centralized", "mixer", "vdn", "independent", "linear")
 
 LOCAL_ACTION_VALUE = ("agents", "state_action_value")
 ACTION_VALUE = "state_action_value"
@@ -109,6 +109,7 @@ def make_critic(
     ================  ============================================  =========================================
     ``mixer``         :math:`f(Q_1, \ldots, Q_n; s)`                local ``[*B, n, H]`` and team ``[*B, H]``
     ``vdn``           :math:`\sum_a Q_a`                            local and team
+    ``linear``        :math:`\sum_a |w_a(s)| Q_a + b(s)`            local and team
     ``centralized``   :math:`Q(s, u)`                               team
     ``independent``   each :math:`Q_a(o_a, u_a)` for itself         local
     ================  ============================================  =========================================
@@ -118,13 +119,13 @@ def make_critic(
 
     Args:
         spec: the task's sizes.
-        decomposition: one of the four above.
+        decomposition: one of the five above.
         num_heads: critic heads ``H``; targets use the minimum over them.
         hidden: widths of the critic's hidden layers (the recipe: four of 512).
         share_params: agents share parameters and are told apart by a one-hot id; otherwise separate parameters.
         joint_observation: the centralized critic reads all observations instead of the state.
         mixer: a mixer in place of the library's own, for instance ``torchrl.modules.QMixer``; only with ``"mixer"``.
-        monotonic: see :class:`~torchrl_marl_offline.HyperNetworkMixer`.
+        monotonic: see :class:`~torchrl_marl_offline.HyperNetworkMixer`; also of ``"linear"``.
         frozen: the mixer keeps its random initial parameters. An ablation: the recipe's released code never
             trained its mixer.
         embed_size: width of the mixing layer.
@@ -143,7 +144,8 @@ def make_critic(
     """
     if decomposition not in DECOMPOSITIONS:
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")
-    if decomposition != "mixer" and (mixer is not None or frozen or not monotonic):
+    of_mixer = mixer is not None or ((frozen or not monotonic) and decomposition != "linear")
+    if decomposition != "mixer" and of_mixer:
         raise ValueError(f"mixer=, frozen= and monotonic= go with decomposition='mixer', not {decomposition!r}.")
     network = {"hidden": hidden, "activation": activation, "layer_norm": layer_norm}
     if decomposition == "centralized":
@@ -160,14 +162,11 @@ def make_critic(
     if decomposition == "vdn":
         mixer = SumMixer(spec.n_agents)
     elif mixer is None:
-        mixer = HyperNetworkMixer(
-            spec.n_agents,
-            spec.state_size,
-            embed_size=embed_size,
-            hidden_size=mixer_hidden_size,
-            monotonic=monotonic,
-            layer_norm=layer_norm,
-        )
+        hyper = {"hidden_size": mixer_hidden_size, "monotonic": monotonic, "layer_norm": layer_norm}
+        if decomposition == "linear":
+            mixer = LinearMixer(spec.n_agents, spec.state_size, **hyper)
+        else:
+            mixer = HyperNetworkMixer(spec.n_agents, spec.state_size, embed_size=embed_size, **hyper)
     if frozen:
         mixer.requires_grad_(False)
     needs_state = getattr(mixer, "needs_state", True)

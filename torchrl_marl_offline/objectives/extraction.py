@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.objectives.batch_weights import batch_softmax
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
     effective_sample_size,
@@ -20,6 +21,7 @@ from torchrl_marl_offline.objectives.functional import (
     scale_invariant,
     standardize,
 )
+from torchrl_marl_offline.objectives.policies import differentiable_action
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.estimates import Estimates
@@ -55,35 +57,44 @@ class AWR(PolicyExtraction):
     .. math:: -\,e^{\alpha A_a} \log \pi_a(u_a | o_a), \qquad A_a = \min_k Q^k_a(o_a, u_a) - V_a(o_a)
 
     Without a state-value network, :math:`V_a := Q_a(o_a, \pi(o_a))`. It stays within the data's actions and
-    covers their modes.
+    covers their modes. With other settings, the weights of ICQ, OMAC and OMIGA.
 
     Args:
         temperature: :math:`\alpha`, which may be scheduled as ``loss.temperature = 3.0``.
-        advantage: ``"local"``, each agent's own, or ``"joint"``, the team's through the mixer, given to every agent.
-            A centralized critic has only the joint one, and uses it whatever is asked for here. Under a mixer, local
-            values are fitted only in their mixture, so that the difference of Q_a and V_a can be mostly noise: measured
-            on ``mpe/simple_spread``, the local one fails where the joint one works (``benchmarks/RESULTS.md``).
+        advantage: ``"local"``, each agent's own; ``"weighted"``, each agent's own times
+            :math:`\partial Q_{tot} / \partial Q_a` of the target mixer (1 without one); or ``"joint"``, the team's
+            through the mixer, given to every agent. A centralized critic has only the joint one, and uses it whatever
+            is asked for here. Under a mixer, local values are fitted only in their mixture, so that the difference of
+            Q_a and V_a can be mostly noise: measured on ``mpe/simple_spread``, the local one fails where the joint one
+            works (``benchmarks/RESULTS.md``).
         standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
             does.
         exponent_range: bounds of the exponent.
         max_weight: upper bound of the weight.
+        batch_softmax: divide each agent's weights by their mean over the batch; these need no bounds, and have none.
+        baseline: without a state-value network, the value of the policy's ``"mode"``, or that ``"expected"`` over the
+            discrete policy's actions (a centralized critic and continuous policies: the mode's).
 
     Metrics:
         ``advantage`` (mean), ``effective_sample_size`` (share of the batch), ``log_prob``.
     """
 
     temperature: float = 1.0
-    advantage: Literal["local", "joint"] = "local"
+    advantage: Literal["local", "joint", "weighted"] = "local"
     standardize: bool = True
     exponent_range: tuple[float, float] = (-50.0, 10.0)
     max_weight: float = 100.0
+    batch_softmax: bool = False
+    baseline: Literal["mode", "expected"] = "mode"
     metrics: ClassVar[tuple[str, ...]] = ("advantage", "effective_sample_size", "log_prob")
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}.")
-        if self.advantage not in ("local", "joint"):
-            raise ValueError(f"advantage must be 'local' or 'joint', got {self.advantage!r}.")
+        if self.advantage not in ("local", "joint", "weighted"):
+            raise ValueError(f"advantage must be 'local', 'weighted' or 'joint', got {self.advantage!r}.")
+        if self.baseline not in ("mode", "expected"):
+            raise ValueError(f"baseline must be 'mode' or 'expected', got {self.baseline!r}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return the temperature."""
@@ -93,14 +104,17 @@ class AWR(PolicyExtraction):
         self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the log-probability of the dataset's actions."""
-        log_prob = loss.policy(tensordict).log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
-        advantage = estimates.advantage(joint=self.advantage == "joint").expand_as(log_prob)
+        log_prob = estimates.policy.log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
+        advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected").expand_as(log_prob)
         with torch.no_grad():
             mask = loss.agent_mask(tensordict, log_prob)
             scaled = standardize(advantage, mask) if self.standardize else advantage
-            weight = advantage_weight(
-                scaled, loss.temperature, exponent_range=self.exponent_range, max_weight=self.max_weight
-            )
+            if self.batch_softmax:
+                weight = batch_softmax(loss.temperature * scaled, mask)
+            else:
+                weight = advantage_weight(
+                    scaled, loss.temperature, exponent_range=self.exponent_range, max_weight=self.max_weight
+                )
             metrics = {
                 "advantage": masked_mean(advantage, mask),
                 "effective_sample_size": effective_sample_size(weight, mask),
@@ -144,17 +158,9 @@ class BRAC(PolicyExtraction):
         self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and clone."""
-        policy = loss.policy(tensordict)
+        policy = estimates.policy
         log_prob = policy.log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
-        if hasattr(policy, "straight_through_sample"):
-            action = policy.straight_through_sample() if self.sample else policy.straight_through_mode()
-        else:
-            action = policy.deterministic_sample
-            if not action.is_floating_point():
-                raise ValueError(
-                    f"BRAC sends the critic's gradient through the action, and {type(policy).__name__} passes none; "
-                    "give the actor this library's MaskedCategorical, as make_actor does."
-                )
+        action = differentiable_action(policy, sample=self.sample, rule="BRAC")
         value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
         mask = loss.agent_mask(tensordict, value)
         objective = scale_invariant(value, mask) if self.normalize else value
@@ -179,5 +185,5 @@ class Cloning(PolicyExtraction):
         self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of the dataset's actions."""
-        log_prob = loss.policy(tensordict).log_prob(tensordict.get(loss.tensor_keys.action))
+        log_prob = estimates.policy.log_prob(tensordict.get(loss.tensor_keys.action))
         return -log_prob, {"log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))}

@@ -55,6 +55,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             alike (``benchmarks/RESULTS.md``); the default is TorchRL's custom.
         team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent
             agents.
+        max_next_value: upper bound of the next value in the critic's target, for instance the largest return in the
+            data (critic clipping; Kim and Sycara 2025); a buffer, as ``loss.max_next_value = 300.0``. None for none.
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
             a list gives its own length.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -91,6 +93,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             done: end of an episode.
             terminated: end of an episode that is not a time limit; the only one that stops bootstrapping.
             agent_mask: optional, false for dead or padding agents.
+        action_mask: optional, true for legal actions of a discrete task, for rules that ask for every action.
             has_next_action: optional, false where the dataset's next action is unknown.
             state_action_value: the team's value, written by the critic.
             local_state_action_value: local values, written by the critic.
@@ -105,6 +108,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
         agent_mask: NestedKey = ("agents", "mask")
+        action_mask: NestedKey = ("agents", "action_mask")
         has_next_action: NestedKey = ("collector", "has_next_action")
         state_action_value: NestedKey = "state_action_value"
         local_state_action_value: NestedKey = ("agents", "state_action_value")
@@ -116,7 +120,18 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
-    _schedulable_buffers = frozenset({"temperature", "alpha", "expectile"})
+    _schedulable_buffers = frozenset(
+        {
+            "temperature",
+            "alpha",
+            "expectile",
+            "min_q_weight",
+            "beta",
+            "regularization",
+            "rectification",
+            "max_next_value",
+        }
+    )
 
     actor_network: TensorDictModule
     actor_network_params: TensorDictParams
@@ -143,6 +158,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         value_norm: ValueNorm | None = None,
         heads: Literal["all", "min"] = "all",
         team_reward: Literal["mean", "sum"] = "mean",
+        max_next_value: float | None = None,
         num_qvalue_nets: int = 1,
         reduction: Literal["mean", "sum", "none"] = "mean",
         deactivate_vmap: bool = False,
@@ -160,10 +176,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self._ensemble = False
         self._held: tuple[str, ...] = ()
         self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
-        device = next((p.device for p in self.parameters()), None)
-        for rule in (value_learning, extraction):
-            for name, coefficient in (rule.coefficients() if rule is not None else {}).items():
-                self.register_coeff_buffer(name, float(coefficient), device=device, dtype=torch.get_default_dtype())
+        self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
         self._make_vmap()
 
     @classmethod
@@ -216,7 +229,21 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         if self._mixer_has_params:
             self.convert_to_functional(mixer, "mixer_network", create_target_params=train, compare_against=held)
         if value is not None:
-            self.convert_to_functional(value, "value_network", compare_against=held)
+            target = train and self.value_learning.needs_target_value
+            self.convert_to_functional(value, "value_network", create_target_params=target, compare_against=held)
+
+    def _register_coefficients(self, coefficients: dict[str, float]) -> None:
+        for rule in (self.value_learning, self.extraction):
+            own = {} if rule is None else rule.coefficients()
+            if shared := own.keys() & coefficients.keys():
+                raise ValueError(
+                    f"{type(rule).__name__} and another rule both have a coefficient {min(shared)!r}; give one of them "
+                    "another name."
+                )
+            coefficients = coefficients | own
+        device = next((p.device for p in self.parameters()), None)
+        for name, coefficient in coefficients.items():
+            self.register_coeff_buffer(name, float(coefficient), device=device, dtype=torch.get_default_dtype())
 
     def _make_vmap(self) -> None:
         if self._ensemble:
@@ -301,6 +328,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             losses.append("loss_qvalue")
             metrics += ["qvalue", "qvalue_abs", "td_target"]
             metrics += ["td_error_abs"] if self.value_norm is None else ["value_norm_scale", "td_error_abs"]
+            metrics += self.value_learning.metrics
             if self.value_learning.needs_value:
                 losses.append("loss_value")
                 metrics.append("state_value")
@@ -381,7 +409,13 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         error = (detached - target).abs().squeeze(-1)
         metrics["td_error_abs"] = masked_mean(error, elements_mask)
         metrics["td_error"] = self._average_agents(tensordict, error)
-        return self._reduce(tensordict, squared, row_mask), metrics
+        term = self._reduce(tensordict, squared, row_mask)
+        penalty = self.value_learning.critic_penalty(self, tensordict, estimates)
+        if penalty is not None:
+            metrics["critic_penalty"] = masked_mean(penalty.detach(), self.agent_mask(tensordict, penalty))
+            scaled = penalty if self.value_norm is None else penalty / self.value_norm.scale()
+            term = term + self._reduce(tensordict, scaled, row_mask)
+        return term, metrics
 
     def _value_target(self, tensordict: TensorDictBase) -> Tensor:
         """Return the detached regression target ``[*B, k, 1]``."""
@@ -389,6 +423,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         with torch.no_grad():
             next_td = self._with_batch(next_td, tensordict)
             next_value = self.value_learning.next_value(self, next_td)
+            if "max_next_value" in self._buffers:
+                next_value = next_value.minimum(self.max_next_value)
+            next_value = self.value_learning.reweighted(self, tensordict, next_value)
             signals = {"reward": self._reward(next_td, next_value), "state_value": next_value}
             for name in ("done", "terminated"):
                 signal = next_td.get(getattr(self.tensor_keys, name))
@@ -440,11 +477,10 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the state-value network's term and its metrics."""
         estimates = Estimates(self, tensordict) if estimates is None else estimates
-        value = estimates.state.total
-        target = estimates.target.total_min.detach()
-        elements = self.value_learning.element_loss(self, value, target).squeeze(-1)  # [*B, k]
-        mask = self.agent_mask(tensordict, elements)
-        return self._reduce(tensordict, elements), {"state_value": masked_mean(value.detach().squeeze(-1), mask)}
+        elements = self.value_learning.value_elements(self, tensordict, estimates)  # [*B, k] or [*B, n]
+        value = estimates.state.total.detach().squeeze(-1)  # [*B, k]
+        metrics = {"state_value": masked_mean(value, self.agent_mask(tensordict, value))}
+        return self._reduce(tensordict, elements), metrics
 
     def actor_loss(
         self, tensordict: TensorDictBase, estimates: Estimates | None = None

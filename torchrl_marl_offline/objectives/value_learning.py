@@ -13,8 +13,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square
+from torchrl_marl_offline.objectives.noise import normal_like
+from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete
 
 if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.estimates import Estimates
     from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
@@ -24,12 +27,16 @@ class ValueLearning(ABC):
     Attributes:
         needs_actor: whether :meth:`next_value` asks the policy.
         needs_value: whether the loss must own a state-value network.
+        needs_target_value: whether the state-value network has a target network.
         needs_next_action: whether the dataset's next action is read.
+        metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
     """
 
     needs_actor: ClassVar[bool] = False
     needs_value: ClassVar[bool] = False
+    needs_target_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = ()
 
     def coefficients(self) -> dict[str, float]:
         """Return the scalars that the loss registers as schedulable buffers."""
@@ -39,20 +46,53 @@ class ValueLearning(ABC):
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Return the value ``[*B, k, 1]`` of the next state; ``k`` is 1 for a team, ``n`` for independent agents."""
 
+    def reweighted(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+        """Return the next values ``[*B, k, 1]`` of a batch as the target takes them: by default, as they are."""
+        return next_value
+
     def row_mask(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> Tensor | None:
         """Return ``[*B]``, false where the rule cannot form a target, or None."""
         return None
 
+    def critic_penalty(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor | None:
+        """Return what is added to the critic's term, ``[*B, k]`` or ``[*B, n]``, or None."""
+        return None
+
+    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+        """Return the state-value network's term, ``[*B, k]`` or ``[*B, n]``, where the rule needs one."""
+        raise NotImplementedError(f"{type(self).__name__} has needs_value, and must have value_elements.")
+
 
 @dataclass(frozen=True)
 class TD(ValueLearning):
-    r"""Bootstrap at the policy's action: :math:`\min_k \bar Q^k_{tot}(s', \pi(o'))` (eq. 2)."""
+    r"""Bootstrap at the policy's action: :math:`\min_k \bar Q^k_{tot}(s', \pi(o'))` (eq. 2).
 
+    With ``noise``, at an action nearby, as TD3 does (Fujimoto et al. 2018):
+    :math:`\pi(o') + \mathrm{clip}(\epsilon, -c, c)`, :math:`\epsilon \sim N(0, \sigma^2)`, clipped to the bounds. Only
+    continuous actions have such neighbours; discrete ones stay as they are.
+
+    Args:
+        noise: :math:`\sigma`, in halves of the action range (TD3: 0.2).
+        noise_clip: :math:`c`, in halves of the action range.
+    """
+
+    noise: float = 0.0
+    noise_clip: float = 0.5
     needs_actor: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or self.noise_clip < 0:
+            raise ValueError(f"noise and noise_clip must not be negative, got {self.noise} and {self.noise_clip}.")
 
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the target critic at the mode of the policy."""
-        return loss.action_value(next_tensordict, loss.policy_action(next_tensordict), target=True).total_min
+        policy = loss.policy(next_tensordict)
+        action = policy.deterministic_sample
+        if self.noise and not is_discrete(policy):
+            low, high = bounds_of(policy, type(self).__name__)
+            step = (self.noise * normal_like(action)).clamp(-self.noise_clip, self.noise_clip)
+            action = (action + step * (high - low) / 2).clamp(low, high)
+        return loss.action_value(next_tensordict, action, target=True).total_min
 
 
 @dataclass(frozen=True)
@@ -103,6 +143,10 @@ class IQL(ValueLearning):
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the state-value network and mix it."""
         return loss.state_value(next_tensordict).total
+
+    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+        """Return the team's (or each independent agent's) expectile regression, ``[*B, k]``."""
+        return self.element_loss(loss, estimates.state.total, estimates.target.total_min).squeeze(-1)
 
     def element_loss(self, loss: OfflineMARLLoss, value: Tensor, target: Tensor) -> Tensor:
         """Return the expectile regression of ``value`` to ``target``, element by element."""

@@ -121,7 +121,8 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
     for algorithm in grid.get("algorithm", [given.get("algorithm", "recipe")]):
         defaults = settings_of(algorithm)
         other, wanted = READ_ONLY_WITH.get(name, (name, None))
-        if name in defaults and (wanted is None or wanted in grid.get(other, [given.get(other, defaults[other])])):
+        is_free = wanted is None or other not in defaults  # it has no companion to depend on
+        if name in defaults and (is_free or wanted in grid.get(other, [given.get(other, defaults[other])])):
             return True
     return False
 

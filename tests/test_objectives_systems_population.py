@@ -1,0 +1,93 @@
+"""The systems of the field in populations and as traced functions: the numbers of the loss alone, noise included."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from objective_toys import SYSTEM_CASES, Case, make_batch
+from population_toys import largest_difference, lone_tensors, make_data, member_tensors
+
+from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.methods import make_loss
+from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
+
+SEEDS, RATES = (4, 9), (1e-3, 2e-3)
+SETTINGS = {  # of each of two members
+    "td3_bc": ({"alpha": 2.5}, {"alpha": 1.0}),
+    "b3c": ({"alpha": 2.5, "max_next_value": 0.2}, {"alpha": 10.0, "max_next_value": 0.1}),
+    "cql": ({"min_q_weight": 0.5}, {"min_q_weight": 5.0}),
+    "omar": ({"rectification": 0.5, "min_q_weight": 1.0}, {"rectification": 0.9, "min_q_weight": 0.1}),
+    "icq": ({"beta": 1000.0, "temperature": 1.0}, {"beta": 1.0, "temperature": 10.0}),
+    "omac": ({"expectile": 0.7, "temperature": 3.0}, {"expectile": 0.5, "temperature": 1.0}),
+    "omiga": ({"alpha": 10.0}, {"alpha": 1.0}),
+}
+RUNS = [(name, {}, False) for name in SETTINGS]
+RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga")]
+RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
+RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
+
+
+def member(data, index: int, algorithm: str, options: dict):
+    torch.manual_seed(SEEDS[index])
+    return make_loss(data.spec, algorithm=algorithm, hidden=(8,), **SETTINGS[algorithm][index], **options)
+
+
+@pytest.mark.parametrize(("algorithm", "options", "discrete"), RUNS, ids=str)
+def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool) -> None:
+    data = make_data(discrete=discrete)
+    common = {"steps": 6, "log_every": 3, "progress": False, "tau": 0.05}
+    losses = {f"m{index}": member(data, index, algorithm, options) for index in range(2)}
+    buffer = PopulationBuffer(data.data, batch_size=12, seeds=SEEDS)
+    population = PopulationTrainer(losses, buffer, lr=RATES, **common)
+    start = [member_tensors(population, index) for index in range(2)]
+    population.train()
+    for index in range(2):
+        loss = member(data, index, algorithm, options)
+        torch.manual_seed(SEEDS[index])  # of the noise
+        rows = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[index])
+        alone = Trainer(loss, rows, lr=RATES[index], **common)
+        assert largest_difference(lone_tensors(alone), start[index]) == 0
+        alone.train()
+        found = member_tensors(population, index)
+        assert largest_difference(found, lone_tensors(alone)) < 2e-6
+        assert largest_difference(found, start[index]) > 1e-3
+    finals = [member_tensors(population, index) for index in range(2)]
+    assert all(largest_difference(*pair) > 1e-2 for pair in itertools.combinations(finals, 2))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*SYSTEM_CASES[::2], *(pytest.param(case, marks=pytest.mark.slow) for case in SYSTEM_CASES[1::2])],
+    ids=str,
+)
+def test_traced_it_is_the_loss_as_it_stands(case: Case) -> None:
+    found = []
+    for kind in (Gradients, lambda loss: CompiledGradients(loss, backend=None)):
+        loss = case.build()
+        differentiate = kind(loss)
+        torch.manual_seed(3)
+        for seed in range(3):
+            metrics = differentiate(make_batch(case.spec, 6, seed=seed))
+        after = torch.get_rng_state()
+        found.append(({n: p.grad.clone() for n, p in loss.named_parameters()}, metrics, after))
+    (gradients, metrics, after), traced = found
+    torch.testing.assert_close(traced[0], gradients, rtol=0, atol=0)
+    torch.testing.assert_close(traced[1], metrics, rtol=0, atol=0)
+    assert torch.equal(traced[2], after)
+
+
+def test_the_target_state_values_follow() -> None:
+    loss = Case("linear", preset="OMIGALoss").build(tau=0.25)
+    before = {name: b.clone() for name, b in loss.named_buffers() if name.startswith("target_value_network")}
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.add_(1.0)
+    batch = make_batch(loss_spec := Case("linear").spec, 4)
+    values = [loss.state_value(batch["next"], target=target).local for target in (False, True)]
+    assert before and not torch.equal(*values) and loss_spec.n_agents == values[0].shape[1]
+    loss.updater.step()
+    for name, old in before.items():
+        torch.testing.assert_close(dict(loss.named_buffers())[name], old + 0.25)

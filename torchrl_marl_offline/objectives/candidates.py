@@ -1,0 +1,89 @@
+"""What the critic says of many actions of each agent, the other agents' as recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDict, TensorDictBase, unravel_key
+from torch import Tensor
+from torch.distributions import Distribution
+
+from torchrl_marl_offline.modules.networks import one_hot
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+def candidate_values(
+    loss: OfflineMARLLoss, tensordict: TensorDictBase, actions: Tensor, *, team: bool = False, detach: bool = False
+) -> Tensor:
+    """Evaluate the critic at ``K`` actions of every agent.
+
+    Each agent's own value where the critic has local ones. A centralized critic, and with ``team`` any critic of a
+    team, values the team with one agent's action replaced and the other agents' as recorded.
+
+    Args:
+        loss: whose critic is asked.
+        tensordict: observations, state and recorded actions, ``[*B]``.
+        actions: ``[*B, K, n, a]``; one-hot for a discrete task.
+        team: ask for the team's value also where there are local ones.
+        detach: keep the gradient from the critic's parameters (not from the actions).
+
+    Returns:
+        ``[*B, K, n, H]``.
+    """
+    count = actions.shape[-3]
+    if not (loss._is_central or (team and loss.is_team)):
+        return loss._critic(_repeated(loss, tensordict, count), actions, target=False, detach=detach)
+    recorded = tensordict.get(loss.tensor_keys.action)
+    if not recorded.is_floating_point():
+        recorded = one_hot(recorded, actions.shape[-1], actions.dtype)
+    n = actions.shape[-2]
+    own = torch.eye(n, dtype=torch.bool, device=actions.device).unsqueeze(-1)
+    joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
+    values = loss.action_value(_repeated(loss, tensordict, count, n), joint, detach=detach)
+    return values.total.squeeze(-2)  # [*B, K, n, 1, H]
+
+
+def _repeated(loss: OfflineMARLLoss, tensordict: TensorDictBase, *counts: int) -> TensorDict:
+    """Return what the critic and the mixer read, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``."""
+    batch = tensordict.batch_size
+    mixer_keys = loss.mixer_network.in_keys if loss.mixer_network is not None else []
+    entries = {}
+    for key in dict.fromkeys(map(unravel_key, [*loss.qvalue_network.in_keys, *mixer_keys])):
+        entry = tensordict.get(key, None)
+        if entry is not None and key != unravel_key(loss.tensor_keys.action):
+            trailing = entry.shape[len(batch) :]
+            entries[key] = entry.reshape(*batch, *(1,) * len(counts), *trailing).expand(*batch, *counts, *trailing)
+    return TensorDict(entries, [*batch, *counts])
+
+
+def every_action(policy: Distribution) -> Tensor:
+    """Return all actions of a discrete policy as candidates, one-hot ``[*B, A, n, A]``."""
+    probs = policy.probs  # [*B, n, A]
+    size = probs.shape[-1]
+    each = torch.eye(size, dtype=probs.dtype, device=probs.device).unsqueeze(-2)  # [A, 1, A]
+    return each.expand(*probs.shape[:-2], size, probs.shape[-2], size)
+
+
+def legal_actions(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+    """Return which of every action's values ``[*B, A, n, ...]`` are of legal actions, broadcastable to them.
+
+    An agent without any legal action, which is a dead or a padding one, is taken to have all.
+    """
+    mask = tensordict.get(loss.tensor_keys.action_mask, None)
+    if mask is None:
+        return torch.ones((), dtype=torch.bool, device=like.device)
+    mask = (mask | ~mask.any(-1, keepdim=True)).transpose(-1, -2)  # [*B, n, A] -> [*B, A, n]
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
+
+
+def expected_value(loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Distribution) -> Tensor:
+    r"""Return :math:`\sum_a \pi(a | o) Q(o, a)`, the minimum head's, of every agent's discrete actions, ``[*B, n, 1]``.
+
+    Without gradient.
+    """
+    with torch.no_grad():
+        values = candidate_values(loss, tensordict, every_action(policy)).amin(-1)  # [*B, A, n]
+        return (policy.probs.transpose(-1, -2) * values).sum(-2).unsqueeze(-1)

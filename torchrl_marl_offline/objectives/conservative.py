@@ -1,0 +1,92 @@
+"""Conservative Q-learning: TD with critics held down away from the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
+from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
+from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, shifted_sample
+from torchrl_marl_offline.objectives.value_learning import TD
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution
+
+    from torchrl_marl_offline.objectives.estimates import Estimates
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class CQL(TD):
+    r""":class:`TD` and a penalty on values of actions that are not the data's (Kumar et al. 2020).
+
+    .. math:: \alpha \Big[\log \sum_{u_a} e^{Q_a(o_a, u_a)} - Q_a(o_a, u_a^{data})\Big]
+
+    for every agent and every head (the heads' penalties are summed, as their squared errors are). Discrete: the sum
+    over the legal actions. Continuous: the integral, by importance sampling of ``num_random`` uniform actions and
+    ``num_policy`` of the policy (their appendix F),
+    :math:`\log \frac{1}{N} \sum_j e^{Q_a(o_a, u_j)} / q(u_j)`. Local values where the critic has them (also under a
+    mixer); a centralized critic is asked for agent :math:`a`'s action with the others as recorded. Under a value norm
+    the penalty is divided by its scale, as the squared error is by the square: both terms are then without unit.
+
+    Args:
+        min_q_weight: :math:`\alpha`; may be scheduled as ``loss.min_q_weight = 1.0``.
+        num_random: uniform actions.
+        num_policy: actions of the current policy.
+        noise: see :class:`TD`.
+        noise_clip: see :class:`TD`.
+
+    Metrics:
+        ``critic_penalty``: the weighted penalty, before any division by a scale.
+    """
+
+    min_q_weight: float = 1.0
+    num_random: int = 10
+    num_policy: int = 10
+    metrics: ClassVar[tuple[str, ...]] = ("critic_penalty",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_q_weight < 0:
+            raise ValueError(f"min_q_weight must not be negative, got {self.min_q_weight}.")
+        if min(self.num_random, self.num_policy) < 0 or self.num_random + self.num_policy < 1:
+            raise ValueError(
+                "num_random and num_policy must not be negative, and one of them positive; got "
+                f"{self.num_random} and {self.num_policy}."
+            )
+
+    def coefficients(self) -> dict[str, float]:
+        """Return the weight."""
+        return {"min_q_weight": self.min_q_weight}
+
+    def critic_penalty(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+        """Return the penalty, ``[*B, n]``."""
+        policy, recorded = estimates.policy, estimates.live
+        recorded = recorded.total if recorded.local is None else recorded.local
+        if is_discrete(policy):
+            values = candidate_values(loss, tensordict, every_action(policy))  # [*B, A, n, H]
+            legal = legal_actions(loss, tensordict, values)
+            soft_max = torch.where(legal, values, torch.full_like(values, -torch.inf)).logsumexp(-3)
+        else:
+            actions, log_prob = self._sampled(policy)
+            values = candidate_values(loss, tensordict, actions) - log_prob.unsqueeze(-1)
+            soft_max = values.logsumexp(-3) - math.log(values.shape[-3])
+        return loss.min_q_weight * (soft_max - recorded).sum(-1)
+
+    @torch.no_grad()
+    def _sampled(self, policy: Distribution) -> tuple[Tensor, Tensor]:
+        """Return actions ``[*B, K, n, a]`` and the logarithms of the densities that they were drawn with."""
+        mode = policy.deterministic_sample.unsqueeze(-3)  # [*B, 1, n, a]
+        low, high = bounds_of(policy, "CQL")
+        shape = (*mode.shape[:-3], self.num_random, *mode.shape[-2:])
+        uniform = low + (high - low) * uniform_like(mode.expand(shape))
+        volume = torch.zeros_like(uniform) + torch.as_tensor(high - low, dtype=mode.dtype, device=mode.device).log()
+        shape = (*mode.shape[:-3], self.num_policy, *mode.shape[-2:])
+        own, log_prob = shifted_sample(policy, normal_like(mode.expand(shape)))
+        return torch.cat([uniform, own], -3), torch.cat([-volume.sum(-1), log_prob], -2)

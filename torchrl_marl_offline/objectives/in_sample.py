@@ -1,0 +1,124 @@
+"""In-sample value learning: no action is asked that the data does not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
+from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.estimates import Estimates, Values
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+@dataclass(frozen=True)
+class ICQ(SARSA):
+    r"""Implicit constraint Q-learning (Yang et al. 2021): :class:`SARSA` that leans to the batch's better successors.
+
+    .. math::
+        y = r + \gamma \rho\, \bar Q_{tot}(s', u'), \qquad
+        \rho = N\, \mathrm{softmax}_{batch}\big(\bar Q_{tot}(s', u') / \beta\big)
+
+    The softmax is over the rows that bootstrap: those that did not terminate and whose next action was recorded. With
+    :math:`\beta \to \infty` this is SARSA.
+
+    Args:
+        beta: :math:`\beta`; may be scheduled as ``loss.beta = 100.0``.
+    """
+
+    beta: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+
+    def coefficients(self) -> dict[str, float]:
+        """Return beta."""
+        return {"beta": self.beta}
+
+    def reweighted(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+        """Multiply each row's next value by its weight in the batch."""
+        value = next_value.squeeze(-1)  # [*B, k]
+        mask = ~tensordict.get(("next", loss.tensor_keys.terminated)).expand_as(value)
+        known = tensordict.get(loss.tensor_keys.has_next_action, None)
+        for counts in (None if known is None else known.unsqueeze(-1), loss.agent_mask(tensordict, value)):
+            mask = mask if counts is None else mask & counts
+        return next_value * batch_softmax(value / loss.beta, mask).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class OMAC(IQL):
+    r"""Coupled value factorization (Wang and Zhan 2023): :class:`IQL` with an expectile for each agent.
+
+    .. math:: \mathbb{E}\,\ell^2_\tau\big(\min_k \bar Q^k_a(o_a, u_a) - V_a(o_a)\big)
+
+    where IQL fits :math:`V_{tot}`. The target stays :math:`r + \gamma V_{tot}(s')`, and :math:`V_{tot}` is mixed by the
+    weights of :math:`Q_{tot}`.
+    """
+
+    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+        """Return every agent's expectile regression, ``[*B, n]``."""
+        value, target = _local(estimates.state, self), _local(estimates.target, self).amin(-1, keepdim=True)
+        return self.element_loss(loss, value, target).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class OMIGA(ValueLearning):
+    r"""Implicit global-to-local value regularization (Wang et al. 2023).
+
+    .. math::
+        \mathbb{E}\Big[\exp\big(\tfrac{w_a}{\alpha} (\bar Q_a(o_a, u_a) - V_a(o_a))\big)
+        + \tfrac{w_a}{\alpha} V_a(o_a)\Big], \qquad y = r + \gamma \bar V_{tot}(s')
+
+    :math:`w_a = \partial Q_{tot} / \partial Q_a` of the target mixer, without gradient: :math:`|w_a(s)|` of a linear
+    mixer, 1 for independent agents. :math:`\bar V_{tot}` is the target state-value network's, through the target mixer.
+    As in the released code, the exponent is clipped, and the loss of a batch divided by the exponential of its largest
+    exponent (but of no less than -1). Where the exponent is clipped from above, the gradient has its second term alone.
+
+    Args:
+        regularization: :math:`\alpha`: the higher, the nearer to the data; may be scheduled as
+            ``loss.regularization = 1.0``.
+        exponent_range: bounds of the exponent.
+    """
+
+    regularization: float = 10.0
+    exponent_range: tuple[float, float] = (-10.0, 10.0)
+    needs_value: ClassVar[bool] = True
+    needs_target_value: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.regularization > 0:
+            raise ValueError(f"regularization must be positive, got {self.regularization}.")
+
+    def coefficients(self) -> dict[str, float]:
+        """Return the regularization."""
+        return {"regularization": self.regularization}
+
+    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+        """Evaluate the target state-value network and mix it."""
+        return loss.state_value(next_tensordict, target=True).total
+
+    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+        """Return every agent's exponential residual, ``[*B, n]``."""
+        value = _local(estimates.state, self)
+        target = _local(estimates.target, self).amin(-1, keepdim=True)
+        weight = estimates.credit / loss.regularization
+        exponent = (weight * (target - value)).clamp(*self.exponent_range).squeeze(-1)  # [*B, n]
+        mask = loss.agent_mask(tensordict, exponent)
+        largest = batch_max(exponent, mask, tuple(range(exponent.ndim))).clamp_min(-1.0)
+        return (exponent - largest).exp() + torch.exp(-largest) * (weight * value).squeeze(-1)
+
+
+def _local(values: Values, rule: ValueLearning) -> Tensor:
+    if values.local is None:
+        raise ValueError(
+            f"{type(rule).__name__} fits each agent's own value, and a centralized critic or value network has none; "
+            "use IQL, or another decomposition."
+        )
+    return values.local

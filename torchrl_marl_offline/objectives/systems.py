@@ -1,0 +1,228 @@
+"""Systems of the field as presets of :class:`OfflineMARLLoss`: a rule of value learning and one of extraction each.
+
+Each says its equations, its paper, the published settings and what differs from it. Every decomposition and every
+option of :class:`OfflineMARLLoss` goes with each, unless it says otherwise: "X + Mix" is a critic with a mixer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
+from torchrl_marl_offline.objectives.conservative import CQL
+from torchrl_marl_offline.objectives.extraction import AWR
+from torchrl_marl_offline.objectives.in_sample import ICQ, OMAC, OMIGA
+from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.omar import OMAR
+from torchrl_marl_offline.objectives.presets import Critic
+from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampler
+from torchrl_marl_offline.objectives.value_learning import TD
+
+
+class MATD3BCLoss(OfflineMARLLoss):
+    r"""MA-TD3+BC: TD3+BC (Fujimoto and Gu 2021, arXiv:2106.06860) for every agent, as in the comparison of OMAR.
+
+    .. math::
+        y = r + \gamma \min_k \bar Q^k(s', \pi(o') + \epsilon), \qquad
+        -\lambda\, Q^1(s, \pi(o)) + \|\pi_a(o_a) - u_a\|^2, \qquad \lambda = \alpha / \mathbb{E}|Q^1|
+
+    (:class:`TD` with ``noise``, :class:`TD3BC`.) With ``others="policy"``, a mixer and ``max_next_value`` this is B3C
+    (Kim and Sycara 2025, arXiv:2501.18138): the next value is clipped at the data's largest return, and a larger
+    :math:`\alpha` is affordable.
+
+    Published: :math:`\alpha` 2.5; noise 0.2, clipped at 0.5; the actor and the targets are updated at every second step
+    of the critic; states are normalized. Independent or centralized critics.
+
+    What differs: the actor is trained at every step; the next action is the current policy's, not a target policy's.
+    Continuous actions only, and an actor whose mode is not clipped: ``make_actor(distribution="tanh_gaussian")``.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules'.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        *,
+        alpha: float = TD3BC.alpha,
+        noise: float = 0.2,
+        noise_clip: float = TD.noise_clip,
+        others: Literal["data", "policy"] = TD3BC.others,
+        **options,
+    ) -> None:
+        learning, extraction = TD(noise, noise_clip), TD3BC(alpha=alpha, others=others)
+        super().__init__(actor, critic, value_learning=learning, extraction=extraction, **options)
+
+
+class MACQLLoss(OfflineMARLLoss):
+    r"""MA-CQL: conservative Q-learning (Kumar et al. 2020, arXiv:2006.04779) on MATD3, as in the comparison of OMAR.
+
+    .. math::
+        L_{TD} + \alpha\, \mathbb{E}\Big[\log \sum_{u_a} e^{Q_a(o_a, u_a)} - Q_a(o_a, u_a)\Big], \qquad
+        -Q^1_a(o_a, \pi_a(o_a))
+
+    (OMAR's eq. 1; :class:`CQL`, :class:`PolicyGradient`.)
+
+    Published (OMAR, appendix C.1.2): :math:`\alpha` of 0.1, 0.5, 1 or 5, by task; two hidden layers of 64; learning
+    rate 0.01; targets' rate 0.01; batches of 1024; 10 sampled actions. The text has :math:`\gamma = 0.99`, the released
+    code 0.95.
+
+    What differs: the released code samples uniform actions alone on the particle environments, adds
+    :math:`10^{-3} \|\pi\|^2` to the actor's term, and has target policies but no noise on their actions; the noise is
+    algorithm 1's, its size TD3's. Discrete (their section 4.3): straight-through actions instead of Gumbel-softmax.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules'.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        *,
+        learning: CQL = CQL(noise=0.2),  # noqa: B008
+        extraction: PolicyGradient = PolicyGradient(),  # noqa: B008
+        **options,
+    ) -> None:
+        super().__init__(actor, critic, value_learning=learning, extraction=extraction, **options)
+
+
+class OMARLoss(MACQLLoss):
+    r"""OMAR: :class:`MACQLLoss` with actor rectification (Pan et al. 2022, arXiv:2111.11188).
+
+    .. math:: -(1 - \tau)\, Q^1_a(o_a, \pi_a(o_a)) + \tau\, \|\pi_a(o_a) - \hat u_a\|^2
+
+    (Eq. 2; :class:`OMAR`.) :math:`\hat u_a` is the best of the sampler's candidates and :math:`\pi_a(o_a)`. Samplers:
+    :class:`SoftmaxSampler`, theirs; :class:`CEMSampler` and :class:`RandomSampler`, of table 2.
+
+    Published: 3 iterations of 10 samples from mean 0 and deviation 2. The text has :math:`\tau` 0.5 on random and
+    medium-replay data, 0.7 on medium, 0.9 on expert; the released code has (:math:`\tau`, CQL's :math:`\alpha`), for
+    random, medium-replay, medium and expert: spread (1, 0.5) (1, 1) (1, 5) (1, 5); tag (0.9, 0.5) (0.9, 0.5) (0.7, 5)
+    (0.9, 5); world (1, 0.5) (0.7, 1) (0.1, 0.5) (0.9, 5); HalfCheetah (1, 1) (0.9, 5) (0.7, 1) (0.5, 5). On HalfCheetah
+    it searches by CEM (2 iterations of 20 samples, 5 elites), with learning rate 3e-4, batches of 256, 256 units, a
+    million steps. Otherwise as :class:`MACQLLoss`.
+
+    What differs: as :class:`MACQLLoss`, and :class:`SoftmaxSampler` says what of equation 3. Discrete: the best legal
+    action is found exactly, and the policy's probabilities approach its one-hot code.
+
+    Options: those of :class:`MACQLLoss` and the rule's ``rectification`` (:math:`\tau`) and ``sampler``.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        *,
+        rectification: float = OMAR.rectification,
+        sampler: ActionSampler = SoftmaxSampler(),  # noqa: B008
+        others: Literal["data", "policy"] = OMAR.others,
+        **options,
+    ) -> None:
+        extraction = OMAR(rectification=rectification, sampler=sampler, others=others)
+        super().__init__(actor, critic, extraction=extraction, **options)
+
+
+class MAICQLoss(OfflineMARLLoss):
+    r"""MA-ICQ: implicit constraint Q-learning (Yang et al. 2021, arXiv:2106.03400).
+
+    .. math::
+        y = r + \gamma \rho\, \bar Q_{tot}(s', u'), \quad \rho = N\, \mathrm{softmax}(\bar Q_{tot}(s', u') / \beta),
+        \qquad -N\, \mathrm{softmax}\big(w_a(s) (Q_a(o_a, u_a) - V_a) / \alpha\big) \log \pi_a(u_a | o_a)
+
+    with softmaxes over the batch (:class:`ICQ`, :class:`AWR`). :math:`V_a` is the mean of :math:`Q_a` over the policy's
+    actions (discrete), or its value at the mode (continuous). The paper's critic is
+    ``make_critic(decomposition="linear")``.
+
+    Published: :math:`\beta` 1000, :math:`\alpha` 0.1, here ``temperature`` :math:`= 1 / \alpha`; targets over time by
+    TD(:math:`\lambda`) on StarCraft.
+
+    What differs: the released code has :math:`w_a(s)` in front of the softmax instead of in it, and one critic head; it
+    takes the softmax at each time step of a batch of episodes, this one over all rows.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules' ``beta`` and ``temperature``.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        *,
+        beta: float = ICQ.beta,
+        temperature: float = 10.0,
+        advantage: Literal["local", "joint", "weighted"] = "weighted",
+        **options,
+    ) -> None:
+        weights = AWR(temperature, advantage, standardize=False, batch_softmax=True, baseline="expected")
+        super().__init__(actor, critic, value_learning=ICQ(beta), extraction=weights, **options)
+
+
+class OMACLoss(OfflineMARLLoss):
+    r"""OMAC: coupled value factorization (Wang and Zhan 2023, arXiv:2306.08900).
+
+    .. math::
+        \mathbb{E}\,\ell^2_\tau(\bar Q_a - V_a), \qquad y = r + \gamma V_{tot}(s'), \qquad
+        -e^{\beta w_a(s) (\bar Q_a - V_a)} \log \pi_a(u_a | o_a)
+
+    with :math:`Q_{tot} = \sum_a w_a(s) Q_a + b(s)` and :math:`V_{tot} = \sum_a w_a(s) V_a + b(s)`
+    (``make_critic(decomposition="linear")``; :class:`OMAC`, :class:`AWR`).
+
+    Settings: expectile 0.7, temperature :math:`\beta` 3 and weights of at most 100 are those of single-agent implicit
+    Q-learning.
+
+    What differs: :math:`Q_{tot}` and :math:`V_{tot}` have one weight and one offset, functions of the state alone.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules' ``expectile`` and ``temperature``.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        value: TensorDictModuleBase,
+        *,
+        expectile: float = 0.7,
+        temperature: float = 3.0,
+        advantage: Literal["local", "joint", "weighted"] = "weighted",
+        **options,
+    ) -> None:
+        weights = AWR(temperature, advantage, standardize=False)
+        super().__init__(actor, critic, value, value_learning=OMAC(expectile), extraction=weights, **options)
+
+
+class OMIGALoss(OfflineMARLLoss):
+    r"""OMIGA: implicit global-to-local value regularization (Wang et al. 2023, arXiv:2307.11620).
+
+    .. math::
+        \mathbb{E}\Big[e^{w_a (\bar Q_a - V_a) / \alpha} + \tfrac{w_a}{\alpha} V_a\Big], \qquad
+        y = r + \gamma \bar V_{tot}(s'), \qquad -e^{w_a (\bar Q_a - V_a) / \alpha} \log \pi_a(u_a | o_a)
+
+    with :math:`Q_{tot} = \sum_a w_a(s) Q_a + b(s)` and :math:`V_{tot}` of the same weights
+    (``make_critic(decomposition="linear")``; :class:`OMIGA`, :class:`AWR`). "OMIGA + Mix" (Lee et al. 2026, fig. 10) is
+    a critic with ``decomposition="mixer"``: :math:`w_a = \partial Q_{tot} / \partial Q_a`. One agent, :math:`w = 1` and
+    :math:`\alpha \to \infty` is behaviour cloning.
+
+    Published: :math:`\alpha` 10 (1 on some data); exponents clipped at :math:`\pm 10`; batches of 128, learning rate
+    5e-4, two hidden layers of 256, :math:`\gamma` 0.99, targets' rate 0.005, gradients clipped at norm 1 (each
+    network's own), a tanh-Gaussian actor with a learned scale, a million steps, 10 episodes every 5000.
+
+    What differs: two critic heads, of which the smaller counts, where the released code has one
+    (``make_critic(num_heads=1)``).
+
+    ``alpha`` sets two coefficients: ``loss.regularization`` :math:`= \alpha` of the values and ``loss.temperature``
+    :math:`= 1 / \alpha` of the policy. Options: those of :class:`OfflineMARLLoss`.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        value: TensorDictModuleBase,
+        *,
+        alpha: float = OMIGA.regularization,
+        **options,
+    ) -> None:
+        learning = OMIGA(alpha)
+        unbounded, clipped = float("inf"), learning.exponent_range
+        weights = AWR(1 / alpha, "weighted", standardize=False, exponent_range=clipped, max_weight=unbounded)
+        super().__init__(actor, critic, value, value_learning=learning, extraction=weights, **options)
