@@ -244,8 +244,12 @@ def test_a_second_ctrl_c_is_not_held_back():
         signal.raise_signal(signal.SIGINT)
         time.sleep(1)
 
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(evaluators={"stop": interrupt_twice}, eval_every=2).train()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts behind without it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer(evaluators={"stop": interrupt_twice}, eval_every=2).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_an_output_folder_an_interrupt_says_that_nothing_was_saved():
