@@ -139,8 +139,7 @@ class TracedFunction:
             return [*metrics.values(), *gradients.values()]
 
         def copies() -> tuple[list[Tensor], list[Tensor]]:
-            values = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors.values()]
-            return values, [batch.get(key).clone() for key in keys]
+            return list(copies_of(tensors).values()), [batch.get(key).clone() for key in keys]
 
         with preserved_rng(), heard_by(None):
             with recorded_noise() as self.noise:
@@ -213,6 +212,11 @@ def in_precision(precision: Precision, device: torch.device | None) -> Iterator[
         cast = torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
     with cast:
         yield
+
+
+def copies_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors of which some require gradients, so that a trial run may write to them."""
+    return {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in tensors.items()}
 
 
 def set_gradients(tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:

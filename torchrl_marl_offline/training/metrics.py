@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -104,11 +105,7 @@ class GradientNorm:
 
     def __init__(self, loss: nn.Module, clip: float | None = None) -> None:
         self.clip = clip
-        self._networks: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in loss.named_parameters():
-            if parameter.requires_grad:
-                network = name.split(".")[0].removesuffix("_params").removesuffix("_network")
-                self._networks.setdefault(network, []).append(parameter)
+        self._networks = trained_by_network(loss.named_parameters())
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
@@ -125,6 +122,16 @@ class GradientNorm:
         parts = norms.split([len(group) for group in per_network.values()])
         named = {f"grad_norm_{name}": torch.linalg.vector_norm(part) for name, part in zip(per_network, parts)}
         return {"grad_norm": total} | (named if len(named) > 1 else {})
+
+
+def trained_by_network(named: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """Sort what requires gradients by its network: ``"qvalue"`` for names that start with ``qvalue_network_params.``"""
+    networks: dict[str, list[Tensor]] = {}
+    for name, tensor in named:
+        if tensor.requires_grad:
+            network = name.split(".")[0].removesuffix("_params").removesuffix("_network")
+            networks.setdefault(network, []).append(tensor)
+    return networks
 
 
 def first_non_finite_parameter(module: nn.Module) -> str | None:

@@ -23,6 +23,7 @@ from torchrl_marl_offline.training.gradients import (
     GradientFunction,
     Precision,
     TracedFunction,
+    copies_of,
     in_precision,
     leaf_device,
     noise_given,
@@ -118,8 +119,9 @@ class Population(nn.Module):
     @torch.no_grad()
     def write_member(self, member: str, loss: LossModule) -> LossModule:
         """Copy a member's tensors into an ordinary loss of the same structure, and return it."""
+        own = tensors_of(loss)
         for name, tensor in self.member_tensors(member).items():
-            tensors_of(loss)[name].copy_(tensor)
+            own[name].copy_(tensor)
         return loss
 
     def act(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -208,7 +210,8 @@ class PopulationGradients:
 
     def _differentiate(self, tensors: Mapping[str, Tensor], batch: TensorDictBase, group: slice) -> Differentiated:
         own = {name: t.detach()[group].requires_grad_(t.requires_grad) for name, t in tensors.items()}
-        batch, signature = batch[group], signature_of(batch[group])
+        batch = batch[group]
+        signature = signature_of(batch)
         if self.compiled and signature not in self._traced:
             draw = _drawn_for(len(batch))
             self._traced[signature] = TracedFunction(self._function, own, batch, backend=self.backend, draw=draw)
@@ -221,9 +224,8 @@ class PopulationGradients:
             return (self._traced[signature] if self.compiled else self._function)(own, batch, noise)
 
     def _requests(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> list[NoiseRequest]:
-        copies = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in tensors.items()}
         with preserved_rng(), recorded_noise() as requests:
-            self._function(copies, batch, None)
+            self._function(copies_of(tensors), batch, None)
         return requests
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.training.metrics import trained_by_network
+
 if TYPE_CHECKING:
     from torchrl_marl_offline.training.population import Population
 
@@ -106,11 +108,7 @@ class PopulationGradientNorm:
 
     def __init__(self, population: Population, clip: float | None = None) -> None:
         self.clip = clip
-        self._networks: dict[str, list[Tensor]] = {}
-        for name, tensor in population.tensors().items():
-            if tensor.requires_grad:
-                network = name.split(".")[0].removesuffix("_params").removesuffix("_network")
-                self._networks.setdefault(network, []).append(tensor)
+        self._networks = trained_by_network(population.tensors().items())
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
