@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ import torch
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 
 if TYPE_CHECKING:
-    from tensordict import TensorDictBase
     from torchrl.envs import EnvBase
 
     from torchrl_marl_offline.data import OfflineDataset
@@ -40,7 +39,7 @@ def train_population(job: Job, progress: Progress) -> Trained:
         dataset, held_out = dataset.split(fraction=job.evaluation.held_out, seed=job.evaluation.seed)
     trainer = make_trainer(job, dataset)
     if env is None:
-        trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, held_out, job.device)
+        trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, job.population.runs, held_out, job.device)
     else:
         options = {"episodes": job.evaluation.episodes, "seed": job.evaluation.seed}
         trainer.evaluators |= {
@@ -103,18 +102,13 @@ def _played(trainer: PopulationTrainer, env: EnvBase, **options: Any) -> dict[st
     return {name: e if e.returns.isfinite().all() else {"return": math.nan} for name, e in found.items()}
 
 
-def _held_out(trainer: PopulationTrainer, dataset: OfflineDataset, device: str) -> dict[str, Any]:
-    """Hold every member against recorded episodes."""
+def _held_out(trainer: PopulationTrainer, runs: Sequence[Run], dataset: OfflineDataset, device: str) -> dict[str, Any]:
+    """Hold every member against recorded episodes, its values against returns of its own discount and reward."""
     from torchrl_marl_offline.training import evaluate_held_out
 
-    return {
-        name: evaluate_held_out(loss, dataset, qvalue=_qvalue(loss), device=device)
-        for name, loss in trainer.member_losses()
-    }
-
-
-def _qvalue(loss: OfflineMARLLoss) -> Callable[[TensorDictBase], torch.Tensor] | None:
-    """Return the critic's value of recorded actions: ``[b, 1]`` for the team, ``[b, n]`` for independent agents."""
-    if loss.value_learning is None:
-        return None
-    return lambda batch: loss.action_value(batch, batch["agents", "action"]).total_min.squeeze(-1)
+    found = {}
+    for run, (name, loss) in zip(runs, trainer.member_losses(), strict=True):
+        options = {key: run.settings[key] for key in ("gamma", "team_reward") if key in run.settings}
+        qvalue = loss.qvalue if loss.value_learning is not None else None
+        found[name] = evaluate_held_out(loss, dataset, qvalue=qvalue, device=device, **options)
+    return found
