@@ -123,10 +123,7 @@ def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, ep
         play = partial(marl.evaluate, actor, env, episodes=episodes, seed=seed)
         return {name: partial(play, mode=mode) for name, mode in modes.items()}
 
-    def qvalue(batch):  # of the recorded actions: [b, 1] for the team, [b, n] for independent agents
-        return loss.action_value(batch, batch["agents", "action"]).total_min.squeeze(-1)
-
-    options = {"gamma": args.gamma, "device": args.device, "qvalue": qvalue if loss.value_learning else None}
+    options = {"gamma": args.gamma, "device": args.device, "qvalue": loss.qvalue if loss.value_learning else None}
     return {"held-out episodes": partial(training.evaluate_held_out, actor, held_out, **options)}
 
 
@@ -226,7 +223,8 @@ def main(args: Args) -> None:
         raise training.SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
     training.expand_settings(args, seeds=args.seeds, grid=args.grid, may_differ=POPULATION_SETTINGS)
     processes = training.distributed_from_environment(args.device)  # one, unless torchrun started several
-    if processes.count > 1 and (args.seeds > 1 or args.grid):
+    are_many = args.seeds > 1 or bool(args.grid)
+    if processes.count > 1 and are_many:
         raise training.SettingsError("Several processes share one run; leave --seeds and --grid out.")
     args = replace(args, device=str(processes.device))
     source = args.dataset or args.task or "mpe/simple_spread"
@@ -259,14 +257,14 @@ def main(args: Args) -> None:
         training.plot_learning_curves(runs, folder / "learning_curves.png", metric=metric, data_mean=data_mean)
 
     for name, place in folders.items():
-        if args.seeds > 1 or args.grid:
+        if are_many:
             finals, notes = train_population(name, args, folder, place, data, held_out)
         else:
             finals, notes = train_one(name, args, folder, place, data, held_out, metric, draw, processes)
         found, more = found | finals, more | notes
     if not processes.is_main:
         return
-    if args.seeds > 1 or args.grid:
+    if are_many:
         text = training.write_population_report(folder, finals=found, metric=metric, data=data, frozen=more)
     else:
         text = training.write_report(folder, finals=found, curves=more, data=data)

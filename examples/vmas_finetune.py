@@ -90,16 +90,8 @@ class Args:
 def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put the recipe together: Mix + SVN + IQL + AWR (or BRAC)."""
     torch.manual_seed(args.seed)
-    extraction = marl.AWR(args.temperature, advantage="joint") if args.extraction == "awr" else marl.BRAC(args.alpha)
-    loss = marl.OfflineMARLLoss(
-        marl.make_actor(spec, hidden=args.hidden, scale="learned"),
-        marl.make_critic(spec, decomposition="mixer", hidden=args.hidden),
-        marl.make_value(spec, decomposition="mixer", hidden=args.hidden),
-        value_learning=marl.IQL(args.expectile),
-        extraction=extraction,
-        value_norm=marl.ScaleInvariantValueNorm(),
-    )
-    return loss.make_value_estimator(gamma=args.gamma).to(args.device)
+    names = ("extraction", "temperature", "alpha", "expectile", "gamma", "hidden")
+    return marl.make_loss(spec, **{name: getattr(args, name) for name in names}).to(args.device)
 
 
 def main(args: Args) -> None:

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.published import SOURCES, list_datasets
 from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
 from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
+from torchrl_marl_offline.subcommands import subcommand_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,19 +51,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m torchrl_marl_offline.data",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.set_defaults(run=run)
-        return command
-
+    parser, add = subcommand_parser("python -m torchrl_marl_offline.data", __doc__)
     command = add("inspect", _inspect, "Say what is in a dataset and what is wrong with it.")
     command.add_argument("sources", nargs="+", metavar="SOURCE", help="more than one are also compared")
     command.add_argument("--json", action="store_true", help="print JSON")

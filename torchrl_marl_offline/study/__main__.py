@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchrl_marl_offline.study.jobs import job_state
@@ -18,6 +18,7 @@ from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
 from torchrl_marl_offline.study.settings import read_study
 from torchrl_marl_offline.study.table import job_folder
+from torchrl_marl_offline.subcommands import subcommand_parser
 
 GIB = 2**30
 
@@ -40,19 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m torchrl_marl_offline.study",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.set_defaults(run=run)
-        return command
-
+    parser, add = subcommand_parser("python -m torchrl_marl_offline.study", __doc__)
     command = add("run", _run, "Train what is left of a study, and write its table.")
     command.add_argument("study", type=Path, metavar="STUDY")
     command.add_argument("--hours", type=_not_negative, default=0.0, help="save and stop after so many")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchrl_marl_offline.training.pictures import COLOURS, DASHES, _figure, _write
+from torchrl_marl_offline.training.pictures import COLOURS, DASHES, new_figure, save_figure
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _interval(values: Sequence[float]) -> Interval:
 def _plot(
     lines: Mapping[str, tuple[Sequence[float], Sequence[Interval]]], path: Path, xlabel: str, ylabel: str, title: str
 ) -> Path:
-    figure, (axis,) = _figure(1, size=(8.4, 3.2 + 0.13 * max(0, len(lines) - 12)))
+    figure, (axis,) = new_figure(1, size=(8.4, 3.2 + 0.13 * max(0, len(lines) - 12)))
     for index, (name, (positions, intervals)) in enumerate(lines.items()):
         if not intervals:
             continue
@@ -60,7 +60,7 @@ def _plot(
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(title, loc="left")
     _legend_beside(figure, axis)
-    return _write(figure, path)
+    return save_figure(figure, path)
 
 
 def _legend_beside(figure: Figure, axis: Axes) -> None:

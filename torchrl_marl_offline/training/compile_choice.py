@@ -12,7 +12,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from torchrl_marl_offline.training.checkpoints import BufferState
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.online import OnlineReplay
 
@@ -52,6 +51,7 @@ def choose_compile(
     buffer: ReplayBuffer | OnlineReplay,
     loss: nn.Module,
     *,
+    state: Any,
     steps: int,
     agreed: Callable[[float], float] = lambda seconds: seconds,
 ) -> CompileChoice:
@@ -64,13 +64,14 @@ def choose_compile(
         make: ``make(compiled=)`` returns the function that differentiates a batch.
         buffer: where batches come from; it and the random generators are as before afterwards.
         loss: whose buffers and gradients are as before afterwards.
+        state: saves and restores the buffer's sampling, by ``state_dict`` and ``load_state_dict``.
         steps: how many steps the run has.
         agreed: makes one time of what each of several processes measured, which must choose alike.
     """
     eager = make(compiled=False)
     if isinstance(buffer, OnlineReplay):
         return CompileChoice(False, eager, "compile: off, since sampling would gather experience to measure with")
-    with _untouched(buffer, loss):
+    with _untouched(state, loss):
         batch = buffer.sample()
         plain = agreed(_seconds(eager, batch))
         if plain * steps < WORTH_TRYING:
@@ -102,10 +103,8 @@ def _seconds(gradients: Differentiate, batch: TensorDictBase) -> float:
 
 
 @contextmanager
-def _untouched(buffer: ReplayBuffer, loss: nn.Module) -> Iterator[None]:
+def _untouched(state: Any, loss: nn.Module) -> Iterator[None]:
     """Put back the sampler, the generators, the loss's buffers and gradients."""
-    own_state = hasattr(buffer, "generators")  # a PopulationBuffer keeps its own
-    state = buffer if own_state else BufferState(buffer)
     saved, values = state.state_dict(), {name: value.clone() for name, value in loss.named_buffers()}
     with preserved_rng():
         yield

@@ -332,11 +332,15 @@ class Trainer:
             "loss": self.loss,
             "optimizer": self.optimizer,
             "target_updater": self.target_updater,
-            "buffer": self.buffer if isinstance(self.buffer, OnlineReplay) else BufferState(self.buffer),
+            "buffer": self._buffer_state(),
             "rng": GlobalRNGState(),
             "trainer": self,
         }
         return {name: component for name, component in components.items() if component is not None}
+
+    def _buffer_state(self) -> Any:
+        """Return what saves and restores the sampling."""
+        return self.buffer if isinstance(self.buffer, OnlineReplay) else BufferState(self.buffer)
 
     def _start(self) -> bool:
         """Make sure that a new run starts in an empty folder; return whether it is a new one."""
@@ -360,6 +364,7 @@ class Trainer:
                 self._make_gradients,
                 self.buffer,
                 self.loss,
+                state=self._buffer_state(),
                 steps=self.steps - self.step,
                 agreed=self.processes.from_main,
             )

@@ -83,7 +83,7 @@ def plot_learning_curves(
     }
     evaluated = any(metric in row for rows in evaluations.values() for row in rows)
 
-    figure, axes = _figure(len(present) + evaluated)
+    figure, axes = new_figure(len(present) + evaluated)
     if evaluated:
         _draw_evaluations(axes[0], evaluations, metric, data_mean)
         axes[0].set_ylabel(metric_label or _METRIC_LABELS.get(metric, metric.replace("_", " ")))
@@ -104,7 +104,7 @@ def plot_learning_curves(
         axes[int(evaluated)].legend(frameon=False, fontsize=9)  # by run; the evaluations have a legend of their own
     if title:
         figure.suptitle(title)
-    return _write(figure, path)
+    return save_figure(figure, path)
 
 
 def _shifted(rows: Sequence[Row], start: int) -> list[Row]:
@@ -169,7 +169,7 @@ def plot_methods(
     import matplotlib
 
     with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
-        figure, (axis,) = _figure(1, size=(7.0, 1.1 + 0.48 * len(methods)))
+        figure, (axis,) = new_figure(1, size=(7.0, 1.1 + 0.48 * len(methods)))
         means, lows, highs = zip(*methods.values())
         errors = [[m - low for m, low in zip(means, lows)], [high - m for m, high in zip(means, highs)]]
         colours = [COLOURS[index % len(COLOURS)] for index in range(len(methods))]
@@ -185,10 +185,10 @@ def plot_methods(
         axis.set_xlabel(label if note is None else f"{label}\n({note})")
         if title:
             axis.set_title(title, loc="left")
-        return _write(figure, path)
+        return save_figure(figure, path)
 
 
-def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure of ``panels`` axes side by side, three to a row, made without a display or global state."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -218,7 +218,8 @@ def _read_if_there(path: Path) -> list[Row]:
     return read_csv(path) if path.exists() else []
 
 
-def _write(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure in one step, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -264,10 +264,13 @@ class PopulationTrainer(Trainer):
         return {
             "population": self.population,
             "optimizer": self.optimizer,
-            "buffer": self.buffer,
+            "buffer": self._buffer_state(),
             "rng": GlobalRNGState(),
             "trainer": self,
         }
+
+    def _buffer_state(self) -> PopulationBuffer:
+        return self.buffer
 
     def _check_finite(self) -> None:
         """Raise nothing: members that are not finite are left out, and their parameters stay finite."""
