@@ -206,6 +206,20 @@ class NetworkPasses:
         with torch.no_grad():
             return self.policy(tensordict).deterministic_sample
 
+    def behaviour_outputs(
+        self, tensordict: TensorDictBase, *, detach: bool = False, **given: Tensor
+    ) -> Mapping[NestedKey, Tensor]:
+        """Evaluate the model of the data's actions.
+
+        Args:
+            tensordict: its inputs.
+            detach: keep the gradient from its parameters.
+            **given: inputs in place of those in ``tensordict``, by the key's parts joined with a dot.
+        """
+        params = self.behaviour_network_params
+        with part("forward behaviour"):
+            return self._evaluate(self.behaviour_network, params.detach() if detach else params, tensordict, **given)
+
     @torch.no_grad()
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""

@@ -33,10 +33,12 @@ class PolicyExtraction(ABC):
 
     Attributes:
         needs_critic: whether the loss must own a critic.
+        needs_behaviour: whether the rule asks a model of the data's actions.
         metrics: names of the metrics that :meth:`element_loss` returns.
     """
 
     needs_critic: ClassVar[bool] = True
+    needs_behaviour: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("log_prob",)
 
     def coefficients(self) -> dict[str, float]:

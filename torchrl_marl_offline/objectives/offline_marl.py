@@ -16,6 +16,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, _vmap_func, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.estimates import Estimates, NetworkPasses
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.functional import masked_mean, team_reward
@@ -47,6 +48,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     Keyword Args:
         value_learning: :class:`TD`, :class:`SARSA`, :class:`IQL`, or None for no critic term.
         extraction: :class:`AWR`, :class:`BRAC`, :class:`Cloning`, or None for no actor term.
+        behaviour_learning: a rule that fits ``behaviour``, or None.
+        behaviour: a generative model of the data's actions, for rules that ask one.
         mixer: a mixer module, if ``critic`` does not end in one.
         value_norm: a TorchRL value norm for the critic term, for instance
             :class:`~torchrl_marl_offline.ScaleInvariantValueNorm`; None for none.
@@ -63,9 +66,10 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         deactivate_vmap: evaluate an ensemble in a loop instead of by vmap.
 
     Output:
-        ``loss_actor``, ``loss_qvalue``, ``loss_value`` (those that apply) and, unless ``reduction="none"``, detached
-        metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``, ``value_norm_scale``, ``state_value``,
-        and the extraction rule's own. The priority ``"td_error"`` ``[*B]`` is written into the input.
+        ``loss_actor``, ``loss_qvalue``, ``loss_value``, ``loss_behaviour`` (those that apply) and, unless
+        ``reduction="none"``, detached metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``,
+        ``value_norm_scale``, ``state_value``, and the rules' own. The priority ``"td_error"`` ``[*B]`` is written into
+        the input.
 
     Raises:
         ValueError: where the networks and the rules do not fit together; the message says what to add.
@@ -145,6 +149,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     value_network: TensorDictModule
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
+    behaviour_network: TensorDictModule
+    behaviour_network_params: TensorDictParams
+    target_behaviour_network_params: TensorDictParams
 
     def __init__(
         self,
@@ -154,6 +161,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         *,
         value_learning: ValueLearning | None = IQL(),  # noqa: B008
         extraction: PolicyExtraction | None = AWR(),  # noqa: B008
+        behaviour_learning: BehaviourLearning | None = None,
+        behaviour: TensorDictModuleBase | None = None,
         mixer: TensorDictModuleBase | None = None,
         value_norm: ValueNorm | None = None,
         heads: Literal["all", "min"] = "all",
@@ -167,8 +176,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         _check_choice("heads", heads, ("all", "min"))
         _check_choice("team_reward", team_reward, ("mean", "sum"))
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
+        if value_learning is None and extraction is None and behaviour_learning is None:
+            raise ValueError(f"{type(self).__name__} has nothing to train: pass value_learning=, extraction=, or both.")
         self._check_parts(actor, critic, value, value_learning, extraction)
+        self._check_behaviour(behaviour, behaviour_learning, value_learning, extraction)
         self.value_learning, self.extraction, self.value_norm = value_learning, extraction, value_norm
+        self.behaviour_learning = behaviour_learning
         self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
         self.deactivate_vmap = deactivate_vmap
         self._in_keys: list[NestedKey] | None = None
@@ -176,17 +189,17 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self._ensemble = False
         self._held: tuple[str, ...] = ()
         self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
+        if behaviour is not None:
+            self.convert_to_functional(behaviour, "behaviour_network")
         self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
         self._make_vmap()
 
     @classmethod
     def _check_parts(cls, actor, critic, value, value_learning, extraction) -> None:
-        if value_learning is None and extraction is None:
-            raise ValueError(f"{cls.__name__} has nothing to train: pass value_learning=, extraction=, or both.")
-        if actor is None and (extraction is not None or value_learning.needs_actor):
-            rule = extraction if extraction is not None else value_learning
+        rule = extraction if extraction is not None else value_learning
+        if actor is None and (extraction is not None or (value_learning is not None and value_learning.needs_actor)):
             raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
-        if critic is None and (value_learning is not None or extraction.needs_critic):
+        if critic is None and (value_learning is not None or (extraction is not None and extraction.needs_critic)):
             rule = value_learning if value_learning is not None else extraction
             raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
         if value_learning is not None and value_learning.needs_value and value is None:
@@ -196,6 +209,15 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             )
         if value_learning is not None and not value_learning.needs_value and value is not None:
             raise ValueError(f"{type(value_learning).__name__} would never train the value network; leave value= out.")
+
+    @classmethod
+    def _check_behaviour(cls, behaviour, behaviour_learning, *rules) -> None:
+        if behaviour is None:
+            for rule in (behaviour_learning, *rules):
+                if rule is not None and (rule is behaviour_learning or rule.needs_behaviour):
+                    raise ValueError(f"{type(rule).__name__} needs a model of the data's actions; pass behaviour=.")
+        elif behaviour_learning is None:
+            raise ValueError(f"{cls.__name__} would never train its behaviour model; pass behaviour_learning=.")
 
     def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> None:
         # What no term trains is held by reference, so that it follows the loss that does train it.
@@ -233,7 +255,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             self.convert_to_functional(value, "value_network", create_target_params=target, compare_against=held)
 
     def _register_coefficients(self, coefficients: dict[str, float]) -> None:
-        for rule in (self.value_learning, self.extraction):
+        for rule in (self.value_learning, self.extraction, self.behaviour_learning):
             own = {} if rule is None else rule.coefficients()
             if shared := own.keys() & coefficients.keys():
                 raise ValueError(
@@ -291,7 +313,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             critic_keys = [*self.qvalue_network.in_keys, *(k for k in mixer_keys if unravel_key(k) not in produced)]
         actor_keys = list(self.actor_network.in_keys) if "actor_network" in self.__dict__ else []
         value_keys = list(self.value_network.in_keys) if "value_network" in self.__dict__ else []
-        keys += [self.tensor_keys.action, *actor_keys, *critic_keys, *value_keys]
+        behaviour_keys = self._behaviour_keys()
+        keys += [self.tensor_keys.action, *actor_keys, *critic_keys, *value_keys, *behaviour_keys]
         rule = self.value_learning
         if rule is not None:
             action = unravel_key(self.tensor_keys.action)
@@ -299,10 +322,17 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             next_keys += [k for k in critic_keys if not rule.needs_value and unravel_key(k) != action]
             next_keys += [action] if rule.needs_next_action else []
             next_keys += actor_keys if rule.needs_actor else []
+            next_keys += [k for k in behaviour_keys if k != action] if rule.needs_behaviour else []
             if rule.needs_value:
                 next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in produced)]
             keys += [("next", key) for key in next_keys]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+
+    def _behaviour_keys(self) -> list[NestedKey]:
+        if "behaviour_network" not in self.__dict__:
+            return []
+        given = {unravel_key(key) for key in self.behaviour_learning.given_keys}
+        return [k for k in map(unravel_key, self.behaviour_network.in_keys) if k not in given]
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -332,6 +362,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             if self.value_learning.needs_value:
                 losses.append("loss_value")
                 metrics.append("state_value")
+        if self.behaviour_learning is not None:
+            losses.append("loss_behaviour")
+            metrics += self.behaviour_learning.metrics
         return losses if self.reduction == "none" else losses + metrics
 
     @out_keys.setter
@@ -490,6 +523,11 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         elements, metrics = self.extraction.element_loss(self, tensordict, estimates)  # [*B, n]
         return self._reduce(tensordict, elements), metrics
 
+    def behaviour_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the behaviour model's term and its metrics."""
+        elements, metrics = self.behaviour_learning.element_loss(self, tensordict)
+        return self._reduce(tensordict, elements), metrics
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss terms and, unless ``reduction="none"``, the metrics."""
@@ -511,6 +549,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             if self.value_learning.needs_value:
                 losses["loss_value"], found = self.value_loss(clean, estimates)
                 metrics |= found
+        if self.behaviour_learning is not None:
+            losses["loss_behaviour"], found = self.behaviour_loss(clean)
+            metrics |= found
         if self.reduction == "none":
             return TensorDict(losses, tensordict.batch_size)
         return TensorDict(losses | metrics)

@@ -29,6 +29,7 @@ class ValueLearning(ABC):
         needs_value: whether the loss must own a state-value network.
         needs_target_value: whether the state-value network has a target network.
         needs_next_action: whether the dataset's next action is read.
+        needs_behaviour: whether :meth:`next_value` asks the model of the data's actions.
         metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
     """
 
@@ -36,6 +37,7 @@ class ValueLearning(ABC):
     needs_value: ClassVar[bool] = False
     needs_target_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
+    needs_behaviour: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def coefficients(self) -> dict[str, float]:

@@ -41,7 +41,15 @@ AT_ONCE_ON_CPU = 4
 """Members of one computation on a CPU; see ``benchmarks/RESULTS.md``."""
 
 
-_ALIKE = ("value_learning", "extraction", "heads", "team_reward", "reduction", "actor_network.build")
+_ALIKE = (
+    "value_learning",
+    "extraction",
+    "behaviour_learning",
+    "heads",
+    "team_reward",
+    "reduction",
+    "actor_network.build",
+)
 """What members may not differ in, beside the names and shapes of their tensors."""
 
 

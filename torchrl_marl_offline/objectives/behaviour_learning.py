@@ -1,0 +1,35 @@
+"""Rules that fit a generative model of the data's actions, which other rules then ask.
+
+A rule owns no parameters; the loss that it is given to does, as ``behaviour_network_params``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+class BehaviourLearning(ABC):
+    """Base class of the rules.
+
+    Attributes:
+        given_keys: inputs of the network that the rules give it, which a batch need not have: noise, times.
+        metrics: names of the metrics that :meth:`element_loss` returns.
+    """
+
+    given_keys: ClassVar[tuple[NestedKey, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    def coefficients(self) -> dict[str, float]:
+        """Return the scalars that the loss registers as schedulable buffers."""
+        return {}
+
+    @abstractmethod
+    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each agent's action ``[*B, n]``, or of joint actions ``[*B, 1]``, and detached metrics."""
