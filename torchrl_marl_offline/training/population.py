@@ -49,6 +49,7 @@ _ALIKE = (
     "team_reward",
     "reduction",
     "actor_network.build",
+    "behaviour_network.build",
 )
 """What members may not differ in, beside the names and shapes of their tensors."""
 
@@ -145,7 +146,7 @@ class Population(nn.Module):
                 out = head(TensorDict(dict(zip(head.in_keys, inputs)), [inputs[0].shape[0]]))
             return [out.get(key) for key in head.out_keys]
 
-        found = torch.vmap(one)(tensors, inputs)
+        found = torch.vmap(one, randomness="different")(tensors, inputs)  # of policies that are functions of noise
         return choose(tensordict.update({key: value.flatten(0, 1) for key, value in zip(head.out_keys, found)}))
 
     def target_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -202,23 +203,44 @@ class PopulationGradients:
             on_gpu = next(iter(population.tensors().values())).device.type == "cuda"
             members_at_once = len(population) if on_gpu else AT_ONCE_ON_CPU
         self._groups = equal_groups(len(population), members_at_once)
+        self._where: list[int] | None = None
+        self._slices: list[dict[str, Tensor]] = []
+        self._stacked: dict[str, Tensor] = {}
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set the ``grad`` of every stacked parameter; ``batch`` is ``[P, B]``; returns metrics ``[P]``."""
         tensors = self.population.tensors()
-        found = [self._differentiate(tensors, batch, group) for group in self._groups]
-        if len(found) == 1:
-            metrics, gradients = found[0]
-        else:
-            metrics, gradients = (
-                {k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in zip(*found)
-            )
-        set_gradients(tensors, gradients)
-        return metrics
+        if len(self._groups) == 1:
+            metrics, gradients = self._differentiate(tensors, batch, self._groups[0])
+            set_gradients(tensors, gradients)
+            return metrics
+        found = []
+        for group, own in zip(self._groups, self._shares(tensors)):
+            metrics, gradients = self._differentiate(own, batch[group], group)
+            found.append(metrics)
+            self._keep(tensors, gradients, group)  # while they are in the caches
+        for name, tensor in tensors.items():
+            tensor.grad = self._stacked.get(name)
+        return {name: torch.cat([metrics[name] for metrics in found]) for name in found[0]}
 
-    def _differentiate(self, tensors: Mapping[str, Tensor], batch: TensorDictBase, group: slice) -> Differentiated:
-        own = {name: t.detach()[group].requires_grad_(t.requires_grad) for name, t in tensors.items()}
-        batch = batch[group]
+    def _shares(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return every group's slices of the stacked tensors; they stay the same memory."""
+        where = [tensor.data_ptr() for tensor in tensors.values()]
+        if self._where != where:
+            self._where, self._stacked = where, {}
+            self._slices = [
+                {name: t.detach()[group].requires_grad_(t.requires_grad) for name, t in tensors.items()}
+                for group in self._groups
+            ]
+        return self._slices
+
+    def _keep(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], group: slice) -> None:
+        for name, gradient in gradients.items():
+            if name not in self._stacked:
+                self._stacked[name] = torch.empty_like(tensors[name], requires_grad=False)
+            self._stacked[name][group].copy_(gradient)
+
+    def _differentiate(self, own: Mapping[str, Tensor], batch: TensorDictBase, group: slice) -> Differentiated:
         signature = signature_of(batch)
         if self.compiled and signature not in self._traced:
             draw = _drawn_for(len(batch))

@@ -46,11 +46,33 @@ class PopulationAdam:
     @torch.no_grad()
     def step(self, active: Tensor) -> None:
         """Move the members of which ``active`` ``[P]`` is true; the others keep every number."""
-        beta1, beta2 = self.betas
         self.step_count += active
+        names = [name for name, p in self.parameters.items() if p.grad is not None]
+        if active.device.type == "cpu":
+            self._fused_step(names, active)
+        else:
+            self._batched_step(names, active)
+
+    def _fused_step(self, names: Sequence[str], active: Tensor) -> None:
+        """Go once over memory, by torch's fused kernel, which takes one learning rate and one count at a time."""
+        stacked = [[self.parameters[name].detach() for name in names], [self.parameters[name].grad for name in names]]
+        stacked += [[moment[name] for name in names] for moment in (self.exp_avg, self.exp_avg_sq)]
+        settings = list(zip(self.lr.tolist(), self.step_count.tolist()))
+        if active.all() and len(set(settings)) == 1:
+            shares = [(slice(None), *settings[0])]
+        else:
+            shares = [(slice(i, i + 1), *settings[i]) for i, on in enumerate(active.tolist()) if on]
+        for share, lr, count in shares:
+            own = [[tensor[share] for tensor in tensors] for tensors in stacked]
+            counts = [torch.tensor(count)] * len(names)
+            options = {"amsgrad": False, "weight_decay": 0.0, "eps": self.eps, "maximize": False}
+            torch._fused_adam_(*own, [], counts, lr=lr, beta1=self.betas[0], beta2=self.betas[1], **options)
+
+    def _batched_step(self, names: Sequence[str], active: Tensor) -> None:
+        """Update all members at once without reading a value back from the device."""
+        beta1, beta2 = self.betas
         size = self.lr / (1 - beta1**self.step_count)
         root_correction = (1 - beta2**self.step_count).sqrt()
-        names = [name for name, p in self.parameters.items() if p.grad is not None]
         for name in names:
             p, m, v = self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name]
             on = _like(active, p)
