@@ -27,14 +27,12 @@ from torchrl_marl_offline import (
     make_critic,
     make_value,
 )
+from torchrl_marl_offline.modules import DECOMPOSITIONS
 from torchrl_marl_offline.training import mean_confidence_interval
 
 METHODS: dict[str, dict[str, Any]] = {
     "cloning": {},
-    "mixer": {"decomposition": "mixer"},
-    "vdn": {"decomposition": "vdn"},
-    "independent": {"decomposition": "independent"},
-    "centralized": {"decomposition": "centralized"},
+    **{name: {"decomposition": name} for name in DECOMPOSITIONS},
     "frozen mixer": {"decomposition": "mixer", "frozen": True},
     "mixer without SVN": {"decomposition": "mixer", "svn": False},
     "vdn without SVN": {"decomposition": "vdn", "svn": False},

@@ -16,6 +16,7 @@ from common import machine, make_loss, parse_method_study, plot_execution_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, load_dataset, make_env
 
+FOLDER = "TORCHRL_MARL_OFFLINE_DATA"
 METHODS = ("cloning", "mixer", "vdn", "independent", "frozen mixer")
 
 
@@ -24,7 +25,7 @@ def grid_navigation(
 ) -> dict[str, Any]:
     """Train one method with one seed; returns the curves of success and the final figures."""
     torch.manual_seed(seed)
-    data = load_dataset("pymarl:" + os.environ["TORCHRL_MARL_OFFLINE_DATA"] + "/pymarl/cn-2-medium.h5")
+    data = load_dataset(f"pymarl:{os.environ[FOLDER]}/pymarl/cn-2-medium.h5")
     rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature)}
     loss = make_loss(data.spec, method, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("games/grid_navigation", agents=2, num_envs=500)
@@ -37,6 +38,8 @@ def grid_navigation(
 
 def main() -> None:
     """Run the study."""
+    if FOLDER not in os.environ:
+        raise SystemExit(f"error: set {FOLDER} to the folder that has pymarl/cn-2-medium.h5.")
     settings = {"steps": 6000, "expectile": 0.8, "temperature": 3.0, "gamma": 0.95, "lr": 1e-3}
     args, jobs, chosen = parse_method_study(__doc__, output="runs/grid_navigation", methods=METHODS, **settings)
     rows = run_jobs(grid_navigation, jobs, workers=args.workers, results=args.output / "results.jsonl")

@@ -2,10 +2,14 @@
 
     python benchmarks/population.py --json population.json
     python benchmarks/population.py --members 1 8 32 --compiled
+    python benchmarks/population.py --at-once 1 2 4 8 16 32 --compiled    # members of one computation
 
 A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
 runs and populations are measured as they stand and compiled, on as many threads; and, with ``--processes``, as many
 single runs of one thread at the same time as there are cores.
+
+With ``--at-once``, a population of 32, or of each ``--members``, goes through the computation in groups of at most so
+many members; the sizes of groups take turns, and nothing else is measured.
 """
 
 from __future__ import annotations
@@ -13,16 +17,18 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 import torch
-from measuring import benchmark_parser, fresh_process, markdown, report, spread
+from measuring import alternate, benchmark_parser, fresh_process, markdown, report, spread, times, with_spread
 from sizes import SIZES, random_transitions
-from step import SETTINGS, TRANSITIONS, make_trainer, update
+from step import TRANSITIONS, build_loss, make_trainer, update
 
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+from torchrl_marl_offline.training.population import equal_groups
 
+LABELS = {"off": "as it stands", "on": "compiled"}
 ALONE = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -47,23 +53,59 @@ def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0) 
     return {"rate": _rate(lambda: update(trainer), seconds)}
 
 
-def population_rate(name: str, members: int, compile: str, seconds: float) -> dict[str, Any]:
-    """Return the member updates a second of a population, and its first step's seconds."""
+def population_trainer(name: str, members: int, compile: str, at_once: int | None = None) -> PopulationTrainer:
+    """Return the trainer of a population with seeds 0, 1, ..., ready for its first step."""
     size = SIZES[name]
     data = random_transitions(size.spec, TRANSITIONS)
-    losses = {}
-    for seed in range(members):
-        torch.manual_seed(seed)
-        losses[f"seed={seed}"] = make_loss(size.spec, hidden=size.hidden, **SETTINGS)
+    losses = {f"seed={seed}": build_loss(size, seed=seed) for seed in range(members)}
     keys = losses["seed=0"].in_keys
     buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=range(members), keys=keys)
-    trainer = PopulationTrainer(losses, buffer, steps=10**9, compile=compile, progress=False)
+    options = {"compile": compile, "members_at_once": at_once, "progress": False}
+    trainer = PopulationTrainer(losses, buffer, steps=10**9, **options)
     trainer._prepare()
-    began = time.perf_counter()
-    update(trainer)
-    first = time.perf_counter() - began
+    return trainer
+
+
+def population_rate(name: str, members: int, compile: str, seconds: float) -> dict[str, Any]:
+    """Return the member updates a second of a population, and its first step's seconds."""
+    trainer = population_trainer(name, members, compile)
+    first = _first_step(trainer)
     update(trainer)
     return {"rate": members * _rate(lambda: update(trainer), seconds), "first_seconds": first}
+
+
+def compare_groups(
+    name: str, members: int, at_once: list[int], forms: list[str], *, seconds: float, repeats: int
+) -> list[dict[str, Any]]:
+    """Measure a population that goes through the computation in groups of different sizes, in turns."""
+    plays, rows = {}, []
+    for compile in forms:
+        for count in at_once:
+            trainer = population_trainer(name, members, compile, count)
+            row = {"members": members, "at_once": count, "computations": len(equal_groups(members, count))}
+            rows.append(row | {"compile": compile, "first_seconds": _first_step(trainer)})
+            plays[count, compile] = times(lambda trainer=trainer: update(trainer))
+    found = alternate(plays, repeats=repeats, seconds=seconds)
+    for row in rows:
+        row["ms"] = spread([1e3 * s / members for s in found[row["at_once"], row["compile"]]])
+    torch.compiler.reset()
+    return rows
+
+
+def groups_table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table of what :func:`compare_groups` returned."""
+    header = ["members", "at most at once", "computations a step", "", "ms a member", "first step, s"]
+    names, cells = ("members", "at_once", "computations"), []
+    for row in rows:
+        measured = [with_spread(row["ms"], ".2f"), f"{row['first_seconds']:.1f}"]
+        cells.append([*(row[name] for name in names), LABELS[row["compile"]], *measured])
+    return markdown(header, cells)
+
+
+def _first_step(trainer: PopulationTrainer) -> float:
+    began = time.perf_counter()
+    update(trainer)
+    return time.perf_counter() - began
 
 
 def _rate(step: Any, seconds: float) -> float:
@@ -87,11 +129,29 @@ def processes(name: str, compile: str, seconds: float, count: int, head_start: f
         return sum(run.result()["rate"] for run in runs)
 
 
+def measure_groups(parser: ArgumentParser, args: Namespace) -> None:
+    """Measure, print, and write what ``--at-once`` asks for."""
+    populations = args.members or [32]
+    if args.quick:
+        populations, args.at_once = [2], [1, 2]
+    for members in populations:
+        if not 1 <= min(args.at_once) <= max(args.at_once) <= members:
+            parser.error(f"--at-once must lie between 1 and the {members} members, got {args.at_once}.")
+    forms = list(LABELS) if args.compiled else ["off"]
+    rows = []
+    for members in populations:
+        settings = {"seconds": args.seconds, "repeats": args.repeats}
+        rows += compare_groups(args.size, members, args.at_once, forms, **settings)
+    print(groups_table(rows))
+    report(args.json, rows, size=args.size, seconds=args.seconds, threads=args.threads)
+
+
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--size", default="small", choices=list(SIZES))
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--members", type=int, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[], help="members of one computation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
@@ -104,11 +164,15 @@ def main() -> None:
     torch.set_num_threads(threads)
     if args.quick:
         args.members, args.seconds, args.repeats, args.compiled = [1, 2], 0.5, 1, False
+    if args.at_once:
+        measure_groups(parser, args)
+        return
+    args.members = args.members or [2**k for k in range(10)]
     rows: list[dict[str, Any]] = []
     forms = ["off"] if args.quick else ["off", "on"]
     for turn in range(args.repeats):
         for compile in forms:
-            label = "compiled" if compile == "on" else "as it stands"
+            label = LABELS[compile]
             one = single_rate(args.size, compile, args.seconds)["rate"]
             rows.append({"what": f"single run, {label}", "rate": one})
             print(f"turn {turn}: {rows[-1]['what']}: {one:.1f} updates a second", flush=True)
@@ -117,7 +181,7 @@ def main() -> None:
                 rows.append({"what": f"{cores} single runs at once, {label}, 1 thread each", "rate": together})
         for members in args.members:
             for compile in forms if args.compiled else ["off"]:
-                label = "compiled" if compile == "on" else "as it stands"
+                label = LABELS[compile]
                 found = population_rate(args.size, members, compile, args.seconds)
                 rows.append({"what": f"population of {members}, {label}", "members": members} | found)
                 print(f"turn {turn}: {rows[-1]['what']}: {found['rate']:.1f} updates a second", flush=True)

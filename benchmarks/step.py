@@ -22,21 +22,29 @@ from measuring import alternate, benchmark_parser, markdown, report, spread, tim
 from sizes import SIZES, Size, random_transitions
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchrl_marl_offline import OfflineDataset, Trainer
+from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training.gradients import CompiledGradients
 
 SETTINGS = {"temperature": 3.0, "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
 TRANSITIONS = 20_000
-DECOMPOSITIONS = ("centralized", "mixer", "vdn", "independent")
+DECOMPOSITIONS = ("centralized", "mixer", "vdn", "independent")  # the recipe's
 RULES = ("td", "sarsa", "iql")
 EXTRACTIONS = ("awr", "brac")
 
 
-def make_trainer(size: Size, data: OfflineDataset, *, compile: str, precision: str = "fp32", **axes: Any) -> Trainer:
+def build_loss(size: Size, *, algorithm: str = "recipe", seed: int = 0, **settings: Any) -> OfflineMARLLoss:
+    """Return an algorithm's loss with networks of this size, always the same; the recipe with ``SETTINGS``."""
+    torch.manual_seed(seed)
+    shared = SETTINGS if algorithm == "recipe" else {}
+    return make_loss(size.spec, algorithm=algorithm, hidden=size.hidden, **{**shared, **settings})
+
+
+def make_trainer(
+    size: Size, data: OfflineDataset, *, compile: str, precision: str = "fp32", **settings: Any
+) -> Trainer:
     """Return a trainer whose ``_update`` is the step."""
-    torch.manual_seed(0)
-    loss = make_loss(size.spec, hidden=size.hidden, **{**SETTINGS, **axes})
+    loss = build_loss(size, **settings)
     buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, keys=loss.in_keys)
     trainer = Trainer(loss, buffer, steps=10**9, compile=compile, precision=precision, progress=False)
     trainer._prepare()
@@ -51,8 +59,7 @@ def update(trainer: Trainer) -> None:
 
 def hand_written(size: Size, data: OfflineDataset, *, compiled: bool) -> Any:
     """Return a step by hand that starts as the library's does."""
-    torch.manual_seed(0)
-    loss = make_loss(size.spec, hidden=size.hidden, **SETTINGS)
+    loss = build_loss(size)
     settings = {name: SETTINGS[name] for name in ("gamma", "expectile", "temperature")}
     run = HandWritten(loss, size, **settings)
     batch = data.replay_buffer(batch_size=size.batch_size, seed=0).sample()
@@ -69,10 +76,9 @@ def hand_written(size: Size, data: OfflineDataset, *, compiled: bool) -> Any:
     return step
 
 
-def flop_of(size: Size, data: OfflineDataset, **axes: Any) -> int:
+def flop_of(size: Size, data: OfflineDataset, **settings: Any) -> int:
     """Count the operations of the matrix products of one update."""
-    torch.manual_seed(0)
-    loss = make_loss(size.spec, hidden=size.hidden, **{**SETTINGS, **axes})
+    loss = build_loss(size, **settings)
     batch = data.replay_buffer(batch_size=size.batch_size, seed=0, keys=loss.in_keys).sample()
     gradients = CompiledGradients(loss, backend=None)  # as it stands, torch's counter stumbles over tensordicts
     gradients(batch)

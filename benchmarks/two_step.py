@@ -1,10 +1,13 @@
 """The two-step game (the recipe's Fig. 2): VDN plays it safe, a trained mixer takes the risk, and the frozen one.
 
     python benchmarks/two_step.py --output runs/two_step
+    python benchmarks/two_step.py --output runs/two_step_all --decompositions all
 
 All methods learn by temporal differences (eq. 2) and advantage-weighted regression from the dataset of all 16 joint
-trajectories, each once. Batches are drawn at random, or with ``--whole`` every update sees the whole dataset. Writes
-``results.jsonl``, the table, and the value tables as a picture.
+trajectories, each once. Batches are drawn at random, or with ``--whole`` every update sees the whole dataset. With
+``--decompositions``, it is those named, or ``all`` that have a team's value, instead of the four methods of the figure.
+Writes ``results.jsonl``, the table (what the policies play for, and the root mean square error of the second step's
+values), and the value tables as a picture.
 """
 
 from __future__ import annotations
@@ -19,8 +22,12 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from torchrl_marl_offline import AWR, TD, OfflineDataset, Trainer, collect, evaluate, make_env
+from torchrl_marl_offline.envs.games import TwoStep
+from torchrl_marl_offline.modules import DECOMPOSITIONS
 
 METHODS = ("vdn without SVN", "vdn", "mixer", "frozen mixer")
+OF_A_TEAM = tuple(name for name in DECOMPOSITIONS if name != "independent")
+"""Decompositions with a joint value, which the tables show."""
 STATES = ("s1", "s2-1", "s2-2")
 
 
@@ -61,7 +68,9 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
     Trainer(loss, buffer, steps=steps, lr=1e-3, tau=0.01, progress=False).train()
     env = make_env("games/two_step", num_envs=1)
     score = evaluate(loss.actor_network, env, episodes=1, seed=0).mean
-    return {"return": score, "values": value_tables(loss).tolist()}
+    values = value_tables(loss)
+    truth = torch.tensor(TwoStep.payoffs)
+    return {"return": score, "error": (values[1:] - truth).pow(2).mean().sqrt().item(), "values": values.tolist()}
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -101,15 +110,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--whole", action="store_true", help="every update on the whole dataset")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--decompositions", nargs="+", choices=("all", *OF_A_TEAM), help="instead of the four methods")
     args = parser.parse_args()
+    methods = args.decompositions or METHODS
+    methods = OF_A_TEAM if "all" in methods else methods
     jobs = [
         {"method": method, "seed": seed, "steps": args.steps, "batch_size": None if args.whole else args.batch_size}
-        for method in METHODS
+        for method in methods
         for seed in range(args.seeds)
     ]
     rows = run_jobs(two_step, jobs, workers=args.workers, results=args.output / "results.jsonl")
     print(machine())
-    print(table(rows, by=["method"], columns=["return"]))
+    print(table(rows, by=["method"], columns=["return", "error"]))
     picture(rows, args.output / "two_step.png")
 
 

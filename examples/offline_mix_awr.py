@@ -26,6 +26,7 @@ import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
 from torchrl_marl_offline.data import make_simulator, record_mixed_skill
 from torchrl_marl_offline.methods import POPULATION_SETTINGS, settings_of
+from torchrl_marl_offline.modules.critics import Decomposition
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,30 @@ class Args:
     """family/task to record where there is no --dataset; by default mpe/simple_spread."""
     episodes: int = 4000
     """Episodes to record."""
-    decomposition: Literal["mixer", "vdn", "centralized", "independent"] = "mixer"
-    """How the team's value is made of the agents' values."""
+    decomposition: Decomposition | None = None
+    """How the team's value is made of the agents' values; this and the next settings without a default have that of
+    --algorithm: of the recipe mixer, temperature 3, joint, expectile 0.7, gamma 0.95."""
     frozen: bool = False
     """Leave the mixer at its random initial parameters (an ablation)."""
     value_learning: Literal["td", "sarsa", "iql"] = "iql"
     """What the next state is worth: Q at the policy's action, Q at the recorded one, or an expectile of Q."""
     extraction: Literal["awr", "brac"] = "awr"
     """How the policy follows the values: weighted cloning, or ascent on Q with a cloning penalty."""
-    temperature: float = 3.0
+    temperature: float | None = None
     """AWR's weight is exp(temperature · standardized advantage)."""
-    advantage: Literal["joint", "local"] = "joint"
+    advantage: Literal["joint", "local"] | None = None
     """AWR's advantage: the team's, through the mixer, or each agent's own."""
-    alpha: float = 1.0
-    """Weight of BRAC's cloning penalty."""
-    expectile: float = 0.7
+    alpha: float | None = None
+    """Weight of BRAC's cloning penalty, or another algorithm's alpha."""
+    expectile: float | None = None
     """IQL's expectile: above 0.5 leans to the better actions of the data."""
-    svn: bool = True
+    svn: bool | None = None
     """Scale-invariant value normalization of the critic's loss."""
     heads: Literal["all", "min"] = "all"
     """Train both critic heads, or at each row the smaller alone."""
-    gamma: float = 0.95
+    max_next_value: float | None = None
+    """Upper bound of the next value in the critic's target, such as the data's largest return; b3c needs one."""
+    gamma: float | None = None
     """Discount of the values; the return that is reported is not discounted."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
@@ -102,20 +106,31 @@ class Args:
     """quick fits in five minutes on two cores; paper has the paper's sizes (days on a CPU)."""
 
 
-PAPER = {"hidden": (512,) * 4, "batch_size": 640, "steps": 500_000, "lr": 3e-4, "gamma": 0.99, "threads": 0}
-PAPER |= {"expectile": 0.9, "temperature": 10.0, "advantage": "local", "eval_every": 50_000, "checkpoint_every": 10_000}
+PAPER = {"hidden": (512,) * 4, "batch_size": 640, "steps": 500_000, "lr": 3e-4, "threads": 0}
+PAPER |= {"eval_every": 50_000, "checkpoint_every": 10_000}
+
+RECIPE = {
+    "quick": {"temperature": 3.0, "advantage": "joint", "expectile": 0.7, "gamma": 0.95},
+    "paper": {"temperature": 10.0, "advantage": "local", "expectile": 0.9, "gamma": 0.99},
+}
+"""The recipe's settings by preset; other algorithms have those that were published with them."""
 
 
 def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put the networks and the rules together; compose_losses.py shows how they are composed by hand."""
     torch.manual_seed(args.seed)
-    settings = {key: value for key, value in asdict(args).items() if key in settings_of(name)}
-    if name not in ("recipe", "cloning"):  # the others keep their published settings where none is asked for
-        settings = {key: v for key, v in settings.items() if key == "hidden" or v != getattr(Args(), key)}
-    return marl.make_loss(spec, algorithm=name, **settings).to(args.device)
+    return marl.make_loss(spec, algorithm=name, **method_settings(name, args)).to(args.device)
 
 
-def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, episodes: int, seed: int) -> dict:
+def method_settings(name: str, args: Args) -> dict:
+    """Return the settings of a method: those asked for, and the preset's of the recipe."""
+    asked = {key: v for key, v in asdict(args).items() if key in settings_of(name) and v is not None}
+    return (RECIPE[args.preset] | asked) if name == "recipe" else asked
+
+
+def make_evaluators(
+    name: str, loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, episodes: int, seed: int
+) -> dict:
     """Play in the environment, by the policy's mode and sampled; without one, look at episodes kept out of training."""
     actor = loss.actor_network
     if env is not None:
@@ -123,7 +138,8 @@ def make_evaluators(loss: marl.OfflineMARLLoss, args: Args, env, held_out, *, ep
         play = partial(marl.evaluate, actor, env, episodes=episodes, seed=seed)
         return {name: partial(play, mode=mode) for name, mode in modes.items()}
 
-    options = {"gamma": args.gamma, "device": args.device, "qvalue": loss.qvalue if loss.value_learning else None}
+    gamma = ({"gamma": 1.0} | settings_of(name) | method_settings(name, args))["gamma"]  # cloning has none
+    options = {"gamma": gamma, "device": args.device, "qvalue": loss.qvalue if loss.value_learning else None}
     return {"held-out episodes": partial(training.evaluate_held_out, actor, held_out, **options)}
 
 
@@ -134,7 +150,7 @@ def train_one(
     loss = make_loss(name, args, data.spec)
     env = make_simulator(data, num_envs=args.eval_episodes, device=args.device)
     torch.manual_seed(args.seed)
-    evaluators = make_evaluators(loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
+    evaluators = make_evaluators(name, loss, args, env, held_out, episodes=args.eval_episodes, seed=1000 + args.seed)
     logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb and processes.is_main)
     logger.log_config(asdict(args))
     trainer = marl.Trainer(
@@ -153,7 +169,7 @@ def train_one(
     logger.close()
     if not processes.is_main:
         return {}, {}
-    final = make_evaluators(loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
+    final = make_evaluators(name, loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
     finals = {f"{name}, {way}": measure() for way, measure in final.items()}
     summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
     return finals, {f"{name}, {way}": curve for way, curve in summary.items()}
@@ -185,7 +201,7 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
         def look() -> dict:
             found = {}
             for member, loss in trainer.member_losses():
-                (measure,) = make_evaluators(loss, members[member], None, held_out, episodes=0, seed=0).values()
+                (measure,) = make_evaluators(name, loss, members[member], None, held_out, episodes=0, seed=0).values()
                 found[member] = measure()
             return found
 

@@ -13,7 +13,12 @@ from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules import (
     DECOMPOSITIONS,
     make_actor,
+    make_behaviour_policy,
     make_critic,
+    make_flow,
+    make_score,
+    make_sequential_policy,
+    make_vae,
     make_value,
 )
 from torchrl_marl_offline.objectives import (
@@ -27,6 +32,8 @@ from torchrl_marl_offline.objectives import (
     BehaviourCloning,
     BRACLoss,
     IQLLoss,
+    MABCQLoss,
+    MACFlowLoss,
     MACQLLoss,
     MAICQLoss,
     MATD3BCLoss,
@@ -34,8 +41,11 @@ from torchrl_marl_offline.objectives import (
     OMACLoss,
     OMARLoss,
     OMIGALoss,
+    OMSDLoss,
     PolicyGradient,
     SARSALoss,
+    ScoreMatching,
+    SequentialCloning,
     SoftmaxSampler,
     TDLoss,
 )
@@ -97,8 +107,7 @@ class Case:
         return f"{self.decomposition}-{name}-{kind}"
 
     def critic(self, **options):
-        if self.decomposition in ("mixer", "linear"):
-            options = {"embed_size": 4, "mixer_hidden_size": 8} | options
+        options = {"embed_size": 4, "mixer_hidden_size": 8, "attention_heads": 2} | options
         return make_critic(self.spec, decomposition=self.decomposition, hidden=HIDDEN, **options)
 
     def value(self):
@@ -107,10 +116,21 @@ class Case:
     def actor(self, **options):
         return make_actor(self.spec, hidden=HIDDEN, **({"final_scale": 1.0} | options))
 
+    def behaviour(self):
+        """Return the model of the data that a preset asks."""
+        if self.preset == "MACFlowLoss":
+            return make_flow(self.spec, hidden=HIDDEN)
+        if self.preset == "OMSDLoss":
+            return (make_sequential_policy if self.discrete else make_score)(self.spec, hidden=HIDDEN)
+        if self.discrete:
+            return make_behaviour_policy(self.spec, hidden=HIDDEN)
+        return make_vae(self.spec, hidden=HIDDEN, perturbation_hidden=HIDDEN)
+
     def build(self, *, seed: int = 1, critic=None, tau: float = 0.5, **options) -> OfflineMARLLoss:
         """Return the loss with its updater at ``loss.updater`` (None where it has no targets)."""
         torch.manual_seed(seed)
-        actor, critic = self.actor(), self.critic() if critic is None else critic
+        policies = {"distribution": "one_step"} if self.preset == "MACFlowLoss" else {}
+        actor, critic = self.actor(**policies), self.critic() if critic is None else critic
         brac, awr = RULES["brac"], RULES["awr"]
         cql, ascent, sampler = SYSTEM_RULES.values()
         if self.preset is None:
@@ -132,6 +152,16 @@ class Case:
                 "MAICQLoss": lambda: MAICQLoss(actor, critic, **options),
                 "OMACLoss": lambda: OMACLoss(actor, critic, self.value(), **options),
                 "OMIGALoss": lambda: OMIGALoss(actor, critic, self.value(), **options),
+                "MABCQLoss": lambda: MABCQLoss(actor, critic, self.behaviour(), **({"samples": SAMPLES} | options)),
+                "MACFlowLoss": lambda: MACFlowLoss(actor, critic, self.behaviour(), **options),
+                "OMSDLoss": lambda: OMSDLoss(
+                    actor,
+                    critic,
+                    self.value(),
+                    self.behaviour(),
+                    behaviour_learning=SequentialCloning() if self.discrete else ScoreMatching(),
+                    **options,
+                ),
             }[self.preset]()
         loss.make_value_estimator(gamma=0.9)
         updater = SoftUpdate(loss, tau=tau) if loss.value_learning is not None else None
@@ -160,6 +190,17 @@ SYSTEM_CASES = [
     Case("linear", preset="OMACLoss", discrete=True),
     Case("linear", preset="OMIGALoss"),
     Case("mixer", preset="OMIGALoss", discrete=True),
+    Case("mixer", preset="MABCQLoss"),
+    Case("centralized", preset="MABCQLoss"),
+    Case("independent", preset="MABCQLoss", discrete=True),
+    Case("centralized", preset="MABCQLoss", discrete=True),
+    Case("vdn", preset="MACFlowLoss"),
+    Case("independent", preset="MACFlowLoss"),
+    Case("mixer", preset="MACFlowLoss", discrete=True),
+    Case("centralized", preset="OMSDLoss"),
+    Case("centralized", preset="OMSDLoss", discrete=True),
+    Case("mixer", preset="OMSDLoss"),
+    Case("independent", preset="OMSDLoss", discrete=True),
 ]
 CASES = COMBINATIONS + PRESET_CASES + SYSTEM_CASES
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrl_marl_offline import TaskSpec
 from torchrl_marl_offline.training import CheckpointManager
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +213,20 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
     for arguments, sentence in cases.items():
         assert sentence in fail(monkeypatch, capsys, *arguments), arguments
     assert not (tmp_path / "bad").exists()
+
+
+def test_every_algorithm_gets_what_is_asked_for_and_keeps_the_rest():
+    script = runpy.run_path(str(SCRIPT))
+    args, settings = script["Args"], script["method_settings"]
+    assert settings("recipe", args()).items() >= {"temperature": 3.0, "gamma": 0.95, "expectile": 0.7}.items()
+    paper = args(preset="paper", expectile=0.8)
+    assert settings("recipe", paper).items() >= {"temperature": 10.0, "expectile": 0.8, "advantage": "local"}.items()
+    assert not {"temperature", "gamma", "expectile"} & settings("icq", args()).keys()
+    asked = args(temperature=3.0, gamma=0.95)  # what happens to be the recipe's own
+    assert settings("icq", asked).items() >= {"temperature": 3.0, "gamma": 0.95}.items()
+    spec = TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
+    loss = script["make_loss"]("icq", asked, spec)
+    assert loss.temperature.item() == 3.0 and loss.value_estimator.gamma.item() == pytest.approx(0.95)
 
 
 def test_there_is_no_traceback_in_a_process_of_its_own(tmp_path):

@@ -12,7 +12,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules import BoundedNormal, GaussianHead, MaskedCategorical, make_actor
-from torchrl_marl_offline.modules.actors import straight_through
+from torchrl_marl_offline.modules.distributions import straight_through
 
 SPEC = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=2, action_low=-0.5, action_high=2.0)
 DISCRETE = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=4, discrete=True, has_action_mask=True)
@@ -101,7 +101,7 @@ def test_scales() -> None:
     [
         ({"scale": "fixed"}, "scale must be a positive number, 'learned' or 'state_dependent', got 'fixed'"),
         ({"scale": 0.0}, "scale must be positive, got 0.0"),
-        ({"distribution": "beta"}, "distribution must be 'gaussian' or 'tanh_gaussian', got 'beta'"),
+        ({"distribution": "beta"}, "distribution must be 'gaussian', 'tanh_gaussian' or 'one_step', got 'beta'"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:

@@ -33,6 +33,7 @@ OWN_NETWORKS = {
     "loss_actor": {"actor_network"},
     "loss_qvalue": {"qvalue_network", "mixer_network"},
     "loss_value": {"value_network"},
+    "loss_behaviour": {"behaviour_network"},
 }
 # One of each decomposition, learning rule and extraction rule, and every preset.
 FEW = [
@@ -41,6 +42,9 @@ FEW = [
     Case("vdn", "sarsa", "brac"),
     Case("centralized", "iql", "brac", discrete=True),
     Case("independent", "td", "awr"),
+    Case("qatten", "iql", "brac"),
+    Case("qplex", "iql", "awr", discrete=True),
+    Case("graph", "sarsa", "awr"),
     *PRESET_CASES,
     *SYSTEM_CASES,
 ]
@@ -488,6 +492,8 @@ def test_a_mask_of_another_name_is_honoured() -> None:
     [
         Case("mixer", "iql", "awr"),
         Case("vdn", "sarsa", "brac", discrete=True),
+        Case("qplex", "iql", "brac", discrete=True),
+        Case("graph", "td", "brac", discrete=True),
         *SYSTEM_CASES[3:7:3],  # conservative, discrete; rectification, centralized
         *SYSTEM_CASES[7::3],  # implicit constraint; global to local
     ],

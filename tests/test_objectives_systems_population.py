@@ -23,9 +23,12 @@ SETTINGS = {  # of each of two members
     "icq": ({"beta": 1000.0, "temperature": 1.0}, {"beta": 1.0, "temperature": 10.0}),
     "omac": ({"expectile": 0.7, "temperature": 3.0}, {"expectile": 0.5, "temperature": 1.0}),
     "omiga": ({"alpha": 10.0}, {"alpha": 1.0}),
+    "bcq": ({"gamma": 0.9, "behaviour_hidden": (8,)}, {"gamma": 0.5, "behaviour_hidden": (8,)}),
+    "mac_flow": ({"alpha": 3.0}, {"alpha": 0.3}),
+    "omsd": ({"beta": 0.1, "expectile": 0.7}, {"beta": 1.0, "expectile": 0.9}),
 }
 RUNS = [(name, {}, False) for name in SETTINGS]
-RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga")]
+RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga", "bcq", "mac_flow", "omsd")]
 RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from torchrl_marl_offline.study.__main__ import main
 from torchrl_marl_offline.study.jobs import Job, job_state, run_job
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.progress import StudyProgress, duration
+from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import make_jobs, make_plan
 
 HERE = Path(__file__).parent
@@ -127,6 +129,7 @@ def test_one_runner_at_a_time(tmp_path):
     assert quietly(file, backend=Another()).remaining == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(tmp_path, undisturbed):
     file = write_study(tmp_path)
     outcome = run_study(file, machine=Machine(workers=2, threads=1), train=train_and_die, progress=False)
@@ -229,3 +232,12 @@ def test_a_cluster_with_gpus_that_this_machine_lacks(tmp_path):
         make_plan(read_study(file), Machine(ray="auto"))
     machine = Machine(ray="auto", memory=2**30)
     assert make_jobs(read_study(file), make_plan(read_study(file), machine), machine)[0].device == "cuda:0"
+
+
+def test_without_its_libraries_a_study_says_so_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rliable" else object())
+    file = write_study(tmp_path)
+    for command in (lambda: run_study(file), lambda: write_study_report(tmp_path)):
+        with pytest.raises(ImportError, match=r"need rliable; install the extra: pip install .*\[study\]"):
+            command()
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from study_toys import STUDY, write_study
 
 from torchrl_marl_offline import list_datasets
-from torchrl_marl_offline.methods import settings_of
+from torchrl_marl_offline.methods import SIGNED_SETTINGS, settings_of
 from torchrl_marl_offline.study import StudyError, read_study
 from torchrl_marl_offline.study.runs import READ_ONLY_WITH, expand
 
@@ -35,8 +36,8 @@ def test_defaults_are_the_papers(tmp_path):
     study = small(tmp_path)
     (first, *_) = runs = expand(study)
     assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
-    training = {"steps": 500_000, "batch_size": 640, "lr": 3e-4, "tau": 0.005, "clip_grad_norm": 0.0}
-    training["precision"] = "fp32"
+    training = {"steps": 500_000, "batch_size": 640, "lr": 3e-4, "tau": 0.005, "actor_every": 1}
+    training |= {"clip_grad_norm": 0.0, "precision": "fp32"}
     loss = {name: list(value) if isinstance(value, tuple) else value for name, value in settings_of("recipe").items()}
     del loss["alpha"]  # which only BRAC reads
     assert first.settings == {"algorithm": "recipe", **training, **loss}
@@ -74,16 +75,18 @@ def test_the_nearer_setting_wins(tmp_path):
 @pytest.mark.parametrize("setting", READ_ONLY_WITH)
 def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
     """The settings said to be read only with another are settings, of methods that exist."""
-    other, value = READ_ONLY_WITH[setting]
+    other, wanted = READ_ONLY_WITH[setting]
     elsewhere = {"extraction": "brac", "value_learning": "td", "decomposition": "vdn"}[other]
     if setting == "alpha":
         elsewhere = "awr"
     values = {"advantage": '["joint", "local"]', "frozen": "[true, false]"}.get(setting, "[0.5, 0.6]")
     more = f"[grid]\n{setting} = {values}"
-    assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{value}"', more=more))) == 2
+    for value in wanted:
+        assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{value}"', more=more))) == 2
     assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{elsewhere}"', more=more))) == 1
     own = f'{other} = "{elsewhere}"\ngrid.{setting} = {values}'
-    with pytest.raises(StudyError, match=f"sets '{setting}', but only {other} = '{value}' reads it; leave it out"):
+    named = " or ".join(map(repr, wanted))
+    with pytest.raises(StudyError, match=f"sets '{setting}', but only {other} = {named} reads it; leave it out"):
         expand(small(tmp_path, mix=own))
 
 
@@ -107,6 +110,13 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"more": "[grid]\nlr = 3"}, r"\[grid\] lr must be a list of values, got 3\."),
         ({"more": "[grid]\nlr = [1, 1.0]"}, r"\[grid\] lr has a value twice"),
         ({"mix": "lr = 3\ngrid.lr = [1]"}, r"\[methods.mix\] gives 'lr' twice; leave one of them out\."),
+        ({"mix": "on.spread.lr = 3\ngrid.lr = [1]"}, r"\[methods.mix\] gives 'lr' twice; leave one of them out\."),
+        ({"mix": "on.spread.lr = 3\nvariants.lr = [1]"}, r"\[methods.mix\] gives 'lr' twice"),
+        ({"mix": "variants.lr = [1]\ngrid.lr = [1]"}, r"\[methods.mix\] gives 'lr' twice"),
+        ({"mix": "on.spraed.lr = 3"}, r"\[methods.mix.on\] has an unknown key 'spraed'; did you mean 'spread'\?"),
+        ({"mix": "on.spread.lrr = 3"}, r"\[methods.mix.on.spread\] has an unknown key 'lrr'; did you mean 'lr'\?"),
+        ({"mix": "on = 3"}, r"on must be a table, \[on\], got 3"),
+        ({"mix": "on.spread.alpha = 3"}, r"sets 'alpha', but only extraction = 'brac' reads it; leave it out"),
         ({"more": '[evaluation]\nmodes = ["best"]'}, r"modes must be one of mode, sample, got 'best'\."),
         ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
         ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),
@@ -157,6 +167,50 @@ def test_paths_are_relative_to_the_file(tmp_path):
     assert names == ["a", "recorded", "b", "mpe-simple_spread-Expert", "expert-v0"]
 
 
+def test_a_methods_settings_on_a_dataset_win_over_all(tmp_path):
+    study = small(
+        tmp_path,
+        study="gamma = 0.5\nseeds = 1\nlr = 1",
+        mix="gamma = 0.7\non.spread = { gamma = 0.8, max_next_value = -3 }",
+        spread='task = "mpe/simple_spread"\nsettings = { gamma = 0.6, lr = 2 }',
+        more='[datasets.other]\ntask = "mpe/simple_spread"\n[methods.cql]\nalgorithm = "cql"\n[grid]\ngamma = [0.1]',
+    )
+    mix = study.methods[0]
+    assert mix.on == {"spread": {"gamma": 0.8, "max_next_value": -3.0}}
+    with pytest.raises(StudyError, match=r"\[methods.mix\] sets 'max_next_value', but recipe has none; leave it out"):
+        expand(study)
+    study = replace(study, methods=(replace(mix, on={"spread": {"gamma": 0.8}}), study.methods[1]))
+    found = [(run.dataset, run.method, run.settings["gamma"], run.settings["lr"]) for run in expand(study)]
+    assert found == [
+        ("spread", "mix", 0.8, 2.0),
+        ("spread", "cql", 0.1, 2.0),
+        ("other", "mix", 0.7, 1.0),
+        ("other", "cql", 0.1, 1.0),
+    ]
+
+
+@pytest.mark.parametrize("name", SIGNED_SETTINGS)
+def test_a_number_below_0_where_it_means_something(tmp_path, name):
+    study = small(tmp_path, study="seeds = 1", mix=f'algorithm = "omar"\ngrid.{name} = [-4, 2.5]')
+    assert [run.settings[name] for run in expand(study)] == [-4.0, 2.5]
+
+
+def test_a_share_of_the_episodes(tmp_path):
+    text = 'task = "mpe/simple_spread"\nepisodes = 8\nfraction = {}\nseed = 3'
+    (whole,), (half,), (few,) = (small(tmp_path, spread=text.format(f)).datasets for f in (1.0, 0.5, 0.01))
+    assert half.facts()[1] == 4 * 25 and few.facts()[1] == 2
+    found = [source.load(tmp_path / "data") for source in (whole, half, few)]
+    assert [dataset.n_episodes for dataset in found] == [8, 4, 1]
+    rows = [dataset.data["agents", "observation"][:, 0].flatten(1) for dataset in found]
+    for smaller, larger in ((rows[2], rows[1]), (rows[1], rows[0])):
+        assert all((row == larger).all(-1).any() for row in smaller)
+    for share in ("0", "1.5"):
+        with pytest.raises(StudyError, match=r"fraction must lie above 0 and not above 1, got"):
+            small(tmp_path, spread=text.format(share))
+    with pytest.raises(StudyError, match="fraction must not be negative"):
+        small(tmp_path, spread=text.format("-0.5"))
+
+
 def test_two_datasets_of_one_name(tmp_path):
     with pytest.raises(StudyError, match="Two datasets are named 'b'; give one of them another name"):
         read_study(write_text(tmp_path, "datasets = ['a/b', 'c/b']\n[methods.mix]"))
@@ -170,10 +224,6 @@ def test_the_papers_figure_7_has_16384_runs():
     assert len({run.method for run in runs}) == 24 and len({run.dataset for run in runs}) == 16
     assert {run.settings["svn"] for run in runs if run.settings["decomposition"] != "mixer"} == {False}
     assert {source.source for source in study.datasets} <= set(list_datasets())
-
-
-def test_the_quick_study_has_24_runs():
-    assert len(expand(read_study(SHIPPED / "quick.toml"))) == 24
 
 
 def test_the_toys_are_a_study_that_can_be_read(tmp_path):

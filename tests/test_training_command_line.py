@@ -9,7 +9,13 @@ from typing import Literal
 
 import pytest
 
-from torchrl_marl_offline.training import SettingsError, parse_settings, plain_errors, write_config
+from torchrl_marl_offline.training import (
+    SettingsError,
+    expand_settings,
+    parse_settings,
+    plain_errors,
+    write_config,
+)
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,20 @@ def test_what_the_library_raises_ends_the_process_with_a_sentence(tmp_path, caps
     assert ended.value.code == 130
     with pytest.raises(ZeroDivisionError), plain_errors():
         1 / 0  # noqa: B018
+
+
+def test_a_grid_over_a_setting_that_has_no_value_by_default():
+    @dataclass(frozen=True)
+    class Open:
+        seed: int = 0
+        temperature: float | None = None
+        batch_size: int = 8
+
+    members = expand_settings(
+        Open(), seeds=1, grid=["temperature=1,3", "batch_size=4,8"], may_differ=["temperature", "batch_size"]
+    )
+    assert list(members) == [f"temperature={t}-batch_size={b}-seed=0" for t in (1, 3) for b in (4, 8)]
+    last = members["temperature=3-batch_size=8-seed=0"]
+    assert last == Open(0, 3.0, 8) and isinstance(last.temperature, float) and isinstance(last.batch_size, int)
+    with pytest.raises(SettingsError, match="wants numbers between its commas"):
+        expand_settings(Open(), seeds=1, grid=["temperature=a"], may_differ=["temperature"])

@@ -75,6 +75,8 @@ CASES = [
     Case("make_actor", DISCRETE, {}),
     Case("make_actor", MASKED, {}),
     Case("make_actor", MASKED, {"observation_norm": NORM, "activation": "relu", "layer_norm": True}),
+    Case("make_actor", CONTINUOUS, {"distribution": "one_step"}),
+    Case("make_actor", MASKED, {"distribution": "one_step", "observation_norm": NORM}),
     Case("make_deterministic_actor", CONTINUOUS),
     Case("make_greedy_actor", DISCRETE),
     Case("make_greedy_actor", MASKED),

@@ -146,3 +146,8 @@ def test_an_unknown_quality_is_named(tmp_path, quality):
     with pytest.raises(ValueError, match="choose from random, medium-replay, medium, expert, or mix two as 'A-B'"):
         record("games/xor", tmp_path / "x", qualities=[quality], **SMALL)
     assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_setting_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"record has no setting .hidden.; it has .*updates, "):
+        record("mpe/simple_spread", tmp_path, hidden=8)

@@ -24,6 +24,7 @@ class Parts:
         actor: its policies.
         critic: its critic, mixer included.
         value: returns the state-value network.
+        network: ``hidden``, ``share_params`` and ``activation``, for further networks.
         options: of :class:`OfflineMARLLoss`.
     """
 
@@ -31,6 +32,7 @@ class Parts:
     actor: TensorDictModuleBase
     critic: TensorDictModuleBase
     value: Callable[[], TensorDictModuleBase]
+    network: dict[str, Any]
     options: dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def make_parts(
     share_params: bool = True,
     activation: str = "relu",
     layer_norm: bool = False,
-    distribution: Literal["gaussian", "tanh_gaussian"] = "tanh_gaussian",
+    distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian",
     scale: float | Literal["learned", "state_dependent"] = "learned",
 ) -> Parts:
     """Draw the networks that a system of the field needs.
@@ -75,7 +77,7 @@ def make_parts(
     critic = make_critic(spec, num_heads=num_heads, **valued)
     options = {"heads": heads, "team_reward": team_reward, "max_next_value": max_next_value}
     options["value_norm"] = ScaleInvariantValueNorm() if svn else None
-    return Parts(spec, actor, critic, lambda: make_value(spec, **valued), options)
+    return Parts(spec, actor, critic, lambda: make_value(spec, **valued), network, options)
 
 
 def builds(**published: Any) -> Callable[[Callable[..., OfflineMARLLoss]], Callable[..., OfflineMARLLoss]]:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torchrl_marl_offline.method_parts import Parts, builds
+from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
+from torchrl_marl_offline.modules.diffusion import make_score
+from torchrl_marl_offline.modules.flow import make_flow
+from torchrl_marl_offline.modules.sequential import make_sequential_policy
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
-from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler
+from torchrl_marl_offline.objectives.samplers import (
+    ActionSampler,
+    CEMSampler,
+    GaussianSampler,
+    RandomSampler,
+    SoftmaxSampler,
+)
+from torchrl_marl_offline.objectives.score import ScoreMatching, SequentialCloning
 from torchrl_marl_offline.objectives.systems import (
+    MABCQLoss,
+    MACFlowLoss,
     MACQLLoss,
     MAICQLoss,
     MATD3BCLoss,
     OMACLoss,
     OMARLoss,
     OMIGALoss,
+    OMSDLoss,
 )
 
 # the deviation is that of conservative Q-learning's samples of the policy; no other term reads it
@@ -71,6 +86,8 @@ def make_omar(
     sampler: Literal["softmax", "cem", "random"] = "softmax",
     iterations: int = 3,
     samples: int = 10,
+    sampler_loc: float = 0.0,
+    sampler_scale: float = 2.0,
     min_q_weight: float = 1.0,
     num_random: int = 10,
     num_policy: int = 10,
@@ -82,7 +99,7 @@ def make_omar(
         parts.actor,
         parts.critic,
         rectification=rectification,
-        sampler=_sampler(sampler, iterations, samples),
+        sampler=_sampler(sampler, iterations, samples, loc=sampler_loc, scale=sampler_scale),
         learning=_conservative(min_q_weight, num_random, num_policy, noise, noise_clip),
         **parts.options,
     )
@@ -107,6 +124,64 @@ def make_omiga(parts: Parts, *, alpha: float = 10.0) -> OfflineMARLLoss:
     return OMIGALoss(parts.actor, parts.critic, parts.value(), alpha=alpha, **parts.options)
 
 
+@builds(**DETERMINISTIC, decomposition="centralized", hidden=(256, 256))
+def make_omsd(
+    parts: Parts,
+    *,
+    expectile: float = 0.7,
+    beta: float = 0.01,
+    normalize: bool = False,
+    time_weight: Literal["score", "uniform", "variance"] = "score",
+) -> OfflineMARLLoss:
+    """Build :class:`OMSDLoss`; for a discrete task with a sequential policy in the place of the score."""
+    if parts.spec.discrete:
+        behaviour, learning = make_sequential_policy(parts.spec, **parts.network), SequentialCloning()
+    else:
+        behaviour, learning = make_score(parts.spec, **parts.network), ScoreMatching()
+    rules = {"expectile": expectile, "beta": beta, "normalize": normalize, "time_weight": time_weight}
+    networks = parts.actor, parts.critic, parts.value(), behaviour
+    return OMSDLoss(*networks, behaviour_learning=learning, **rules, **parts.options)
+
+
+@builds(**DETERMINISTIC, hidden=(400, 300))
+def make_bcq(
+    parts: Parts,
+    *,
+    samples: int = 10,
+    threshold: float = 0.3,
+    min_weight: float = 0.75,
+    perturbation: float = 0.05,
+    kl_weight: float = 0.5,
+    behaviour_hidden: Sequence[int] = (750, 750),
+) -> OfflineMARLLoss:
+    """Build :class:`MABCQLoss`; for a discrete task with a cloned policy in the place of the autoencoder."""
+    network = parts.network | {"hidden": behaviour_hidden}
+    if parts.spec.discrete:
+        behaviour = make_behaviour_policy(parts.spec, **network)
+    else:
+        sizes = {"perturbation": perturbation, "perturbation_hidden": parts.network["hidden"]}
+        behaviour = make_vae(parts.spec, **sizes, **network)
+    rules = {"samples": samples, "threshold": threshold, "min_weight": min_weight, "kl_weight": kl_weight}
+    return MABCQLoss(parts.actor, parts.critic, behaviour, **rules, **parts.options)
+
+
+@builds(decomposition="vdn", distribution="one_step", hidden=(256,) * 4, activation="gelu", layer_norm=True)
+def make_mac_flow(
+    parts: Parts,
+    *,
+    alpha: float = 3.0,
+    normalize: bool = True,
+    flow_steps: int = 10,
+    min_weight: float = 0.5,
+    joint_observation: bool = True,
+) -> OfflineMARLLoss:
+    """Build :class:`MACFlowLoss`; the flow sees all observations, or the state."""
+    network = {name: parts.network[name] for name in ("hidden", "activation")}
+    behaviour = make_flow(parts.spec, joint_observation=joint_observation, **network)
+    rules = {"alpha": alpha, "normalize": normalize, "flow_steps": flow_steps, "min_weight": min_weight}
+    return MACFlowLoss(parts.actor, parts.critic, behaviour, **rules, **parts.options)
+
+
 def _continuous(parts: Parts, algorithm: str) -> Parts:
     if parts.spec.discrete:
         raise ValueError(
@@ -121,8 +196,10 @@ def _conservative(min_q_weight: float, num_random: int, num_policy: int, noise: 
     )
 
 
-def _sampler(name: str, iterations: int, samples: int) -> ActionSampler:
+def _sampler(name: str, iterations: int, samples: int, **gaussian: float) -> ActionSampler:
     samplers = {"softmax": SoftmaxSampler, "cem": CEMSampler, "random": RandomSampler}
     if name not in samplers:
         raise ValueError(f"sampler must be one of {', '.join(samplers)}; got {name!r}.")
+    if issubclass(samplers[name], GaussianSampler):
+        return samplers[name](iterations=iterations, samples=samples, **gaussian)
     return samplers[name](iterations=iterations, samples=samples)

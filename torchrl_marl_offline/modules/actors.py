@@ -3,100 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
-from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
-from torchrl_marl_offline.objectives.noise import exponential_like
+from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.build import remembers_build
+from torchrl_marl_offline.modules.distributions import BoundedNormal, MaskedCategorical, OneStep, OneStepCategorical
+from torchrl_marl_offline.modules.networks import AgentNetwork
+from torchrl_marl_offline.objectives.noise import normal_like
 
-Actor = TypeVar("Actor", bound=TensorDictModuleBase)
+Distribution = Literal["gaussian", "tanh_gaussian", "one_step"]
 
 LOC, SCALE, LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
-
-
-class BoundedNormal(Independent):
-    """A diagonal Gaussian whose mode and samples are clipped to the action bounds.
-
-    The density is the unclipped Gaussian's, so that the log-probability of an action at a bound stays finite.
-
-    Args:
-        loc: ``[*B, a]``.
-        scale: ``[*B, a]``, positive.
-        low: lower bound of every component.
-        high: upper bound of every component.
-    """
-
-    def __init__(self, loc: Tensor, scale: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
-        self.low, self.high = low, high
-        super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
-
-    @property
-    def mode(self) -> Tensor:
-        """The location, clipped."""
-        return self.base_dist.loc.clamp(self.low, self.high)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mode, so that ``ExplorationType.MEAN`` too stays within the bounds."""
-        return self.mode
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mode: what is executed."""
-        return self.mode
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw a clipped sample with reparameterized gradient."""
-        return super().rsample(sample_shape).clamp(self.low, self.high)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw a clipped sample without gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-
-class MaskedCategorical(Categorical):
-    """A categorical distribution over the legal actions.
-
-    TorchRL has one of this name; this one allows the mask to be absent, keeps logits finite, so that entropies and
-    gradients are, and checks nothing on the values, so that no step waits for the device.
-
-    Args:
-        logits: ``[*B, A]``.
-        mask: ``[*B, A]`` bool, true where legal; rows without any legal action (padding agents) become uniform.
-    """
-
-    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
-        if mask is not None:
-            logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-        super().__init__(logits=logits, validate_args=False)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The most probable legal action."""
-        return self.mode
-
-    def straight_through_sample(self) -> Tensor:
-        """Draw a one-hot action ``[*B, A]`` whose gradient is that of the probabilities (Bengio et al. 2013)."""
-        gumbel = -exponential_like(self.logits).log()
-        return straight_through(self.probs, (self.logits + gumbel).argmax(-1))
-
-    def straight_through_mode(self) -> Tensor:
-        """Return the most probable action as a one-hot code with the gradient of the probabilities."""
-        return straight_through(self.probs, self.logits.argmax(-1))
-
-
-def straight_through(probs: Tensor, index: Tensor) -> Tensor:
-    """Return ``one_hot(index)`` with the gradient of ``probs`` ``[*B, A]``."""
-    return one_hot(index, probs.shape[-1], probs.dtype) + (probs - probs.detach())  # the difference is exactly zero
+DRAWN, NOISE = ("agents", "drawn"), ("agents", "policy_noise")
 
 
 class GaussianHead(nn.Module):
@@ -141,6 +66,37 @@ class GaussianHead(nn.Module):
         if self.fixed_scale is not None:
             return out, torch.full_like(out, self.fixed_scale)
         return out, self.log_scale.clamp(-5.0, 2.0).exp().expand_as(out)
+
+
+class OneStepHead(nn.Module):
+    """Every agent's action from its observation and standard normal noise, by one evaluation.
+
+    Each pass evaluates the network without noise and at noise that it draws: a policy has a mode and a sample, and the
+    losses' numbers do not depend on which of them is executed. An exported policy keeps the one that it executes.
+
+    Args:
+        spec: the task's sizes and bounds.
+        **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+
+    Shape:
+        ``[*B, n, o]`` to what :class:`OneStep` or :class:`OneStepCategorical` takes: two actions (of discrete tasks,
+        scores) and the noise, each ``[*B, n, a]``.
+    """
+
+    def __init__(self, spec: TaskSpec, **network) -> None:
+        super().__init__()
+        self.size, self.range = spec.action_size, None if spec.discrete else ActionRange.of(spec)
+        self.network = AgentNetwork(spec.observation_size + self.size, self.size, spec.n_agents, **network)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the action without noise, the one of the noise, and the noise."""
+        noise = normal_like(observation[..., :1].expand(*observation.shape[:-1], self.size))
+        return self.at(observation, torch.zeros_like(noise)), self.at(observation, noise), noise
+
+    def at(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Return the action of this noise, not clipped; its network's output is in halves of the range."""
+        out = self.network(torch.cat([observation, noise], -1))
+        return out if self.range is None else self.range.unscaled(out)
 
 
 class ObservationNorm(nn.Module):
@@ -197,23 +153,11 @@ class ObservationNorm(nn.Module):
         return (observation - self.loc) / self.scale
 
 
-def remembers_build(builder: Callable[..., Actor]) -> Callable[..., Actor]:
-    """Let ``builder(spec, **options)`` note in ``actor.build`` what it was called with, so that a file can say it."""
-
-    @wraps(builder)
-    def build(spec: TaskSpec, **options: Any) -> Actor:
-        actor = builder(spec, **options)
-        actor.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": options}
-        return actor
-
-    return build
-
-
 @remembers_build
 def make_actor(
     spec: TaskSpec,
     *,
-    distribution: Literal["gaussian", "tanh_gaussian"] = "gaussian",
+    distribution: Distribution = "gaussian",
     scale: float | Literal["learned", "state_dependent"] = 1.0,
     hidden: Sequence[int] = (512, 512, 512, 512),
     share_params: bool = True,
@@ -226,12 +170,13 @@ def make_actor(
 
     It reads ``("agents", "observation")`` (and ``("agents", "action_mask")`` where the task has one) and writes
     ``("agents", "action")``; TorchRL's :func:`~torchrl.envs.set_exploration_type` chooses between the mode and a
-    sample. For a discrete task it is a masked categorical, and ``distribution`` and ``scale`` are not looked at.
+    sample. For a discrete task it is a masked categorical, and ``scale`` is not looked at.
 
     Args:
         spec: the task's sizes and bounds.
-        distribution: ``"gaussian"`` (clipped to the bounds when executed, see :class:`BoundedNormal`) or
-            ``"tanh_gaussian"`` (TorchRL's :class:`~torchrl.modules.TanhNormal`).
+        distribution: ``"gaussian"`` (clipped to the bounds when executed, see :class:`BoundedNormal`),
+            ``"tanh_gaussian"`` (TorchRL's :class:`~torchrl.modules.TanhNormal`), both the same for a discrete task, or
+            ``"one_step"``, an action of the observation and noise, without a density (see :class:`OneStep`).
         scale: standard deviation: a fixed number, ``"learned"`` or ``"state_dependent"``.
         hidden: widths of the hidden layers (the recipe: four of 512).
         share_params: agents share parameters and are told apart by a one-hot id.
@@ -258,33 +203,29 @@ def make_actor(
         "layer_norm": layer_norm,
         "final_scale": final_scale,
     }
-    if spec.discrete:
-        logits = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
-        keys = {"logits": LOGITS}
-        if spec.has_action_mask:
-            keys["mask"] = ACTION_MASK
-        return ProbabilisticActor(
-            TensorDictModule(
-                ObservationNorm.before(logits, observation_norm, spec), in_keys=[OBSERVATION], out_keys=[LOGITS]
-            ),
-            in_keys=keys,
-            out_keys=[ACTION],
-            distribution_class=MaskedCategorical,
-        )
-    kwargs = {"low": spec.action_low, "high": spec.action_high}
-    if distribution == "gaussian":
-        distribution_class = BoundedNormal
-    elif distribution == "tanh_gaussian":
-        distribution_class = TanhNormal
-        kwargs |= {"safe_tanh": True, "tanh_loc": False}
+    if distribution not in get_args(Distribution):
+        raise ValueError(f"distribution must be 'gaussian', 'tanh_gaussian' or 'one_step', got {distribution!r}.")
+    one_step = distribution == "one_step"
+    if one_step:
+        head = OneStepHead(spec, **network)
+    elif spec.discrete:
+        head = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
     else:
-        raise ValueError(f"distribution must be 'gaussian' or 'tanh_gaussian', got {distribution!r}.")
-    head = GaussianHead(spec, scale=scale, **network)
+        head = GaussianHead(spec, scale=scale, **network)
+    written = [LOGITS if spec.discrete else LOC]
+    written += [DRAWN, NOISE] if one_step else [] if spec.discrete else [SCALE]
+    keys = {key[1].removeprefix("policy_"): key for key in written}
+    kwargs: dict[str, Any] = {}
+    if spec.discrete:
+        distribution_class = OneStepCategorical if one_step else MaskedCategorical
+        keys |= {"mask": ACTION_MASK} if spec.has_action_mask else {}
+    else:
+        distribution_class = {"gaussian": BoundedNormal, "tanh_gaussian": TanhNormal, "one_step": OneStep}[distribution]
+        kwargs |= {"low": spec.action_low, "high": spec.action_high}
+        kwargs |= {"safe_tanh": True, "tanh_loc": False} if distribution == "tanh_gaussian" else {}
     return ProbabilisticActor(
-        TensorDictModule(
-            ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=[LOC, SCALE]
-        ),
-        in_keys={"loc": LOC, "scale": SCALE},
+        TensorDictModule(ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=written),
+        in_keys=keys,
         out_keys=[ACTION],
         distribution_class=distribution_class,
         distribution_kwargs=kwargs,

@@ -1,58 +1,38 @@
-"""Critics for the five value decompositions, by one builder."""
+"""Critics for every value decomposition, by one builder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
+from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
+from torchrl_marl_offline.modules.graph import GraphCritic
+from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
-from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP, one_hot
+from torchrl_marl_offline.modules.networks import StackedMLP
 
-Decomposition = Literal["centralized", "mixer", "vdn", "independent", "linear"]
-DECOMPOSITIONS: tuple[Decomposition, ...] = ("centralized", "mixer", "vdn", "independent", "linear")
+Decomposition = Literal[
+    "centralized", "mixer", "vdn", "independent", "linear", "nonmonotonic", "qatten", "qplex", "graph"
+]
+DECOMPOSITIONS: tuple[Decomposition, ...] = get_args(Decomposition)
+READ_BY: dict[str, tuple[Decomposition, ...]] = {
+    "mixer": ("mixer",),
+    "frozen": ("mixer", "nonmonotonic", "linear", "qatten", "qplex"),
+    "monotonic": ("mixer", "nonmonotonic", "linear", "qatten"),
+}
+"""Decompositions that an option of :func:`make_critic` changes."""
 
 LOCAL_ACTION_VALUE = ("agents", "state_action_value")
 ACTION_VALUE = "state_action_value"
 LOCAL_VALUE = ("agents", "state_value")
 VALUE = "state_value"
-
-
-def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype) -> Tensor:
-    """Return the action as critics read it: one-hot for indices, unchanged otherwise.
-
-    Args:
-        action: ``[*B, n]`` integer indices, or ``[*B, n, a]`` floating point (continuous, or already one-hot).
-        spec: the task's sizes.
-        dtype: dtype of the one-hot code.
-    """
-    if action.is_floating_point():
-        return action
-    return one_hot(action, spec.action_size, dtype)
-
-
-class LocalCritic(nn.Module):
-    """Per-agent values Q_a(o_a, u_a), or V_a(o_a) with ``with_action=False``.
-
-    Shape:
-        observation ``[*B, n, o]`` and action (see :func:`encode_action`) to ``[*B, n, H]``.
-    """
-
-    def __init__(self, spec: TaskSpec, *, with_action: bool = True, num_heads: int = 2, **network) -> None:
-        super().__init__()
-        self.spec, self.with_action = spec, with_action
-        width = spec.observation_size + (spec.action_size if with_action else 0)
-        self.network = AgentNetwork(width, 1, spec.n_agents, num_heads=num_heads, **network)
-
-    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Return ``[*B, n, H]``."""
-        if self.with_action:
-            observation = torch.cat([observation, encode_action(action, self.spec, observation.dtype)], -1)
-        return self.network(observation).squeeze(-1).movedim(0, -1)  # [H, *B, n, 1] -> [*B, n, H]
+LOCAL_ADVANTAGE = ("agents", "advantage")
 
 
 class CentralizedCritic(nn.Module):
@@ -99,42 +79,56 @@ def make_critic(
     frozen: bool = False,
     embed_size: int = 32,
     mixer_hidden_size: int = 128,
+    attention_heads: int = 4,
     activation: str = "gelu",
     layer_norm: bool = True,
 ) -> TensorDictModuleBase:
     r"""Build the action-value module of a value decomposition.
 
-    ================  ============================================  =========================================
-    decomposition     value                                         writes
-    ================  ============================================  =========================================
-    ``mixer``         :math:`f(Q_1, \ldots, Q_n; s)`                local ``[*B, n, H]`` and team ``[*B, H]``
-    ``vdn``           :math:`\sum_a Q_a`                            local and team
-    ``linear``        :math:`\sum_a |w_a(s)| Q_a + b(s)`            local and team
-    ``centralized``   :math:`Q(s, u)`                               team
-    ``independent``   each :math:`Q_a(o_a, u_a)` for itself         local
-    ================  ============================================  =========================================
+    ================  ======================================================  =========================================
+    decomposition     value                                                   writes
+    ================  ======================================================  =========================================
+    ``mixer``         :math:`f(Q_1, \ldots, Q_n; s)`, monotonic (QMIX)        local ``[*B, n, H]`` and team ``[*B, H]``
+    ``nonmonotonic``  the same, weights of any sign                           local and team
+    ``vdn``           :math:`\sum_a Q_a`                                      local and team
+    ``linear``        :math:`\sum_a |w_a(s)| Q_a + b(s)`                      local and team
+    ``qatten``        :math:`\sum_{h,a} |w_h(s)| \alpha_{h,a}(s,o) Q_a+c(s)`  local and team
+    ``qplex``         :math:`V_{tot}(s) + \sum_a \lambda_a(s,u) (Q_a - V_a)`  local, their advantages and team
+    ``graph``         :math:`\sum_a f_a / n + \sum_{a<b} f_{ab} / |E|`        team
+    ``centralized``   :math:`Q(s, u)`                                         team
+    ``independent``   each :math:`Q_a(o_a, u_a)` for itself                   local
+    ================  ======================================================  =========================================
 
     Local values stand at ``("agents", "state_action_value")``, the team's at ``"state_action_value"``; ``H`` heads lie
-    in the last dimension.
+    in the last dimension. See :class:`~torchrl_marl_offline.HyperNetworkMixer`,
+    :class:`~torchrl_marl_offline.LinearMixer`, :class:`~torchrl_marl_offline.AttentionMixer` (Qatten),
+    :class:`~torchrl_marl_offline.DuplexMixer` (QPLEX; its local critics:
+    :class:`~torchrl_marl_offline.modules.GreedyCritic`, :class:`~torchrl_marl_offline.modules.DuelingCritic`) and
+    :class:`~torchrl_marl_offline.modules.GraphCritic`.
+
+    A coordination graph has no agent's own value: its payoffs belong to pairs. Rules treat it as they do a centralized
+    critic, and those that need local values refuse both.
 
     Args:
         spec: the task's sizes.
-        decomposition: one of the five above.
+        decomposition: one of the above.
         num_heads: critic heads ``H``; targets use the minimum over them.
         hidden: widths of the critic's hidden layers (the recipe: four of 512).
-        share_params: agents share parameters and are told apart by a one-hot id; otherwise separate parameters.
+        share_params: agents share parameters and are told apart by a one-hot id; otherwise separate parameters. The
+            payoffs of a graph's pairs always share them.
         joint_observation: the centralized critic reads all observations instead of the state.
         mixer: a mixer in place of the library's own, for instance ``torchrl.modules.QMixer``; only with ``"mixer"``.
-        monotonic: see :class:`~torchrl_marl_offline.HyperNetworkMixer`; also of ``"linear"``.
+        monotonic: take absolute values of the mixer's weights: of ``"mixer"``, ``"linear"`` and ``"qatten"``.
         frozen: the mixer keeps its random initial parameters. An ablation: the recipe's released code never
             trained its mixer.
-        embed_size: width of the mixing layer.
+        embed_size: width of the mixing layer, or of the attention's queries and keys.
         mixer_hidden_size: width of the hypernetworks' hidden layer.
+        attention_heads: of ``"qatten"`` and ``"qplex"``.
         activation: activation of the critic's layers.
         layer_norm: layer normalization in the critic and in the hypernetworks.
 
     Raises:
-        ValueError: for an unknown decomposition, or mixer options where there is no mixer.
+        ValueError: for an unknown decomposition, or mixer options where there is no mixer that they change.
 
     Examples:
         >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
@@ -142,35 +136,25 @@ def make_critic(
         >>> critic.out_keys
         [('agents', 'state_action_value'), 'state_action_value']
     """
-    if decomposition not in DECOMPOSITIONS:
-        raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")
-    of_mixer = mixer is not None or ((frozen or not monotonic) and decomposition != "linear")
-    if decomposition != "mixer" and of_mixer:
-        raise ValueError(f"mixer=, frozen= and monotonic= go with decomposition='mixer', not {decomposition!r}.")
-    network = {"hidden": hidden, "activation": activation, "layer_norm": layer_norm}
+    _check_decomposition(decomposition)
+    for option, given in (("mixer", mixer is not None), ("frozen", frozen), ("monotonic", not monotonic)):
+        if given and decomposition not in READ_BY[option]:
+            known = " or ".join(map(repr, READ_BY[option]))
+            raise ValueError(f"{option}= goes with decomposition={known}, not {decomposition!r}.")
+    network = {"num_heads": num_heads, "hidden": hidden, "activation": activation, "layer_norm": layer_norm}
     if decomposition == "centralized":
-        central = CentralizedCritic(spec, num_heads=num_heads, joint_observation=joint_observation, **network)
-        source = OBSERVATION if joint_observation else STATE
-        return TensorDictModule(central, in_keys=[source, ACTION], out_keys=[ACTION_VALUE])
-    local = TensorDictModule(
-        LocalCritic(spec, num_heads=num_heads, share_params=share_params, **network),
-        in_keys=[OBSERVATION, ACTION],
-        out_keys=[LOCAL_ACTION_VALUE],
-    )
-    if decomposition == "independent":
+        return _centralized(spec, joint_observation=joint_observation, **network)
+    local = _local(spec, decomposition, share_params=share_params, **network)
+    if decomposition in ("graph", "independent"):
         return local
-    if decomposition == "vdn":
-        mixer = SumMixer(spec.n_agents)
-    elif mixer is None:
-        hyper = {"hidden_size": mixer_hidden_size, "monotonic": monotonic, "layer_norm": layer_norm}
-        if decomposition == "linear":
-            mixer = LinearMixer(spec.n_agents, spec.state_size, **hyper)
-        else:
-            mixer = HyperNetworkMixer(spec.n_agents, spec.state_size, embed_size=embed_size, **hyper)
+    if mixer is None:
+        options = {"hidden_size": mixer_hidden_size, "layer_norm": layer_norm}
+        sizes = {"embed_size": embed_size, "attention_heads": attention_heads}
+        mixer = _make_mixer(spec, decomposition, monotonic=monotonic, **sizes, **options)
     if frozen:
         mixer.requires_grad_(False)
-    needs_state = getattr(mixer, "needs_state", True)
-    in_keys = [LOCAL_ACTION_VALUE, STATE] if needs_state else [LOCAL_ACTION_VALUE]
+    in_keys = [LOCAL_ACTION_VALUE, STATE] if getattr(mixer, "needs_state", True) else [LOCAL_ACTION_VALUE]
+    in_keys += {"qatten": [OBSERVATION], "qplex": [ACTION, LOCAL_ADVANTAGE]}.get(decomposition, [])
     return TensorDictSequential(local, TensorDictModule(mixer, in_keys=in_keys, out_keys=[ACTION_VALUE]))
 
 
@@ -186,15 +170,63 @@ def make_value(
 ) -> TensorDictModule:
     """Build the state-value module that goes with :func:`make_critic`, for implicit Q-learning.
 
-    With ``centralized`` it writes the team's value at ``"state_value"`` ``[*B, 1]``; with all others, local values
-    at ``("agents", "state_value")`` ``[*B, n, 1]``, which the loss sends through the critic's mixer. Arguments
-    as there.
+    With ``centralized`` and ``graph`` it writes the team's value at ``"state_value"`` ``[*B, 1]``; with all others,
+    local values at ``("agents", "state_value")`` ``[*B, n, 1]``, which the loss sends through the critic's mixer.
+    Arguments as there.
     """
-    if decomposition not in DECOMPOSITIONS:
-        raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")
+    _check_decomposition(decomposition)
     network = {"hidden": hidden, "activation": activation, "layer_norm": layer_norm, "num_heads": 1}
     if decomposition == "centralized":
-        central = CentralizedCritic(spec, with_action=False, joint_observation=joint_observation, **network)
-        return TensorDictModule(central, in_keys=[OBSERVATION if joint_observation else STATE], out_keys=[VALUE])
-    local = LocalCritic(spec, with_action=False, share_params=share_params, **network)
-    return TensorDictModule(local, in_keys=[OBSERVATION], out_keys=[LOCAL_VALUE])
+        return _centralized(spec, with_action=False, joint_observation=joint_observation, **network)
+    network["share_params"] = share_params
+    if decomposition == "graph":
+        return TensorDictModule(GraphCritic(spec, with_action=False, **network), [OBSERVATION], [VALUE])
+    return TensorDictModule(LocalCritic(spec, with_action=False, **network), [OBSERVATION], [LOCAL_VALUE])
+
+
+def _check_decomposition(decomposition: str) -> None:
+    if decomposition not in DECOMPOSITIONS:
+        raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")
+
+
+def _centralized(spec: TaskSpec, *, with_action: bool = True, joint_observation: bool, **network) -> TensorDictModule:
+    source = OBSERVATION if joint_observation else STATE
+    critic = CentralizedCritic(spec, with_action=with_action, joint_observation=joint_observation, **network)
+    if with_action:
+        return TensorDictModule(critic, in_keys=[source, ACTION], out_keys=[ACTION_VALUE])
+    return TensorDictModule(critic, in_keys=[source], out_keys=[VALUE])
+
+
+def _local(spec: TaskSpec, decomposition: Decomposition, **network) -> TensorDictModule:
+    """Return what stands before the mixer, or the whole critic of a decomposition without one."""
+    in_keys = [OBSERVATION, ACTION]
+    if decomposition == "graph":
+        return TensorDictModule(GraphCritic(spec, **network), in_keys=in_keys, out_keys=[ACTION_VALUE])
+    if decomposition != "qplex":
+        return TensorDictModule(LocalCritic(spec, **network), in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE])
+    in_keys += [ACTION_MASK] if spec.has_action_mask else []
+    critic = GreedyCritic(spec, **network) if spec.discrete else DuelingCritic(spec, **network)
+    return TensorDictModule(critic, in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE, LOCAL_ADVANTAGE])
+
+
+def _make_mixer(
+    spec: TaskSpec,
+    decomposition: Decomposition,
+    *,
+    monotonic: bool,
+    embed_size: int,
+    attention_heads: int,
+    **hyper,
+) -> nn.Module:
+    n, state = spec.n_agents, spec.state_size
+    if decomposition == "vdn":
+        return SumMixer(n)
+    if decomposition == "linear":
+        return LinearMixer(n, state, monotonic=monotonic, **hyper)
+    if decomposition == "qatten":
+        sizes = {"attention_heads": attention_heads, "embed_size": embed_size}
+        return AttentionMixer(n, state, spec.observation_size, monotonic=monotonic, **sizes, **hyper)
+    if decomposition == "qplex":
+        return DuplexMixer(spec, attention_heads=attention_heads, **hyper)
+    monotonic = monotonic and decomposition != "nonmonotonic"
+    return HyperNetworkMixer(n, state, embed_size=embed_size, monotonic=monotonic, **hyper)

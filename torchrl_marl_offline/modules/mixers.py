@@ -35,15 +35,21 @@ class StateConditionedMixer(Mixer):
         self.norm = StackedLayerNorm(hidden_size, (len(sizes),)) if layer_norm else None
         self.last = nn.ModuleList(nn.Linear(hidden_size, size) for size in self.sizes)
 
-    def forward(self, values: Tensor, state: Tensor) -> Tensor:
-        """Return the team values ``[*B, H]`` of local values ``[*B, n, H]`` at states ``[*B, s]``."""
+    def forward(self, values: Tensor, state: Tensor, *more: Tensor) -> Tensor:
+        """Return the team values ``[*B, H]`` of local values ``[*B, n, H]`` at states ``[*B, s]``.
+
+        Args:
+            values: local values.
+            state: the global state.
+            *more: what else the mixer reads.
+        """
         fits = values.shape[-2] == self.n_agents and state.shape[-1:] == self.state_shape
         if not fits or values.shape[:-2] != state.shape[:-1]:
             raise ValueError(
                 f"{type(self).__name__} wants values [*B, {self.n_agents}, heads] and state "
                 f"[*B, {self.state_shape[0]}] of one batch shape, got {tuple(values.shape)} and {tuple(state.shape)}."
             )
-        return self.mix(values, state)
+        return self.mix(values, state, *more)
 
     def generate(self, state: Tensor) -> tuple[Tensor, ...]:
         """Return ``[*B, size]`` for each of the sizes."""

@@ -21,6 +21,11 @@ def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(dtype)
 
 
+def mask_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return logits ``[*B, A]`` that are lowest, but finite, where the mask is false."""
+    return logits if mask is None else logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
 class StackedLinear(nn.Module):
     """A stack of independent linear layers as one batched matrix product.
 
@@ -148,6 +153,21 @@ class StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias, F.layer_norm(x, (self.width,), eps=self.eps), self.weight)
 
 
+def project_agents(x: Tensor, weight: Tensor, of_agent: Tensor) -> Tensor:
+    """Multiply every agent's row of ``x`` by a weight, and add a bias of the agent's own.
+
+    Args:
+        x: ``[*B, n, in]``.
+        weight: ``[*stack, in, out]``.
+        of_agent: ``[*stack, n, out]``.
+
+    Returns:
+        ``[*stack, B, n, out]``, all batch dimensions as one.
+    """
+    rows = x.reshape(-1, x.shape[-1]).expand(*weight.shape[:-2], -1, -1)
+    return torch.matmul(rows, weight).unflatten(-2, (-1, of_agent.shape[-2])) + of_agent.unsqueeze(-3)
+
+
 class AgentNetwork(nn.Module):
     """One network per agent, parameters shared (with a one-hot agent id) or separate, with any number of heads.
 
@@ -198,7 +218,5 @@ class AgentNetwork(nn.Module):
         """
         first = self.mlp.layers[0]
         weight, of_agent = first.weight.split([first.in_features - self.n_agents, self.n_agents], -2)
-        rows = x.reshape(-1, x.shape[-1]).expand(*first.stack, -1, -1)
-        hidden = torch.matmul(rows, weight).unflatten(-2, (-1, self.n_agents))  # [(H,) B, n, hidden]
-        bias = (first.bias + of_agent).unsqueeze(-3)  # [(H,) 1, n, hidden]
-        return self.mlp.after_first_layer((hidden + bias).flatten(-3, -2))
+        hidden = project_agents(x, weight, first.bias + of_agent)
+        return self.mlp.after_first_layer(hidden.flatten(-3, -2))

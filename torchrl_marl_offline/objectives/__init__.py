@@ -1,8 +1,10 @@
 """Losses: one flat loss module, its rules and its presets."""
 
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
+from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
+from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, OMAC, OMIGA
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 from torchrl_marl_offline.objectives.omar import OMAR
@@ -15,18 +17,23 @@ from torchrl_marl_offline.objectives.presets import (
     TDLoss,
 )
 from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler
+from torchrl_marl_offline.objectives.score import ScoreMatching, ScoreRegularized, SequentialCloning
 from torchrl_marl_offline.objectives.systems import (
+    MABCQLoss,
+    MACFlowLoss,
     MACQLLoss,
     MAICQLoss,
     MATD3BCLoss,
     OMACLoss,
     OMARLoss,
     OMIGALoss,
+    OMSDLoss,
 )
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD, ValueLearning
 
 __all__ = [
     "AWR",
+    "BCQ",
     "BRAC",
     "CQL",
     "ICQ",
@@ -39,23 +46,33 @@ __all__ = [
     "TD3BC",
     "AWRLoss",
     "ActionSampler",
+    "BCQDistillation",
     "BRACLoss",
     "BehaviourCloning",
     "CEMSampler",
     "Cloning",
+    "FlowDistillation",
+    "FlowMatching",
     "IQLLoss",
+    "MABCQLoss",
+    "MACFlowLoss",
     "MACQLLoss",
     "MAICQLoss",
     "MATD3BCLoss",
     "OMACLoss",
     "OMARLoss",
     "OMIGALoss",
+    "OMSDLoss",
     "OfflineMARLLoss",
     "PolicyExtraction",
     "PolicyGradient",
     "RandomSampler",
     "SARSALoss",
+    "ScoreMatching",
+    "ScoreRegularized",
+    "SequentialCloning",
     "SoftmaxSampler",
     "TDLoss",
+    "VAELearning",
     "ValueLearning",
 ]

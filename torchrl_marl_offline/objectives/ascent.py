@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.objectives.candidates import candidate_values
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
-from torchrl_marl_offline.objectives.functional import masked_mean
+from torchrl_marl_offline.objectives.functional import masked_mean, mean_magnitude
 from torchrl_marl_offline.objectives.policies import differentiable_action, is_discrete
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class TD3BC(PolicyGradient):
         if is_discrete(estimates.policy):
             raise ValueError("TD3BC regresses on continuous actions; for a discrete task use BRAC.")
         action, value, metrics = self.ascend(loss, tensordict, estimates)
-        rows = tuple(range(value.ndim - 1))
-        size = masked_mean(value.detach().abs(), loss.agent_mask(tensordict, value), rows) + 1e-6  # [k]
+        size = mean_magnitude(value, loss.agent_mask(tensordict, value))  # [k]
         error = (action - tensordict.get(loss.tensor_keys.action)).pow(2).mean(-1)  # [*B, n]
         metrics["action_error"] = masked_mean(error.detach(), loss.agent_mask(tensordict, error))
         return error - loss.alpha / size * value, metrics

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from tensordict import TensorDict, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def candidate_values(
-    loss: OfflineMARLLoss, tensordict: TensorDictBase, actions: Tensor, *, team: bool = False, detach: bool = False
+    loss: OfflineMARLLoss,
+    tensordict: TensorDictBase,
+    actions: Tensor,
+    *,
+    team: bool = False,
+    target: bool = False,
+    detach: bool = False,
 ) -> Tensor:
     """Evaluate the critic at ``K`` actions of every agent.
 
@@ -28,6 +35,7 @@ def candidate_values(
         tensordict: observations, state and recorded actions, ``[*B]``.
         actions: ``[*B, K, n, a]``; one-hot for a discrete task.
         team: ask for the team's value also where there are local ones.
+        target: use the target networks.
         detach: keep the gradient from the critic's parameters (not from the actions).
 
     Returns:
@@ -35,36 +43,48 @@ def candidate_values(
     """
     count = actions.shape[-3]
     if not (loss._is_central or (team and loss.is_team)):
-        return loss._critic(_repeated(loss, tensordict, count), actions, target=False, detach=detach)
+        return loss._critic(_repeated(loss, tensordict, count), actions, target=target, detach=detach)
     recorded = tensordict.get(loss.tensor_keys.action)
     if not recorded.is_floating_point():
         recorded = one_hot(recorded, actions.shape[-1], actions.dtype)
     n = actions.shape[-2]
     own = torch.eye(n, dtype=torch.bool, device=actions.device).unsqueeze(-1)
     joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
-    values = loss.action_value(_repeated(loss, tensordict, count, n), joint, detach=detach)
+    values = loss.action_value(_repeated(loss, tensordict, count, n), joint, target=target, detach=detach)
     return values.total.squeeze(-2)  # [*B, K, n, 1, H]
 
 
 def _repeated(loss: OfflineMARLLoss, tensordict: TensorDictBase, *counts: int) -> TensorDict:
     """Return what the critic and the mixer read, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``."""
-    batch = tensordict.batch_size
     mixer_keys = loss.mixer_network.in_keys if loss.mixer_network is not None else []
+    keys = map(unravel_key, [*loss.qvalue_network.in_keys, *mixer_keys])
+    return repeated(tensordict, [key for key in keys if key != unravel_key(loss.tensor_keys.action)], *counts)
+
+
+def repeated(tensordict: TensorDictBase, keys: Sequence[NestedKey], *counts: int) -> TensorDict:
+    """Return those of the entries that there are, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``."""
+    batch = tensordict.batch_size
     entries = {}
-    for key in dict.fromkeys(map(unravel_key, [*loss.qvalue_network.in_keys, *mixer_keys])):
+    for key in dict.fromkeys(keys):
         entry = tensordict.get(key, None)
-        if entry is not None and key != unravel_key(loss.tensor_keys.action):
+        if entry is not None:
             trailing = entry.shape[len(batch) :]
             entries[key] = entry.reshape(*batch, *(1,) * len(counts), *trailing).expand(*batch, *counts, *trailing)
     return TensorDict(entries, [*batch, *counts])
 
 
-def every_action(policy: Distribution) -> Tensor:
-    """Return all actions of a discrete policy as candidates, one-hot ``[*B, A, n, A]``."""
-    probs = policy.probs  # [*B, n, A]
-    size = probs.shape[-1]
-    each = torch.eye(size, dtype=probs.dtype, device=probs.device).unsqueeze(-2)  # [A, 1, A]
-    return each.expand(*probs.shape[:-2], size, probs.shape[-2], size)
+def best_candidate(actions: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of each agent's candidates ``[*B, K, n, a]`` that of the highest value, and the value ``[*B, n]``."""
+    value, index = values.max(-2, keepdim=True)  # [*B, 1, n]
+    index = index.unsqueeze(-1).expand(*index.shape, actions.shape[-1])
+    return actions.gather(-3, index).squeeze(-3), value.squeeze(-2)
+
+
+def every_action(like: Tensor) -> Tensor:
+    """Return all actions of a discrete task as candidates, one-hot ``[*B, A, n, A]``, as many as in ``[*B, n, A]``."""
+    size = like.shape[-1]
+    each = torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-2)  # [A, 1, A]
+    return each.expand(*like.shape[:-2], size, like.shape[-2], size)
 
 
 def legal_actions(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor:
@@ -85,5 +105,5 @@ def expected_value(loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Di
     Without gradient.
     """
     with torch.no_grad():
-        values = candidate_values(loss, tensordict, every_action(policy)).amin(-1)  # [*B, A, n]
+        values = candidate_values(loss, tensordict, every_action(policy.probs)).amin(-1)  # [*B, A, n]
         return (policy.probs.transpose(-1, -2) * values).sum(-2).unsqueeze(-1)

@@ -70,7 +70,7 @@ class CQL(TD):
         policy, recorded = estimates.policy, estimates.live
         recorded = recorded.total if recorded.local is None else recorded.local
         if is_discrete(policy):
-            values = candidate_values(loss, tensordict, every_action(policy))  # [*B, A, n, H]
+            values = candidate_values(loss, tensordict, every_action(policy.probs))  # [*B, A, n, H]
             legal = legal_actions(loss, tensordict, values)
             soft_max = torch.where(legal, values, torch.full_like(values, -torch.inf)).logsumexp(-3)
         else:

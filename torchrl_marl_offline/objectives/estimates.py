@@ -45,7 +45,11 @@ class NetworkPasses:
     """The part of :class:`OfflineMARLLoss` that evaluates its networks under their functional parameters."""
 
     def _evaluate(
-        self, network: TensorDictModuleBase, params: TensorDictBase | None, tensordict: TensorDictBase, **given: Tensor
+        self,
+        network: TensorDictModuleBase,
+        params: TensorDictBase | None,
+        tensordict: TensorDictBase,
+        **given: Tensor | None,
     ) -> Mapping[NestedKey, Tensor]:
         """Return the outputs of ``network`` under ``params`` (None: its own) by their keys."""
         entries = self._entries(network, tensordict, **given)
@@ -60,21 +64,22 @@ class NetworkPasses:
         return {key: _full_precision(value) for key, value in outputs.items()}
 
     def _inputs(self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor) -> TensorDict:
-        """Root the network's inputs in a tensordict of the batch size; ``given`` overrides by position name."""
+        """Root the network's inputs in a tensordict of the batch size; ``given`` as for :meth:`_entries`."""
         return TensorDict(self._entries(network, tensordict, **given), tensordict.batch_size)
 
     def _entries(
-        self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor
+        self, network: TensorDictModuleBase, tensordict: TensorDictBase, **given: Tensor | None
     ) -> dict[NestedKey, Tensor]:
+        """Return the network's inputs; ``given`` overrides by joined key name, and leaves out what it has None for."""
         entries = {}
         for key in network.in_keys:
             key = unravel_key(key)
-            entry = given.get(joined(key))
-            if entry is None:
-                entry = tensordict.get(key, None)
-            if entry is None:
+            name = joined(key)
+            entry = given[name] if name in given else tensordict.get(key, None)
+            if entry is not None:
+                entries[key] = entry
+            elif name not in given:
                 raise KeyError(self._lacks(key, tensordict))
-            entries[key] = entry
         return entries
 
     def _lacks(self, key: NestedKey, tensordict: TensorDictBase) -> str:
@@ -92,10 +97,17 @@ class NetworkPasses:
             target: use the target networks.
             detach: keep the gradient from the critic's parameters (not from the action).
         """
-        return self._mixed(tensordict, self._critic(tensordict, action, target=target, detach=detach), target, detach)
+        values, beside = self._critic_outputs(tensordict, action, target=target, detach=detach)
+        return self._mixed(tensordict, values, target, detach, **beside)
 
     def _critic(self, tensordict: TensorDictBase, action: Tensor, *, target: bool, detach: bool = False) -> Tensor:
         """Evaluate the critic without its mixer: local values ``[*B, n, H]``, or a central one's ``[*B, 1, H]``."""
+        return self._critic_outputs(tensordict, action, target=target, detach=detach)[0]
+
+    def _critic_outputs(
+        self, tensordict: TensorDictBase, action: Tensor, *, target: bool, detach: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Evaluate the critic; returns what :meth:`_critic` does, and what :meth:`_mix` wants beside it."""
         if unravel_key(self.tensor_keys.action) not in map(unravel_key, self.qvalue_network.in_keys):
             raise ValueError(
                 f"The critic reads {self.qvalue_network.in_keys}, not the action {self.tensor_keys.action!r}; name its "
@@ -104,45 +116,79 @@ class NetworkPasses:
         name = "target_qvalue_network_params" if target else "qvalue_network_params"
         params = getattr(self, name).detach() if detach else getattr(self, name)
         key = self.tensor_keys.state_action_value if self._is_central else self.tensor_keys.local_state_action_value
-        given = {joined(self.tensor_keys.action): action}
+        of_action, read = unravel_key(self.tensor_keys.action), self._read_beside_values()
+        keys = [unravel_key(key), *(other for other in read if other != of_action)]
+        given = {joined(of_action): action}
         with part("forward target critic" if target else "forward critic"):
             if self._ensemble:
-                inputs = self._inputs(self.qvalue_network, tensordict, **given)
-                values = _full_precision(self._vmap_qvalue_network(inputs, params).get(key))  # [E, *B, (n,) H]
-                values = values.movedim(0, -2).flatten(-2)
+                stacked = self._vmap_qvalue_network(self._inputs(self.qvalue_network, tensordict, **given), params)
+                found = {key: _full_precision(stacked.get(key)) for key in keys}  # [E, *B, (n,) H]
+                found = {key: value.movedim(0, -2).flatten(-2) for key, value in found.items()}
             else:
-                values = self._evaluate(self.qvalue_network, params, tensordict, **given)[unravel_key(key)]
-        return values.unsqueeze(-2) if self._is_central else values  # [*B, H] -> [*B, 1, H]
+                found = self._evaluate(self.qvalue_network, params, tensordict, **given)
+        values = found[keys[0]]
+        beside = {joined(other): action if other == of_action else found[other] for other in read}
+        return values.unsqueeze(-2) if self._is_central else values, beside  # [*B, H] -> [*B, 1, H]
 
-    def _mixed(self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False) -> Values:
+    def _read_beside_values(self) -> list[NestedKey]:
+        """Return what the mixer reads of a joint action beside local values: the action, other outputs of the critic.
+
+        State values have none of it: a mixer takes it as its last arguments, and mixes state values without.
+        """
+        if self.mixer_network is None:
+            return []
+        of_action = {unravel_key(self.tensor_keys.action), *map(unravel_key, self.qvalue_network.out_keys)}
+        return [key for key in map(unravel_key, self.mixer_network.in_keys[1:]) if key in of_action]
+
+    def _mixed(
+        self, tensordict: TensorDictBase, values: Tensor, target: bool, detach: bool = False, **beside: Tensor
+    ) -> Values:
         if self._is_central:
             return Values(None, values)
-        return Values(values, self._mix(tensordict, values, target=target, detach=detach))
+        return Values(values, self._mix(tensordict, values, target=target, detach=detach, **beside))
 
     @property
     def _is_central(self) -> bool:
         return self.mixer_network is None and self.is_team
 
-    def _mix(self, tensordict: TensorDictBase, values: Tensor, *, target: bool, detach: bool = False) -> Tensor:
-        """Map local values ``[*B, n, H]`` to total values ``[*B, k, H]``."""
+    def _mix(
+        self, tensordict: TensorDictBase, values: Tensor, *, target: bool, detach: bool = False, **beside: Tensor
+    ) -> Tensor:
+        """Map local values ``[*B, n, H]`` to total values ``[*B, k, H]``.
+
+        Args:
+            tensordict: the state, and whatever else the mixer reads of a batch.
+            values: action values, or, without ``beside``, state values.
+            target: use the target mixer.
+            detach: keep the gradient from the mixer's parameters.
+            **beside: of action values, what :meth:`_read_beside_values` names, by joined key names.
+        """
         mixer = self.mixer_network
         if mixer is None:
             return values
         if not self._mixer_accepts_heads and values.shape[-1] > 1:
-            heads = [self._mix(tensordict, v, target=target, detach=detach) for v in values.split(1, -1)]
-            return torch.cat(heads, -1)
+            whole = {name: entry for name, entry in beside.items() if name == joined(self.tensor_keys.action)}
+            rest = [name for name in beside if name not in whole]
+            heads = zip(*(entry.split(1, -1) for entry in (values, *(beside[name] for name in rest))))
+            mixed = [
+                self._mix(tensordict, head, target=target, detach=detach, **whole, **dict(zip(rest, others)))
+                for head, *others in heads
+            ]
+            return torch.cat(mixed, -1)
+        given = {joined(mixer.in_keys[0]): values} | dict.fromkeys(map(joined, self._read_beside_values())) | beside
         params = None
         if self._mixer_has_params:
             params = self.target_mixer_network_params if target else self.mixer_network_params
             params = params.detach() if detach else params
         with part("forward target mixer" if target else "forward mixer"):
-            mixed = self._evaluate(mixer, params, tensordict, **{joined(mixer.in_keys[0]): values})
+            mixed = self._evaluate(mixer, params, tensordict, **given)
         return mixed[unravel_key(mixer.out_keys[-1])].unsqueeze(-2)
 
     def credit(self, tensordict: TensorDictBase, values: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a` of the target mixer at local values ``[*B, n, H]``.
 
-        Of their shape, without gradient; 1 for agents without a mixer.
+        Of their shape, without gradient; 1 for agents without a mixer. A mixer that reads the joint action gets the
+        recorded one.
         """
         mixer = self.mixer_network
         if mixer is None:
@@ -153,7 +199,9 @@ class NetworkPasses:
                 f"{type(module).__name__} does not tell the weights of the agents; give it a method credit(values, "
                 "state), or take HyperNetworkMixer, LinearMixer or SumMixer."
             )
-        entries = self._entries(mixer, tensordict, **{joined(mixer.in_keys[0]): values})
+        given = {joined(mixer.in_keys[0]): values} | dict.fromkeys(map(joined, self._read_beside_values()))
+        given.pop(joined(self.tensor_keys.action), None)
+        entries = self._entries(mixer, tensordict, **given)
         params = self.target_mixer_network_params if self._mixer_has_params else None
         with torch.no_grad(), nullcontext() if params is None else parameters_in(mixer, params):
             return _full_precision(module.credit(*entries.values()))
@@ -173,19 +221,22 @@ class NetworkPasses:
             return total.unsqueeze(-2), True
         if self._is_central:
             raise ValueError(
-                "A centralized critic needs a team state value; pass value=make_value(spec, "
-                "decomposition='centralized')."
+                "A critic without local values needs a team state value; pass value=make_value(spec, "
+                "decomposition=...) of the critic's decomposition, 'centralized' or 'graph'."
             )
         return out.get(unravel_key(self.tensor_keys.local_state_value)), False
 
     def target_and_state_value(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Values, Values]:
-        """Evaluate the target critic at ``action`` and the state-value network, in one pass of the target mixer."""
+        """Evaluate the target critic at ``action`` and the state-value network.
+
+        In one pass of the target mixer, unless it reads more of an action than its values.
+        """
         with torch.no_grad():
-            critic = self._critic(tensordict, action, target=True)
+            critic, beside = self._critic_outputs(tensordict, action, target=True)
         state, is_total = self._state_network(tensordict)
-        if is_total or self.mixer_network is None:
+        if is_total or beside or self.mixer_network is None:
             with torch.no_grad():
-                target = self._mixed(tensordict, critic, target=True)
+                target = self._mixed(tensordict, critic, target=True, **beside)
             return target, Values(None, state) if is_total else self._mixed(tensordict, state, target=True)
         heads = critic.shape[-1]
         mixed = self._mix(tensordict, torch.cat([critic, state], -1), target=True)
@@ -207,18 +258,19 @@ class NetworkPasses:
             return self.policy(tensordict).deterministic_sample
 
     def behaviour_outputs(
-        self, tensordict: TensorDictBase, *, detach: bool = False, **given: Tensor
+        self, tensordict: TensorDictBase, *, module: str | None = None, detach: bool = False, **given: Tensor
     ) -> Mapping[NestedKey, Tensor]:
         """Evaluate the model of the data's actions.
 
         Args:
             tensordict: its inputs.
+            module: the one to evaluate of a :class:`~tensordict.nn.TensorDictSequential` of named modules.
             detach: keep the gradient from its parameters.
             **given: inputs in place of those in ``tensordict``, by the key's parts joined with a dot.
         """
-        params = self.behaviour_network_params
-        with part("forward behaviour"):
-            return self._evaluate(self.behaviour_network, params.detach() if detach else params, tensordict, **given)
+        network, params = self.behaviour_network, self.behaviour_network_params
+        with part("forward behaviour"), parameters_in(network, params.detach() if detach else params):
+            return self._evaluate(network if module is None else network[module], None, tensordict, **given)
 
     @torch.no_grad()
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:

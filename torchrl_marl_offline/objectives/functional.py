@@ -46,6 +46,19 @@ def scale_invariant(value: Tensor, mask: Tensor | None = None, epsilon: float = 
     return (value - masked_mean(detached, mask)) / (masked_mean(detached.abs(), mask) + epsilon)
 
 
+def mean_magnitude(value: Tensor, mask: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
+    r"""Return :math:`\mathbb{E}|Q|` over the rows of ``[*B, k]``, of each of the ``k`` for itself, without gradient."""
+    return masked_mean(value.detach().abs(), mask, tuple(range(value.ndim - 1))) + epsilon
+
+
+def soft_clipped(values: Tensor, min_weight: float) -> Tensor:
+    r"""Return :math:`\lambda \min_k Q^k + (1 - \lambda) \max_k Q^k` of heads ``[*B, H]``, as ``[*B, 1]``."""
+    lowest = values.amin(-1, keepdim=True)
+    if min_weight == 1.0:
+        return lowest
+    return min_weight * lowest + (1 - min_weight) * values.amax(-1, keepdim=True)
+
+
 def standardize(x: Tensor, mask: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
     """Subtract the mean and divide by the standard deviation over all entries that ``mask`` admits."""
     centred = x - masked_mean(x, mask)

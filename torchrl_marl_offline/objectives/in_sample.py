@@ -118,7 +118,7 @@ class OMIGA(ValueLearning):
 def _local(values: Values, rule: ValueLearning) -> Tensor:
     if values.local is None:
         raise ValueError(
-            f"{type(rule).__name__} fits each agent's own value, and a centralized critic or value network has none; "
-            "use IQL, or another decomposition."
+            f"{type(rule).__name__} fits each agent's own value, and a critic of the team alone (centralized, graph) "
+            "has none; use IQL, or another decomposition."
         )
     return values.local

@@ -30,12 +30,13 @@ class NoiseRequest:
 
     def draw(self, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
         """Draw the numbers; of a joined batch every process draws all, and takes its own."""
-        out = torch.empty(joined_shape(self.shape), dtype=self.dtype, device=device)
+        shape, options = joined_shape(self.shape), {"dtype": self.dtype, "device": device}
         if self.kind == "exponential":
-            return own_rows(out.exponential_(generator=generator))
-        return own_rows(
-            out.normal_(generator=generator) if self.kind == "normal" else out.uniform_(generator=generator)
-        )
+            return own_rows(torch.empty(shape, **options).exponential_(generator=generator))
+        # under torch.vmap these can draw for each member, which filling a tensor cannot
+        draw = torch.randn if self.kind == "normal" else torch.rand
+        options |= {} if generator is None else {"generator": generator}  # its overload cannot be exported
+        return own_rows(draw(shape, **options))
 
 
 _requests: list[NoiseRequest] | None = None

@@ -324,7 +324,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             next_keys += actor_keys if rule.needs_actor else []
             next_keys += [k for k in behaviour_keys if k != action] if rule.needs_behaviour else []
             if rule.needs_value:
-                next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in produced)]
+                # state values are mixed without an action
+                next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in {*produced, action})]
             keys += [("next", key) for key in next_keys]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
 

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
-from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
+from torchrl_marl_offline.objectives.candidates import best_candidate, candidate_values, every_action, legal_actions
 from torchrl_marl_offline.objectives.functional import masked_mean
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete
 from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampler
@@ -79,7 +79,7 @@ class OMAR(PolicyGradient):
             return candidate_values(loss, tensordict, actions)[..., 0]
 
         if is_discrete(policy):
-            candidates = every_action(policy)
+            candidates = every_action(policy.probs)
             values = score(candidates)
             legal = legal_actions(loss, tensordict, values)
             values = torch.where(legal, values, torch.full_like(values, -torch.inf))
@@ -87,6 +87,4 @@ class OMAR(PolicyGradient):
             own = action.unsqueeze(-3)
             candidates, values = self.sampler.propose(score, action, *bounds_of(policy, "OMAR"))
             candidates, values = torch.cat([candidates, own], -3), torch.cat([values, score(own)], -2)
-        value, index = values.max(-2, keepdim=True)  # [*B, 1, n]
-        index = index.unsqueeze(-1).expand(*index.shape, candidates.shape[-1])
-        return candidates.gather(-3, index).squeeze(-3), value.squeeze(-2)
+        return best_candidate(candidates, values)

@@ -7,6 +7,8 @@ import math
 from torch import Tensor
 from torch.distributions import Distribution
 
+from torchrl_marl_offline.objectives.noise import normal_like
+
 
 def is_discrete(policy: Distribution) -> bool:
     """Whether the actions are indices."""
@@ -35,6 +37,21 @@ def differentiable_action(policy: Distribution, *, sample: bool, rule: str) -> T
     return action
 
 
+def sampled_action(policy: Distribution, *, rule: str) -> Tensor:
+    """Return an action that the policy draws by the losses' noise; discrete ones as one-hot codes.
+
+    Args:
+        policy: the agents' distribution.
+        rule: who asks, for the error.
+    """
+    if is_discrete(policy):
+        return differentiable_action(policy, sample=True, rule=rule)
+    if hasattr(policy, "drawn"):  # of noise that its network took
+        return policy.rsample()
+    noise = normal_like(policy.deterministic_sample.unsqueeze(-3))
+    return shifted_sample(policy, noise)[0].squeeze(-3)
+
+
 def bounds_of(policy: Distribution, rule: str) -> tuple[Tensor | float, Tensor | float]:
     """Return the lowest and the highest action of a continuous policy."""
     if not (hasattr(policy, "low") and hasattr(policy, "high")):
@@ -59,6 +76,11 @@ def shifted_sample(policy: Distribution, noise: Tensor) -> tuple[Tensor, Tensor]
     root = policy
     while hasattr(root, "base_dist"):
         root = root.base_dist
+    if not (hasattr(root, "loc") and hasattr(root, "scale")):
+        raise ValueError(
+            f"Sampling with a density needs a Gaussian policy, not {type(policy).__name__}; build the actor with "
+            "make_actor(distribution='gaussian') or 'tanh_gaussian'."
+        )
     loc, scale = root.loc.unsqueeze(-3), root.scale.unsqueeze(-3)
     action = before = loc + scale * noise
     log_prob = -0.5 * (noise.pow(2) + math.log(2 * math.pi)) - scale.log()

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
+from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR
+from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, OMAC, OMIGA
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 from torchrl_marl_offline.objectives.omar import OMAR
 from torchrl_marl_offline.objectives.presets import Critic
 from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampler
-from torchrl_marl_offline.objectives.value_learning import TD
+from torchrl_marl_offline.objectives.score import ScoreMatching, ScoreRegularized, SequentialCloning
+from torchrl_marl_offline.objectives.value_learning import IQL, TD
 
 
 class MATD3BCLoss(OfflineMARLLoss):
@@ -35,7 +40,8 @@ class MATD3BCLoss(OfflineMARLLoss):
     Published: :math:`\alpha` 2.5; noise 0.2, clipped at 0.5; the actor and the targets are updated at every second step
     of the critic; states are normalized. Independent or centralized critics.
 
-    What differs: the actor is trained at every step; the next action is the current policy's, not a target policy's.
+    What differs: the loss has no rhythm (``Trainer(actor_every=2)`` has the published one); the next action is the
+    current policy's, not a target policy's.
     Continuous actions only, and an actor whose mode is not clipped: ``make_actor(distribution="tanh_gaussian")``.
 
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
@@ -226,3 +232,157 @@ class OMIGALoss(OfflineMARLLoss):
         unbounded, clipped = float("inf"), learning.exponent_range
         weights = AWR(1 / alpha, "weighted", standardize=False, exponent_range=clipped, max_weight=unbounded)
         super().__init__(actor, critic, value, value_learning=learning, extraction=weights, **options)
+
+
+class OMSDLoss(OfflineMARLLoss):
+    r"""OMSD: sequential score decomposition (Qiao et al. 2025, arXiv:2505.05968).
+
+    .. math::
+        y = r + \gamma V(s'), \qquad
+        \nabla_{u_a} = -\nabla_{u_a} Q(s, u)
+        + \tfrac{1}{\beta}\, \omega(t)\, \big(\epsilon_a(u_a^t, t | s, u_{<a}) - \epsilon\big), \quad u = \pi(o)
+
+    (:class:`IQL`; :class:`ScoreMatching`; :class:`ScoreRegularized`, its eq. 6 in the form of SRPO (Chen et al. 2023,
+    arXiv:2310.07297).) :math:`\mu(u | s) = \prod_a \mu_a(u_a | s, u_{<a})` keeps the modes of the joint behaviour,
+    which independent models would mix up; policies act at once, each on its own observation, by one evaluation. The
+    paper's critic is centralized.
+
+    Published: :math:`\beta` from 0.001 (expert data) to 0.3 (random data); deterministic actors. Of SRPO, on which it
+    builds: :math:`\beta` from 0.01 to 0.5; expectile 0.7 (0.9 in mazes); a schedule of 0.1 to 20, :math:`t` in
+    [0.02, 0.98], :math:`\omega(t) = \sigma_t^2`; batches of 256, learning rate 3e-4, layers of 256.
+
+    What differs: critic and score are trained along with the policies, not before them; all agents are updated at once,
+    each given its predecessors' actions before the step, not after it; the score is averaged over times with
+    :math:`\omega(t) = \alpha_t / \sigma_t`, where the paper goes to small ones, since SRPO's :math:`\omega` mixes up
+    modes (:class:`ScoreRegularized`); the noise is subtracted, which SRPO's released code leaves out; the value is the
+    first head's, where SRPO averages two target heads; networks have no residual blocks. An actor whose mode is not
+    clipped: ``make_actor(distribution="tanh_gaussian")``. Discrete, which the paper has not: a model from
+    :func:`~torchrl_marl_offline.make_sequential_policy`, :class:`SequentialCloning`, and its exact likelihood in the
+    place of the score.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules'.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        value: TensorDictModuleBase,
+        behaviour: TensorDictModuleBase,
+        *,
+        expectile: float = 0.7,
+        beta: float = ScoreRegularized.beta,
+        normalize: bool = ScoreRegularized.normalize,
+        time_weight: Literal["score", "uniform", "variance"] = ScoreRegularized.time_weight,
+        behaviour_learning: ScoreMatching | SequentialCloning = ScoreMatching(),  # noqa: B008
+        **options,
+    ) -> None:
+        extraction = ScoreRegularized(beta=beta, normalize=normalize, time_weight=time_weight)
+        options |= {"behaviour": behaviour, "behaviour_learning": behaviour_learning}
+        super().__init__(actor, critic, value, value_learning=IQL(expectile), extraction=extraction, **options)
+
+
+class MABCQLoss(OfflineMARLLoss):
+    r"""MA-BCQ: batch-constrained Q-learning (Fujimoto et al. 2019, arXiv:1812.02900) for every agent.
+
+    .. math::
+        y = r + \gamma \max_j \big[\lambda \min_k \bar Q^k(s', u_j) + (1 - \lambda) \max_k \bar Q^k(s', u_j)\big],
+        \qquad u_j = \hat u_j + \xi(o', \hat u_j), \quad \hat u_j \sim \mu(\cdot | o')
+
+    (:class:`BCQ`.) The model of the data :math:`\mu` is a conditional variational autoencoder for each agent, and
+    :math:`|\xi| \le \Phi` is trained to raise the critic (:class:`VAELearning`, ``make_vae``). Discrete (Fujimoto et
+    al. 2019, arXiv:1910.01708): :math:`\mu` is a cloned policy (:class:`SequentialCloning`,
+    ``make_behaviour_policy``), and the maximum is over the actions with :math:`\mu(u) / \max \mu \ge 0.3`. Agents take
+    their best by their own values, through which the team's is mixed.
+
+    Published: 10 actions, :math:`\lambda` 0.75, :math:`\Phi` 0.05 (half the range is 1); a latent of twice the action's
+    size, clipped at 0.5 where actions are generated, divergences weighed by 0.5; autoencoder of two layers of 750,
+    critics and perturbation of 400 and 300; batches of 100, learning rate 1e-3, targets' rate 0.005, :math:`\gamma`
+    0.99.
+
+    What differs: the policy is distilled (:class:`BCQDistillation`): at every step it regresses on the best of 10
+    perturbed actions by the first head, so that an agent acts by one evaluation of its own network; the released code
+    draws 100 at execution, and takes the best then. The next actions' perturbation is the current one, not a target's.
+    Discrete: the target network both chooses and values the next action, where theirs is chosen by the current one;
+    logits are not regularized, and errors are squared. A centralized critic is asked for each agent's action with the
+    others' as recorded, in targets as the policy has them. An actor whose mode is not clipped:
+    ``make_actor(distribution="tanh_gaussian")``.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules' ``samples``, ``threshold``, ``min_weight`` and
+    ``kl_weight``.
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        behaviour: TensorDictModuleBase,
+        *,
+        samples: int = BCQ.samples,
+        threshold: float = BCQ.threshold,
+        min_weight: float = BCQ.min_weight,
+        kl_weight: float = VAELearning.kl_weight,
+        **options,
+    ) -> None:
+        constraint = {"samples": samples, "threshold": threshold}
+        discrete = BEHAVIOUR_LOGITS in map(unravel_key, behaviour.out_keys)
+        super().__init__(
+            actor,
+            critic,
+            value_learning=BCQ(**constraint, min_weight=min_weight),
+            extraction=BCQDistillation(**constraint),
+            behaviour_learning=SequentialCloning() if discrete else VAELearning(kl_weight=kl_weight),
+            behaviour=behaviour,
+            **options,
+        )
+
+
+class MACFlowLoss(OfflineMARLLoss):
+    r"""MAC-Flow: multi-agent coordination by flow matching (Lee et al. 2025, arXiv:2511.05005).
+
+    .. math::
+        y = r + \gamma\, \tfrac{1}{2} \sum_k \bar Q^k_{tot}(s', \pi(o', z')), \qquad
+        \alpha\, \|\pi_a(o_a, z_a) - [\mathrm{flow}(o, z)]_a\|^2 - Q_{tot}(s, \pi(o, z)) / \mathbb{E}|Q_{tot}|
+
+    with normal z (:class:`TD`, :class:`FlowDistillation`). The flow is a model of the *joint* behaviour, of all
+    observations (:class:`FlowMatching`, ``make_flow``); the policies, each of its own observation, reach its actions in
+    one step (``make_actor(distribution="one_step")``). ``make_critic(decomposition="vdn")`` is the paper's critic;
+    "MAC-Flow + Mix" is one with ``"mixer"``, and independent critics are flow Q-learning (Park et al. 2025,
+    arXiv:2502.02538) of a joint flow.
+
+    Published: :math:`\alpha` 3, to be tuned by task; 10 steps of Euler's method; the mean of two heads; four layers of
+    256, normalized in critics alone; learning rate 3e-4, targets' rate 0.005, :math:`\gamma` 0.99; on StarCraft, memory
+    by a recurrent network.
+
+    What differs: equation 9 has :math:`Q_{tot}` as it is (``normalize=False``); the released code divides it by its
+    mean size for continuous actions, with :math:`\alpha` 1 then, and not for discrete ones. Its velocity of an agent
+    sees that agent's observation and noise alone, with a time of its own; this one is joint, as in the paper. What is
+    executed as the mode is the action without noise, as in the released discrete code; ``"sample"`` executes one of
+    noise, as in the continuous. Discrete: the flow's action is a legal one; the critic's gradient goes straight through
+    the policies' choice, where the released code's has none; times are not embedded. No memory.
+
+    Options: those of :class:`OfflineMARLLoss`, and the rules' ``alpha``, ``normalize``, ``flow_steps`` and
+    ``min_weight`` (with two heads 0.5 is their mean, 1 their minimum).
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        critic: Critic,
+        behaviour: TensorDictModuleBase,
+        *,
+        alpha: float = FlowDistillation.alpha,
+        normalize: bool = FlowDistillation.normalize,
+        flow_steps: int = FlowDistillation.steps,
+        min_weight: float = 0.5,
+        **options,
+    ) -> None:
+        super().__init__(
+            actor,
+            critic,
+            value_learning=TD(sample=True, min_weight=min_weight),
+            extraction=FlowDistillation(alpha=alpha, normalize=normalize, steps=flow_steps),
+            behaviour_learning=FlowMatching(),
+            behaviour=behaviour,
+            **options,
+        )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.functional import expectile_weighted_square
+from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
-from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete
+from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, sampled_action
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.estimates import Estimates
@@ -76,25 +76,31 @@ class TD(ValueLearning):
     Args:
         noise: :math:`\sigma`, in halves of the action range (TD3: 0.2).
         noise_clip: :math:`c`, in halves of the action range.
+        sample: take an action that the policy draws in the place of its mode.
+        min_weight: :math:`\lambda` in :math:`\lambda \min_k Q^k + (1 - \lambda) \max_k Q^k`: 1, the minimum, or with
+            two heads 0.5, their mean.
     """
 
     noise: float = 0.0
     noise_clip: float = 0.5
+    sample: bool = False
+    min_weight: float = 1.0
     needs_actor: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.noise < 0 or self.noise_clip < 0:
             raise ValueError(f"noise and noise_clip must not be negative, got {self.noise} and {self.noise_clip}.")
+        check_min_weight(self.min_weight)
 
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
-        """Evaluate the target critic at the mode of the policy."""
+        """Evaluate the target critic at the policy's action."""
         policy = loss.policy(next_tensordict)
-        action = policy.deterministic_sample
+        action = sampled_action(policy, rule=type(self).__name__) if self.sample else policy.deterministic_sample
         if self.noise and not is_discrete(policy):
             low, high = bounds_of(policy, type(self).__name__)
             step = (self.noise * normal_like(action)).clamp(-self.noise_clip, self.noise_clip)
             action = (action + step * (high - low) / 2).clamp(low, high)
-        return loss.action_value(next_tensordict, action, target=True).total_min
+        return soft_clipped(loss.action_value(next_tensordict, action, target=True).total, self.min_weight)
 
 
 @dataclass(frozen=True)
@@ -153,3 +159,9 @@ class IQL(ValueLearning):
     def element_loss(self, loss: OfflineMARLLoss, value: Tensor, target: Tensor) -> Tensor:
         """Return the expectile regression of ``value`` to ``target``, element by element."""
         return expectile_weighted_square(target - value, loss.expectile)
+
+
+def check_min_weight(min_weight: float) -> None:
+    """Refuse a weight of the smallest head that is not a share."""
+    if not 0.0 <= min_weight <= 1.0:
+        raise ValueError(f"min_weight must lie between 0 and 1, got {min_weight}.")

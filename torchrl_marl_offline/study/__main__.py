@@ -1,8 +1,8 @@
 """Studies from the command line: ``python -m torchrl_marl_offline.study run | plan | list | report``.
 
-A STUDY is a TOML file: methods × datasets × grids × seeds (examples/studies/ holds two). ``run`` may be interrupted or
-killed at any moment; the same command goes on. Exit code 0: done; 1: a run failed, or the study cannot be read; 2: the
-arguments are wrong; 3: the time was over before the end; 130: interrupted.
+A STUDY is a TOML file: methods × datasets × grids × seeds (examples/studies/ holds some). ``run`` may be interrupted
+or killed at any moment; the same command goes on. Exit code 0: done; 1: a run failed, or the study cannot be read; 2:
+the arguments are wrong; 3: the time was over before the end; 130: interrupted.
 """
 
 from __future__ import annotations

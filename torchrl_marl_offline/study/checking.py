@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -15,6 +16,20 @@ _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true
 
 class StudyError(ValueError):
     """A study file, or the folder of a study, is not what it should be; the message names the remedy."""
+
+
+def check_installed() -> None:
+    """Raise for a library of the extra ``study`` that is missing, before anything is trained.
+
+    Raises:
+        ImportError: there is one.
+    """
+    missing = [name for name in ("pandas", "pyarrow", "rliable") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"A study's table and report need {' and '.join(missing)}; install the extra: pip install "
+            "'torchrl-marl-offline[study]'."
+        )
 
 
 def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -58,11 +73,17 @@ def build(kind: type[Kind], table: Mapping[str, Any], where: str) -> Kind:
     return kind(**values)
 
 
-def converted(value: Any, hint: Any, where: str) -> Any:
+def converted(value: Any, hint: Any, where: str, *, signed: bool = False) -> Any:
     """Return ``value`` as ``hint`` wants it: a whole number as a float, a list as a tuple.
 
+    Args:
+        value: as TOML has it.
+        hint: the type.
+        where: names it in errors.
+        signed: a number may be below 0.
+
     Raises:
-        StudyError: it is of another kind, a number below 0, or none of a literal's words.
+        StudyError: it is of another kind, a number below 0 though not ``signed``, or none of a literal's words.
     """
     origin, choices = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -70,16 +91,18 @@ def converted(value: Any, hint: Any, where: str) -> Any:
             return value
         raise StudyError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}.")
     if origin in (Union, UnionType):
+        if value is None and type(None) in choices:
+            return None
         for choice in choices:
             try:
-                return None if value is None and choice is type(None) else converted(value, choice, where)
+                return converted(value, choice, where, signed=signed)
             except StudyError as error:
                 last = error
         raise last
     if origin in (tuple, Sequence):
         if not isinstance(value, list | tuple) or not value:
             raise StudyError(f"{where} must be a list with at least one value, got {value!r}.")
-        return tuple(converted(item, choices[0], where) for item in value)
+        return tuple(converted(item, choices[0], where, signed=signed) for item in value)
     if origin is Mapping or hint is Any:
         return value
     if hint is Path and isinstance(value, str | Path):
@@ -88,6 +111,6 @@ def converted(value: Any, hint: Any, where: str) -> Any:
         value = float(value)
     if hint not in _KINDS or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise StudyError(f"{where} must be {_KINDS.get(hint, 'something else')}, got {value!r}.")
-    if isinstance(value, int | float) and value < 0:
+    if isinstance(value, int | float) and value < 0 and not signed:
         raise StudyError(f"{where} must not be negative, got {value!r}.")
     return value

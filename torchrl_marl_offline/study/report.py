@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves, plot_profile
 from torchrl_marl_offline.study.jobs import job_state
@@ -86,7 +86,9 @@ def write_study_report(output: str | Path) -> tuple[Path, Path]:
 
     Raises:
         StudyError: the folder is not a study's, or none of its runs has been evaluated.
+        ImportError: a library of the extra ``study`` is missing.
     """
+    check_installed()
     output = Path(output)
     plan = Plan.load(output)
     if plan is None:

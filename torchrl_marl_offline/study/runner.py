@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
 from torchrl_marl_offline.study.plan import Plan, plan_study, select
@@ -87,7 +87,9 @@ def run_study(
 
     Raises:
         StudyError: the study's folder belongs to another study, or another process is running it.
+        ImportError: a library of the extra ``study`` is missing.
     """
+    check_installed()
     study = study if isinstance(study, Study) else read_study(study)
     output = study.settings.output
     with _only_runner(output):

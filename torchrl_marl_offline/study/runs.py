@@ -9,18 +9,19 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchrl_marl_offline.methods import settings_of
+from torchrl_marl_offline.modules.critics import READ_BY
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
 
-READ_ONLY_WITH: dict[str, tuple[str, str]] = {
-    "temperature": ("extraction", "awr"),
-    "advantage": ("extraction", "awr"),
-    "alpha": ("extraction", "brac"),
-    "expectile": ("value_learning", "iql"),
-    "frozen": ("decomposition", "mixer"),
+READ_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "temperature": ("extraction", ("awr",)),
+    "advantage": ("extraction", ("awr",)),
+    "alpha": ("extraction", ("brac",)),
+    "expectile": ("value_learning", ("iql",)),
+    "frozen": ("decomposition", READ_BY["frozen"]),
 }
-"""Settings that change nothing unless another has a certain value: runs that differ in them alone would be equal."""
+"""Settings that change nothing unless another has one of some values: runs that differ in them alone would be equal."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def expand(study: Study) -> list[Run]:
     """Return every run of a study: datasets × methods × grid × seeds.
 
     A setting of ``[study]``, of a dataset or of ``[grid]`` goes to the methods that read it; one that a method's own
-    table names must be read by it.
+    table names must be read by it. The nearest wins: ``[study]``, the dataset's, the method's, the method's on that
+    dataset.
     """
     runs = [
         run
@@ -79,13 +81,14 @@ def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
 def _runs_of(
     study: Study, source: DatasetSource, table: MethodTable, name: str, own: Mapping[str, Any]
 ) -> Iterator[Run]:
-    shared = {**study.shared, **source.settings}
+    shared, own = {**study.shared, **source.settings}, {**own, **table.on.get(source.name, {})}
     grid = {key: values for key, values in study.grid.items() if key not in own} | dict(table.grid)
     for key in (*own, *table.grid):
         if not is_read(key, {**shared, **own}, {**grid, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")
-            other, value = READ_ONLY_WITH.get(key, (None, None))
-            why = f"only {other} = {value!r} reads it" if key in settings_of(algorithm) else f"{algorithm} has none"
+            other, values = READ_ONLY_WITH.get(key, (None, ()))
+            named = " or ".join(map(repr, values))
+            why = f"only {other} = {named} reads it" if key in settings_of(algorithm) else f"{algorithm} has none"
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
     seen = set()
     for values in itertools.product(*grid.values()):
@@ -122,7 +125,9 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
         defaults = settings_of(algorithm)
         other, wanted = READ_ONLY_WITH.get(name, (name, None))
         is_free = wanted is None or other not in defaults  # it has no companion to depend on
-        if name in defaults and (is_free or wanted in grid.get(other, [given.get(other, defaults[other])])):
+        if name in defaults and (
+            is_free or any(value in wanted for value in grid.get(other, [given.get(other, defaults[other])]))
+        ):
             return True
     return False
 

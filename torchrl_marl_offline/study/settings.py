@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.methods import ALGORITHMS, SIGNED_SETTINGS, settings_of
 from torchrl_marl_offline.study.checking import StudyError, build, check_keys, converted, subtable
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
 
@@ -23,6 +23,8 @@ class TrainingSettings:
         batch_size: transitions of an update.
         lr: Adam's learning rate.
         tau: rate of the target networks.
+        actor_every: the actor and the targets take a step at every so many updates alone; see
+            :class:`~torchrl_marl_offline.Trainer`.
         clip_grad_norm: largest norm of the whole gradient; 0 for no limit.
         precision: of the matrix products.
     """
@@ -31,6 +33,7 @@ class TrainingSettings:
     batch_size: int = 640
     lr: float = 3e-4
     tau: float = 0.005
+    actor_every: int = 1
     clip_grad_norm: float = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
@@ -99,12 +102,14 @@ class MethodTable:
         settings: of :func:`~torchrl_marl_offline.make_loss` and of :class:`TrainingSettings`.
         variants: setting -> values; every combination is a method of its own, named ``NAME-VALUE-VALUE``.
         grid: setting -> values; every combination is a setting of the one method, of which the best is reported.
+        on: dataset -> settings of its runs, ``[methods.NAME.on.DATASET]``; they win over ``settings``.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, list[Any]] = field(default_factory=dict)
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,8 @@ def read_study(path: str | Path) -> Study:
         replace(source, settings=check_run_settings(source.settings, f"[datasets.{source.name}.settings]"))
         for source in sources
     )
+    for method in methods:
+        check_keys(method.on, [source.name for source in datasets], f"[methods.{method.name}.on]")
     return Study(
         file=path,
         settings=build(StudySettings, settings, "[study]"),
@@ -218,7 +225,10 @@ def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         StudyError: an unknown setting, or a value of another kind.
     """
     check_keys(table, RUN_SETTINGS, where)
-    return {name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}")) for name, value in table.items()}
+    return {
+        name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}", signed=name in SIGNED_SETTINGS))
+        for name, value in table.items()
+    }
 
 
 def _json_ready(value: Any) -> Any:
@@ -229,13 +239,18 @@ def _method(name: str, content: Any) -> MethodTable:
     where = f"[methods.{name}]"
     if not isinstance(content, Mapping):
         raise StudyError(f"methods.{name} must be a table, {where}, got {content!r}.")
-    check_keys(content, (*RUN_SETTINGS, "variants", "grid"), where)
-    own = {key: value for key, value in content.items() if key not in ("variants", "grid")}
+    check_keys(content, (*RUN_SETTINGS, "variants", "grid", "on"), where)
+    own = {key: value for key, value in content.items() if key not in ("variants", "grid", "on")}
     lists = {key: _lists(content.get(key, {}), f"[methods.{name}.{key}]") for key in ("variants", "grid")}
-    for key in own | lists["variants"]:
-        if (key in own and key in lists["variants"]) or key in lists["grid"]:
+    on = {
+        dataset: check_run_settings(subtable(content["on"], dataset), f"[methods.{name}.on.{dataset}]")
+        for dataset in subtable(content, "on")
+    }
+    for key in dict.fromkeys([*own, *lists["variants"], *(key for table in on.values() for key in table)]):
+        in_lists = (key in lists["variants"]) + (key in lists["grid"])
+        if in_lists > 1 or (in_lists and (key in own or any(key in table for table in on.values()))):
             raise StudyError(f"{where} gives {key!r} twice; leave one of them out.")
-    return MethodTable(name, check_run_settings(own, where), **lists)
+    return MethodTable(name, check_run_settings(own, where), **lists, on=on)
 
 
 def _lists(table: Any, where: str) -> dict[str, list[Any]]:

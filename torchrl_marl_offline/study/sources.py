@@ -26,6 +26,7 @@ class DatasetSource:
             :func:`~torchrl_marl_offline.data.record_mixed_skill` plays with scripted policies.
         episodes: to record without a ``quality``.
         transitions: to record with one.
+        fraction: share of the episodes to train on, drawn by ``seed``; a smaller share lies within a larger one.
         seed: of the recording.
         options: of ``load_dataset``, or of ``record``.
         settings: run settings of this dataset's runs, e.g. more ``steps``; a method's own win over them.
@@ -38,6 +39,7 @@ class DatasetSource:
     quality: str | None = None
     episodes: int = 4000
     transitions: int = 100_000
+    fraction: float = 1.0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +49,12 @@ class DatasetSource:
 
         Processes that want the same data at the same time wait for the one that makes it.
         """
+        from torchrl_marl_offline.data.subsets import subsample
+
+        dataset = self._load_whole(folder)
+        return dataset if self.fraction == 1.0 else subsample(dataset, fraction=self.fraction, seed=self.seed)
+
+    def _load_whole(self, folder: Path) -> OfflineDataset:
         from filelock import FileLock
 
         from torchrl_marl_offline.data import load_dataset, record_mixed_skill
@@ -54,12 +62,13 @@ class DatasetSource:
         if self.source is not None:
             return load_dataset(self.source, repair=self.repair, **self.options)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{self.name}.lock"):
+        name = f"{self.task.replace('/', '-')}-seed{self.seed}"
+        with FileLock(folder / f".{name}.lock"):  # the qualities of a task come from one training
             if self.quality is None:
                 return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed)
             from torchrl_marl_offline.training.graded_recording import record
 
-            place = folder / f"{self.task.replace('/', '-')}-seed{self.seed}"
+            place = folder / name
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
 
@@ -72,14 +81,17 @@ class DatasetSource:
         if self.task is not None:
             env = make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
             rows = self.transitions if self.quality is not None else self.episodes * env.max_episode_steps
-            return env.task_spec, rows
+            return env.task_spec, self._share_of(rows)
         if self.source.partition(":")[0] in SOURCES:
             card = card_of(self.source)
             names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
             sizes = {name: getattr(card, name) for name in names}
-            return TaskSpec(task=card.env, **sizes), card.seeds * card.transitions
+            return TaskSpec(task=card.env, **sizes), self._share_of(card.seeds * card.transitions)
         dataset = load_dataset(self.source, inspect=False, **self.options)
-        return dataset.spec, len(dataset)
+        return dataset.spec, self._share_of(len(dataset))
+
+    def _share_of(self, rows: int) -> int:
+        return max(1, round(self.fraction * rows))
 
 
 def read_sources(content: Any, folder: Path) -> tuple[DatasetSource, ...]:
@@ -115,6 +127,8 @@ def _source(table: Any, folder: Path) -> DatasetSource:
     source = build(DatasetSource, table, where)
     if (source.source is None) == (source.task is None):
         raise StudyError(f"{where} needs either a source to load or a task to record.")
+    if not 0.0 < source.fraction <= 1.0:
+        raise StudyError(f"{where} fraction must lie above 0 and not above 1, got {source.fraction:g}.")
     of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
     if source.source is not None and of_recording:
         raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")

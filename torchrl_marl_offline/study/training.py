@@ -75,6 +75,7 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
         steps=settings["steps"],
         lr=[run.settings["lr"] for run in runs],
         tau=settings["tau"],
+        actor_every=settings["actor_every"],
         clip_grad_norm=settings["clip_grad_norm"] or None,
         precision=settings["precision"],
         eval_every=job.evaluation.every,

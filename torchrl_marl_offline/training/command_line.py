@@ -117,7 +117,7 @@ def expand_settings(
     Args:
         settings: a dataclass with a field ``seed``, from which the seeds count on.
         seeds: how many.
-        grid: ``"name=value,value,..."``, each a number field of ``settings``.
+        grid: ``"name=value,value,..."``, each a number field of ``settings``, or one that is ``None`` by default.
         may_differ: the names that a grid can have.
 
     Returns:
@@ -144,7 +144,8 @@ def expand_settings(
         if not equals or not values or name not in may_differ or name == "seed":
             known = ", ".join(n for n in may_differ if n != "seed")
             raise SettingsError(f"--grid takes NAME=VALUE,VALUE,... with a name out of {known}; got {word!r}.")
-        kind = type(getattr(settings, name))
+        value = getattr(settings, name)
+        kind = float if value is None else type(value)
         try:
             axes[name] = [kind(value) for value in values.split(",")]
         except ValueError as error:

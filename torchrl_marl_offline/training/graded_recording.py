@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def record(
         the datasets by quality.
 
     Raises:
-        ValueError: an unknown quality.
+        ValueError: an unknown quality or setting.
         DatasetError: the folder holds a recording with other settings.
         KeyboardInterrupt: the training was asked to stop; it has saved itself.
     """
@@ -117,6 +117,9 @@ def record(
     if unknown := [part for part in base if part not in QUALITIES]:
         raise ValueError(f"Unknown quality {unknown[0]!r}; choose from {', '.join(QUALITIES)}, or mix two as 'A-B'.")
     levels = published_levels(task) if levels is None else dict(levels)
+    known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
     recording = _Recording(RecordSettings(task, levels=levels, **settings), Path(folder), transitions, progress)
     if any(quality != "random" and not is_dataset_folder(Path(folder) / quality) for quality in base):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ from torchrl_marl_offline.training.metrics import (
     MetricWindow,
     NonFiniteLossError,
     first_non_finite_parameter,
+    trained_by_network,
 )
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.optimizer import default_optimizer
@@ -84,6 +85,9 @@ class Trainer:
         target_updater: by default a :class:`ForeachSoftUpdate` (TorchRL's ``SoftUpdate``, faster) with ``tau``, if the
             loss has target networks.
         tau: the default target updater's rate.
+        actor_every: the actor and the target networks take a step at every so many updates alone, the others at each
+            (TD3's delayed policy updates; Fujimoto et al. 2018). The actor's gradient is computed, logged and counted
+            in the clipping at every update, and a GPU does not replay the step as one CUDA graph.
         evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such
             as :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``.
         eval_every: steps between evaluations, and one at the end; ``None`` for none.
@@ -126,6 +130,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         target_updater: TargetNetUpdater | None = None,
         tau: float = 0.005,
+        actor_every: int = 1,
         evaluators: Mapping[str, Evaluator] | None = None,
         eval_every: int | None = None,
         eval_at_start: bool = False,
@@ -146,12 +151,16 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         every = {"steps": steps, "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
-        _check_positive(every)
+        _check_positive(every | {"actor_every": actor_every})
         self.processes = SingleProcess() if distributed is None else distributed
         is_main = self.processes.is_main
         self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
         self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
+        self.actor_every = actor_every
+        self._waiting = trained_by_network(self._named_parameters()).get("actor", [])
+        if actor_every > 1 and not self._waiting:
+            raise ValueError("actor_every is for a loss that trains an actor_network; leave it out.")
         self.evaluators, self.eval_every = dict(evaluators or {}) if is_main else {}, eval_every
         self.eval_at_start = eval_at_start
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
@@ -226,11 +235,23 @@ class Trainer:
 
     def _move(self, metrics: dict[str, torch.Tensor]) -> None:
         """Let the optimizer and the target networks take their step."""
+        waits = self._let_actor_wait()
         with part("optimizer"):
             self.optimizer.step()
-        if self.target_updater is not None:
+        if self.target_updater is not None and not waits:
             with part("target update"):
                 self.target_updater.step()
+
+    def _let_actor_wait(self) -> bool:
+        """Take the actor's gradient away where this update is not its own, and say whether it is not."""
+        waits = (self.step + 1) % self.actor_every > 0
+        if waits:
+            for parameter in self._waiting:
+                parameter.grad = None  # an optimizer passes over parameters without one
+        return waits
+
+    def _named_parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self.loss.named_parameters()
 
     def _make_gradients(self, *, compiled: bool) -> Callable[[TensorDictBase], dict[str, torch.Tensor]]:
         if isinstance(self.compile, Mapping):
@@ -375,7 +396,7 @@ class Trainer:
         if self._gradients is None:
             self._gradients = self._make_gradients(compiled=self.compile == "on")
         is_on_gpu = next(self.loss.parameters()).device.type == "cuda"
-        if self.compile == "on" and is_on_gpu and self.processes.count == 1:
+        if self.compile == "on" and is_on_gpu and self.processes.count == 1 and self.actor_every == 1:
             self._step_on = CudaGraphStep(self._take_step, generators=self._noise_generators())
 
     def _noise_generators(self) -> Sequence[torch.Generator]:

@@ -22,6 +22,7 @@ class PopulationAdam:
         lr: learning rate, one for all or one for each member.
         betas: decay of the moments.
         eps: added to the root of the second moment.
+        actor_every: the actor takes a step at every so many only; its gradients are to be ``None`` at the others.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class PopulationAdam:
         lr: float | Sequence[float] = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        actor_every: int = 1,
     ) -> None:
         rates = [lr] * len(population) if isinstance(lr, int | float) else list(lr)
         if len(rates) != len(population):
@@ -38,7 +40,7 @@ class PopulationAdam:
         self.parameters = {n: t for n, t in population.tensors().items() if t.requires_grad}
         device = next(iter(self.parameters.values())).device
         self.lr = torch.tensor(rates, dtype=torch.float64, device=device)
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps, self.actor_every = betas, eps, actor_every
         self.step_count = torch.zeros(len(population), dtype=torch.float64, device=device)
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
@@ -47,17 +49,24 @@ class PopulationAdam:
     def step(self, active: Tensor) -> None:
         """Move the members of which ``active`` ``[P]`` is true; the others keep every number."""
         self.step_count += active
-        names = [name for name, p in self.parameters.items() if p.grad is not None]
-        if active.device.type == "cpu":
-            self._fused_step(names, active)
-        else:
-            self._batched_step(names, active)
+        update = self._fused_step if active.device.type == "cpu" else self._batched_step
+        for every in {1, self.actor_every}:
+            names = [n for n, p in self.parameters.items() if p.grad is not None and self._every(n) == every]
+            if names:
+                update(names, active, self._steps(every))
 
-    def _fused_step(self, names: Sequence[str], active: Tensor) -> None:
+    def _every(self, name: str) -> int:
+        return self.actor_every if name.startswith("actor_network_params.") else 1
+
+    def _steps(self, every: int) -> Tensor:
+        """Return how many steps ``[P]`` parameters have taken that take one at every ``every`` steps."""
+        return self.step_count.div(every, rounding_mode="floor")
+
+    def _fused_step(self, names: Sequence[str], active: Tensor, steps: Tensor) -> None:
         """Go once over memory, by torch's fused kernel, which takes one learning rate and one count at a time."""
         stacked = [[self.parameters[name].detach() for name in names], [self.parameters[name].grad for name in names]]
         stacked += [[moment[name] for name in names] for moment in (self.exp_avg, self.exp_avg_sq)]
-        settings = list(zip(self.lr.tolist(), self.step_count.tolist()))
+        settings = list(zip(self.lr.tolist(), steps.tolist()))
         if active.all() and len(set(settings)) == 1:
             shares = [(slice(None), *settings[0])]
         else:
@@ -68,11 +77,11 @@ class PopulationAdam:
             options = {"amsgrad": False, "weight_decay": 0.0, "eps": self.eps, "maximize": False}
             torch._fused_adam_(*own, [], counts, lr=lr, beta1=self.betas[0], beta2=self.betas[1], **options)
 
-    def _batched_step(self, names: Sequence[str], active: Tensor) -> None:
+    def _batched_step(self, names: Sequence[str], active: Tensor, steps: Tensor) -> None:
         """Update all members at once without reading a value back from the device."""
         beta1, beta2 = self.betas
-        size = self.lr / (1 - beta1**self.step_count)
-        root_correction = (1 - beta2**self.step_count).sqrt()
+        size = self.lr / (1 - beta1**steps)
+        root_correction = (1 - beta2**steps).sqrt()
         for name in names:
             p, m, v = self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name]
             on = _like(active, p)
@@ -89,7 +98,7 @@ class PopulationAdam:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter, name in zip(parameters, self.parameters, strict=True):
             optimizer.state[parameter] = {
-                "step": self.step_count[index].float().clone(),
+                "step": self._steps(self._every(name))[index].float().clone(),
                 "exp_avg": self.exp_avg[name][index].clone(),
                 "exp_avg_sq": self.exp_avg_sq[name][index].clone(),
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class PopulationTrainer(Trainer):
         steps: number of updates of the whole run.
         lr: Adam's learning rate, one for all or one for each member.
         tau: rate of the target networks.
+        actor_every: as in :class:`Trainer`.
         evaluators: name -> function that returns, for each member, what an evaluator of :class:`Trainer` returns;
             :meth:`evaluate` is one.
         output: folder of ``checkpoints/`` and of ``members/NAME/`` with ``train.csv``, ``eval.csv`` and ``policy.pt``
@@ -81,6 +82,7 @@ class PopulationTrainer(Trainer):
         steps: int,
         lr: float | Sequence[float] = 3e-4,
         tau: float = 0.005,
+        actor_every: int = 1,
         evaluators: Mapping[str, PopulationEvaluator] | None = None,
         output: str | Path | None = None,
         compile: str = "off",
@@ -97,7 +99,7 @@ class PopulationTrainer(Trainer):
             raise ValueError('compile must be "off", "on" or "auto" for a population.')
         population = Population(losses)
         self.population = population
-        optimizer = PopulationAdam(population, lr=lr)
+        optimizer = PopulationAdam(population, lr=lr, actor_every=actor_every)
         targets = PopulationSoftUpdate(population, tau=tau)
         device = optimizer.lr.device
         self.active = torch.ones(len(population), dtype=torch.bool, device=device)
@@ -110,6 +112,7 @@ class PopulationTrainer(Trainer):
             steps=steps,
             optimizer=optimizer,
             target_updater=targets,
+            actor_every=actor_every,
             evaluators=evaluators,
             output=output,
             compile=compile,
@@ -146,6 +149,9 @@ class PopulationTrainer(Trainer):
             members_at_once=self._members_at_once,
         )
 
+    def _named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        return self.population.tensors().items()
+
     def _noise_generators(self) -> Sequence[torch.Generator]:
         return self.buffer.noise_generators
 
@@ -159,10 +165,12 @@ class PopulationTrainer(Trainer):
         # in place, and counted on the device: a GPU replays this without Python
         self._frozen_at.copy_(torch.where(fell, self.optimizer.step_count.long() + 1, self._frozen_at))
         self.active.logical_and_(finite)
+        waits = self._let_actor_wait()
         with part("optimizer"):
             self.optimizer.step(self.active)
-        with part("target update"):
-            self.target_updater.step(self.active)
+        if not waits:
+            with part("target update"):
+                self.target_updater.step(self.active)
 
     # ------------------------------------------------- logging and evaluation
 
@@ -309,6 +317,7 @@ class PopulationTrainer(Trainer):
             steps=self.steps,
             optimizer=self.optimizer.member_optimizer(index, default_optimizer(loss)),
             tau=self.target_updater.tau,
+            actor_every=self.actor_every,
             output=self.member_folder(name),
             logger=RunLogger(None),
             progress=False,

@@ -1,0 +1,287 @@
+"""Make docs/algorithms.md of the docstrings, the builders' settings and docs/figures.json.
+
+    python docs/make_algorithms.py                       # writes the page
+    python docs/make_algorithms.py --check               # fails if the page is stale
+    python docs/make_algorithms.py --study runs/systems-spread   # takes a study's scores into figures.json first
+
+Every name of :data:`torchrl_marl_offline.methods.ALGORITHMS` gets a section: the docstring of the preset class that its
+builder names, or of the builder itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrl_marl_offline import objectives
+from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.modules.critics import make_critic
+from torchrl_marl_offline.objectives import OfflineMARLLoss
+
+HERE = Path(__file__).parent
+PAGE, FIGURES = HERE / "algorithms.md", HERE / "figures.json"
+COMMAND = "python examples/offline_mix_awr.py --algorithm {}"
+MORE_ARGUMENTS = {"b3c": "--max-next-value 220"}
+"""What an algorithm's command needs beside its name."""
+
+LABELS = ("Published", "What differs", "Settings")
+LEFT_OUT = ("Options:", "Args:", "Attributes:", "Raises:", "Example:", "Examples:", "Metrics:", "``alpha`` sets")
+# In $$ a Markdown reader may take the backslash before punctuation, or a tag, for its own: words stand in their place.
+WORDS = {r"\,": r"\thinspace ", r"\;": r"\thickspace ", r"\|": r"\Vert ", r"\{": r"\lbrace ", r"\}": r"\rbrace "}
+WORDS |= {r"\!": r"\negthinspace ", r"\_": r"\text{\textunderscore}", r"\:": r"\medspace ", "<": r"\lt ", ">": r"\gt "}
+DASH = "–"
+
+OPENING = """# Algorithms
+
+Every system below is a value-learning rule and an extraction rule on the same parts: data, networks, evaluation,
+populations and studies are shared. `--algorithm NAME` of `examples/offline_mix_awr.py`, `algorithm = "NAME"` in a study
+and `make_loss(spec, algorithm="NAME", ...)` take the names of the sections, and each with any decomposition that its
+section does not rule out.
+
+This page is made of the docstrings by `python docs/make_algorithms.py`: change those.
+"""
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """Return the whole page.
+
+    Args:
+        figures: what ``figures.json`` holds.
+    """
+    shown: dict[type, str] = {}
+    sections = [section(name, shown) for name in ALGORITHMS]
+    names = ", ".join(f"[`{name}`](#{name})" for name in ALGORITHMS)
+    parts = [OPENING, f"Sections: {names}; [decompositions](#decompositions); [figures](#figures).\n", *sections]
+    return "\n".join([*parts, decompositions(), figure_tables(figures)])
+
+
+def section(name: str, shown: dict[type, str]) -> str:
+    """Return the section of one algorithm.
+
+    Args:
+        name: the algorithm's.
+        shown: preset classes that have a section, and its name; gets this one.
+    """
+    builder, preset = ALGORITHMS[name], preset_of(name)
+    if preset is None:
+        text = to_markdown(builder.__doc__)
+    elif preset in shown:
+        text = f"{to_markdown(builder.__doc__)}\nEquations and paper: [`{shown[preset]}`](#{shown[preset]}).\n"
+    else:
+        shown[preset] = name
+        text = to_markdown(preset.__doc__)
+    command = " ".join([COMMAND.format(name), *([MORE_ARGUMENTS[name]] if name in MORE_ARGUMENTS else [])])
+    rows = [[f"`{key}`", f"`{_literal(value)}`"] for key, value in settings_of(name).items()]
+    return f"## {name}\n\n{text}\n```bash\n{command}\n```\n\n{table(['setting', 'default'], rows)}\n"
+
+
+def preset_of(name: str) -> type[OfflineMARLLoss] | None:
+    """Return the preset class that an algorithm's builder names, or None."""
+    for word in re.findall(r":class:`~?(?:[\w.]+\.)?(\w+)`", ALGORITHMS[name].__doc__ or ""):
+        found = getattr(objectives, word, None)
+        if inspect.isclass(found) and issubclass(found, OfflineMARLLoss) and found is not OfflineMARLLoss:
+            return found
+    return None
+
+
+def decompositions() -> str:
+    """Return the table of decompositions, from the docstring of ``make_critic``."""
+    lines = inspect.cleandoc(make_critic.__doc__).splitlines()
+    header, *rows = simple_table(lines)
+    cells = [[inline(cell).replace("|", r"\vert ") for cell in row] for row in rows]
+    return f'## Decompositions\n\n`make_critic(spec, decomposition="NAME")`:\n\n{table(header, cells)}\n'
+
+
+def figure_tables(figures: Mapping[str, Any]) -> str:
+    """Return measured scores beside published ones, a table for each task."""
+    algorithms = figures["algorithms"]
+    text = "## Figures\n\nPublished / measured here, with the 95 % interval over seeds; a dash where there is none.\n\n"
+    for task, about in figures["tasks"].items():
+        qualities = list(about["data"])
+        head = [about["unit"], *qualities]
+        rows = [["the data", *(_number(about["data"][quality]) for quality in qualities)]]
+        sources: dict[str, list[str]] = {}
+        for name, found in algorithms.items():
+            cells = [found.get(f"{task}-{quality}", {}) for quality in qualities]
+            if any(cells):
+                rows.append([f"`{name}`", *map(_figure, cells)])
+            for source in dict.fromkeys(cell["published"][1] for cell in cells if cell.get("published")):
+                sources.setdefault(source, []).append(f"`{name}`")
+        origins = "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items()) or DASH
+        text += f"### {about['title']}\n\n{about['text']}\n\n{table(head, rows)}\n\nPublished: {origins}.\n\n"
+    return text.rstrip() + "\n"
+
+
+def _figure(cell: Mapping[str, Any]) -> str:
+    published, ours = cell.get("published"), cell.get("ours")
+    left = DASH if published is None else _number(published[0])
+    if ours is None:
+        return f"{left} / {DASH}"
+    mean, low, high, seeds = ours
+    return f"{left} / **{_number(mean)}** [{_number(low)}, {_number(high)}], {seeds} seeds"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 1) + 0.0:g}"
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+# ---------------------------------------------------------------- reStructuredText to Markdown
+
+
+def to_markdown(docstring: str) -> str:
+    """Return a docstring as Markdown that GitHub renders, without its sections of arguments."""
+    blocks: list[str] = []
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        if block.startswith((*LEFT_OUT, " ")) and blocks:
+            continue
+        before, math, rest = _split_math(block)
+        if before:
+            blocks.append(_paragraph(before))
+        if math:
+            blocks.append(f"$$\n{safe_math(math)}\n$$")
+        if rest:
+            blocks.append(_paragraph(rest))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _split_math(block: str) -> tuple[str, str, str]:
+    """Return what stands before a ``.. math::``, the formula, and what follows it."""
+    before, directive, after = block.partition(".. math::")
+    if not directive:
+        return block, "", ""
+    lines = after.splitlines() or [""]
+    count = next((i for i, line in enumerate(lines) if i and not line.startswith(" ")), len(lines))
+    formula = " ".join(line.strip() for line in lines[:count]).strip()
+    return before.strip(), formula, "\n".join(lines[count:])
+
+
+def _paragraph(text: str) -> str:
+    for label in LABELS:
+        text = re.sub(rf"^{label}( \([^)]*\))?:", rf"**{label}**\1:", text)
+    return inline(text)
+
+
+def inline(text: str) -> str:
+    """Return a paragraph's roles, literals and references as Markdown."""
+    text = re.sub(r":math:`([^`]*)`", r"$`\1`$", text)
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def safe_math(formula: str) -> str:
+    """Return a formula without a backslash before punctuation, and without tags.
+
+    Raises:
+        ValueError: one that is not known; add its word.
+    """
+    for short, word in WORDS.items():
+        formula = formula.replace(short, word)
+    left = re.search(r"\\[^A-Za-z]", formula)
+    if left:
+        raise ValueError(f"{left[0]} in {formula!r} has no word; add it to WORDS.")
+    return formula
+
+
+def simple_table(lines: Sequence[str]) -> list[list[str]]:
+    """Return the cells of the first simple table of reStructuredText, header first."""
+    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"=+(\s+=+)+", line.strip())]
+    first, second, last = rules[:3]
+    starts = [match.start() for match in re.finditer(r"=+", lines[first])]
+    rows: list[list[str]] = []
+    for line in [*lines[first + 1 : second], *lines[second + 1 : last]]:
+        ends = [*starts[1:], None]
+        cells = [line[low:high].strip() for low, high in zip(starts, ends)]
+        if cells[0]:
+            rows.append(cells)
+        else:  # goes on in the next line
+            rows[-1] = [" ".join(filter(None, both)) for both in zip(rows[-1], cells)]
+    return rows
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None) -> dict[str, Any]:
+    """Return the figures with a study's scores, executed by mode: the average of its last evaluations, over seeds.
+
+    Args:
+        figures: what ``figures.json`` holds.
+        folder: the study's.
+        task: where the study's datasets are named by their qualities alone, the task that they belong to.
+
+    Raises:
+        StudyError: the folder is not a study's.
+        ValueError: the study has a dataset that the figures do not know.
+    """
+    from torchrl_marl_offline.study import Plan, StudyError, read_results
+    from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
+    from torchrl_marl_offline.study.table import write_results
+    from torchrl_marl_offline.training.statistics import mean_confidence_interval
+
+    plan = Plan.load(folder)
+    if plan is None:
+        raise StudyError(f"{folder} is not the folder of a study; name the output of one that was run.")
+    known = [f"{task}-{quality}" for task, about in figures["tasks"].items() for quality in about["data"]]
+    write_results(plan, folder)
+    frame = read_results(folder)
+    metrics = choose_metrics(frame, plan.metric)
+    for (dataset, evaluator, method), choice in choose(scores_of(plan, frame, metrics), metrics).items():
+        name = dataset if task is None else f"{task}-{dataset}"
+        if name not in known:
+            raise ValueError(f"figures.json has no dataset {name!r}; it knows {', '.join(known)}.")
+        values = choice.values("average_of_last")
+        if evaluator == "mode" and len(values) > 1:
+            interval = mean_confidence_interval(values)
+            ours = [round(number, 2) for number in (interval.mean, interval.low, interval.high)]
+            figures["algorithms"].setdefault(method, {}).setdefault(name, {})["ours"] = [*ours, len(values)]
+    return figures
+
+
+def figures_text(figures: Mapping[str, Any]) -> str:
+    """Return the file's text: one line a figure."""
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if the page is stale")
+    parser.add_argument("--study", type=Path, metavar="FOLDER", help="take its scores into figures.json")
+    parser.add_argument("--task", help="of the study, where its datasets are named by their qualities alone")
+    parser.add_argument("--page", type=Path, default=PAGE, help="another page")
+    parsed = parser.parse_args(arguments)
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    if parsed.study is not None:
+        figures = take_study(figures, parsed.study, task=parsed.task)
+        FIGURES.write_text(figures_text(figures), encoding="utf-8")
+    text = page(figures)
+    if not parsed.check:
+        parsed.page.write_text(text, encoding="utf-8")
+    elif not parsed.page.exists() or parsed.page.read_text(encoding="utf-8") != text:
+        print(f"error: {parsed.page} is stale; run python docs/make_algorithms.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

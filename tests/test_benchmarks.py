@@ -1,0 +1,99 @@
+"""What scripts of ``benchmarks/`` compute beside times; each script's ``--quick`` says whether it runs at all."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, next_key
+from torchrl_marl_offline.methods import ALGORITHMS
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by name, and forgets it and what it imported beside it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    known = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def test_the_costs_of_all_algorithms_are_measured_or_the_reason_is_told(script):
+    systems = script("systems")
+    settings, reasons = systems.possible(systems.SIZES["small"], list(ALGORITHMS))
+    assert list(settings) == list(ALGORITHMS) and reasons == {}
+    settings, reasons = systems.possible(systems.with_discrete_actions(systems.SIZES["small"]), list(ALGORITHMS))
+    assert {*settings, *reasons} == {*ALGORITHMS} and {"recipe", "omar"} <= settings.keys()
+    assert reasons["td3_bc"].startswith("td3_bc is for continuous actions")
+
+
+def test_a_table_of_costs_stands_beside_the_recipe(script):
+    systems = script("systems")
+    facts = {"algorithm": "recipe", "gflop": 1.0}, {"algorithm": "omar", "gflop": 2.5}
+    times = ({"median": 4.0, "p10": 3.0, "p90": 5.0}, {"median": 6.0, "p10": 6.0, "p90": 7.0})
+    rows = [row | {"ms": {"as it stands": ms}} for row, ms in zip(facts, times)]
+    assert systems.table(rows, ["as it stands"]).splitlines()[2:] == [
+        "| recipe | 1.00 | 4.00 (3.00 to 5.00) | 1.00 |",
+        "| omar | 2.50 | 6.00 (6.00 to 7.00) | 1.50 |",
+    ]
+    assert systems.table(rows[1:], ["as it stands"]).endswith("| 6.00 (6.00 to 7.00) |  |")
+
+
+def test_random_discrete_actions_are_legal(script):
+    sizes = script("sizes")
+    data = sizes.random_transitions(sizes.with_discrete_actions(sizes.SMALL).spec, 50).data
+    assert data[ACTION_MASK].gather(-1, data[ACTION].unsqueeze(-1)).all()
+    assert data[ACTION_MASK].shape == (50, 3, 9) and not data[ACTION_MASK].all()
+    assert data[next_key(ACTION_MASK)][:-1].equal(data[ACTION_MASK][1:])
+
+
+def test_the_difference_of_two_runs_by_hand(script):
+    one = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([[0.25]])}
+    other = {"a": torch.tensor([2.5, -4.0]), "b": torch.tensor([[0.125]])}
+    assert script("population_equality").difference(one, other) == (0.5, 0.5)  # 0.5 in a; 0.125 / 0.25 in b
+
+
+def test_the_control_starts_one_ulp_away_in_every_trained_number(script):
+    equality = script("population_equality")
+    loss = equality.build_loss(equality.SMALL)
+    before = {name: p.detach().clone() for name, p in loss.named_parameters()}
+    equality.move_by_one_ulp(loss, seed=0)
+    above = below = 0
+    for name, p in loss.named_parameters():
+        if not p.requires_grad:
+            assert p.equal(before[name])
+            continue
+        up, down = (before[name].nextafter(torch.tensor(end)) for end in (torch.inf, -torch.inf))
+        assert ((p == up) | (p == down)).all()
+        above, below = above + (p == up).sum().item(), below + (p == down).sum().item()
+    assert above / (above + below) == pytest.approx(0.5, abs=0.02)
+
+
+def test_members_and_controls_are_compared_with_the_run_alone(script):
+    equality = script("population_equality")
+    options = {"episodes": 40, "algorithm": "recipe", "lr": 3e-4, "compile": "off"}
+    rows = equality.compare("float64", 2, [1, 2], **options)
+    assert len(rows) == 2 * 2 * 2 and {row["seed"] for row in rows} == {0, 1}
+    assert all(row["absolute"] < 1e-12 for row in rows)
+    assert all(row["absolute"] > 0 for row in rows if row["what"] == equality.CONTROL)
+    assert equality.table(rows, [1, 2]).count("\n") == 3
+
+
+def test_a_population_is_measured_in_groups(script):
+    population = script("population")
+    rows = population.compare_groups("small", 3, [1, 2, 3], ["off"], seconds=0.01, repeats=1)
+    assert [(row["at_once"], row["computations"]) for row in rows] == [(1, 3), (2, 2), (3, 1)]
+    assert all(row["ms"]["median"] > 0 for row in rows)

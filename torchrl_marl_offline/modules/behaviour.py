@@ -1,0 +1,190 @@
+"""Models of what each agent does in the data: a conditional variational autoencoder, and a categorical policy."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.build import remembers_build
+from torchrl_marl_offline.modules.networks import AgentNetwork, mask_logits
+from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+
+LATENT, LATENT_LOC, LATENT_SCALE = ("agents", "latent"), ("agents", "latent_loc"), ("agents", "latent_scale")
+DECODED, PERTURBED = ("agents", "decoded_action"), ("agents", "perturbed_action")
+
+
+class ActionEncoder(nn.Module):
+    """Mean and standard deviation of the latent variable of each agent's action.
+
+    Args:
+        spec: the task's sizes and bounds.
+        latent_size: components ``l`` of the latent variable.
+        **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+
+    Shape:
+        observation ``[*B, n, o]`` and action ``[*B, n, a]`` to two of ``[*B, n, l]``.
+    """
+
+    def __init__(self, spec: TaskSpec, latent_size: int, **network) -> None:
+        super().__init__()
+        self.network = AgentNetwork(spec.observation_size + spec.action_size, 2 * latent_size, spec.n_agents, **network)
+
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation."""
+        loc, log_scale = self.network(torch.cat([observation, action], -1)).chunk(2, -1)
+        return loc, log_scale.clamp(-4.0, 15.0).exp()  # the released code's
+
+
+class ActionDecoder(nn.Module):
+    """Each agent's action from the latent variable.
+
+    Args:
+        spec: the task's sizes and bounds.
+        latent_size: components ``l`` of the latent variable.
+        latent_clip: bound of the latent's components where actions are sampled.
+        **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+
+    Shape:
+        observation ``[*B, n, o]`` and latent ``[*B, n, l]`` to ``[*B, n, a]`` within the bounds.
+    """
+
+    def __init__(self, spec: TaskSpec, latent_size: int, latent_clip: float, **network) -> None:
+        super().__init__()
+        self.latent_size, self.latent_clip, self.range = latent_size, latent_clip, ActionRange.of(spec)
+        self.network = AgentNetwork(spec.observation_size + latent_size, spec.action_size, spec.n_agents, **network)
+
+    def forward(self, observation: Tensor, latent: Tensor) -> Tensor:
+        """Return the action."""
+        return self.range.unscaled(self.network(torch.cat([observation, latent], -1)).tanh())
+
+
+class Perturbation(nn.Module):
+    r"""Each agent's action with a small change: :math:`\mathrm{clip}(u + \Phi\, \xi(o, u))`, :math:`|\xi| < 1`.
+
+    Args:
+        spec: the task's sizes and bounds.
+        limit: :math:`\Phi`, in halves of the action range.
+        **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+
+    Shape:
+        observation ``[*B, n, o]`` and action ``[*B, n, a]`` to ``[*B, n, a]``.
+    """
+
+    def __init__(self, spec: TaskSpec, limit: float, **network) -> None:
+        super().__init__()
+        self.limit, self.low, self.high = limit * ActionRange.of(spec).half, spec.action_low, spec.action_high
+        self.network = AgentNetwork(
+            spec.observation_size + spec.action_size, spec.action_size, spec.n_agents, **network
+        )
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Return the changed action."""
+        change = self.network(torch.cat([observation, action], -1)).tanh()
+        return (action + self.limit * change).clamp(self.low, self.high)
+
+
+class BehaviourPolicy(nn.Module):
+    """Logits of what each agent does in the data.
+
+    Shape:
+        observation ``[*B, n, o]`` and optionally the mask of legal actions ``[*B, n, A]``, to ``[*B, n, A]``.
+    """
+
+    def __init__(self, spec: TaskSpec, **network) -> None:
+        super().__init__()
+        self.network = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
+
+    def forward(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the logits; of an agent without any legal action, all alike."""
+        return mask_logits(self.network(observation), mask)
+
+
+@remembers_build
+def make_vae(
+    spec: TaskSpec,
+    *,
+    hidden: Sequence[int] = (750, 750),
+    perturbation_hidden: Sequence[int] = (400, 300),
+    share_params: bool = True,
+    activation: str = "relu",
+    latent_size: int | None = None,
+    latent_clip: float = 0.5,
+    perturbation: float = 0.05,
+) -> TensorDictSequential:
+    """Build a generative model of each agent's continuous action with a perturbation of what it generates.
+
+    A conditional variational autoencoder, for :class:`VAELearning`: its parts are ``"encoder"``, ``"decoder"`` and
+    ``"perturbation"``. Agents are modelled one by one, each from its own observation.
+
+    Args:
+        spec: the task's sizes and bounds.
+        hidden: widths of the hidden layers of encoder and decoder.
+        perturbation_hidden: widths of the hidden layers of the perturbation.
+        share_params: agents share parameters and are told apart by a one-hot id.
+        activation: activation of the hidden layers.
+        latent_size: components of the latent variable; by default twice the action's.
+        latent_clip: bound of the latent's components where actions are sampled.
+        perturbation: the largest change of an action, in halves of the action range.
+
+    Raises:
+        ValueError: for discrete actions, or a size or bound that is not positive.
+
+    Examples:
+        >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
+        >>> make_vae(spec, hidden=(64, 64)).in_keys
+        [('agents', 'observation'), ('agents', 'action'), ('agents', 'latent')]
+    """
+    if spec.discrete:
+        raise ValueError("make_vae is for continuous actions; for a discrete task use make_behaviour_policy.")
+    latent_size = 2 * spec.action_size if latent_size is None else latent_size
+    for name, value in (("latent_size", latent_size), ("latent_clip", latent_clip), ("perturbation", perturbation)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    shared = {"share_params": share_params, "activation": activation, "layer_norm": False}
+    encoder = ActionEncoder(spec, latent_size, hidden=hidden, **shared)
+    decoder = ActionDecoder(spec, latent_size, latent_clip, hidden=hidden, **shared)
+    change = Perturbation(spec, perturbation, hidden=perturbation_hidden, **shared)
+    return TensorDictSequential(
+        OrderedDict(
+            encoder=TensorDictModule(encoder, in_keys=[OBSERVATION, ACTION], out_keys=[LATENT_LOC, LATENT_SCALE]),
+            decoder=TensorDictModule(decoder, in_keys=[OBSERVATION, LATENT], out_keys=[DECODED]),
+            perturbation=TensorDictModule(change, in_keys=[OBSERVATION, DECODED], out_keys=[PERTURBED]),
+        )
+    )
+
+
+@remembers_build
+def make_behaviour_policy(
+    spec: TaskSpec,
+    *,
+    hidden: Sequence[int] = (256, 256),
+    share_params: bool = True,
+    activation: str = "relu",
+    layer_norm: bool = False,
+) -> TensorDictModule:
+    r"""Build a model of each agent's discrete action, :math:`\mu_a(u_a | o_a)`, for :class:`SequentialCloning`.
+
+    It writes logits ``[*B, n, A]`` at ``("agents", "behaviour_logits")``; illegal actions have the lowest. Unlike
+    :func:`~torchrl_marl_offline.make_sequential_policy`, no agent sees what others do.
+
+    Args:
+        spec: the task's sizes.
+        hidden: widths of the hidden layers.
+        share_params: agents share parameters and are told apart by a one-hot id.
+        activation: activation of the hidden layers.
+        layer_norm: layer normalization after each activation.
+
+    Raises:
+        ValueError: for continuous actions.
+    """
+    if not spec.discrete:
+        raise ValueError("make_behaviour_policy is for discrete actions; for a continuous task use make_vae.")
+    network = {"hidden": hidden, "share_params": share_params, "activation": activation, "layer_norm": layer_norm}
+    in_keys = [OBSERVATION, ACTION_MASK] if spec.has_action_mask else [OBSERVATION]
+    return TensorDictModule(BehaviourPolicy(spec, **network), in_keys=in_keys, out_keys=[BEHAVIOUR_LOGITS])

@@ -1,0 +1,187 @@
+"""Distributions of an agent's action: bounded Gaussians, masked categoricals, and functions of noise."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from torchrl_marl_offline.modules.networks import mask_logits, one_hot
+from torchrl_marl_offline.objectives.noise import exponential_like
+
+
+class BoundedNormal(Independent):
+    """A diagonal Gaussian whose mode and samples are clipped to the action bounds.
+
+    The density is the unclipped Gaussian's, so that the log-probability of an action at a bound stays finite.
+
+    Args:
+        loc: ``[*B, a]``.
+        scale: ``[*B, a]``, positive.
+        low: lower bound of every component.
+        high: upper bound of every component.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
+        self.low, self.high = low, high
+        super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """The location, clipped."""
+        return self.base_dist.loc.clamp(self.low, self.high)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mode, so that ``ExplorationType.MEAN`` too stays within the bounds."""
+        return self.mode
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mode: what is executed."""
+        return self.mode
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw a clipped sample with reparameterized gradient."""
+        return super().rsample(sample_shape).clamp(self.low, self.high)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw a clipped sample without gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+class MaskedCategorical(Categorical):
+    """A categorical distribution over the legal actions.
+
+    TorchRL has one of this name; this one allows the mask to be absent, keeps logits finite, so that entropies and
+    gradients are, and checks nothing on the values, so that no step waits for the device.
+
+    Args:
+        logits: ``[*B, A]``.
+        mask: ``[*B, A]`` bool, true where legal; rows without any legal action (padding agents) become uniform.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        super().__init__(logits=mask_logits(logits, mask), validate_args=False)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The most probable legal action."""
+        return self.mode
+
+    def straight_through_sample(self) -> Tensor:
+        """Draw a one-hot action ``[*B, A]`` whose gradient is that of the probabilities (Bengio et al. 2013)."""
+        gumbel = -exponential_like(self.logits).log()
+        return straight_through(self.probs, (self.logits + gumbel).argmax(-1))
+
+    def straight_through_mode(self) -> Tensor:
+        """Return the most probable action as a one-hot code with the gradient of the probabilities."""
+        return straight_through(self.probs, self.logits.argmax(-1))
+
+
+class OneStep(Distribution):
+    r"""Actions :math:`\mathrm{clip}(f(o, z))` of standard normal noise z, which have samples but no density.
+
+    The mode is taken to be the action at :math:`z = 0`. There is one sample, that of the noise which the network was
+    evaluated at.
+
+    Args:
+        loc: :math:`f(o, 0)`, ``[*B, a]``.
+        drawn: :math:`f(o, z)`, not clipped, ``[*B, a]``.
+        noise: z, ``[*B, a]``.
+        low: lower bound of every component.
+        high: upper bound of every component.
+    """
+
+    has_rsample = True
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, loc: Tensor, drawn: Tensor, noise: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
+        self.loc, self.drawn, self.noise, self.low, self.high = loc, drawn, noise, low, high
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """The action without noise, clipped."""
+        return self.loc.clamp(self.low, self.high)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mode."""
+        return self.mode
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mode: what is executed."""
+        return self.mode
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Return the action of this noise, clipped, with its gradient."""
+        _check_single(self, sample_shape)
+        return self.drawn.clamp(self.low, self.high)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Return the action of this noise without gradient."""
+        return self.rsample(sample_shape).detach()
+
+    def log_prob(self, value: Tensor) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+    def entropy(self) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+
+class OneStepCategorical(MaskedCategorical):
+    r"""The legal action of the highest score :math:`f(o, z)`, of standard normal noise z.
+
+    As :class:`OneStep`; ``logits`` and ``probs`` are those without noise.
+
+    Args:
+        logits: :math:`f(o, 0)`, ``[*B, A]``.
+        drawn: :math:`f(o, z)`, ``[*B, A]``.
+        noise: z, ``[*B, A]``.
+        mask: ``[*B, A]`` bool, true where legal.
+    """
+
+    def __init__(self, logits: Tensor, drawn: Tensor, noise: Tensor, mask: Tensor | None = None) -> None:
+        super().__init__(logits, mask)
+        self.drawn, self.noise = mask_logits(drawn, mask), noise
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Return the action of this noise."""
+        _check_single(self, sample_shape)
+        return self.drawn.argmax(-1)
+
+    def straight_through_sample(self) -> Tensor:
+        """Return the action of this noise as a one-hot code with the gradient of its scores' softmax."""
+        return straight_through(self.drawn.softmax(-1), self.drawn.argmax(-1))
+
+    def log_prob(self, value: Tensor) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+    def entropy(self) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+
+def straight_through(probs: Tensor, index: Tensor) -> Tensor:
+    """Return ``one_hot(index)`` with the gradient of ``probs`` ``[*B, A]``."""
+    return one_hot(index, probs.shape[-1], probs.dtype) + (probs - probs.detach())  # the difference is exactly zero
+
+
+def _check_single(policy: Distribution, sample_shape: torch.Size) -> None:
+    if tuple(sample_shape):
+        raise ValueError(f"A {type(policy).__name__} policy holds one sample; evaluate the actor again for another.")
+
+
+def _refuse_density(policy: Distribution) -> NoReturn:
+    raise NotImplementedError(
+        f"A {type(policy).__name__} policy has samples but no density; where a rule asks for log-probabilities, build "
+        "the actor with make_actor(distribution='gaussian') or 'tanh_gaussian', and leave 'one_step' to MACFlowLoss."
+    )

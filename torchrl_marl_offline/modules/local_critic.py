@@ -1,0 +1,47 @@
+"""Each agent's own value network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
+
+
+def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype) -> Tensor:
+    """Return the action as critics read it: one-hot for indices, unchanged otherwise.
+
+    Args:
+        action: ``[*B, n]`` integer indices, or ``[*B, n, a]`` floating point (continuous, or already one-hot).
+        spec: the task's sizes.
+        dtype: dtype of the one-hot code.
+    """
+    if action.is_floating_point():
+        return action
+    return one_hot(action, spec.action_size, dtype)
+
+
+class LocalCritic(nn.Module):
+    """Per-agent values Q_a(o_a, u_a), or V_a(o_a) with ``with_action=False``.
+
+    Shape:
+        observation ``[*B, n, o]`` and action (see :func:`encode_action`) to ``[*B, n, H]``.
+    """
+
+    def __init__(self, spec: TaskSpec, *, with_action: bool = True, num_heads: int = 2, **network) -> None:
+        super().__init__()
+        self.spec, self.with_action = spec, with_action
+        self.width = spec.observation_size + (spec.action_size if with_action else 0)
+        self.network = AgentNetwork(self.width, 1, spec.n_agents, num_heads=num_heads, **network)
+
+    def inputs(self, observation: Tensor, action: Tensor | None) -> Tensor:
+        """Return what the network reads, ``[*B, n, width]``."""
+        if not self.with_action:
+            return observation
+        return torch.cat([observation, encode_action(action, self.spec, observation.dtype)], -1)
+
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return ``[*B, n, H]``."""
+        values = self.network(self.inputs(observation, action))
+        return values.squeeze(-1).movedim(0, -1)  # [H, *B, n, 1] -> [*B, n, H]

@@ -1,0 +1,238 @@
+"""Batch-constrained Q-learning: the best actions among those that a model of the data generates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+
+from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
+from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
+from torchrl_marl_offline.objectives.candidates import (
+    best_candidate,
+    candidate_values,
+    every_action,
+    legal_actions,
+    repeated,
+)
+from torchrl_marl_offline.objectives.estimates import joined
+from torchrl_marl_offline.objectives.extraction import PolicyExtraction
+from torchrl_marl_offline.objectives.functional import masked_mean, soft_clipped
+from torchrl_marl_offline.objectives.noise import normal_like
+from torchrl_marl_offline.objectives.policies import is_discrete
+from torchrl_marl_offline.objectives.value_learning import ValueLearning, check_min_weight
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.objectives.estimates import Estimates
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAELearning(BehaviourLearning):
+    r"""A conditional variational autoencoder of each agent's action, and the perturbation of what it generates.
+
+    .. math::
+        \|D_a(o_a, z) - u_a\|^2 + \kappa\, \mathrm{KL}\big(E_a(o_a, u_a) \| N(0, 1)\big)
+        - Q^1_a\big(o_a, \hat u_a + \xi_a(o_a, \hat u_a)\big), \qquad
+        z \sim E_a(o_a, u_a), \quad \hat u_a = D_a(o_a, z'), \quad z' \sim \mathrm{clip}(N(0, 1))
+
+    The first two terms train encoder and decoder alone, the last the perturbation :math:`\xi` alone (the paper's
+    deterministic policy gradient). Squared error and divergence are averaged over components, as in the released code.
+    :math:`Q_a` is the agent's own value where the critic has local ones; a centralized critic's is that of the agent's
+    action with the other agents' as recorded. For a model from :func:`~torchrl_marl_offline.make_vae`.
+
+    Args:
+        kl_weight: :math:`\kappa`.
+
+    Metrics:
+        ``behaviour_error`` (mean of the squared error), ``behaviour_divergence``, ``perturbation_qvalue``.
+    """
+
+    kl_weight: float = 0.5
+    given_keys: ClassVar[tuple[NestedKey, ...]] = (LATENT,)
+    metrics: ClassVar[tuple[str, ...]] = ("behaviour_error", "behaviour_divergence", "perturbation_qvalue")
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}.")
+
+    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return both models' losses of each agent's action, ``[*B, n]``."""
+        _check_generative(loss, type(self).__name__)
+        if "qvalue_network" not in loss.__dict__:
+            raise ValueError("VAELearning trains its perturbation on a critic; pass one, or leave the rule out.")
+        error, divergence = self._autoencode(loss, tensordict)
+        perturbed = generated_actions(loss, tensordict, 1, detach=False)
+        value = candidate_values(loss, tensordict, perturbed, detach=True)[..., 0].squeeze(-2)  # [*B, n]
+        found = zip(self.metrics, (error, divergence, value))
+        metrics = {name: masked_mean(x.detach(), loss.agent_mask(tensordict, x)) for name, x in found}
+        return error + self.kl_weight * divergence - value, metrics
+
+    @staticmethod
+    def _autoencode(loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Return the squared error and the divergence from the prior, each ``[*B, n]``."""
+        found = loss.behaviour_outputs(tensordict, module="encoder")
+        loc, scale = found[LATENT_LOC], found[LATENT_SCALE]
+        latent = loc + scale * normal_like(loc)
+        decoded = loss.behaviour_outputs(tensordict, module="decoder", **{joined(LATENT): latent})[DECODED]
+        error = (decoded - tensordict.get(loss.tensor_keys.action)).pow(2).mean(-1)
+        return error, 0.5 * (loc.pow(2) + scale.pow(2) - 1 - 2 * scale.log()).mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConstraint:
+    """The actions that the model of the data allows, of which rules take the best.
+
+    Args:
+        samples: continuous actions of each agent that the model generates and perturbs.
+        threshold: discrete actions are allowed whose probability is at least this share of the likeliest one's.
+    """
+
+    samples: int = 10
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be positive, got {self.samples}.")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+
+    @torch.no_grad()
+    def allowed(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+        """Return candidates ``[*B, K, n, a]``, and of discrete tasks which of them count, ``[*B, K, n]``."""
+        if BEHAVIOUR_LOGITS not in map(unravel_key, loss.behaviour_network.out_keys):
+            _check_generative(loss, type(self).__name__)
+            return generated_actions(loss, tensordict, self.samples, detach=True), None
+        logits = loss.behaviour_outputs(tensordict, detach=True)[BEHAVIOUR_LOGITS]
+        least = math.log(self.threshold) if self.threshold else -math.inf
+        likely = (logits - logits.amax(-1, keepdim=True) >= least).transpose(-1, -2)  # [*B, n, A] -> [*B, A, n]
+        return every_action(logits), likely & legal_actions(loss, tensordict, likely)
+
+    @torch.no_grad()
+    def best(
+        self,
+        loss: OfflineMARLLoss,
+        tensordict: TensorDictBase,
+        *,
+        target: bool = False,
+        min_weight: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return each agent's best allowed action ``[*B, n, a]`` (one-hot of discrete tasks) and its value ``[*B, n]``.
+
+        Args:
+            loss: whose critic and model are asked.
+            tensordict: observations, state, and for a centralized critic the other agents' actions.
+            target: ask the target critic.
+            min_weight: see :class:`TD`; None for the first head.
+        """
+        actions, counts = self.allowed(loss, tensordict)
+        values = candidate_values(loss, tensordict, actions, target=target)  # [*B, K, n, H]
+        values = values[..., 0] if min_weight is None else soft_clipped(values, min_weight).squeeze(-1)
+        if counts is not None:
+            values = torch.where(counts, values, torch.full_like(values, -torch.inf))
+        return best_candidate(actions, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCQ(BatchConstraint, ValueLearning):
+    r"""Bootstrap at the best action that the model of the data allows (Fujimoto et al. 2019, eq. 13).
+
+    .. math::
+        \max_j \big[\lambda \min_k \bar Q^k(s', u_j) + (1 - \lambda) \max_k \bar Q^k(s', u_j)\big], \qquad
+        u_j = \hat u_j + \xi(o', \hat u_j), \quad \hat u_j \sim \mu(\cdot | o')
+
+    Each agent takes its best by its own value, and :math:`Q_{tot}` is evaluated at these: under a monotonic mixer the
+    team's best of all combinations. A centralized critic is asked for each agent's action with the other agents' as the
+    policy has them. Discrete (Fujimoto et al. 2019b): all legal actions with :math:`\mu(u) / \max \mu` of at least
+    ``threshold``.
+
+    Args:
+        samples: see :class:`BatchConstraint`.
+        threshold: see :class:`BatchConstraint`.
+        min_weight: :math:`\lambda`.
+    """
+
+    min_weight: float = 0.75
+    needs_actor: ClassVar[bool] = True
+    needs_behaviour: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_min_weight(self.min_weight)
+
+    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+        """Evaluate the target critic at every agent's best action."""
+        if loss._is_central:
+            action = loss.policy(next_tensordict).deterministic_sample
+            next_tensordict = next_tensordict.copy().set(loss.tensor_keys.action, action)
+        action, _ = self.best(loss, next_tensordict, target=True, min_weight=self.min_weight)
+        return soft_clipped(loss.action_value(next_tensordict, action, target=True).total, self.min_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCQDistillation(BatchConstraint, PolicyExtraction):
+    r"""The policy regresses on the best action that the model of the data allows.
+
+    .. math:: \|\pi_a(o_a) - \hat u_a\|^2, \qquad \hat u_a = \arg\max_j Q^1_a(o_a, u_j)
+
+    with candidates :math:`u_j` as in :class:`BCQ`. The squared error is averaged over the action's components; discrete
+    policies take the cross-entropy :math:`-\log \pi_a(\hat u_a | o_a)`. :math:`Q_a` is the agent's own value where the
+    critic has local ones; a centralized critic's is that of the agent's action with the other agents' as recorded.
+
+    Args:
+        samples: see :class:`BatchConstraint`.
+        threshold: see :class:`BatchConstraint`.
+
+    Metrics:
+        ``best_qvalue`` (mean value of the best actions), ``distillation_error`` (mean of the loss).
+    """
+
+    needs_behaviour: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ("best_qvalue", "distillation_error")
+
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Approach the best action."""
+        policy = estimates.policy
+        action, value = self.best(loss, tensordict)
+        if is_discrete(policy):
+            error = -policy.log_prob(action.argmax(-1))  # [*B, n]
+        else:
+            error = (policy.deterministic_sample - action).pow(2).mean(-1)
+        found = zip(self.metrics, (value, error.detach()))
+        return error, {name: masked_mean(x, loss.agent_mask(tensordict, x)) for name, x in found}
+
+
+def generated_actions(loss: OfflineMARLLoss, tensordict: TensorDictBase, count: int, *, detach: bool) -> Tensor:
+    """Draw actions of the autoencoder, perturbed: ``[*B, count, n, a]``.
+
+    Args:
+        loss: whose model is asked; its decoder gets no gradient.
+        tensordict: observations.
+        count: actions of each agent.
+        detach: keep the gradient from the perturbation, too.
+    """
+    decoder = loss.behaviour_network["decoder"]
+    read = unravel_key(decoder.in_keys[0])
+    rows = repeated(tensordict, [read], count)
+    shape = (*rows.get(read).shape[:-1], decoder.module.latent_size)
+    bound = decoder.module.latent_clip
+    latent = normal_like(rows.get(read)[..., :1].expand(shape)).clamp(-bound, bound)
+    found = loss.behaviour_outputs(rows, module="decoder", detach=True, **{joined(LATENT): latent})
+    given = {joined(DECODED): found[DECODED]}
+    return loss.behaviour_outputs(rows, module="perturbation", detach=detach, **given)[PERTURBED]
+
+
+def _check_generative(loss: OfflineMARLLoss, rule: str) -> None:
+    if PERTURBED not in map(unravel_key, loss.behaviour_network.out_keys):
+        raise ValueError(
+            f"{rule} needs a model that generates actions; pass behaviour=make_vae(spec) and "
+            "behaviour_learning=VAELearning(), or for a discrete task behaviour=make_behaviour_policy(spec) and "
+            "behaviour_learning=SequentialCloning()."
+        )

@@ -1,0 +1,247 @@
+"""Sequential score decomposition: models of the joint behaviour, agent by agent, and a policy that they keep near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+
+from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
+from torchrl_marl_offline.modules.networks import one_hot
+from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.objectives.ascent import PolicyGradient
+from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
+from torchrl_marl_offline.objectives.estimates import joined
+from torchrl_marl_offline.objectives.functional import masked_mean, mean_magnitude
+from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
+from torchrl_marl_offline.objectives.policies import is_discrete
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution
+
+    from torchrl_marl_offline.objectives.estimates import Estimates
+    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+Times = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatching(BehaviourLearning):
+    r"""Denoising score matching (Vincent 2011; Ho et al. 2020) of every agent's action, given the previous agents'.
+
+    .. math:: \|\epsilon_a(\alpha_t u_a + \sigma_t \epsilon, t | s, u_{<a}) - \epsilon\|^2
+
+    with a time and noise for each agent and row. For continuous actions and a model from
+    :func:`~torchrl_marl_offline.make_score`.
+
+    Args:
+        times: range of :math:`t`, which is uniform in it.
+
+    Metrics:
+        ``denoising_error`` (mean over the action's components).
+    """
+
+    times: Times = (1e-3, 1.0)
+    given_keys: ClassVar[tuple[NestedKey, ...]] = (NOISY_ACTION, DIFFUSION_TIME)
+    metrics: ClassVar[tuple[str, ...]] = ("denoising_error",)
+
+    def __post_init__(self) -> None:
+        _check_times(self.times)
+
+    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the squared error of each agent's noise, ``[*B, n]``."""
+        action = tensordict.get(loss.tensor_keys.action)
+        _, noise, predicted = _denoised(loss, tensordict, action, self.times, rule=type(self).__name__)
+        squared = (predicted - noise).pow(2)
+        error = squared.detach().mean(-1)
+        return squared.sum(-1), {"denoising_error": masked_mean(error, loss.agent_mask(tensordict, error))}
+
+
+@dataclass(frozen=True)
+class SequentialCloning(BehaviourLearning):
+    r"""Maximum likelihood of every agent's action, given the previous agents': :math:`-\log \mu_a(u_a | s, u_{<a})`.
+
+    For discrete actions and a model from :func:`~torchrl_marl_offline.make_sequential_policy`; of one from
+    :func:`~torchrl_marl_offline.make_behaviour_policy`, which sees no other agent, :math:`-\log \mu_a(u_a | o_a)`.
+
+    Metrics:
+        ``behaviour_log_prob``.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("behaviour_log_prob",)
+
+    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative log-likelihood of each agent's action, ``[*B, n]``."""
+        logits = _logits(loss, tensordict, rule=type(self).__name__)
+        action = tensordict.get(loss.tensor_keys.action).unsqueeze(-1)
+        log_prob = logits.log_softmax(-1).gather(-1, action).squeeze(-1)
+        mean = masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))
+        return -log_prob, {"behaviour_log_prob": mean}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRegularized(PolicyGradient):
+    r"""Score-regularized policy optimization (Chen et al. 2023), agents in sequence (Qiao et al. 2025).
+
+    .. math::
+        \nabla_{u_a} = -\nabla_{u_a} Q^1(s, u)
+        + \tfrac{1}{\beta}\, \omega(t)\, \big(\epsilon_a(u_a^t, t | s, u_{<a}) - \epsilon\big), \qquad
+        u = \pi(o), \quad u_a^t = \alpha_t u_a + \sigma_t \epsilon
+
+    averaged over :math:`t` and :math:`\epsilon`: in expectation, the gradient of
+    :math:`-Q - \tfrac{1}{\beta} \sum_a \log \mu_a(u_a | s, u_{<a})`, diffused by the noise: the divergence of
+    deterministic policies, which have no entropy. The team's value counts once and the agents' terms are summed, as the
+    chain rule has it for the joint action. The model gets no gradient, and neither do the previous agents through
+    :math:`u_{<a}`, the actions of their present policies.
+
+    Discrete policies have no score, and need none: :math:`-\sum_{u_a} \pi_a(u_a | o_a) \log \mu_a(u_a | s, u_{<a})` is
+    exact, with the previous agents' one-hot actions. It has no entropy either, with which agents would stay undecided
+    between modes, and those after them could not follow.
+
+    Args:
+        beta: :math:`\beta`: the higher, the freer of the data; ``inf`` for the policy gradient alone. May be scheduled
+            as ``loss.beta = 0.3``.
+        normalize: divide the value by its mean size over the batch.
+        times: range of :math:`t`, which is uniform in it.
+        time_weight: :math:`\omega(t)`: ``"score"``, :math:`\alpha_t / \sigma_t`, with which the gradient is that of
+            the diffused action's log-density; ``"uniform"``, 1; or ``"variance"``, :math:`\sigma_t^2`, SRPO's. The
+            later in this list, the more the late times count, at which modes run into one: of joint actions at
+            :math:`\pm (0.8, 0.8)`, policies find one with ``"score"``, and the mean of both with ``"variance"``.
+        others: see :class:`PolicyGradient`.
+        sample: see :class:`PolicyGradient`; by default discrete policies, too, act by their mode.
+
+    Metrics:
+        ``policy_qvalue`` (mean), ``behaviour_error`` (how far the policy is from the data: the mean error of the noise
+        predicted in its actions, to be compared with ``denoising_error``; of discrete policies the cross-entropy).
+    """
+
+    beta: float = 0.01
+    normalize: bool = False
+    times: Times = (0.02, 0.98)
+    time_weight: Literal["score", "uniform", "variance"] = "score"
+    others: Literal["data", "policy"] = "policy"
+    sample: bool = False
+    needs_behaviour: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "behaviour_error")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_times(self.times)
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if self.time_weight not in ("score", "uniform", "variance"):
+            raise ValueError(f"time_weight must be 'score', 'uniform' or 'variance', got {self.time_weight!r}.")
+
+    def coefficients(self) -> dict[str, float]:
+        """Return beta."""
+        return {"beta": self.beta}
+
+    def element_loss(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maximize the critic at the policy's action, and stay where the data is."""
+        action, value, metrics = self.ascend(loss, tensordict, estimates)
+        previous = _acting(loss, tensordict, action.detach())
+        if is_discrete(estimates.policy):
+            penalty = self._cross_entropy(loss, tensordict, estimates.policy, previous)
+            error = penalty.detach()
+        else:
+            penalty, error = self._score(loss, tensordict, action, previous)
+        metrics["behaviour_error"] = masked_mean(error, loss.agent_mask(tensordict, error))
+        objective = value / mean_magnitude(value, loss.agent_mask(tensordict, value)) if self.normalize else value
+        if value.shape[-1] == 1:
+            penalty = penalty * _acting_agents(loss, tensordict, penalty)  # undoes the mean over agents
+        return penalty / loss.beta - objective, metrics
+
+    def _score(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, action: Tensor, previous: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``[*B, n]`` whose gradient is the score's, and the error of the predicted noise ``[*B, n]``."""
+        given, name = {joined(unravel_key(loss.tensor_keys.action)): previous}, type(self).__name__
+        predictor = _predictor(loss, name)
+        with torch.no_grad():
+            time, noise, predicted = _denoised(
+                loss, tensordict, action.detach(), self.times, rule=name, detach=True, **given
+            )
+            alpha, sigma = predictor.level(time)
+            weight = {"variance": sigma.pow(2), "uniform": torch.ones_like(sigma), "score": alpha / sigma}
+            error = predicted - noise
+        surrogate = (weight[self.time_weight] * error * predictor.range.scaled(action)).sum(-1)
+        return surrogate, error.pow(2).mean(-1)
+
+    def _cross_entropy(
+        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Distribution, previous: Tensor
+    ) -> Tensor:
+        """Return how unlikely every agent's actions are in the data, ``[*B, n]``."""
+        given = {joined(unravel_key(loss.tensor_keys.action)): previous}
+        logits = _logits(loss, tensordict, rule=type(self).__name__, detach=True, **given)
+        log_prob, chosen = logits.log_softmax(-1), policy.probs
+        # an illegal action's, the lowest number there is, would overflow in the gradient
+        log_prob = torch.where(chosen > 0, log_prob, torch.zeros_like(log_prob))
+        return -(chosen * log_prob).sum(-1)
+
+
+def _denoised(
+    loss: OfflineMARLLoss,
+    tensordict: TensorDictBase,
+    action: Tensor,
+    times: Times,
+    *,
+    rule: str,
+    detach: bool = False,
+    **given: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Perturb actions ``[*B, n, a]``; return times ``[*B, n, 1]``, the noise and what the model takes it for."""
+    predictor = _predictor(loss, rule)
+    first, last = times
+    time = first + (last - first) * uniform_like(action[..., :1])
+    noise = normal_like(action)
+    given |= {joined(NOISY_ACTION): predictor.perturb(action, time, noise), joined(DIFFUSION_TIME): time}
+    return time, noise, loss.behaviour_outputs(tensordict, detach=detach, **given)[NOISE]
+
+
+def _predictor(loss: OfflineMARLLoss, rule: str) -> NoisePredictor:
+    module = getattr(loss.behaviour_network, "module", None)
+    if not hasattr(module, "perturb"):
+        raise ValueError(
+            f"{rule} needs a diffusion model of continuous actions; pass behaviour=make_score(spec), or for a discrete "
+            "task behaviour=make_sequential_policy(spec) and behaviour_learning=SequentialCloning()."
+        )
+    return module
+
+
+def _logits(
+    loss: OfflineMARLLoss, tensordict: TensorDictBase, *, rule: str, detach: bool = False, **given: Tensor
+) -> Tensor:
+    """Return the logits ``[*B, n, A]`` of the data's actions, each given the previous agents'."""
+    if BEHAVIOUR_LOGITS not in map(unravel_key, loss.behaviour_network.out_keys):
+        raise ValueError(
+            f"{rule} needs a model of discrete actions; pass behaviour=make_sequential_policy(spec) and "
+            "behaviour_learning=SequentialCloning()."
+        )
+    return loss.behaviour_outputs(tensordict, detach=detach, **given)[BEHAVIOUR_LOGITS]
+
+
+def _acting(loss: OfflineMARLLoss, tensordict: TensorDictBase, action: Tensor) -> Tensor:
+    """Return the action with the recorded one, which the model was fitted to, in the place of agents not there."""
+    alive = tensordict.get(loss.tensor_keys.agent_mask, None)
+    if alive is None:
+        return action
+    recorded = tensordict.get(loss.tensor_keys.action)
+    if not recorded.is_floating_point():
+        recorded = one_hot(recorded, action.shape[-1], action.dtype)
+    return torch.where(alive.unsqueeze(-1), action, recorded)
+
+
+def _acting_agents(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor | int:
+    """Return how many agents are there, ``[*B, 1]``."""
+    alive = tensordict.get(loss.tensor_keys.agent_mask, None)
+    return like.shape[-1] if alive is None else alive.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _check_times(times: Times) -> None:
+    if not 0.0 < times[0] < times[1] <= 1.0:
+        raise ValueError(f"times must be two rising numbers in (0, 1], got {times}.")
