@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torchrl.objectives import LossModule
 
 
-AT_ONCE_ON_CPU = 4
+AT_ONCE_ON_CPU = 8
 """Members of one computation on a CPU; see ``benchmarks/RESULTS.md``."""
 
 
