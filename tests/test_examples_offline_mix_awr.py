@@ -114,7 +114,7 @@ def test_the_recorded_data_is_used_again(finished):
 
 def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_path):
     rules = ("--decomposition", "independent", "--value-learning", "sarsa", "--extraction", "brac")
-    choices = (*rules, "--no-svn", "--heads", "min", "--wandb")
+    choices = (*rules, "--svn", "False", "--heads", "min", "--wandb")
     run(*SHORT, "--task", "games/grid_navigation", *choices, cwd=tmp_path)
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "data")
     assert folder.name.startswith("grid_navigation-")

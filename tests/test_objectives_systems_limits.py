@@ -200,7 +200,7 @@ def test_settings_that_are_refused(make, message: str) -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     case = Case("centralized", preset="OMIGALoss")
-    with pytest.raises(ValueError, match="OMIGA fits each agent's own value, and a centralized critic"):
+    with pytest.raises(ValueError, match="OMIGA fits each agent's own value, and a critic of the team alone"):
         case.build()(make_batch(case.spec, 4))
     discrete = Case("independent", preset="MATD3BCLoss", discrete=True)
     with pytest.raises(ValueError, match="TD3BC regresses on continuous actions; for a discrete task use BRAC"):

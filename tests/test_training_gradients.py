@@ -386,7 +386,7 @@ def test_bf16_keeps_losses_and_gradients_in_full_precision(kind, ensemble, monke
 
         monkeypatch.setitem(loss.__dict__, method, call)
 
-    spy("critic", "_critic", lambda out: out.dtype)
+    spy("critic", "_critic_outputs", lambda out: out[0].dtype)
     spy("mixed", "action_value", lambda out: out.total.dtype)
     spy("target", "_value_target", lambda out: out.dtype)
     full = Gradients(loss)(batch.clone())
