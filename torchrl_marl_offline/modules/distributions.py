@@ -12,7 +12,33 @@ from torchrl_marl_offline.modules.networks import mask_logits, one_hot
 from torchrl_marl_offline.objectives.noise import exponential_like
 
 
-class BoundedNormal(Independent):
+class _ActsByMode:
+    """What a policy whose mode is executed answers to all that ask for one action."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mode, so that ``ExplorationType.MEAN`` too stays within the bounds."""
+        return self.mode
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mode: what is executed."""
+        return self.mode
+
+
+class _WithoutDensity:
+    """What a policy that only has samples answers."""
+
+    def log_prob(self, value: Tensor) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+    def entropy(self) -> NoReturn:
+        """Refuse: there is none."""
+        _refuse_density(self)
+
+
+class BoundedNormal(_ActsByMode, Independent):
     """A diagonal Gaussian whose mode and samples are clipped to the action bounds.
 
     The density is the unclipped Gaussian's, so that the log-probability of an action at a bound stays finite.
@@ -32,16 +58,6 @@ class BoundedNormal(Independent):
     def mode(self) -> Tensor:
         """The location, clipped."""
         return self.base_dist.loc.clamp(self.low, self.high)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mode, so that ``ExplorationType.MEAN`` too stays within the bounds."""
-        return self.mode
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mode: what is executed."""
-        return self.mode
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw a clipped sample with reparameterized gradient."""
@@ -82,7 +98,7 @@ class MaskedCategorical(Categorical):
         return straight_through(self.probs, self.logits.argmax(-1))
 
 
-class OneStep(Distribution):
+class OneStep(_ActsByMode, _WithoutDensity, Distribution):
     r"""Actions :math:`\mathrm{clip}(f(o, z))` of standard normal noise z, which have samples but no density.
 
     The mode is taken to be the action at :math:`z = 0`. There is one sample, that of the noise which the network was
@@ -108,16 +124,6 @@ class OneStep(Distribution):
         """The action without noise, clipped."""
         return self.loc.clamp(self.low, self.high)
 
-    @property
-    def mean(self) -> Tensor:
-        """The mode."""
-        return self.mode
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mode: what is executed."""
-        return self.mode
-
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Return the action of this noise, clipped, with its gradient."""
         _check_single(self, sample_shape)
@@ -127,16 +133,8 @@ class OneStep(Distribution):
         """Return the action of this noise without gradient."""
         return self.rsample(sample_shape).detach()
 
-    def log_prob(self, value: Tensor) -> NoReturn:
-        """Refuse: there is none."""
-        _refuse_density(self)
 
-    def entropy(self) -> NoReturn:
-        """Refuse: there is none."""
-        _refuse_density(self)
-
-
-class OneStepCategorical(MaskedCategorical):
+class OneStepCategorical(_WithoutDensity, MaskedCategorical):
     r"""The legal action of the highest score :math:`f(o, z)`, of standard normal noise z.
 
     As :class:`OneStep`; ``logits`` and ``probs`` are those without noise.
@@ -160,14 +158,6 @@ class OneStepCategorical(MaskedCategorical):
     def straight_through_sample(self) -> Tensor:
         """Return the action of this noise as a one-hot code with the gradient of its scores' softmax."""
         return straight_through(self.drawn.softmax(-1), self.drawn.argmax(-1))
-
-    def log_prob(self, value: Tensor) -> NoReturn:
-        """Refuse: there is none."""
-        _refuse_density(self)
-
-    def entropy(self) -> NoReturn:
-        """Refuse: there is none."""
-        _refuse_density(self)
 
 
 def straight_through(probs: Tensor, index: Tensor) -> Tensor:

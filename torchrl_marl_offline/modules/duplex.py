@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer
-from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP
+from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP, legal_or_all
 
 TINY = 1e-10
 """Added to weights that must be positive."""
@@ -42,8 +42,7 @@ class GreedyCritic(nn.Module):
         constant = values.detach()
         best = constant
         if action_mask is not None:
-            legal = action_mask | ~action_mask.any(-1, keepdim=True)
-            best = best.masked_fill(~legal, -torch.inf)
+            best = best.masked_fill(~legal_or_all(action_mask), -torch.inf)
         advantage = (constant * code).sum(-1) - best.amax(-1)
         return (values * code).sum(-1).movedim(0, -1), advantage.movedim(0, -1)
 

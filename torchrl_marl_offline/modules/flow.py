@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchrl_marl_offline.data.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
-from torchrl_marl_offline.modules.networks import StackedMLP, one_hot
+from torchrl_marl_offline.modules.local_critic import encode_action
+from torchrl_marl_offline.modules.networks import StackedMLP
 
 PATH, TIME, VELOCITY = ("agents", "path"), "flow_time", ("agents", "velocity")
 
@@ -41,9 +42,7 @@ class JointVelocity(nn.Module):
 
     def encode(self, action: Tensor, dtype: torch.dtype) -> Tensor:
         """Return where an action of the data lies, ``[*B, n, a]``."""
-        if self.range is None:
-            return one_hot(action, self.spec.action_size, dtype)
-        return self.range.scaled(action)
+        return encode_action(action, self.spec, dtype) if self.range is None else self.range.scaled(action)
 
     def forward(self, seen: Tensor, place: Tensor, time: Tensor) -> Tensor:
         """Return the velocity of all agents."""

@@ -153,6 +153,11 @@ class StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias, F.layer_norm(x, (self.width,), eps=self.eps), self.weight)
 
 
+def legal_or_all(mask: Tensor) -> Tensor:
+    """Return a mask of legal actions ``[*B, A]`` in which an agent that has none, dead or padding, has all."""
+    return mask | ~mask.any(-1, keepdim=True)
+
+
 def project_agents(x: Tensor, weight: Tensor, of_agent: Tensor) -> Tensor:
     """Multiply every agent's row of ``x`` by a weight, and add a bias of the agent's own.
 

@@ -10,7 +10,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torch.distributions import Distribution
 
-from torchrl_marl_offline.modules.networks import one_hot
+from torchrl_marl_offline.modules.networks import legal_or_all, one_hot
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
@@ -44,9 +44,7 @@ def candidate_values(
     count = actions.shape[-3]
     if not (loss._is_central or (team and loss.is_team)):
         return loss._critic(_repeated(loss, tensordict, count), actions, target=target, detach=detach)
-    recorded = tensordict.get(loss.tensor_keys.action)
-    if not recorded.is_floating_point():
-        recorded = one_hot(recorded, actions.shape[-1], actions.dtype)
+    recorded = recorded_action(loss, tensordict, actions)
     n = actions.shape[-2]
     own = torch.eye(n, dtype=torch.bool, device=actions.device).unsqueeze(-1)
     joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
@@ -80,6 +78,12 @@ def best_candidate(actions: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return actions.gather(-3, index).squeeze(-3), value.squeeze(-2)
 
 
+def recorded_action(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+    """Return the recorded joint action ``[*B, n, a]``; of a discrete task one-hot, in the dtype of ``like``."""
+    recorded = tensordict.get(loss.tensor_keys.action)
+    return recorded if recorded.is_floating_point() else one_hot(recorded, like.shape[-1], like.dtype)
+
+
 def every_action(like: Tensor) -> Tensor:
     """Return all actions of a discrete task as candidates, one-hot ``[*B, A, n, A]``, as many as in ``[*B, n, A]``."""
     size = like.shape[-1]
@@ -95,7 +99,7 @@ def legal_actions(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tenso
     mask = tensordict.get(loss.tensor_keys.action_mask, None)
     if mask is None:
         return torch.ones((), dtype=torch.bool, device=like.device)
-    mask = (mask | ~mask.any(-1, keepdim=True)).transpose(-1, -2)  # [*B, n, A] -> [*B, A, n]
+    mask = legal_or_all(mask).transpose(-1, -2)  # [*B, n, A] -> [*B, A, n]
     return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
 
 

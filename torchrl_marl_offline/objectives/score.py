@@ -10,10 +10,10 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
-from torchrl_marl_offline.modules.networks import one_hot
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
+from torchrl_marl_offline.objectives.candidates import recorded_action
 from torchrl_marl_offline.objectives.estimates import joined
 from torchrl_marl_offline.objectives.functional import masked_mean, mean_magnitude
 from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
@@ -230,10 +230,7 @@ def _acting(loss: OfflineMARLLoss, tensordict: TensorDictBase, action: Tensor) -
     alive = tensordict.get(loss.tensor_keys.agent_mask, None)
     if alive is None:
         return action
-    recorded = tensordict.get(loss.tensor_keys.action)
-    if not recorded.is_floating_point():
-        recorded = one_hot(recorded, action.shape[-1], action.dtype)
-    return torch.where(alive.unsqueeze(-1), action, recorded)
+    return torch.where(alive.unsqueeze(-1), action, recorded_action(loss, tensordict, action))
 
 
 def _acting_agents(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor | int:

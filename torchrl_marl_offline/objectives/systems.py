@@ -247,9 +247,10 @@ class OMSDLoss(OfflineMARLLoss):
     which independent models would mix up; policies act at once, each on its own observation, by one evaluation. The
     paper's critic is centralized.
 
-    Published: :math:`\beta` from 0.001 (expert data) to 0.3 (random data); deterministic actors. Of SRPO, on which it
-    builds: :math:`\beta` from 0.01 to 0.5; expectile 0.7 (0.9 in mazes); a schedule of 0.1 to 20, :math:`t` in
-    [0.02, 0.98], :math:`\omega(t) = \sigma_t^2`; batches of 256, learning rate 3e-4, layers of 256.
+    Published: by a summary of the paper, whose text was not at hand, :math:`\beta` from 0.001 (expert data) to 0.3
+    (random data) and deterministic actors. Of SRPO, on which it builds: :math:`\beta` from 0.01 to 0.5; expectile 0.7
+    (0.9 in mazes); a schedule of 0.1 to 20, :math:`t` in [0.02, 0.98], :math:`\omega(t) = \sigma_t^2`; batches of 256,
+    learning rate 3e-4, layers of 256.
 
     What differs: critic and score are trained along with the policies, not before them; all agents are updated at once,
     each given its predecessors' actions before the step, not after it; the score is averaged over times with
@@ -350,9 +351,9 @@ class MACFlowLoss(OfflineMARLLoss):
     "MAC-Flow + Mix" is one with ``"mixer"``, and independent critics are flow Q-learning (Park et al. 2025,
     arXiv:2502.02538) of a joint flow.
 
-    Published: :math:`\alpha` 3, to be tuned by task; 10 steps of Euler's method; the mean of two heads; four layers of
-    256, normalized in critics alone; learning rate 3e-4, targets' rate 0.005, :math:`\gamma` 0.99; on StarCraft, memory
-    by a recurrent network.
+    Published: by a summary of the paper, whose text was not at hand, and by copies of its code, :math:`\alpha` 3, to be
+    tuned by task; 10 steps of Euler's method; the mean of two heads; four layers of 256, normalized in critics alone;
+    learning rate 3e-4, targets' rate 0.005, :math:`\gamma` 0.99; on StarCraft, memory by a recurrent network.
 
     What differs: equation 9 has :math:`Q_{tot}` as it is (``normalize=False``); the released code divides it by its
     mean size for continuous actions, with :math:`\alpha` 1 then, and not for discrete ones. Its velocity of an agent
