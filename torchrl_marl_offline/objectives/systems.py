@@ -73,11 +73,12 @@ class MACQLLoss(OfflineMARLLoss):
 
     Published (OMAR, appendix C.1.2): :math:`\alpha` of 0.1, 0.5, 1 or 5, by task; two hidden layers of 64; learning
     rate 0.01; targets' rate 0.01; batches of 1024; 10 sampled actions. The text has :math:`\gamma = 0.99`, the released
-    code 0.95.
+    code 0.95; by the latter 2,000 updates of spread (6,000 of its random set) and tag (1,000 of its medium-replay set),
+    1,000 of world.
 
     What differs: the released code samples uniform actions alone on the particle environments, adds
-    :math:`10^{-3} \|\pi\|^2` to the actor's term, and has target policies but no noise on their actions; the noise is
-    algorithm 1's, its size TD3's. Discrete (their section 4.3): straight-through actions instead of Gumbel-softmax.
+    :math:`10^{-3} \|\pi\|^2` to the actor's term, normalizes inputs by the batch, clips the norms of each agent's two
+    gradients at 0.5, and has target policies but no noise on their actions; the noise is algorithm 1's, its size TD3's. Discrete (their section 4.3): straight-through actions instead of Gumbel-softmax.
 
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
     """
@@ -106,8 +107,8 @@ class OMARLoss(MACQLLoss):
     medium-replay data, 0.7 on medium, 0.9 on expert; the released code has (:math:`\tau`, CQL's :math:`\alpha`), for
     random, medium-replay, medium and expert: spread (1, 0.5) (1, 1) (1, 5) (1, 5); tag (0.9, 0.5) (0.9, 0.5) (0.7, 5)
     (0.9, 5); world (1, 0.5) (0.7, 1) (0.1, 0.5) (0.9, 5); HalfCheetah (1, 1) (0.9, 5) (0.7, 1) (0.5, 5). On HalfCheetah
-    it searches by CEM (2 iterations of 20 samples, 5 elites), with learning rate 3e-4, batches of 256, 256 units, a
-    million steps. Otherwise as :class:`MACQLLoss`.
+    it searches by CEM (2 iterations of 20 samples, 5 elites), with learning rate 3e-4, batches of 256, 256 units,
+    100,000 updates. Otherwise as :class:`MACQLLoss`.
 
     What differs: as :class:`MACQLLoss`, and :class:`SoftmaxSampler` says what of equation 3. Discrete: the best legal
     action is found exactly, and the policy's probabilities approach its one-hot code.
