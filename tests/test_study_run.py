@@ -207,6 +207,12 @@ def test_the_command_line(tmp_path, capsys):
     assert "All 15 runs are done." in capsys.readouterr().out
     assert main(["report", str(tmp_path)]) == 1
     assert "has no plan.json; name the output folder" in capsys.readouterr().err
+    sets = ["omar:mpe/simple_spread/Random", "og_marl:smac_v1/3m/Good"]
+    file.write_text(f"datasets = {sets}\n[study]\nseeds = 2\n[methods.mix]\n")
+    assert main(["plan", str(file), "--recorded"]) == 0
+    told = capsys.readouterr()
+    assert "2 runs (1 methods, 1 datasets)" in told.out and "-recorded" in told.out
+    assert told.err == "left out, for their tasks cannot be played: smac_v1-3m-Good\n"
     file.write_text("[study]\nstep = 3")
     assert main(["run", str(file)]) == 1
     assert capsys.readouterr().err == "error: [study] has an unknown key 'step'; did you mean 'steps'?\n"

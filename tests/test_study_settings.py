@@ -8,7 +8,7 @@ from study_toys import STUDY, write_study
 
 from torchrl_marl_offline import list_datasets
 from torchrl_marl_offline.methods import SIGNED_SETTINGS, settings_of
-from torchrl_marl_offline.study import StudyError, read_study
+from torchrl_marl_offline.study import StudyError, read_study, with_recordings
 from torchrl_marl_offline.study.runs import READ_ONLY_WITH, expand
 
 SHIPPED = Path(__file__).parents[1] / "examples/studies"
@@ -228,3 +228,42 @@ def test_the_papers_figure_7_has_16384_runs():
 
 def test_the_toys_are_a_study_that_can_be_read(tmp_path):
     assert "[grid]" in STUDY and read_study(write_study(tmp_path)).settings.members == 4
+
+
+PUBLISHED = """
+[study]
+output = "out"
+[methods.mix]
+decomposition = "mixer"
+[datasets.spread]
+source = "omar:mpe/simple_spread/Medium-Replay"
+fraction = 0.5
+settings = {{ steps = 7 }}
+[datasets.hopper]
+source = "omiga:mamujoco/3hopper/Medium-Expert"
+[datasets.marines]
+source = "og_marl:smac_v1/3m/Good"
+[datasets.own]
+task = "mpe/simple_tag"
+seed = 4
+"""
+
+
+def test_published_sets_give_way_to_recordings(tmp_path):
+    study = read_study(write_study(tmp_path, PUBLISHED))
+    recorded, left_out = with_recordings(study)
+    assert left_out == ("marines",)
+    spread, hopper, own = recorded.datasets
+    assert (spread.task, spread.quality, spread.source) == ("mpe/simple_spread", "medium-replay", None)
+    assert (spread.name, spread.fraction, spread.settings) == ("spread", 0.5, {"steps": 7})
+    assert (hopper.task, hopper.quality) == ("mamujoco/3hopper", "medium-expert")
+    assert own == study.datasets[3]
+    assert recorded.settings.output == tmp_path / "out-recorded"
+    assert {run.dataset for run in expand(recorded)} == {"spread", "hopper", "own"}
+
+
+def test_no_recording_of_any_task(tmp_path):
+    text = PUBLISHED[: PUBLISHED.index("[datasets.spread]")] + PUBLISHED[PUBLISHED.index("[datasets.marines]") :]
+    study = read_study(write_study(tmp_path, text[: text.index("[datasets.own]")]))
+    with pytest.raises(StudyError, match="None of the tasks"):
+        with_recordings(study)

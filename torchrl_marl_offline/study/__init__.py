@@ -4,7 +4,14 @@ from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.plan import Plan, Population, plan_study
 from torchrl_marl_offline.study.runner import Machine, StudyOutcome, run_study
 from torchrl_marl_offline.study.runs import Run
-from torchrl_marl_offline.study.settings import EvaluationSettings, Study, StudySettings, TrainingSettings, read_study
+from torchrl_marl_offline.study.settings import (
+    EvaluationSettings,
+    Study,
+    StudySettings,
+    TrainingSettings,
+    read_study,
+    with_recordings,
+)
 from torchrl_marl_offline.study.sources import DatasetSource
 from torchrl_marl_offline.study.table import read_results
 
@@ -24,4 +31,5 @@ __all__ = [
     "read_results",
     "read_study",
     "run_study",
+    "with_recordings",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
-from torchrl_marl_offline.study.settings import read_study
+from torchrl_marl_offline.study.settings import Study, read_study, with_recordings
 from torchrl_marl_offline.study.table import job_folder
 from torchrl_marl_offline.subcommands import subcommand_parser
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser, add = subcommand_parser("python -m torchrl_marl_offline.study", __doc__)
     command = add("run", _run, "Train what is left of a study, and write its table.")
-    command.add_argument("study", type=Path, metavar="STUDY")
+    _add_study(command)
     command.add_argument("--hours", type=_not_negative, default=0.0, help="save and stop after so many")
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these methods and datasets alone")
     command.add_argument(
@@ -53,14 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_machine(command)
     command = add("plan", _plan, "Say what would be trained, and in which populations.")
-    command.add_argument("study", type=Path, metavar="STUDY")
+    _add_study(command)
     _add_machine(command)
     command = add("list", _list, "List every run and its state.")
-    command.add_argument("study", type=Path, metavar="STUDY")
+    _add_study(command)
     _add_machine(command)
     command = add("report", _report, "Write report.html and report.md of a study, complete or not.")
     command.add_argument("folder", type=Path, metavar="FOLDER", help="the study's output")
     return parser
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", type=Path, metavar="STUDY")
+    command.add_argument(
+        "--recorded",
+        action="store_true",
+        help="on data of the same tasks and qualities that is recorded first, in the place of published sets",
+    )
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
@@ -81,8 +90,18 @@ def _machine(parsed: argparse.Namespace) -> Machine:
     )
 
 
+def _study(parsed: argparse.Namespace) -> Study:
+    study = read_study(parsed.study)
+    if not parsed.recorded:
+        return study
+    study, left_out = with_recordings(study)
+    if left_out:
+        print(f"left out, for their tasks cannot be played: {', '.join(left_out)}", file=sys.stderr)
+    return study
+
+
 def _run(parsed: argparse.Namespace) -> int:
-    outcome = run_study(parsed.study, machine=_machine(parsed), only=parsed.only, say=_say)
+    outcome = run_study(_study(parsed), machine=_machine(parsed), only=parsed.only, say=_say)
     if outcome.failed:
         return 1
     return 130 if outcome.interrupted and outcome.remaining else 3 if outcome.remaining else 0
@@ -91,7 +110,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _plan(parsed: argparse.Namespace) -> int:
     from torchrl_marl_offline.study.memory import Capacity
 
-    study = read_study(parsed.study)
+    study = _study(parsed)
     plan = make_plan(study, _machine(parsed))
     capacity = Capacity(0, plan.datasets)
     print(f"{'population':48} {'runs':>5} {'updates':>11} {'GiB':>6}  state")
@@ -109,7 +128,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    study = read_study(parsed.study)
+    study = _study(parsed)
     for population in make_plan(study, _machine(parsed)).populations:
         state = job_state(job_folder(study.settings.output, population))
         for run in population.runs:

@@ -72,6 +72,22 @@ class DatasetSource:
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
 
+    def recorded(self) -> DatasetSource | None:
+        """Return the same task and quality as data to record, in the place of a published set.
+
+        Any other source is returned as it is; ``None`` where the published set's task cannot be played.
+        """
+        from torchrl_marl_offline.data.published import SOURCES, card_of
+        from torchrl_marl_offline.envs import list_tasks
+
+        if self.source is None or self.source.partition(":")[0] not in SOURCES:
+            return self
+        card = card_of(self.source)
+        if card.task not in list_tasks():
+            return None
+        kept = {name: getattr(self, name) for name in ("name", "fraction", "settings")}
+        return DatasetSource(task=card.task, quality=card.quality.lower(), **kept)
+
     def facts(self) -> tuple[TaskSpec, int]:
         """Return the task's sizes and about how many transitions there are, without making or fetching the data."""
         from torchrl_marl_offline.data import TaskSpec, load_dataset
