@@ -175,8 +175,9 @@ def make_actor(
     Args:
         spec: the task's sizes and bounds.
         distribution: ``"gaussian"`` (clipped to the bounds when executed, see :class:`BoundedNormal`),
-            ``"tanh_gaussian"`` (TorchRL's :class:`~torchrl.modules.TanhNormal`), both the same for a discrete task, or
-            ``"one_step"``, an action of the observation and noise, without a density (see :class:`OneStep`).
+            ``"tanh_gaussian"`` (TorchRL's :class:`~torchrl.modules.TanhNormal`; recorded actions at a bound pull its
+            likelihood's mean far out), both the same for a discrete task, or ``"one_step"``, an action of the
+            observation and noise, without a density (see :class:`OneStep`).
         scale: standard deviation: a fixed number, ``"learned"`` or ``"state_dependent"``.
         hidden: widths of the hidden layers (the recipe: four of 512).
         share_params: agents share parameters and are told apart by a one-hot id.

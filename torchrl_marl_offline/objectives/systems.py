@@ -148,6 +148,9 @@ class MAICQLoss(OfflineMARLLoss):
     What differs: the released code has :math:`w_a(s)` in front of the softmax instead of in it, and one critic head; it
     takes the softmax at each time step of a batch of episodes, this one over all rows.
 
+    Settings: :math:`\beta` and :math:`\alpha` are in units of the return. Where values vary by much of :math:`\beta`,
+    :math:`\rho \gamma` exceeds 1 for the larger ones and the critic diverges.
+
     Options: those of :class:`OfflineMARLLoss`, and the rules' ``beta`` and ``temperature``.
     """
 
@@ -216,6 +219,10 @@ class OMIGALoss(OfflineMARLLoss):
 
     What differs: two critic heads, of which the smaller counts, where the released code has one
     (``make_critic(num_heads=1)``).
+
+    Settings: a tanh-Gaussian takes recorded actions at a bound for ones of far-off means. Where there are many of them
+    (a sixth of the expert's in ``mpe/simple_spread``), ``distribution="gaussian"`` clones better; the same holds for
+    :class:`MAICQLoss` and :class:`OMACLoss`.
 
     ``alpha`` sets two coefficients: ``loss.regularization`` :math:`= \alpha` of the values and ``loss.temperature``
     :math:`= 1 / \alpha` of the policy. Options: those of :class:`OfflineMARLLoss`.
