@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -111,7 +112,9 @@ def table(rows: Sequence[dict[str, Any]], *, by: Sequence[str], columns: Sequenc
         cells = [str(part) for part in group] + [str(len(members))]
         for column in columns:
             values = [float(row[column]) for row in members]
-            if len(values) > 1:
+            if all(math.isnan(value) for value in values):
+                cells.append("")
+            elif len(values) > 1:
                 interval = mean_confidence_interval(values)
                 cells.append(f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]")
             else:

@@ -5,9 +5,9 @@
 
 All methods learn by temporal differences (eq. 2) and advantage-weighted regression from the dataset of all 16 joint
 trajectories, each once. Batches are drawn at random, or with ``--whole`` every update sees the whole dataset. With
-``--decompositions``, it is those named, or ``all`` that have a team's value, instead of the four methods of the figure.
-Writes ``results.jsonl``, the table (what the policies play for, and the root mean square error of the second step's
-values), and the value tables as a picture.
+``--decompositions``, it is those named, or ``all``, instead of the four methods of the figure. Writes
+``results.jsonl``, the table (what the policies play for, and the root mean square error of the second step's values,
+where the team has any), and the value tables as a picture.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from torchrl_marl_offline.envs.games import TwoStep
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 
 METHODS = ("vdn without SVN", "vdn", "mixer", "frozen mixer")
-OF_A_TEAM = tuple(name for name in DECOMPOSITIONS if name != "independent")
-"""Decompositions with a joint value, which the tables show."""
 STATES = ("s1", "s2-1", "s2-2")
 
 
@@ -68,6 +66,8 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
     Trainer(loss, buffer, steps=steps, lr=1e-3, tau=0.01, progress=False).train()
     env = make_env("games/two_step", num_envs=1)
     score = evaluate(loss.actor_network, env, episodes=1, seed=0).mean
+    if not loss.is_team:
+        return {"return": score, "error": float("nan"), "values": None}
     values = value_tables(loss)
     truth = torch.tensor(TwoStep.payoffs)
     return {"return": score, "error": (values[1:] - truth).pow(2).mean().sqrt().item(), "values": values.tolist()}
@@ -80,7 +80,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["values"] is not None))
     figure, axes = plt.subplots(len(methods), 3, figsize=(8, 2.6 * len(methods)), squeeze=False)
     for line, method in zip(axes, methods):
         values = torch.tensor([row["values"] for row in rows if row["method"] == method])
@@ -110,10 +110,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--whole", action="store_true", help="every update on the whole dataset")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--decompositions", nargs="+", choices=("all", *OF_A_TEAM), help="instead of the four methods")
+    parser.add_argument(
+        "--decompositions", nargs="+", choices=("all", *DECOMPOSITIONS), help="instead of the four methods"
+    )
     args = parser.parse_args()
     methods = args.decompositions or METHODS
-    methods = OF_A_TEAM if "all" in methods else methods
+    methods = tuple(DECOMPOSITIONS) if "all" in methods else methods
     jobs = [
         {"method": method, "seed": seed, "steps": args.steps, "batch_size": None if args.whole else args.batch_size}
         for method in methods
