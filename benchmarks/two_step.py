@@ -81,7 +81,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     methods = list(dict.fromkeys(row["method"] for row in rows if row["values"] is not None))
-    figure, axes = plt.subplots(len(methods), 3, figsize=(8, 2.6 * len(methods)), squeeze=False)
+    figure, axes = plt.subplots(len(methods), 3, figsize=(8, 2.6 * len(methods)), squeeze=False, layout="constrained")
     for line, method in zip(axes, methods):
         values = torch.tensor([row["values"] for row in rows if row["method"] == method])
         returns = [row["return"] for row in rows if row["method"] == method]
@@ -93,11 +93,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                     text, colour = f"{mean[a, b]:.2f}\n±{spread[a, b]:.2f}", "black" if mean[a, b] > 5 else "white"
                     axis.text(b, a, text, ha="center", va="center", color=colour)
             axis.set(xticks=(0, 1), yticks=(0, 1), xlabel="action of agent B", ylabel="action of agent A")
-            axis.set_title(
-                f"{method}: {state}" + (f"  (plays for {sum(returns) / len(returns):.2f})" if i == 0 else "")
-            )
+            played = f"  (plays for {sum(returns) / len(returns):.2f})" if i == 0 else ""
+            axis.set_title(f"{method}: {state}{played}", fontsize=10)
     figure.suptitle("Two-step game: learned joint values, mean ± 2 standard deviations over seeds")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
