@@ -130,7 +130,9 @@ def _figure(cell: Mapping[str, Any]) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return DASH
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 1) + 0.0:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{round(value, 1 if abs(value) >= 2 else 2) + 0.0:g}"
 
 
 def _literal(value: Any) -> str:
