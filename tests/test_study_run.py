@@ -212,7 +212,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["plan", str(file), "--recorded"]) == 0
     told = capsys.readouterr()
     assert "2 runs (1 methods, 1 datasets)" in told.out and "-recorded" in told.out
-    assert told.err == "left out, for their tasks cannot be played: smac_v1-3m-Good\n"
+    assert told.err == "left out, for no such data can be recorded: smac_v1-3m-Good\n"
     file.write_text("[study]\nstep = 3")
     assert main(["run", str(file)]) == 1
     assert capsys.readouterr().err == "error: [study] has an unknown key 'step'; did you mean 'steps'?\n"

@@ -243,6 +243,8 @@ settings = {{ steps = 7 }}
 source = "omiga:mamujoco/3hopper/Medium-Expert"
 [datasets.marines]
 source = "og_marl:smac_v1/3m/Good"
+[datasets.good]
+source = "og_marl:mamujoco/2halfcheetah/Good"
 [datasets.own]
 task = "mpe/simple_tag"
 seed = 4
@@ -252,12 +254,12 @@ seed = 4
 def test_published_sets_give_way_to_recordings(tmp_path):
     study = read_study(write_study(tmp_path, PUBLISHED))
     recorded, left_out = with_recordings(study)
-    assert left_out == ("marines",)
+    assert left_out == ("marines", "good")
     spread, hopper, own = recorded.datasets
     assert (spread.task, spread.quality, spread.source) == ("mpe/simple_spread", "medium-replay", None)
     assert (spread.name, spread.fraction, spread.settings) == ("spread", 0.5, {"steps": 7})
     assert (hopper.task, hopper.quality) == ("mamujoco/3hopper", "medium-expert")
-    assert own == study.datasets[3]
+    assert own == study.datasets[4]
     assert recorded.settings.output == tmp_path / "out-recorded"
     assert {run.dataset for run in expand(recorded)} == {"spread", "hopper", "own"}
 

@@ -96,7 +96,7 @@ def _study(parsed: argparse.Namespace) -> Study:
         return study
     study, left_out = with_recordings(study)
     if left_out:
-        print(f"left out, for their tasks cannot be played: {', '.join(left_out)}", file=sys.stderr)
+        print(f"left out, for no such data can be recorded: {', '.join(left_out)}", file=sys.stderr)
     return study
 
 

@@ -209,8 +209,8 @@ def read_study(path: str | Path) -> Study:
 def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
     """Return a study on data that is recorded here, in the place of published sets; and the names of what is left out.
 
-    The same tasks and qualities, by :func:`~torchrl_marl_offline.record`; sets whose task cannot be played are left
-    out. Its output is a folder of its own.
+    The same tasks and qualities, by :func:`~torchrl_marl_offline.record`; sets of a task that cannot be played,
+    or of a quality that it does not make, are left out. Its output is a folder of its own.
 
     Args:
         study: what :func:`read_study` read.
@@ -221,7 +221,7 @@ def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
     found = {source.name: source.recorded() for source in study.datasets}
     datasets = tuple(source for source in found.values() if source is not None)
     if not datasets:
-        raise StudyError(f"None of the tasks of {study.file} can be played here, so no data of them can be recorded.")
+        raise StudyError(f"None of the tasks of {study.file} can be played and recorded at its quality; load its sets.")
     output = study.settings.output
     settings = replace(
         study.settings, name=f"{study.settings.name}, recorded data", output=output.with_name(f"{output.name}-recorded")

@@ -75,18 +75,20 @@ class DatasetSource:
     def recorded(self) -> DatasetSource | None:
         """Return the same task and quality as data to record, in the place of a published set.
 
-        Any other source is returned as it is; ``None`` where the published set's task cannot be played.
+        Any other source is returned as it is; ``None`` where the published set's task cannot be played, or
+        :func:`~torchrl_marl_offline.record` makes no such quality.
         """
         from torchrl_marl_offline.data.published import SOURCES, card_of
         from torchrl_marl_offline.envs import list_tasks
+        from torchrl_marl_offline.training.graded_recording import QUALITIES, parts_of
 
         if self.source is None or self.source.partition(":")[0] not in SOURCES:
             return self
         card = card_of(self.source)
-        if card.task not in list_tasks():
+        quality = card.quality.lower()
+        if card.task not in list_tasks() or not set(parts_of(quality)) <= set(QUALITIES):
             return None
-        kept = {name: getattr(self, name) for name in ("name", "fraction", "settings")}
-        return DatasetSource(task=card.task, quality=card.quality.lower(), **kept)
+        return DatasetSource(self.name, task=card.task, quality=quality, fraction=self.fraction, settings=self.settings)
 
     def facts(self) -> tuple[TaskSpec, int]:
         """Return the task's sizes and about how many transitions there are, without making or fetching the data."""

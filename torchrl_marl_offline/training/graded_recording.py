@@ -113,7 +113,7 @@ def record(
         DatasetError: the folder holds a recording with other settings.
         KeyboardInterrupt: the training was asked to stop; it has saved itself.
     """
-    base = [part for quality in qualities for part in ([quality] if quality in QUALITIES else quality.split("-"))]
+    base = [part for quality in qualities for part in parts_of(quality)]
     if unknown := [part for part in base if part not in QUALITIES]:
         raise ValueError(f"Unknown quality {unknown[0]!r}; choose from {', '.join(QUALITIES)}, or mix two as 'A-B'.")
     levels = published_levels(task) if levels is None else dict(levels)
@@ -127,8 +127,13 @@ def record(
     found = {quality: recording.dataset(quality) for quality in dict.fromkeys(base)}
     for quality in qualities:
         if quality not in found:
-            found[quality] = recording.mixture(quality, [found[part] for part in quality.split("-")])
+            found[quality] = recording.mixture(quality, [found[part] for part in parts_of(quality)])
     return {quality: found[quality] for quality in qualities}
+
+
+def parts_of(quality: str) -> list[str]:
+    """Return what a quality is recorded from: itself, or of a mixture ``"A-B"`` both parts."""
+    return [quality] if quality in QUALITIES else quality.split("-")
 
 
 def published_levels(task: str) -> dict[str, float]:
