@@ -70,6 +70,7 @@ EQUAL = [
     SharedCase("mixer", "iql", "awr", weighted=True),
     SharedCase("independent", "sarsa", "brac", reduction="sum"),
     SharedCase("centralized", "iql", "brac", settings={"svn": False}),
+    SharedCase("mixer", "-", "-", settings={"algorithm": "omiga", "batch_norm": True}),
 ]
 UNEQUAL = [SharedCase("mixer", "iql", "awr", joined=False)]
 
@@ -99,13 +100,9 @@ def train_case(case: SharedCase, processes: SingleProcess) -> tuple[Trainer, tor
     torch.manual_seed(7 if processes.is_main else 8)  # the first process's start is everyone's
     spec = DISCRETE if case.discrete else CONTINUOUS
     options = {"hidden": (8,), "gamma": 0.9, **case.settings}
-    loss = make_loss(
-        spec,
-        decomposition=case.decomposition,
-        value_learning=case.value_learning,
-        extraction=case.extraction,
-        **options,
-    )
+    if "algorithm" not in options:
+        options |= {"value_learning": case.value_learning, "extraction": case.extraction}
+    loss = make_loss(spec, decomposition=case.decomposition, **options)
     loss.double().reduction = case.reduction
     data = make_rows(case.discrete, masked=case.masked)
     if case.weighted:

@@ -81,6 +81,30 @@ def test_a_centralized_critic_may_read_all_observations() -> None:
     assert critic(td)[TEAM].shape == (7, 2) and value(td)["state_value"].shape == (7, 1)
 
 
+@pytest.mark.parametrize("decomposition", sorted({*DECOMPOSITIONS} - {"graph"}))
+@pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
+def test_inputs_may_be_normalized_by_the_batch(decomposition: str, spec: TaskSpec) -> None:
+    torch.manual_seed(0)
+    networks = [
+        make(spec, decomposition=decomposition, hidden=(8,), batch_norm=True) for make in (make_critic, make_value)
+    ]
+    td = inputs(spec, 64)
+    scaled = td.clone()
+    observed = "state" if decomposition == "centralized" else ("agents", "observation")
+    scaled[observed] = 100 * scaled[observed] - 7
+    for network in networks:
+        key = network[0].out_keys[0] if isinstance(network, TensorDictSequential) else network.out_keys[0]
+        assert_close(network(scaled.clone())[key], network(td.clone())[key], rtol=1e-3, atol=1e-3)
+        network.eval()  # the running statistics are not there yet
+        assert not torch.allclose(network(scaled.clone())[key], network(td.clone())[key], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("make", [make_critic, make_value])
+def test_a_graph_is_not_normalized(make) -> None:
+    with pytest.raises(ValueError, match="batch_norm=True does not go with decomposition='graph'"):
+        make(SPEC, decomposition="graph", batch_norm=True)
+
+
 @pytest.mark.parametrize("share_params", [True, False])
 def test_sharing(share_params: bool) -> None:
     critic = make_critic(SPEC, decomposition="independent", hidden=(8,), share_params=share_params)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from torchrl_marl_offline.modules import AgentNetwork, StackedLayerNorm, StackedLinear, StackedMLP
+from torchrl_marl_offline.modules import AgentNetwork, BatchNorm, StackedLayerNorm, StackedLinear, StackedMLP
 
 
 def plain_mlp(mlp: StackedMLP, index: tuple[int, ...]) -> nn.Sequential:
@@ -128,3 +128,46 @@ def test_separate_agents_have_their_own_parameters(batch: tuple[int, ...], heads
 def test_dtype_follows_the_module() -> None:
     network = AgentNetwork(4, 2, 3, hidden=(6,)).double()
     assert network(torch.randn(5, 3, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_batch_normalization_is_torchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(3, 4), nn.BatchNorm1d(12, affine=False)
+    for rows in (7, 20, 5):
+        x = (3 * torch.randn(2, rows, 3, 4) + 5).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        weight = torch.randn(2, rows, 3, 4)
+        out, expected = ours(x), theirs(y.reshape(-1, 12)).reshape(y.shape)
+        assert_close(out, expected)
+        (out * weight).sum().backward()
+        (expected * weight).sum().backward()
+        assert_close(x.grad, y.grad)
+        assert_close(ours.mean.flatten(), theirs.running_mean)
+        corrected = ours.variance.flatten() + 0.1 * (x.detach().reshape(-1, 12).var(0) / (2 * rows))
+        assert_close(corrected, theirs.running_var)  # torch corrects the running variance for the batch's size
+        theirs.running_var.copy_(ours.variance.flatten())
+    statistics = ours.mean.clone(), ours.variance.clone()
+    x = torch.randn(1, 3, 4)
+    assert_close(ours.eval()(x), theirs.eval()(x.reshape(1, 12)).reshape(1, 3, 4))
+    assert torch.equal(ours.mean, statistics[0]) and torch.equal(ours.variance, statistics[1])
+    ours.reset_parameters()
+    assert not ours.mean.any() and (ours.variance == 1).all()
+
+
+def test_every_agents_input_is_normalized_by_its_own_batch() -> None:
+    torch.manual_seed(0)
+    network = AgentNetwork(4, 2, 3, num_heads=2, hidden=(8,))
+    normalized = BatchNorm.before(network, 3, 4)
+    assert BatchNorm.before(network, 3, 4, wanted=False) is network
+    x = torch.randn(50, 3, 4)
+    assert_close(normalized(x), network((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()))
+    shifted = x * torch.tensor([1.0, 10.0, 1e3]).view(3, 1) + torch.tensor([0.0, -5.0, 1e2]).view(3, 1)
+    assert_close(normalized(shifted), normalized(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_single_row_has_no_statistics() -> None:
+    norm = BatchNorm(3, 4)
+    for shape in [(3, 4), (1, 3, 4), (1, 1, 3, 4)]:
+        with pytest.raises(ValueError, match=r"no statistics of a single row.*actor\.eval\(\)"):
+            norm(torch.zeros(shape))
+    assert norm.eval()(torch.zeros(3, 4)).shape == (3, 4)

@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 import torch
-from objective_toys import SYSTEM_CASES, Case, make_batch
+from objective_toys import CONTINUOUS, SYSTEM_CASES, Case, make_batch
 from population_toys import largest_difference, lone_tensors, make_data, member_tensors
+from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
@@ -31,6 +32,9 @@ RUNS = [(name, {}, False) for name in SETTINGS]
 RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga", "bcq", "mac_flow", "omsd")]
 RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
+NORMALIZED = [("cql", {}, False), ("omar", {}, False), ("cql", {}, True), ("omiga", {"decomposition": "mixer"}, False)]
+NORMALIZED += [("omsd", {}, False)]  # whose critic is the team's
+RUNS += [(name, {"batch_norm": True} | options, discrete) for name, options, discrete in NORMALIZED]
 
 
 def member(data, index: int, algorithm: str, options: dict):
@@ -80,6 +84,27 @@ def test_traced_it_is_the_loss_as_it_stands(case: Case) -> None:
     torch.testing.assert_close(traced[0], gradients, rtol=0, atol=0)
     torch.testing.assert_close(traced[1], metrics, rtol=0, atol=0)
     assert torch.equal(traced[2], after)
+
+
+@pytest.mark.parametrize("algorithm", ["cql", "omsd"])
+def test_traced_it_keeps_running_statistics(algorithm: str) -> None:
+    found = []
+    for kind in (Gradients, lambda loss: CompiledGradients(loss, backend=None)):
+        torch.manual_seed(0)
+        loss = make_loss(CONTINUOUS, algorithm=algorithm, hidden=(8,), batch_norm=True)
+        SoftUpdate(loss, tau=0.1)
+        statistics = [name for name, _ in loss.named_buffers() if name.endswith((".0.mean", ".0.variance"))]
+        start = {name: dict(loss.named_buffers())[name].clone() for name in statistics}
+        differentiate = kind(loss)
+        torch.manual_seed(3)
+        for seed in range(3):
+            differentiate(make_batch(CONTINUOUS, 6, seed=seed))
+        gradients = {name: p.grad.clone() for name, p in loss.named_parameters()}
+        buffers = {name: dict(loss.named_buffers())[name].clone() for name in statistics}
+        assert {"actor", "qvalue", "target"} <= {name.split("_")[0] for name in statistics}
+        assert not any(torch.equal(buffers[name], start[name]) for name in statistics)
+        found.append((gradients, buffers))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 def test_the_target_state_values_follow() -> None:

@@ -59,6 +59,9 @@ class Case:
     def build(self):
         torch.manual_seed(0)
         policy = BUILDERS[self.builder](self.spec, hidden=(32, 16), **self.options)
+        if self.options.get("batch_norm"):
+            policy(TensorDict({OBSERVATION: 2 + 3 * torch.randn(100, 3, 4)}, [100]))
+        policy.eval()
         with torch.no_grad():  # as spread as after training: actions of all kinds, also beyond the bounds
             for name, parameter in policy.named_parameters():
                 if name.endswith("weight") and "norms" not in name:
@@ -72,6 +75,7 @@ CASES = [
     Case("make_actor", CONTINUOUS, {"distribution": "tanh_gaussian"}),
     Case("make_actor", CONTINUOUS, {"share_params": False}),
     Case("make_actor", CONTINUOUS, {"observation_norm": NORM}),
+    Case("make_actor", CONTINUOUS, {"batch_norm": True}),
     Case("make_actor", DISCRETE, {}),
     Case("make_actor", MASKED, {}),
     Case("make_actor", MASKED, {"observation_norm": NORM, "activation": "relu", "layer_norm": True}),

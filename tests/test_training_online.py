@@ -244,6 +244,16 @@ def test_collectors_explore_only_when_told():
         CollectorSource(env, actor, steps_per_round=5, exploration="greedy")
 
 
+def test_collectors_act_by_running_statistics():
+    torch.manual_seed(0)
+    env = make_env("mpe/simple_spread", num_envs=3)
+    actor = make_actor(env.task_spec, hidden=(8,), batch_norm=True)
+    before = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
+    data = CollectorSource(env, actor, steps_per_round=5)(0).data
+    assert actor.training and all(torch.equal(actor.state_dict()[name], before[name]) for name in before)
+    assert torch.equal(data[ACTION], actor.eval().get_dist(data.clone()).deterministic_sample)
+
+
 def test_the_first_online_evaluation_is_the_last_offline_one(tmp_path):
     env, eval_env = (make_env("mpe/simple_spread", num_envs=8) for _ in range(2))
     dataset = collect(env, episodes=16, seed=0)

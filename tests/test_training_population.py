@@ -556,6 +556,21 @@ def test_samples_are_of_each_members_own_distribution(discrete):
         assert abs(found[name].mean - alone.mean) < 4 * error
 
 
+def test_members_act_by_their_running_statistics(tmp_path, discrete):
+    rules = {"algorithm": "cql", "batch_norm": True, "hidden": (8,)}
+    trainer = make_population(discrete, (0, 1), tmp_path, rules=rules, rates=(0.01, 0.01))
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.population.tensors().items()}
+    found = trainer.evaluate(SlotEnv(4), episodes=3, seed=5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.population.tensors().items())
+    for name, loss in trainer.member_losses():
+        assert loss.actor_network.training
+        policy = load_policy(tmp_path / "members" / name).policy
+        for actor in (policy, loss.actor_network):
+            assert torch.equal(found[name].returns, evaluate(actor, SlotEnv(2), episodes=3, seed=5).returns)
+    assert not torch.equal(found["m0"].returns, found["m1"].returns)
+
+
 def test_evaluation_in_an_environment_of_the_library():
     env = make_env("mpe/simple_spread", num_envs=2)
     dataset = make_data()

@@ -2,6 +2,7 @@
 
 from torchrl_marl_offline.modules.actors import GaussianHead, make_actor
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
 from torchrl_marl_offline.modules.critics import (
     DECOMPOSITIONS,
@@ -24,6 +25,7 @@ __all__ = [
     "DECOMPOSITIONS",
     "AgentNetwork",
     "AttentionMixer",
+    "BatchNorm",
     "BoundedNormal",
     "CentralizedCritic",
     "DuelingCritic",

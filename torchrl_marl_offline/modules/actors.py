@@ -13,6 +13,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.distributions import BoundedNormal, MaskedCategorical, OneStep, OneStepCategorical
 from torchrl_marl_offline.modules.networks import AgentNetwork
@@ -31,6 +32,7 @@ class GaussianHead(nn.Module):
         spec: the task's sizes.
         scale: a fixed standard deviation, ``"learned"`` (one parameter per action component) or
             ``"state_dependent"`` (a second output of the network).
+        batch_norm: normalize every agent's observations by the batch.
         **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
 
     Shape:
@@ -38,7 +40,12 @@ class GaussianHead(nn.Module):
     """
 
     def __init__(
-        self, spec: TaskSpec, *, scale: float | Literal["learned", "state_dependent"] = 1.0, **network
+        self,
+        spec: TaskSpec,
+        *,
+        scale: float | Literal["learned", "state_dependent"] = 1.0,
+        batch_norm: bool = False,
+        **network,
     ) -> None:
         super().__init__()
         self.state_dependent = scale == "state_dependent"
@@ -48,7 +55,9 @@ class GaussianHead(nn.Module):
         if self.fixed_scale is not None and not self.fixed_scale > 0:
             raise ValueError(f"scale must be positive, got {scale}.")
         outputs = spec.action_size * (2 if self.state_dependent else 1)
-        self.network = AgentNetwork(spec.observation_size, outputs, spec.n_agents, **network)
+        self.network = _normalized(
+            AgentNetwork(spec.observation_size, outputs, spec.n_agents, **network), spec, batch_norm
+        )
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.full((spec.action_size,), math.log(0.5)))
 
@@ -66,6 +75,10 @@ class GaussianHead(nn.Module):
         if self.fixed_scale is not None:
             return out, torch.full_like(out, self.fixed_scale)
         return out, self.log_scale.clamp(-5.0, 2.0).exp().expand_as(out)
+
+
+def _normalized(network: AgentNetwork, spec: TaskSpec, batch_norm: bool) -> nn.Module:
+    return BatchNorm.before(network, spec.n_agents, spec.observation_size, wanted=batch_norm)
 
 
 class OneStepHead(nn.Module):
@@ -163,6 +176,7 @@ def make_actor(
     share_params: bool = True,
     activation: str = "gelu",
     layer_norm: bool = False,
+    batch_norm: bool = False,
     final_scale: float = 0.01,
     observation_norm: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> ProbabilisticActor:
@@ -183,6 +197,8 @@ def make_actor(
         share_params: agents share parameters and are told apart by a one-hot id.
         activation: activation of the hidden layers.
         layer_norm: layer normalization in the actor (the recipe: in critics only).
+        batch_norm: normalize the observations by the batch, see :class:`~torchrl_marl_offline.modules.BatchNorm`: put
+            the actor into evaluation before it acts (:func:`evaluate` and exported policies do). Not of ``"one_step"``.
         final_scale: scale of the last layer at initialization.
         observation_norm: ``(loc, scale)``, a number for each component of an observation, which the networks then see
             as ``(observation - loc) / scale``; :meth:`OfflineDataset.observation_statistics` of the data.
@@ -207,12 +223,15 @@ def make_actor(
     if distribution not in get_args(Distribution):
         raise ValueError(f"distribution must be 'gaussian', 'tanh_gaussian' or 'one_step', got {distribution!r}.")
     one_step = distribution == "one_step"
+    if one_step and batch_norm:
+        raise ValueError("batch_norm=True does not go with distribution='one_step', which also reads noise.")
     if one_step:
         head = OneStepHead(spec, **network)
     elif spec.discrete:
         head = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
+        head = _normalized(head, spec, batch_norm)
     else:
-        head = GaussianHead(spec, scale=scale, **network)
+        head = GaussianHead(spec, scale=scale, batch_norm=batch_norm, **network)
     written = [LOGITS if spec.discrete else LOC]
     written += [DRAWN, NOISE] if one_step else [] if spec.discrete else [SCALE]
     keys = {key[1].removeprefix("policy_"): key for key in written}

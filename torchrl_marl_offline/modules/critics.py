@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
 from torchrl_marl_offline.modules.graph import GraphCritic
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
@@ -49,13 +50,14 @@ class CentralizedCritic(nn.Module):
         with_action: bool = True,
         num_heads: int = 2,
         joint_observation: bool = False,
+        batch_norm: bool = False,
         **network,
     ) -> None:
         super().__init__()
         self.spec, self.with_action, self.joint_observation = spec, with_action, joint_observation
         width = spec.n_agents * spec.observation_size if joint_observation else spec.state_size
         width += spec.n_agents * spec.action_size if with_action else 0
-        self.network = StackedMLP(width, 1, stack=(num_heads,), **network)
+        self.network = BatchNorm.before(StackedMLP(width, 1, stack=(num_heads,), **network), width, wanted=batch_norm)
 
     def forward(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Return ``[*B, H]``."""
@@ -82,6 +84,7 @@ def make_critic(
     attention_heads: int = 4,
     activation: str = "gelu",
     layer_norm: bool = True,
+    batch_norm: bool = False,
 ) -> TensorDictModuleBase:
     r"""Build the action-value module of a value decomposition.
 
@@ -126,6 +129,8 @@ def make_critic(
         attention_heads: of ``"qatten"`` and ``"qplex"``.
         activation: activation of the critic's layers.
         layer_norm: layer normalization in the critic and in the hypernetworks.
+        batch_norm: normalize the critic's inputs by the batch, see :class:`~torchrl_marl_offline.modules.BatchNorm`;
+            not a graph's.
 
     Raises:
         ValueError: for an unknown decomposition, or mixer options where there is no mixer that they change.
@@ -142,6 +147,7 @@ def make_critic(
             known = " or ".join(map(repr, READ_BY[option]))
             raise ValueError(f"{option}= goes with decomposition={known}, not {decomposition!r}.")
     network = {"num_heads": num_heads, "hidden": hidden, "activation": activation, "layer_norm": layer_norm}
+    network |= _normalized(decomposition, batch_norm)
     if decomposition == "centralized":
         return _centralized(spec, joint_observation=joint_observation, **network)
     local = _local(spec, decomposition, share_params=share_params, **network)
@@ -167,6 +173,7 @@ def make_value(
     joint_observation: bool = False,
     activation: str = "gelu",
     layer_norm: bool = True,
+    batch_norm: bool = False,
 ) -> TensorDictModule:
     """Build the state-value module that goes with :func:`make_critic`, for implicit Q-learning.
 
@@ -176,6 +183,7 @@ def make_value(
     """
     _check_decomposition(decomposition)
     network = {"hidden": hidden, "activation": activation, "layer_norm": layer_norm, "num_heads": 1}
+    network |= _normalized(decomposition, batch_norm)
     if decomposition == "centralized":
         return _centralized(spec, with_action=False, joint_observation=joint_observation, **network)
     network["share_params"] = share_params
@@ -187,6 +195,12 @@ def make_value(
 def _check_decomposition(decomposition: str) -> None:
     if decomposition not in DECOMPOSITIONS:
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}; got {decomposition!r}.")
+
+
+def _normalized(decomposition: str, batch_norm: bool) -> dict[str, bool]:
+    if batch_norm and decomposition == "graph":
+        raise ValueError("batch_norm=True does not go with decomposition='graph', whose payoffs read pairs of agents.")
+    return {"batch_norm": True} if batch_norm else {}
 
 
 def _centralized(spec: TaskSpec, *, with_action: bool = True, joint_observation: bool, **network) -> TensorDictModule:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP, legal_or_all
@@ -28,12 +29,12 @@ class GreedyCritic(nn.Module):
         actions ``[*B, n, A]``, to values and advantages ``[*B, n, H]`` each.
     """
 
-    def __init__(self, spec: TaskSpec, *, num_heads: int = 2, **network) -> None:
+    def __init__(self, spec: TaskSpec, *, num_heads: int = 2, batch_norm: bool = False, **network) -> None:
         super().__init__()
         self.spec = spec
-        self.network = AgentNetwork(
-            spec.observation_size, spec.action_size, spec.n_agents, num_heads=num_heads, **network
-        )
+        observed, n = spec.observation_size, spec.n_agents
+        values = AgentNetwork(observed, spec.action_size, n, num_heads=num_heads, **network)
+        self.network = BatchNorm.before(values, n, observed, wanted=batch_norm)
 
     def forward(self, observation: Tensor, action: Tensor, action_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return values and advantages."""

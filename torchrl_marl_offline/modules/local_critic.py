@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
 
 
@@ -25,15 +26,31 @@ def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype) -> Tensor:
 class LocalCritic(nn.Module):
     """Per-agent values Q_a(o_a, u_a), or V_a(o_a) with ``with_action=False``.
 
+    Args:
+        spec: the task's sizes.
+        with_action: of actions, or of observations alone.
+        num_heads: heads ``H``.
+        batch_norm: normalize every agent's inputs by the batch.
+        **network: options of :class:`AgentNetwork`.
+
     Shape:
         observation ``[*B, n, o]`` and action (see :func:`encode_action`) to ``[*B, n, H]``.
     """
 
-    def __init__(self, spec: TaskSpec, *, with_action: bool = True, num_heads: int = 2, **network) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        with_action: bool = True,
+        num_heads: int = 2,
+        batch_norm: bool = False,
+        **network,
+    ) -> None:
         super().__init__()
         self.spec, self.with_action = spec, with_action
         self.width = spec.observation_size + (spec.action_size if with_action else 0)
-        self.network = AgentNetwork(self.width, 1, spec.n_agents, num_heads=num_heads, **network)
+        values = AgentNetwork(self.width, 1, spec.n_agents, num_heads=num_heads, **network)
+        self.network = BatchNorm.before(values, spec.n_agents, self.width, wanted=batch_norm)
 
     def inputs(self, observation: Tensor, action: Tensor | None) -> Tensor:
         """Return what the network reads, ``[*B, n, width]``."""

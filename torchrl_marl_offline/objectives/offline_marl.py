@@ -97,7 +97,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             done: end of an episode.
             terminated: end of an episode that is not a time limit; the only one that stops bootstrapping.
             agent_mask: optional, false for dead or padding agents.
-        action_mask: optional, true for legal actions of a discrete task, for rules that ask for every action.
+            action_mask: optional, true for legal actions of a discrete task, for rules that ask for every action.
             has_next_action: optional, false where the dataset's next action is unknown.
             state_action_value: the team's value, written by the critic.
             local_state_action_value: local values, written by the critic.

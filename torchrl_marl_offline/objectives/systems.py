@@ -77,8 +77,10 @@ class MACQLLoss(OfflineMARLLoss):
     1,000 of world.
 
     What differs: the released code samples uniform actions alone on the particle environments, adds
-    :math:`10^{-3} \|\pi\|^2` to the actor's term, normalizes inputs by the batch, clips the norms of each agent's two
-    gradients at 0.5, and has target policies but no noise on their actions; the noise is algorithm 1's, its size TD3's.
+    :math:`10^{-3} \|\pi\|^2` to the actor's term, normalizes inputs by the batch (here ``batch_norm=True`` of
+    :func:`~torchrl_marl_offline.make_actor` and :func:`~torchrl_marl_offline.make_critic`), clips the norms of each
+    agent's two gradients at 0.5, and has target policies but no noise on their actions; the noise is algorithm 1's, its
+    size TD3's.
     Discrete (their section 4.3): straight-through actions instead of Gumbel-softmax.
 
     Options: those of :class:`OfflineMARLLoss`, and the rules'.

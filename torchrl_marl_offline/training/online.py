@@ -16,7 +16,7 @@ from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, TRUNCATED
 from torchrl_marl_offline.training.checkpoints import BufferState
-from torchrl_marl_offline.training.evaluation import EXPLORATION
+from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -249,9 +249,9 @@ class CollectorSource:
 
     def __call__(self, number: int) -> OfflineDataset:
         """Return the next round; the first one, and the first after a resumption, starts with new episodes."""
-        if self._rounds is None:
-            self._rounds = self._start(number)
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(self.policy):
+            if self._rounds is None:
+                self._rounds = self._start(number)
             steps = next(self._rounds).copy()  # [num_envs, steps_per_round]
         following = steps.get("next").copy()
         cut = torch.zeros_like(following.get(DONE))

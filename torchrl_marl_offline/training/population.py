@@ -150,10 +150,12 @@ class Population(nn.Module):
         return choose(tensordict.update({key: value.flatten(0, 1) for key, value in zip(head.out_keys, found)}))
 
     def target_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the target networks' tensors and those that they follow."""
+        """Return the target networks' tensors and those that they follow: as TorchRL has it, those that are trained."""
         tensors = self.tensors()
-        names = [name for name in tensors if name.startswith("target_")]
-        return [tensors[n].data for n in names], [tensors[n.removeprefix("target_")].data for n in names]
+        sources = {name: name.removeprefix("target_") for name in tensors if name.startswith("target_")}
+        pairs = [(tensors[name].data, tensors[source]) for name, source in sources.items()]
+        trained = [(target, source.data) for target, source in pairs if source.requires_grad]
+        return [target for target, _ in trained], [source for _, source in trained]
 
 
 def _attribute(loss: LossModule, path: str) -> Any:

@@ -230,7 +230,7 @@ class PopulationTrainer(Trainer):
                 f"An environment of {slots} slots cannot be shared by {count} members; make one of a multiple."
             )
         quota = spread_over_slots(episodes, slots // count).repeat(count)
-        with explored(env, mode, seed), evaluation_mode(self.population.template):
+        with explored(env, mode, seed), evaluation_mode(self.population.template.actor_network):
             finished, has_success = run_episodes(self.population.act, env, quota)
         found, per_member = {}, slots // count
         for index, name in enumerate(self.members):

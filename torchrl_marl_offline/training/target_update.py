@@ -14,8 +14,8 @@ class ForeachSoftUpdate(SoftUpdate):
     """:class:`~torchrl.objectives.SoftUpdate` without walking the parameter trees at every step.
 
     The same numbers bit for bit: ``target ← target + tau · (source − target)``. The tensors are gathered at the first
-        step;
-    call :meth:`refresh` if the loss's tensors are replaced after it, for instance by moving the loss to another device.
+    step; call :meth:`refresh` if the loss's tensors are replaced after it, for instance by moving the loss to another
+    device.
 
     Args:
         loss_module: a loss with target networks.

@@ -1,0 +1,74 @@
+"""Inputs normalized by the batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    r"""Shift and scale every component of an input by its mean and deviation over the batch.
+
+    .. math:: (x - \mathbb{E}\,x) / \sqrt{\mathrm{Var}\,x + \epsilon}
+
+    :class:`torch.nn.BatchNorm1d` without a scale and a shift of its own, which the layer behind it has, and with
+    statistics of any shape. In training (``module.training``) they are the batch's, gradients pass through them, and
+    running ones follow; in evaluation they are the running ones. All leading dimensions are the batch; where it is
+    shared out over processes, the statistics are those of the joined one. Running variances are not corrected for the
+    batch's size.
+
+    Args:
+        *shape: trailing shape that is not averaged over: ``width``, or ``n_agents, width`` for each agent's own.
+        momentum: how far a batch moves the running statistics.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: in training, for fewer than two rows.
+
+    Shape:
+        ``[*B, *shape]`` to the same.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, *shape: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.shape, self.momentum, self.eps = shape, momentum, eps
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.ones(shape))
+
+    @classmethod
+    def before(cls, network: nn.Module, *shape: int, wanted: bool = True) -> nn.Module:
+        """Return ``network`` behind a normalization, or ``network`` itself where none is wanted."""
+        return nn.Sequential(cls(*shape), network) if wanted else network
+
+    def reset_parameters(self) -> None:
+        """Forget the running statistics."""
+        self.mean.zero_()
+        self.variance.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[*B, *shape]``."""
+        from torchrl_marl_offline.objectives.synchronized import joined_mean  # whose package imports this one
+
+        mean, variance = self.mean, self.variance
+        if self.training:
+            batch = tuple(range(x.ndim - len(self.shape)))
+            if math.prod(x.shape[: len(batch)]) < 2:
+                raise ValueError(
+                    f"Batch normalization has no statistics of a single row, {list(x.shape)}; to act, put the network "
+                    "into evaluation: actor.eval()."
+                )
+            mean = joined_mean(x.mean(batch))
+            variance = joined_mean((x - mean).square().mean(batch))
+            with torch.no_grad():
+                self.mean.add_(self.momentum * (mean - self.mean))
+                self.variance.add_(self.momentum * (variance - self.variance))
+        return (x - mean) * (variance + self.eps).rsqrt()
+
+    def extra_repr(self) -> str:
+        """Describe the module in ``print(module)``."""
+        return f"{self.shape}, momentum={self.momentum}"
