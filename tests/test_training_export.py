@@ -60,7 +60,7 @@ class Case:
         torch.manual_seed(0)
         policy = BUILDERS[self.builder](self.spec, hidden=(32, 16), **self.options)
         if self.options.get("batch_norm"):
-            policy(TensorDict({OBSERVATION: 2 + 3 * torch.randn(100, 3, 4)}, [100]))
+            policy(TensorDict({OBSERVATION: 1 + 0.3 * torch.randn(100, 3, 4)}, [100]))
         policy.eval()
         with torch.no_grad():  # as spread as after training: actions of all kinds, also beyond the bounds
             for name, parameter in policy.named_parameters():
