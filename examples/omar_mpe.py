@@ -141,7 +141,7 @@ def with_published_weights(args: Args, task: str) -> Args:
 def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put networks and rules together: an actor and two critic heads for each agent, none of them shared."""
     torch.manual_seed(args.seed)
-    network = {"hidden": args.hidden, "share_params": False, "activation": "relu"}
+    network = {"hidden": args.hidden, "share_params": False, "activation": "relu", "batch_norm": True}
     # the policy acts by its mode; its deviation is that of conservative Q-learning's samples of it
     actor = marl.make_actor(spec, distribution="tanh_gaussian", scale=0.2, **network)
     critic = marl.make_critic(spec, decomposition=args.decomposition, layer_norm=False, **network)

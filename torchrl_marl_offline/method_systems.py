@@ -34,6 +34,8 @@ from torchrl_marl_offline.objectives.systems import (
 
 # the deviation is that of conservative Q-learning's samples of the policy; no other term reads it
 DETERMINISTIC = {"share_params": False, "scale": 0.2}
+# as in the released code of OMAR; without it the policies of conservative Q-learning saturate (benchmarks/RESULTS.md)
+CONSERVATIVE = {**DETERMINISTIC, "batch_norm": True}
 
 
 @builds(**DETERMINISTIC)
@@ -59,7 +61,7 @@ def make_b3c(parts: Parts, *, alpha: float = 2.5, noise: float = 0.2, noise_clip
     return MATD3BCLoss(parts.actor, _continuous(parts, "b3c").critic, **rules, **parts.options)
 
 
-@builds(**DETERMINISTIC)
+@builds(**CONSERVATIVE)
 def make_cql(
     parts: Parts,
     *,
@@ -78,7 +80,7 @@ def make_cql(
     )
 
 
-@builds(**DETERMINISTIC)
+@builds(**CONSERVATIVE)
 def make_omar(
     parts: Parts,
     *,

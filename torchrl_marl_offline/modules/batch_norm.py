@@ -19,6 +19,10 @@ class BatchNorm(nn.Module):
     shared out over processes, the statistics are those of the joined one. Running variances are not corrected for the
     batch's size.
 
+    In a critic of actions it does more than scale: what the actions of all rows have in common is subtracted, so that
+    the critic's gradient cannot drive all of a policy's actions to one bound together. Its values belong to a batch:
+    its running statistics mix those of recorded, random and policies' actions, which it was asked about in turn.
+
     Args:
         *shape: trailing shape that is not averaged over: ``width``, or ``n_agents, width`` for each agent's own.
         momentum: how far a batch moves the running statistics.
