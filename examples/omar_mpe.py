@@ -82,7 +82,7 @@ class Args:
     """Adam's learning rate: the paper's; with a fifth of it, nothing is learned of expert data in 2,000 updates."""
     batch_size: int = 256
     """Transitions per update."""
-    steps: int = 3000
+    steps: int = 2000
     """Updates; the released code makes 2,000 of spread and tag, 1,000 of world, 6,000 of random spread."""
     eval_every: int = 500
     """Updates between evaluations."""

@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
-from objective_toys import CONTINUOUS, SYSTEM_CASES, Case, make_batch
+from objective_toys import CONTINUOUS, DISCRETE, SYSTEM_CASES, Case, make_batch
 from population_toys import largest_difference, lone_tensors, make_data, member_tensors
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
@@ -32,7 +33,7 @@ RUNS = [(name, {}, False) for name in SETTINGS]
 RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga", "bcq", "mac_flow", "omsd")]
 RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
-RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": False}, True)]  # by default they are
+RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": True}, True)]  # by default the other way round
 RUNS += [("omiga", {"decomposition": "mixer", "batch_norm": True}, False)]
 RUNS += [("omsd", {"batch_norm": True}, False)]  # whose critic is the team's
 
@@ -84,6 +85,21 @@ def test_traced_it_is_the_loss_as_it_stands(case: Case) -> None:
     torch.testing.assert_close(traced[0], gradients, rtol=0, atol=0)
     torch.testing.assert_close(traced[1], metrics, rtol=0, atol=0)
     assert torch.equal(traced[2], after)
+
+
+@pytest.mark.parametrize("algorithm", ["td3_bc", "cql", "omar"])
+def test_conservative_systems_normalize_inputs_where_actions_are_continuous(algorithm: str) -> None:
+    def normalized(spec: TaskSpec, **options) -> set[str]:
+        loss = make_loss(spec, algorithm=algorithm, hidden=(8,), **options)
+        return {name.split("_")[0] for name, _ in loss.named_buffers() if name.endswith(".0.variance")}
+
+    everywhere = {"actor", "qvalue", "target"}
+    assert normalized(CONTINUOUS) == (set() if algorithm == "td3_bc" else everywhere)
+    assert normalized(CONTINUOUS, batch_norm=True) == everywhere
+    assert normalized(CONTINUOUS, batch_norm=False) == set()
+    if algorithm != "td3_bc":
+        assert normalized(DISCRETE) == set()
+        assert normalized(DISCRETE, batch_norm=True) == everywhere
 
 
 @pytest.mark.parametrize("algorithm", ["cql", "omsd"])

@@ -50,7 +50,7 @@ def make_parts(
     share_params: bool = True,
     activation: str = "relu",
     layer_norm: bool = False,
-    batch_norm: bool = False,
+    batch_norm: bool | None = False,
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian",
     scale: float | Literal["learned", "state_dependent"] = "learned",
 ) -> Parts:
@@ -69,11 +69,13 @@ def make_parts(
         share_params: agents share parameters.
         activation: activation of all hidden layers.
         layer_norm: layer normalization in critics, state values and mixers.
-        batch_norm: normalize the inputs of policies, critics and state values by the batch.
+        batch_norm: normalize the inputs of policies, critics and state values by the batch; None: where actions are
+            continuous.
         distribution: of continuous actions; see :func:`make_actor`.
         scale: the Gaussian's standard deviation; see :func:`make_actor`.
     """
     network = {"hidden": hidden, "share_params": share_params, "activation": activation}
+    batch_norm = not spec.discrete if batch_norm is None else batch_norm
     valued = {"decomposition": decomposition, "layer_norm": layer_norm, "batch_norm": batch_norm} | network
     actor = make_actor(spec, distribution=distribution, scale=scale, batch_norm=batch_norm, **network)
     critic = make_critic(spec, num_heads=num_heads, **valued)

@@ -34,8 +34,9 @@ from torchrl_marl_offline.objectives.systems import (
 
 # the deviation is that of conservative Q-learning's samples of the policy; no other term reads it
 DETERMINISTIC = {"share_params": False, "scale": 0.2}
-# as in the released code of OMAR; without it the policies of conservative Q-learning saturate (benchmarks/RESULTS.md)
-CONSERVATIVE = {**DETERMINISTIC, "batch_norm": True}
+# with continuous actions, as in the released code of OMAR: without it the policies of conservative Q-learning saturate;
+# with discrete ones, whose policies have no bounds to run into, it is no help (benchmarks/RESULTS.md)
+CONSERVATIVE = {**DETERMINISTIC, "batch_norm": None}
 
 
 @builds(**DETERMINISTIC)

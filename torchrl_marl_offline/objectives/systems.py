@@ -79,9 +79,10 @@ class MACQLLoss(OfflineMARLLoss):
     What differs: the released code samples uniform actions alone on the particle environments, adds
     :math:`10^{-3} \|\pi\|^2` to the actor's term, clips the norms of each agent's two gradients at 0.5, and has target
     policies but no noise on their actions; the noise is algorithm 1's, its size TD3's. It normalizes the inputs of all
-    networks by the batch, and so does ``make_loss(spec, algorithm="cql")``; a loss that is put together by hand needs
-    ``batch_norm=True`` of :func:`~torchrl_marl_offline.make_actor` and :func:`~torchrl_marl_offline.make_critic`, or
-    its policies may saturate (see :class:`~torchrl_marl_offline.modules.BatchNorm`).
+    networks by the batch, and so does ``make_loss(spec, algorithm="cql")`` where actions are continuous; a loss that is
+    put together by hand needs ``batch_norm=True`` of :func:`~torchrl_marl_offline.make_actor` and
+    :func:`~torchrl_marl_offline.make_critic`, or its policies may saturate (see
+    :class:`~torchrl_marl_offline.modules.BatchNorm`).
     Discrete (their section 4.3): straight-through actions instead of Gumbel-softmax.
 
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
