@@ -45,22 +45,25 @@ def member(data, index: int, algorithm: str, options: dict):
 
 @pytest.mark.parametrize(("algorithm", "options", "discrete"), RUNS, ids=str)
 def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool) -> None:
-    data = make_data(discrete=discrete)
+    # through a normalizing critic an actor's last bias has next to no gradient but rounding, which Adam blows up
+    exact = options.get("batch_norm", algorithm in ("cql", "omar") and not discrete)
+    dtype, tolerance = (torch.float64, 1e-10) if exact else (torch.float32, 2e-6)
+    data = make_data(discrete=discrete, dtype=dtype)
     common = {"steps": 6, "log_every": 3, "progress": False, "tau": 0.05}
-    losses = {f"m{index}": member(data, index, algorithm, options) for index in range(2)}
+    losses = {f"m{index}": member(data, index, algorithm, options).to(dtype) for index in range(2)}
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=SEEDS)
     population = PopulationTrainer(losses, buffer, lr=RATES, **common)
     start = [member_tensors(population, index) for index in range(2)]
     population.train()
     for index in range(2):
-        loss = member(data, index, algorithm, options)
+        loss = member(data, index, algorithm, options).to(dtype)
         torch.manual_seed(SEEDS[index])  # of the noise
         rows = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[index])
         alone = Trainer(loss, rows, lr=RATES[index], **common)
         assert largest_difference(lone_tensors(alone), start[index]) == 0
         alone.train()
         found = member_tensors(population, index)
-        assert largest_difference(found, lone_tensors(alone)) < 2e-6
+        assert largest_difference(found, lone_tensors(alone)) < tolerance
         assert largest_difference(found, start[index]) > 1e-3
     finals = [member_tensors(population, index) for index in range(2)]
     assert all(largest_difference(*pair) > 1e-2 for pair in itertools.combinations(finals, 2))

@@ -56,22 +56,31 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[*B, *shape]``."""
-        from torchrl_marl_offline.objectives.synchronized import joined_mean  # whose package imports this one
+        if not self.training:
+            return (x - self.mean) * (self.variance + self.eps).rsqrt()
+        batch = x.shape[: x.ndim - len(self.shape)]
+        if math.prod(batch) < 2:
+            raise ValueError(
+                f"Batch normalization has no statistics of a single row, {list(x.shape)}; to act, put the network into "
+                "evaluation: actor.eval()."
+            )
+        normalized, mean, variance = self._by_batch(x.reshape(-1, *self.shape))
+        with torch.no_grad():
+            self.mean.add_(self.momentum * (mean - self.mean))
+            self.variance.add_(self.momentum * (variance - self.variance))
+        return normalized.reshape(x.shape)
 
-        mean, variance = self.mean, self.variance
-        if self.training:
-            batch = tuple(range(x.ndim - len(self.shape)))
-            if math.prod(x.shape[: len(batch)]) < 2:
-                raise ValueError(
-                    f"Batch normalization has no statistics of a single row, {list(x.shape)}; to act, put the network "
-                    "into evaluation: actor.eval()."
-                )
-            mean = joined_mean(x.mean(batch))
-            variance = joined_mean((x - mean).square().mean(batch))
-            with torch.no_grad():
-                self.mean.add_(self.momentum * (mean - self.mean))
-                self.variance.add_(self.momentum * (variance - self.variance))
-        return (x - mean) * (variance + self.eps).rsqrt()
+    def _by_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``[rows, *shape]`` normalized, and the mean and the variance of the rows."""
+        from torchrl_marl_offline.objectives.synchronized import is_shared, joined_mean  # whose package imports us
+
+        if is_shared():
+            mean = joined_mean(x.mean(0))
+            variance = joined_mean((x - mean).square().mean(0))
+            return (x - mean) * (variance + self.eps).rsqrt(), mean, variance
+        # forward and backward in one pass each: 3 to 7 times as fast
+        found, mean, scale = torch.native_batch_norm(x.flatten(1), None, None, None, None, True, 0.0, self.eps)
+        return found, mean.view(self.shape), scale.view(self.shape).pow(-2) - self.eps
 
     def extra_repr(self) -> str:
         """Describe the module in ``print(module)``."""
