@@ -152,8 +152,8 @@ class Population(nn.Module):
     def target_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the target networks' tensors and those that they follow: as TorchRL has it, those that are trained."""
         tensors = self.tensors()
-        sources = {name: name.removeprefix("target_") for name in tensors if name.startswith("target_")}
-        pairs = [(tensors[name].data, tensors[source]) for name, source in sources.items()]
+        targets = {name: tensor for name, tensor in tensors.items() if name.startswith("target_")}
+        pairs = [(target.data, tensors[name.removeprefix("target_")]) for name, target in targets.items()]
         trained = [(target, source.data) for target, source in pairs if source.requires_grad]
         return [target for target, _ in trained], [source for _, source in trained]
 
