@@ -9,9 +9,10 @@ import torch
 from tensordict import TensorDict
 from torch.testing import assert_close
 from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import TanhNormal as TorchRLTanhNormal
 
 from torchrl_marl_offline.data.layout import TaskSpec
-from torchrl_marl_offline.modules import BoundedNormal, GaussianHead, MaskedCategorical, make_actor
+from torchrl_marl_offline.modules import BoundedNormal, GaussianHead, MaskedCategorical, TanhNormal, make_actor
 from torchrl_marl_offline.modules.distributions import straight_through
 
 SPEC = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=2, action_low=-0.5, action_high=2.0)
@@ -79,6 +80,30 @@ def test_tanh_gaussian_log_prob_by_hand() -> None:
     expected = (normal - torch.log(half * (1 - y.pow(2)))).sum(-1)
     assert_close(dist.log_prob(action), expected, rtol=1e-4, atol=1e-4)
     assert_close(dist.deterministic_sample, middle + half * loc.tanh(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.5, 2.0), (-1.0, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_normal_is_torchrls(low: float, high: float, dtype: torch.dtype) -> None:
+    loc, scale = 3 * torch.randn(5, 3, 2, dtype=dtype), 0.1 + torch.rand(5, 3, 2, dtype=dtype)
+    parameters = [(loc.clone().requires_grad_(), scale.clone().requires_grad_()) for _ in range(2)]
+    ours, theirs = TanhNormal(*parameters[0], low=low, high=high), TorchRLTanhNormal(*parameters[1], low=low, high=high)
+    recorded = low + (high - low) * torch.rand(5, 3, 2, dtype=dtype)
+    recorded[0] = high
+    found = []
+    for dist in (ours, theirs):
+        torch.manual_seed(0)
+        drawn, density = dist.rsample_and_log_prob((4,))
+        values = [dist.log_prob(recorded), dist.deterministic_sample, dist.rsample(), drawn, density]
+        values += [dist.low.expand(1), dist.high.expand(1)]
+        sum(value.sum() for value in values).backward()
+        found.append(values)
+    tolerance = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    for own, value in zip(*found):
+        assert_close(own, value.to(own.dtype), **tolerance)
+    for own, tensor in zip(*parameters):
+        assert_close(own.grad, tensor.grad, **tolerance)
+    assert ours.batch_shape == theirs.batch_shape == (5, 3) and ours.event_shape == theirs.event_shape == (2,)
 
 
 def test_scales() -> None:
@@ -184,3 +209,8 @@ def test_an_unmasked_task_needs_no_mask() -> None:
     actor = make_actor(spec, hidden=(8,))
     assert actor.in_keys == [("agents", "observation")]
     assert actor(inputs(spec, 5))[ACTION].shape == (5, 2)
+
+
+def test_bounds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="low must be below high, got 1"):
+        TanhNormal(torch.zeros(2), torch.ones(2), low=1.0, high=-1.0)

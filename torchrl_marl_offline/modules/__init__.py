@@ -12,7 +12,13 @@ from torchrl_marl_offline.modules.critics import (
     make_value,
 )
 from torchrl_marl_offline.modules.diffusion import NoisePredictor, make_score
-from torchrl_marl_offline.modules.distributions import BoundedNormal, MaskedCategorical, OneStep, OneStepCategorical
+from torchrl_marl_offline.modules.distributions import (
+    BoundedNormal,
+    MaskedCategorical,
+    OneStep,
+    OneStepCategorical,
+    TanhNormal,
+)
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
 from torchrl_marl_offline.modules.flow import JointVelocity, make_flow
 from torchrl_marl_offline.modules.graph import GraphCritic
@@ -47,6 +53,7 @@ __all__ = [
     "StackedLinear",
     "StackedMLP",
     "SumMixer",
+    "TanhNormal",
     "make_actor",
     "make_behaviour_policy",
     "make_critic",

@@ -9,13 +9,19 @@ from typing import Any, Literal, get_args
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.modules import ProbabilisticActor
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
-from torchrl_marl_offline.modules.distributions import BoundedNormal, MaskedCategorical, OneStep, OneStepCategorical
+from torchrl_marl_offline.modules.distributions import (
+    BoundedNormal,
+    MaskedCategorical,
+    OneStep,
+    OneStepCategorical,
+    TanhNormal,
+)
 from torchrl_marl_offline.modules.networks import AgentNetwork
 from torchrl_marl_offline.objectives.noise import normal_like
 
@@ -189,8 +195,8 @@ def make_actor(
     Args:
         spec: the task's sizes and bounds.
         distribution: ``"gaussian"`` (clipped to the bounds when executed, see :class:`BoundedNormal`),
-            ``"tanh_gaussian"`` (TorchRL's :class:`~torchrl.modules.TanhNormal`; recorded actions at a bound pull its
-            likelihood's mean far out), both the same for a discrete task, or ``"one_step"``, an action of the
+            ``"tanh_gaussian"`` (see :class:`TanhNormal`; recorded actions at a bound pull its likelihood's mean far
+            out), both the same for a discrete task, or ``"one_step"``, an action of the
             observation and noise, without a density (see :class:`OneStep`).
         scale: standard deviation: a fixed number, ``"learned"`` or ``"state_dependent"``.
         hidden: widths of the hidden layers (the recipe: four of 512).
@@ -242,7 +248,6 @@ def make_actor(
     else:
         distribution_class = {"gaussian": BoundedNormal, "tanh_gaussian": TanhNormal, "one_step": OneStep}[distribution]
         kwargs |= {"low": spec.action_low, "high": spec.action_high}
-        kwargs |= {"safe_tanh": True, "tanh_loc": False} if distribution == "tanh_gaussian" else {}
     return ProbabilisticActor(
         TensorDictModule(ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=written),
         in_keys=keys,

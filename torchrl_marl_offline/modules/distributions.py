@@ -1,12 +1,15 @@
-"""Distributions of an agent's action: bounded Gaussians, masked categoricals, and functions of noise."""
+"""Distributions of an agent's action: bounded and squashed Gaussians, masked categoricals, and functions of noise."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
+from torchrl.modules import TanhNormal as TorchRLTanhNormal
+from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from torchrl_marl_offline.modules.networks import mask_logits, one_hot
 from torchrl_marl_offline.objectives.noise import exponential_like
@@ -67,6 +70,49 @@ class BoundedNormal(_ActsByMode, Independent):
         """Draw a clipped sample without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+
+class TanhNormal(TorchRLTanhNormal):
+    """A diagonal Gaussian squashed to the action bounds by tanh.
+
+    TorchRL's, for bounds that are plain numbers: its own constructor compares them on the device, for which the host
+    waits at every step, and which a CUDA graph cannot hold.
+
+    Args:
+        loc: before the squashing, ``[*B, a]``.
+        scale: ``[*B, a]``, positive.
+        low: lower bound of every component.
+        high: upper bound of every component.
+
+    Raises:
+        ValueError: where ``low`` is not below ``high``.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}.")
+        self.tanh_loc, self.upscale, self._event_dims, self.device = False, 5.0, 1, loc.device
+        self.low, self.high = loc.new_full((), low), loc.new_full((), high)
+        self.non_trivial_min, self.non_trivial_max = low != -1.0, high != 1.0
+        self._t = _TanhToBounds(low, high) if self.non_trivial_min or self.non_trivial_max else SafeTanhTransform()
+        self.update(loc, scale)
+
+
+class _TanhToBounds(SafeTanhTransform):
+    """The squashing, and what brings its [-1, 1] to the bounds."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.middle, self.half = (low + high) / 2, (high - low) / 2
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.middle + self.half * super()._call(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return super()._inverse((y - self.middle) / self.half)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_abs_det_jacobian(x, y) + math.log(self.half)
 
 
 class MaskedCategorical(Categorical):

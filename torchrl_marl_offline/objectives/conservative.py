@@ -86,7 +86,7 @@ class CQL(TD):
         low, high = bounds_of(policy, "CQL")
         shape = (*mode.shape[:-3], self.num_random, *mode.shape[-2:])
         uniform = low + (high - low) * uniform_like(mode.expand(shape))
-        volume = torch.zeros_like(uniform) + torch.as_tensor(high - low, dtype=mode.dtype, device=mode.device).log()
+        volume = (torch.zeros_like(uniform) + (high - low)).log()
         shape = (*mode.shape[:-3], self.num_policy, *mode.shape[-2:])
         own, log_prob = shifted_sample(policy, normal_like(mode.expand(shape)))
         return torch.cat([uniform, own], -3), torch.cat([-volume.sum(-1), log_prob], -2)
