@@ -61,7 +61,7 @@ class HandWritten:
         self.optimizer = torch.optim.Adam(trained, lr=lr, fused=True)
         self.targets = [*groups["target_qvalue_network_params"], *self.target_mixer]
         self.sources = [t.detach() for t in (*groups["qvalue_network_params"], *self.mixer)]
-        self.ids = torch.eye(size.spec.n_agents).expand(size.batch_size, -1, -1)
+        self.ids = torch.eye(size.spec.n_agents, device=trained[0].device).expand(size.batch_size, -1, -1)
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the critic's, the value's and the actor's loss."""

@@ -84,9 +84,14 @@ def _warm_up(play: Play, count: int | None, seconds: float | None, multiple: int
 def _elapsed(play: Play, count: int, clock: Callable[[], float]) -> float:
     started = clock()
     play(count)
+    wait_for_gpu()
+    return clock() - started
+
+
+def wait_for_gpu() -> None:
+    """Wait until a GPU, where one is used, is through with its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    return clock() - started
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

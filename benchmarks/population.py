@@ -3,10 +3,12 @@
     python benchmarks/population.py --json population.json
     python benchmarks/population.py --members 1 8 32 --compiled
     python benchmarks/population.py --at-once 1 2 4 8 16 32 --compiled    # members of one computation
+    python benchmarks/population.py --device cuda --size paper --members 64 256 --compiled --repeats 1
 
 A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
 runs and populations are measured as they stand and compiled, on as many threads; and, with ``--processes``, as many
-single runs of one thread at the same time as there are cores.
+single runs of one thread at the same time as there are cores. The share is of what a large matrix product reaches. A
+population that does not fit a GPU is left out, and named.
 
 With ``--at-once``, a population of 32, or of each ``--members``, goes through the computation in groups of at most so
 many members; the sizes of groups take turns, and nothing else is measured.
@@ -14,6 +16,7 @@ many members; the sizes of groups take turns, and nothing else is measured.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import warnings
@@ -21,13 +24,25 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 import torch
-from measuring import alternate, benchmark_parser, fresh_process, markdown, report, spread, times, with_spread
+from measuring import (
+    alternate,
+    benchmark_parser,
+    fresh_process,
+    markdown,
+    report,
+    spread,
+    times,
+    wait_for_gpu,
+    with_spread,
+)
 from sizes import SIZES, random_transitions
-from step import TRANSITIONS, build_loss, make_trainer, update
+from step import TRANSITIONS, build_loss, flop_of, make_trainer, matrix_peak, update
 
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+from torchrl_marl_offline.training.gradients import PRECISIONS, Precision
 from torchrl_marl_offline.training.population import equal_groups
 
+WAIT_EVERY = 50
 LABELS = {"off": "as it stands", "on": "compiled"}
 ALONE = """
 import json, sys, time, warnings
@@ -40,10 +55,19 @@ print(json.dumps(single_rate(name, compile, float(seconds), float(ready))))
 """
 
 
-def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0) -> dict[str, float]:
+def single_rate(
+    name: str,
+    compile: str,
+    seconds: float,
+    begin_at: float = 0.0,
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+) -> dict[str, float]:
     """Return the updates a second of one run over ``seconds``; it begins at a moment that several can share."""
     size = SIZES[name]
-    trainer = make_trainer(size, random_transitions(size.spec, TRANSITIONS), compile=compile)
+    data = random_transitions(size.spec, TRANSITIONS)
+    trainer = make_trainer(size, data, compile=compile, device=device, precision=precision)
     for _ in range(5):
         update(trainer)
     late = time.time() - begin_at
@@ -53,24 +77,43 @@ def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0) 
     return {"rate": _rate(lambda: update(trainer), seconds)}
 
 
-def population_trainer(name: str, members: int, compile: str, at_once: int | None = None) -> PopulationTrainer:
+def population_trainer(
+    name: str,
+    members: int,
+    compile: str,
+    *,
+    at_once: int | None = None,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    **settings: Any,
+) -> PopulationTrainer:
     """Return the trainer of a population with seeds 0, 1, ..., ready for its first step."""
     size = SIZES[name]
     data = random_transitions(size.spec, TRANSITIONS)
-    losses = {f"seed={seed}": build_loss(size, seed=seed) for seed in range(members)}
+    losses = {f"seed={seed}": build_loss(size, seed=seed, device=device, **settings) for seed in range(members)}
     keys = losses["seed=0"].in_keys
-    buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=range(members), keys=keys)
-    options = {"compile": compile, "members_at_once": at_once, "progress": False}
+    seeds = range(members)
+    buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=seeds, device=device, keys=keys)
+    options = {"compile": compile, "members_at_once": at_once, "precision": precision, "progress": False}
     trainer = PopulationTrainer(losses, buffer, steps=10**9, **options)
     trainer._prepare()
     return trainer
 
 
-def population_rate(name: str, members: int, compile: str, seconds: float) -> dict[str, Any]:
-    """Return the member updates a second of a population, and its first step's seconds."""
-    trainer = population_trainer(name, members, compile)
+def population_rate(name: str, members: int, compile: str, seconds: float, **options: Any) -> dict[str, Any]:
+    """Return the member updates a second of a population, and its first step's seconds.
+
+    Args:
+        name: of the size.
+        members: how many.
+        compile: as in :class:`PopulationTrainer`.
+        seconds: how long it is measured.
+        **options: of :func:`population_trainer`.
+    """
+    trainer = population_trainer(name, members, compile, **options)
     first = _first_step(trainer)
-    update(trainer)
+    for _ in range(4 if torch.cuda.is_initialized() else 1):  # the last of four is captured as a CUDA graph
+        update(trainer)
     return {"rate": members * _rate(lambda: update(trainer), seconds), "first_seconds": first}
 
 
@@ -81,7 +124,7 @@ def compare_groups(
     plays, rows = {}, []
     for compile in forms:
         for count in at_once:
-            trainer = population_trainer(name, members, compile, count)
+            trainer = population_trainer(name, members, compile, at_once=count)
             row = {"members": members, "at_once": count, "computations": len(equal_groups(members, count))}
             rows.append(row | {"compile": compile, "first_seconds": _first_step(trainer)})
             plays[count, compile] = times(lambda trainer=trainer: update(trainer))
@@ -105,14 +148,19 @@ def groups_table(rows: list[dict[str, Any]]) -> str:
 def _first_step(trainer: PopulationTrainer) -> float:
     began = time.perf_counter()
     update(trainer)
+    wait_for_gpu()
     return time.perf_counter() - began
 
 
 def _rate(step: Any, seconds: float) -> float:
+    wait_for_gpu()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         step()
         count += 1
+        if count % WAIT_EVERY == 0:
+            wait_for_gpu()  # else the host runs ahead of the clock
+    wait_for_gpu()
     return count / (time.perf_counter() - began)
 
 
@@ -153,6 +201,8 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
     parser.add_argument("--at-once", type=int, nargs="+", default=[], help="members of one computation")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; not of --processes and --at-once")
+    parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
@@ -168,12 +218,13 @@ def main() -> None:
         measure_groups(parser, args)
         return
     args.members = args.members or [2**k for k in range(10)]
+    where = {"device": args.device, "precision": args.precision}
     rows: list[dict[str, Any]] = []
     forms = ["off"] if args.quick else ["off", "on"]
     for turn in range(args.repeats):
         for compile in forms:
             label = LABELS[compile]
-            one = single_rate(args.size, compile, args.seconds)["rate"]
+            one = single_rate(args.size, compile, args.seconds, **where)["rate"]
             rows.append({"what": f"single run, {label}", "rate": one})
             print(f"turn {turn}: {rows[-1]['what']}: {one:.1f} updates a second", flush=True)
             if args.processes:
@@ -182,7 +233,12 @@ def main() -> None:
         for members in args.members:
             for compile in forms if args.compiled else ["off"]:
                 label = LABELS[compile]
-                found = population_rate(args.size, members, compile, args.seconds)
+                try:
+                    found = population_rate(args.size, members, compile, args.seconds, **where)
+                except torch.OutOfMemoryError:
+                    print(f"turn {turn}: population of {members}, {label}: not enough memory", flush=True)
+                    gc.collect()
+                    continue
                 rows.append({"what": f"population of {members}, {label}", "members": members} | found)
                 print(f"turn {turn}: {rows[-1]['what']}: {found['rate']:.1f} updates a second", flush=True)
                 torch.compiler.reset()
@@ -190,15 +246,17 @@ def main() -> None:
     for row in rows:
         grouped.setdefault(row["what"], []).append(row["rate"])
     base = spread(grouped["single run, as it stands"])["median"]
-    cells = []
+    size = SIZES[args.size]
+    flop = flop_of(size, random_transitions(size.spec, TRANSITIONS))
+    peak, cells = matrix_peak(args.device, args.precision), []
     for what, found in grouped.items():
         rate = spread(found)
         extremes = f"{min(found):.1f} to {max(found):.1f}"
-        cells.append(
-            [what, f"{rate['median']:.1f} ({extremes})", f"{1e3 / rate['median']:.2f}", f"{rate['median'] / base:.2f}"]
-        )
-    print(markdown(["", "updates a second, all members", "ms an update", "× single run"], cells))
-    report(args.json, rows, size=args.size, seconds=args.seconds, threads=threads)
+        each = f"{1e3 / rate['median']:.2f}", f"{rate['median'] / base:.2f}", f"{flop * rate['median'] / peak:.0%}"
+        cells.append([what, f"{rate['median']:.1f} ({extremes})", *each])
+    print(markdown(["", "updates a second, all members", "ms an update", "× single run", "of matrix peak"], cells))
+    settings = {"size": args.size, "seconds": args.seconds, "threads": threads, "gflop": flop / 1e9}
+    report(args.json, rows, **settings, matrix_peak=peak, **where)
 
 
 if __name__ == "__main__":

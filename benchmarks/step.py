@@ -3,10 +3,12 @@
     python benchmarks/step.py --json step.json
     python benchmarks/step.py --sizes paper --precisions fp32 bf16
     python benchmarks/step.py --combinations        # all 24 of the axes, as they stand and compiled
+    python benchmarks/step.py --device cuda --precisions fp32 tf32 bf16
 
 The forms of one size alternate in one process: the library's step as it stands and compiled, the same mathematics
-written by hand (``hand_written.py``; checked to give the same losses before the clock starts), and that compiled. FLOP
-are those of the matrix products; their share is of what a large product reaches in the same run.
+written by hand (``hand_written.py``; checked to give the same losses before the clock starts), and that compiled. On a
+GPU, compiled steps are one CUDA graph each; beside them stands one that is compiled but not captured. FLOP are those of
+the matrix products; their share is of what a large product of the same precision reaches in the same run.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hand_written import HandWritten, gather
-from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
+from measuring import alternate, benchmark_parser, markdown, report, spread, times, wait_for_gpu, with_spread
 from sizes import SIZES, Size, random_transitions
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
 from torchrl_marl_offline.methods import make_loss
-from torchrl_marl_offline.training.gradients import CompiledGradients
+from torchrl_marl_offline.training.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
 
 SETTINGS = {"temperature": 3.0, "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
 TRANSITIONS = 20_000
@@ -33,21 +37,42 @@ RULES = ("td", "sarsa", "iql")
 EXTRACTIONS = ("awr", "brac")
 
 
-def build_loss(size: Size, *, algorithm: str = "recipe", seed: int = 0, **settings: Any) -> OfflineMARLLoss:
+@dataclass(frozen=True)
+class Form:
+    """How the library takes a step."""
+
+    label: str
+    compile: str
+    precision: Precision
+    captured: bool = True
+
+
+def build_loss(
+    size: Size, *, algorithm: str = "recipe", seed: int = 0, device: str = "cpu", **settings: Any
+) -> OfflineMARLLoss:
     """Return an algorithm's loss with networks of this size, always the same; the recipe with ``SETTINGS``."""
     torch.manual_seed(seed)
     shared = SETTINGS if algorithm == "recipe" else {}
-    return make_loss(size.spec, algorithm=algorithm, hidden=size.hidden, **{**shared, **settings})
+    return make_loss(size.spec, algorithm=algorithm, hidden=size.hidden, **{**shared, **settings}).to(device)
 
 
 def make_trainer(
-    size: Size, data: OfflineDataset, *, compile: str, precision: str = "fp32", **settings: Any
+    size: Size,
+    data: OfflineDataset,
+    *,
+    compile: str,
+    precision: str = "fp32",
+    device: str = "cpu",
+    captured: bool = True,
+    **settings: Any,
 ) -> Trainer:
-    """Return a trainer whose ``_update`` is the step."""
-    loss = build_loss(size, **settings)
-    buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, keys=loss.in_keys)
+    """Return a trainer whose ``_update`` is the step; ``captured``: on a GPU, compiled, as one CUDA graph."""
+    loss = build_loss(size, device=device, **settings)
+    buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, device=device, keys=loss.in_keys)
     trainer = Trainer(loss, buffer, steps=10**9, compile=compile, precision=precision, progress=False)
     trainer._prepare()
+    if not captured:
+        trainer._step_on = trainer._take_step
     return trainer
 
 
@@ -57,21 +82,23 @@ def update(trainer: Trainer) -> None:
     trainer._window.clear()
 
 
-def hand_written(size: Size, data: OfflineDataset, *, compiled: bool) -> Any:
+def hand_written(size: Size, data: OfflineDataset, *, compiled: bool, device: str = "cpu") -> Any:
     """Return a step by hand that starts as the library's does."""
-    loss = build_loss(size)
+    loss = build_loss(size, device=device)
     settings = {name: SETTINGS[name] for name in ("gamma", "expectile", "temperature")}
     run = HandWritten(loss, size, **settings)
-    batch = data.replay_buffer(batch_size=size.batch_size, seed=0).sample()
+    batch = data.replay_buffer(batch_size=size.batch_size, seed=0, device=device).sample()
     ours = loss(batch)
-    own = run.losses(gather(batch, torch.arange(size.batch_size)))
+    own = run.losses(gather(batch, torch.arange(size.batch_size, device=device)))
     for name, value in zip(("loss_qvalue", "loss_value", "loss_actor"), own):
         torch.testing.assert_close(value, ours[name], rtol=1e-4, atol=1e-5)
     if compiled:
         run.losses = torch.compile(run.losses, fullgraph=True)
 
+    there = data.data.to(device)
+
     def step() -> None:
-        run.step(gather(data.data, torch.randint(TRANSITIONS, (size.batch_size,))))
+        run.step(gather(there, torch.randint(TRANSITIONS, (size.batch_size,), device=device)))
 
     return step
 
@@ -87,42 +114,52 @@ def flop_of(size: Size, data: OfflineDataset, **settings: Any) -> int:
     return counter.get_total_flops()
 
 
-def matrix_peak() -> float:
+def matrix_peak(device: str = "cpu", precision: Precision = "fp32") -> float:
     """Return the FLOP/s that a large product reaches."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    side = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+    if precision == "bf16":
+        a, b = a.bfloat16(), b.bfloat16()
     best = float("inf")
-    for _ in range(40):  # the best of many: other jobs may run beside it
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best
+    with in_precision(precision, a.device):
+        for _ in range(40):  # the best of many: other jobs may run beside it
+            wait_for_gpu()
+            began = time.perf_counter()
+            a @ b
+            wait_for_gpu()
+            best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
 
 
-def compare_forms(name: str, threads: int, precisions: list[str], repeats: int, quick: bool) -> list[dict[str, Any]]:
+def compare_forms(
+    name: str, threads: int, precisions: list[Precision], repeats: int, quick: bool, device: str
+) -> list[dict[str, Any]]:
     """Measure the recipe in every form at one size."""
     size, data = SIZES[name], random_transitions(SIZES[name].spec, TRANSITIONS)
     torch.set_num_threads(threads)
-    steps: dict[str, Any] = {"hand-written": hand_written(size, data, compiled=False)}
-    warm: dict[str, float] = {}
-    forms = [("as it stands", "off", "fp32")]
+    steps: dict[str, Any] = {"hand-written": hand_written(size, data, compiled=False, device=device)}
+    precision_of: dict[str, Precision] = {}
+    forms = [Form("as it stands", "off", "fp32")]
     if not quick:
-        steps["hand-written, compiled"] = hand_written(size, data, compiled=True)
-        forms += [(f"compiled, {p}" if p != "fp32" else "compiled", "on", p) for p in precisions]
-    for label, compile, precision in forms:
-        trainer = make_trainer(size, data, compile=compile, precision=precision)
-        steps[label] = lambda trainer=trainer: update(trainer)
-    for label, step in steps.items():
-        began = time.perf_counter()
-        step()
-        warm[label] = time.perf_counter() - began
+        steps["hand-written, compiled"] = hand_written(size, data, compiled=True, device=device)
+        if device != "cpu":
+            forms.append(Form("compiled, not captured", "on", "fp32", captured=False))
+        forms += [Form(f"compiled, {p}" if p != "fp32" else "compiled", "on", p) for p in precisions]
+    for form in forms:
+        options = {"compile": form.compile, "precision": form.precision, "captured": form.captured}
+        trainer = make_trainer(size, data, device=device, **options)
+        steps[form.label] = lambda trainer=trainer: update(trainer)
+        precision_of[form.label] = form.precision
+    warm = {label: _first_seconds(step) for label, step in steps.items()}
     found = alternate(
         {label: times(step) for label, step in steps.items()}, repeats=repeats, count=1 if name == "paper" else 5
     )
-    flop, peak = flop_of(size, data), matrix_peak()
+    flop = flop_of(size, data)
+    peaks = {precision: matrix_peak(device, precision) for precision in {"fp32", *precision_of.values()}}
     rows = []
     for label, seconds in found.items():
         ms = spread([1e3 * s for s in seconds])
-        reached = flop / (ms["median"] / 1e3)
+        reached, peak = flop / (ms["median"] / 1e3), peaks[precision_of.get(label, "fp32")]
         rows.append(
             {"size": name, "threads": threads, "form": label, "ms": ms, "first_seconds": warm[label]}
             | {"gflop": flop / 1e9, "gflop_per_second": reached / 1e9, "share_of_peak": reached / peak}
@@ -130,7 +167,18 @@ def compare_forms(name: str, threads: int, precisions: list[str], repeats: int, 
     return rows
 
 
-def compare_combinations(name: str, threads: int, compiled: bool, repeats: int) -> list[dict[str, Any]]:
+def _first_seconds(step: Callable[[], None]) -> float:
+    """Return how long a step takes that compiles; a CUDA graph is captured in the next."""
+    began = time.perf_counter()
+    step()
+    wait_for_gpu()
+    seconds = time.perf_counter() - began
+    for _ in range(4 if torch.cuda.is_initialized() else 0):
+        step()
+    return seconds
+
+
+def compare_combinations(name: str, threads: int, compiled: bool, repeats: int, device: str) -> list[dict[str, Any]]:
     """Measure all 24 combinations of the axes at one size."""
     size, data = SIZES[name], random_transitions(SIZES[name].spec, TRANSITIONS)
     torch.set_num_threads(threads)
@@ -139,7 +187,7 @@ def compare_combinations(name: str, threads: int, compiled: bool, repeats: int) 
         axes = {"decomposition": decomposition, "value_learning": rule, "extraction": extraction}
         plays = {}
         for compile in ("off", "on") if compiled else ("off",):
-            trainer = make_trainer(size, data, compile=compile, **axes)
+            trainer = make_trainer(size, data, compile=compile, device=device, **axes)
             plays[compile] = times(lambda trainer=trainer: update(trainer))
         found = alternate(plays, repeats=repeats, count=1 if name == "paper" else 5)
         flop = flop_of(size, data, **axes)
@@ -161,7 +209,8 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--combinations", action="store_true")
     parser.add_argument("--compiled", action="store_true", help="combinations: compiled, too (half a minute each)")
     parser.add_argument("--repeats", type=int, default=40)
@@ -171,9 +220,9 @@ def main() -> None:
     rows = []
     for name, threads in itertools.product(args.sizes[:1] if args.quick else args.sizes, args.threads):
         if args.combinations:
-            rows += compare_combinations(name, threads, args.compiled, repeats)
+            rows += compare_combinations(name, threads, args.compiled, repeats, args.device)
             continue
-        found = compare_forms(name, threads, args.precisions, repeats, args.quick)
+        found = compare_forms(name, threads, args.precisions, repeats, args.quick, args.device)
         rows += found
         hand = next(row["ms"]["median"] for row in found if row["form"] == "hand-written")
         cells = [
@@ -188,9 +237,8 @@ def main() -> None:
             for row in found
         ]
         header = ["form", "ms a step", "× hand-written", "GFLOP/s", "of matrix peak", "first step"]
-        print(
-            f"\n{name}, {threads} threads, {found[0]['gflop']:.2f} GFLOP a step\n{markdown(header, cells)}", flush=True
-        )
+        title = f"{name}, {args.device}, {threads} threads, {found[0]['gflop']:.2f} GFLOP a step"
+        print(f"\n{title}\n{markdown(header, cells)}", flush=True)
     if args.combinations:
         forms = ["off", "on"] if args.compiled else ["off"]
         cells = [
@@ -200,7 +248,7 @@ def main() -> None:
         ]
         header = ["size", "decomposition", "value learning", "extraction", "GFLOP", "as it stands, ms", "compiled, ms"]
         print(markdown(header[: 5 + len(forms)], cells))
-    report(args.json, rows)
+    report(args.json, rows, device=args.device)
 
 
 if __name__ == "__main__":

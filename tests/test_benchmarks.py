@@ -97,3 +97,30 @@ def test_a_population_is_measured_in_groups(script):
     rows = population.compare_groups("small", 3, [1, 2, 3], ["off"], seconds=0.01, repeats=1)
     assert [(row["at_once"], row["computations"]) for row in rows] == [(1, 3), (2, 2), (3, 1)]
     assert all(row["ms"]["median"] > 0 for row in rows)
+
+
+def test_the_hours_of_a_study_count_every_run_once(script):
+    study_hours = script("study_hours")
+    runs = study_hours.expand(study_hours.read_study(study_hours.FIGURE_7))
+    kinds = study_hours.kinds_of(runs)
+    assert len(kinds) == 24 and sum(len(kind) for kind in kinds) == len(runs) == 16_384
+    assert {kind[0].method for kind in kinds} == {run.method for run in runs}
+    for kind in kinds:
+        assert len({run.name for run in kind}) == len(kind) and len({run.method for run in kind}) == 1
+        assert len(kind) == (1_024 if "iql" in kind[0].method else 512)  # two expectiles
+    assert "temperature" in study_hours.settings_of(kinds[0][0]) and "hidden" not in study_hours.settings_of(
+        kinds[0][0]
+    )
+    assert study_hours.hours(512 * 500_000, 1_000.0) == pytest.approx(71.1, abs=0.02)
+
+
+def test_what_is_compiled_is_measured_in_each_of_its_forms(script):
+    step = script("step")
+    trainer = step.make_trainer(
+        step.SIZES["small"], step.random_transitions(step.SIZES["small"].spec, 500), compile="off"
+    )
+    before = {name: p.detach().clone() for name, p in trainer.loss.named_parameters() if p.requires_grad}
+    assert step._first_seconds(lambda: step.update(trainer)) > 0
+    assert all(not p.equal(before[name]) for name, p in trainer.loss.named_parameters() if name in before)
+    assert trainer.step == 1 and len(trainer._window) == 0
+    assert step.matrix_peak("cpu", "bf16") > 0
