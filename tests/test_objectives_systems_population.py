@@ -18,6 +18,7 @@ from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
 SEEDS, RATES = (4, 9), (1e-3, 2e-3)
 SETTINGS = {  # of each of two members
+    "recipe": ({"temperature": 1.0, "expectile": 0.7}, {"temperature": 3.0, "expectile": 0.9}),
     "td3_bc": ({"alpha": 2.5}, {"alpha": 1.0}),
     "b3c": ({"alpha": 2.5, "max_next_value": 0.2}, {"alpha": 10.0, "max_next_value": 0.1}),
     "cql": ({"min_q_weight": 0.5}, {"min_q_weight": 5.0}),
@@ -35,6 +36,7 @@ RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, Fa
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
 RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": True}, True)]  # by default the other way round
 RUNS += [("omiga", {"decomposition": "mixer", "batch_norm": True}, False)]
+RUNS += [("recipe", {"batch_norm": True, "distribution": "tanh_gaussian"}, False)]
 RUNS += [("omsd", {"batch_norm": True}, False)]  # whose critic is the team's
 
 

@@ -171,13 +171,13 @@ def test_a_methods_settings_on_a_dataset_win_over_all(tmp_path):
     study = small(
         tmp_path,
         study="gamma = 0.5\nseeds = 1\nlr = 1",
-        mix="gamma = 0.7\non.spread = { gamma = 0.8, max_next_value = -3 }",
+        mix="gamma = 0.7\non.spread = { gamma = 0.8, min_q_weight = 3 }",
         spread='task = "mpe/simple_spread"\nsettings = { gamma = 0.6, lr = 2 }',
         more='[datasets.other]\ntask = "mpe/simple_spread"\n[methods.cql]\nalgorithm = "cql"\n[grid]\ngamma = [0.1]',
     )
     mix = study.methods[0]
-    assert mix.on == {"spread": {"gamma": 0.8, "max_next_value": -3.0}}
-    with pytest.raises(StudyError, match=r"\[methods.mix\] sets 'max_next_value', but recipe has none; leave it out"):
+    assert mix.on == {"spread": {"gamma": 0.8, "min_q_weight": 3.0}}
+    with pytest.raises(StudyError, match=r"\[methods.mix\] sets 'min_q_weight', but recipe has none; leave it out"):
         expand(study)
     study = replace(study, methods=(replace(mix, on={"spread": {"gamma": 0.8}}), study.methods[1]))
     found = [(run.dataset, run.method, run.settings["gamma"], run.settings["lr"]) for run in expand(study)]

@@ -40,6 +40,7 @@ def make_parts(
     spec: TaskSpec,
     *,
     decomposition: Decomposition = "independent",
+    frozen: bool = False,
     num_heads: int = 2,
     svn: bool = False,
     heads: Literal["all", "min"] = "all",
@@ -54,11 +55,12 @@ def make_parts(
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian",
     scale: float | Literal["learned", "state_dependent"] = "learned",
 ) -> Parts:
-    """Draw the networks that a system of the field needs.
+    """Draw the networks that a method needs.
 
     Args:
         spec: the task's sizes.
         decomposition: how the team's value is made of the agents' values; see :func:`make_critic`.
+        frozen: leave the mixer at its random initial parameters (an ablation).
         num_heads: critic heads.
         svn: :class:`ScaleInvariantValueNorm` on the critic's loss.
         heads: train all critic heads, or at each row the smallest alone.
@@ -78,7 +80,7 @@ def make_parts(
     batch_norm = not spec.discrete if batch_norm is None else batch_norm
     valued = {"decomposition": decomposition, "layer_norm": layer_norm, "batch_norm": batch_norm} | network
     actor = make_actor(spec, distribution=distribution, scale=scale, batch_norm=batch_norm, **network)
-    critic = make_critic(spec, num_heads=num_heads, **valued)
+    critic = make_critic(spec, frozen=frozen, num_heads=num_heads, **valued)
     options = {"heads": heads, "team_reward": team_reward, "max_next_value": max_next_value}
     options["value_norm"] = ScaleInvariantValueNorm() if svn else None
     return Parts(spec, actor, critic, lambda: make_value(spec, **valued), network, options)

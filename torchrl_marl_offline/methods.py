@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.method_parts import Parts, builds
 from torchrl_marl_offline.method_systems import (
     make_b3c,
     make_bcq,
@@ -19,8 +20,6 @@ from torchrl_marl_offline.method_systems import (
     make_td3_bc,
 )
 from torchrl_marl_offline.modules.actors import make_actor
-from torchrl_marl_offline.modules.critics import Decomposition, make_critic, make_value
-from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 from torchrl_marl_offline.objectives.presets import BehaviourCloning
@@ -43,20 +42,19 @@ SIGNED_SETTINGS = ("max_next_value", "sampler_loc")
 """Settings that may be below 0."""
 
 
+@builds(
+    decomposition="mixer",
+    svn=True,
+    hidden=(512, 512, 512, 512),
+    activation="gelu",
+    layer_norm=True,
+    distribution="gaussian",
+)
 def make_recipe(
-    spec: TaskSpec,
+    parts: Parts,
     *,
-    decomposition: Decomposition = "mixer",
-    frozen: bool = False,
     value_learning: Literal["td", "sarsa", "iql"] = "iql",
     extraction: Literal["awr", "brac"] = "awr",
-    svn: bool = True,
-    heads: Literal["all", "min"] = "all",
-    team_reward: Literal["mean", "sum"] = "mean",
-    gamma: float = 0.99,
-    hidden: Sequence[int] = (512, 512, 512, 512),
-    share_params: bool = True,
-    scale: float | Literal["learned", "state_dependent"] = "learned",
     temperature: float = 10.0,
     advantage: Literal["joint", "local"] = "joint",
     alpha: float = 1.0,
@@ -82,18 +80,9 @@ def make_recipe(
     mixer, which is ``frozen`` here.
 
     Args:
-        spec: the task's sizes.
-        decomposition: how the team's value is made of the agents' values; see :func:`make_critic`.
-        frozen: leave the mixer at its random initial parameters (an ablation).
+        parts: networks and options, of :func:`~torchrl_marl_offline.method_parts.make_parts`' settings.
         value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`.
         extraction: :class:`AWR` or :class:`BRAC`.
-        svn: :class:`ScaleInvariantValueNorm` on the critic's loss.
-        heads: train both critic heads, or at each row the smaller alone.
-        team_reward: mean or sum of the agents' rewards.
-        gamma: discount.
-        hidden: widths of the hidden layers of all networks.
-        share_params: agents share parameters.
-        scale: the Gaussian's standard deviation; see :func:`make_actor`.
         temperature: of :class:`AWR`.
         advantage: of :class:`AWR`.
         alpha: of :class:`BRAC`.
@@ -107,17 +96,14 @@ def make_recipe(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
-    network = {"decomposition": decomposition, "hidden": hidden, "share_params": share_params}
     return OfflineMARLLoss(
-        make_actor(spec, hidden=hidden, share_params=share_params, scale=scale),
-        make_critic(spec, frozen=frozen, **network),
-        make_value(spec, **network) if value_learning == "iql" else None,
+        parts.actor,
+        parts.critic,
+        parts.value() if value_learning == "iql" else None,
         value_learning=rules[value_learning](),
         extraction=extractions[extraction](),
-        value_norm=ScaleInvariantValueNorm() if svn else None,
-        heads=heads,
-        team_reward=team_reward,
-    ).make_value_estimator(gamma=gamma)
+        **parts.options,
+    )
 
 
 def make_cloning(
@@ -156,8 +142,8 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
     Args:
         spec: the task's sizes.
         algorithm: its name.
-        **settings: of the algorithm; see :func:`make_recipe`, :func:`make_cloning`, and for the systems of the field
-            :func:`~torchrl_marl_offline.method_parts.make_parts` and their presets; :func:`settings_of` lists them.
+        **settings: of the algorithm: its builder's, such as :func:`make_recipe`'s, and but for :func:`make_cloning`
+            those of :func:`~torchrl_marl_offline.method_parts.make_parts`; :func:`settings_of` lists them.
 
     Raises:
         ValueError: for an unknown algorithm, or a setting that it does not have.
