@@ -11,6 +11,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # torch's compiler, when imported
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # its advice
 ]
 AXES = [
     {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr"},

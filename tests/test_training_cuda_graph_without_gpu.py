@@ -10,8 +10,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.optim import SGD, Adam
+from torchrl.objectives import HardUpdate, SoftUpdate
+from training_toys import make_trainer
 
 from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
+from torchrl_marl_offline.training.optimizer import can_be_captured, marked_capturable
 
 
 class Recorded:
@@ -104,3 +108,54 @@ def test_a_batch_of_another_form_is_refused_before_it_counts(step: Sum, other: T
     with pytest.raises(ValueError, match="one form only; use compile='off'"):
         graph(other)
     assert step.total.item() == 4
+
+
+PARAMETERS = [torch.nn.Parameter(torch.zeros(2))]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "possible"),
+    [
+        (Adam(PARAMETERS, fused=True), True),
+        (Adam(PARAMETERS, capturable=True), True),
+        (Adam(PARAMETERS), False),  # counts its steps on the host
+        (SGD(PARAMETERS, lr=0.1), True),  # counts none
+    ],
+)
+def test_which_optimizers_a_graph_can_hold(optimizer: torch.optim.Optimizer, possible: bool) -> None:
+    before = [dict(group) for group in optimizer.param_groups]
+    assert can_be_captured(optimizer) is possible
+    with marked_capturable(optimizer):
+        assert optimizer.param_groups[0].get("capturable", True) is True
+    assert [dict(group) for group in optimizer.param_groups] == before
+
+
+def test_the_mark_is_taken_back_after_an_error() -> None:
+    optimizer = Adam(PARAMETERS, fused=True)
+    with pytest.raises(RuntimeError, match="capture"), marked_capturable(optimizer):
+        raise RuntimeError("capture")
+    assert optimizer.param_groups[0]["capturable"] is False
+
+
+def test_the_optimizer_is_marked_while_it_is_captured_alone(step: Sum) -> None:
+    optimizer, marks = Adam(PARAMETERS, fused=True), []
+
+    def marking(batch: TensorDict) -> dict[str, Tensor]:
+        marks.append(optimizer.param_groups[0]["capturable"])
+        return step(batch)
+
+    graph = CudaGraphStep(marking, capturing=lambda: marked_capturable(optimizer), warm_up=2)
+    for value in range(4):
+        graph(batch(float(value)))
+    assert marks == [False, False, True] and optimizer.param_groups[0]["capturable"] is False
+
+
+def test_steps_that_count_in_python_are_not_captured() -> None:
+    plain = make_trainer()
+    for updater, alike in [(SoftUpdate(plain.loss, tau=0.1), True), (HardUpdate(plain.loss), False), (None, True)]:
+        plain.target_updater = updater
+        assert plain._steps_are_alike() is alike
+    plain.actor_every = 2
+    assert not plain._steps_are_alike()
+    plain.actor_every, plain.optimizer = 1, Adam(plain.loss.parameters())
+    assert not plain._steps_are_alike()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from tensordict import TensorDictBase
@@ -24,14 +25,22 @@ class CudaGraphStep:
         step: from a batch to metrics; it reads and writes the same tensors at every call, never waits for the device
             and changes nothing in Python.
         generators: on the device, beside torch's own, from which it draws.
+        capturing: entered around the capture.
         warm_up: calls before the capture.
 
     Raises:
         ValueError: a batch of another form than the first.
     """
 
-    def __init__(self, step: Step, *, generators: Sequence[torch.Generator] = (), warm_up: int = 3) -> None:
-        self._step, self._generators, self._left = step, generators, warm_up
+    def __init__(
+        self,
+        step: Step,
+        *,
+        generators: Sequence[torch.Generator] = (),
+        capturing: Callable[[], AbstractContextManager] = nullcontext,
+        warm_up: int = 3,
+    ) -> None:
+        self._step, self._generators, self._capturing, self._left = step, generators, capturing, warm_up
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: TensorDictBase | None = None
         self._signature: tuple | None = None
@@ -64,5 +73,5 @@ class CudaGraphStep:
         self._graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph):
+        with self._capturing(), torch.cuda.graph(self._graph):
             self._metrics = self._step(self._batch)

@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
-from torchrl.objectives import TargetNetUpdater
+from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
@@ -35,7 +36,7 @@ from torchrl_marl_offline.training.metrics import (
     trained_by_network,
 )
 from torchrl_marl_offline.training.online import OnlineReplay
-from torchrl_marl_offline.training.optimizer import default_optimizer
+from torchrl_marl_offline.training.optimizer import can_be_captured, default_optimizer, marked_capturable
 from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
@@ -102,9 +103,10 @@ class Trainer:
         resume_folder: the folder named in the advice on how to go on; by default ``output``.
         clip_grad_norm: largest norm of the whole gradient.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
-            (:class:`CompiledGradients`; on a GPU the whole step as one CUDA graph), the same numbers up to rounding;
-            ``"auto"``: whichever was measured to end the run sooner, its warm-up included. A mapping runs the loss's
-            forward alone through :func:`torch.compile` with these options.
+            (:class:`CompiledGradients`), the same numbers up to rounding, and on a GPU the whole step as one CUDA
+            graph, where the optimizer is fused or ``capturable`` (its learning rate stays as captured) and target
+            updates are soft; ``"auto"``: whichever was measured to end the run sooner, its warm-up included. A mapping
+            runs the loss's forward alone through :func:`torch.compile` with these options.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C.
         distributed: the processes that share the run, each with its share of every batch; see
@@ -396,8 +398,14 @@ class Trainer:
         if self._gradients is None:
             self._gradients = self._make_gradients(compiled=self.compile == "on")
         is_on_gpu = next(self.loss.parameters()).device.type == "cuda"
-        if self.compile == "on" and is_on_gpu and self.processes.count == 1 and self.actor_every == 1:
-            self._step_on = CudaGraphStep(self._take_step, generators=self._noise_generators())
+        if self.compile == "on" and is_on_gpu and self.processes.count == 1 and self._steps_are_alike():
+            capturing = partial(marked_capturable, self.optimizer)
+            self._step_on = CudaGraphStep(self._take_step, generators=self._noise_generators(), capturing=capturing)
+
+    def _steps_are_alike(self) -> bool:
+        """Say whether nothing in a step is counted in Python, so that a CUDA graph of one step is one of all."""
+        known = self.target_updater is None or isinstance(self.target_updater, SoftUpdate)
+        return known and self.actor_every == 1 and can_be_captured(self.optimizer)
 
     def _noise_generators(self) -> Sequence[torch.Generator]:
         """Return the generators, beside torch's own, that a step draws from."""

@@ -155,6 +155,9 @@ class PopulationTrainer(Trainer):
     def _noise_generators(self) -> Sequence[torch.Generator]:
         return self.buffer.noise_generators
 
+    def _steps_are_alike(self) -> bool:
+        return self.actor_every == 1
+
     def _make_gradient_norm(self) -> PopulationGradientNorm:
         return PopulationGradientNorm(self.population, self.clip_grad_norm)
 
