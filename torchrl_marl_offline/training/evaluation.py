@@ -150,37 +150,38 @@ def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list
     Returns:
         For each slot its episodes as (return, length, success), and whether the task has a signal of success.
     """
-    slots = env.batch_size[0]
+    slots, wanted = env.batch_size[0], quota.tolist()
     longest = getattr(env, "max_episode_steps", None)
     finished: list[list[EpisodeRow]] = [[] for _ in range(slots)]
-    finished_count = torch.zeros(slots, dtype=torch.int64)
+    missing, time, began = sum(wanted), 0, [0] * slots
     tensordict = env.reset()
     total = torch.zeros(slots, dtype=torch.float64, device=env.device)
-    length = torch.zeros(slots, dtype=torch.int64, device=env.device)
     succeeded = torch.zeros(slots, dtype=torch.bool, device=env.device)
     has_success = False
-    while (finished_count < quota).any():
+    while missing:
         tensordict = policy(tensordict)
         raise_on_illegal_action(tensordict)
         tensordict, following = env.step_and_maybe_reset(tensordict)
+        time += 1
+        if longest is not None and time - min(began) > longest:
+            raise RuntimeError(
+                f"An episode has run for more than env.max_episode_steps = {longest} steps without done."
+            )
         total += tensordict.get(next_key(REWARD)).double().mean(-2).squeeze(-1)  # [slots, n, 1] -> [slots]
-        length += 1
         success = tensordict.get(next_key(SUCCESS), None)
         if success is not None:
             has_success = True
             succeeded |= success.flatten(1).any(-1)
         done = tensordict.get(next_key(DONE)).flatten(1).any(-1)
-        for slot in done.nonzero().flatten().tolist():
-            if finished_count[slot] < quota[slot]:
-                finished[slot].append((total[slot].item(), length[slot].item(), succeeded[slot].item()))
-                finished_count[slot] += 1
-        if longest is not None and (length > longest).any():
-            raise RuntimeError(
-                f"An episode has run for more than env.max_episode_steps = {longest} steps without done."
-            )
-        total.masked_fill_(done, 0)
-        length.masked_fill_(done, 0)
-        succeeded.masked_fill_(done, False)
+        ended = done.nonzero().flatten()
+        if len(ended):  # the numbers of all of them at once, since a GPU is waited for each time
+            for slot, earned, won in zip(ended.tolist(), total[ended].tolist(), succeeded[ended].tolist()):
+                if len(finished[slot]) < wanted[slot]:
+                    finished[slot].append((earned, time - began[slot], won))
+                    missing -= 1
+                began[slot] = time
+            total.masked_fill_(done, 0)
+            succeeded.masked_fill_(done, False)
         tensordict = following
     return finished, has_success
 
