@@ -94,6 +94,7 @@ def run_jobs(
             file.write(json.dumps(row) + "\n")
             file.flush()
             found.append(row)
+    found.sort(key=lambda row: jobs.index(row["job"]))  # not in the order in which they ended
     return [row["job"] | row["result"] for row in found]
 
 
