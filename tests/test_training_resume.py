@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 from torchrl.checkpoint import CheckpointError
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.data import collect
+from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, OfflineMARLLoss
 from torchrl_marl_offline.training import (
+    BufferState,
     CheckpointManager,
     Trainer,
     TrainingFinished,
@@ -308,6 +311,22 @@ def test_a_checkpoint_of_another_network_or_dataset_is_refused(tmp_path):
     smaller.extend(make_buffer()[:32])
     with pytest.raises(CheckpointError, match="trained on 64 rows, this buffer has 32"):
         make_trainer(tmp_path, buffer=smaller).resume()
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(tmp_path):
+    there = make_trainer(tmp_path, steps=5, buffer=seeded_buffer())
+    state = BufferState(there.buffer)
+    of_a_gpu = state.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}  # the length of a GPU's
+    state.state_dict = lambda: of_a_gpu
+    there._buffer_state = lambda: state
+    there.train()
+    with pytest.raises(CheckpointError, match="another kind of device than 'cpu'; go on where the run was"):
+        make_trainer(tmp_path, buffer=seeded_buffer()).resume()
+
+
+def seeded_buffer():
+    data = TensorDict({"x": torch.rand(32, 4), "y": torch.rand(32, 1)}, [32])
+    return make_replay_buffer(data, batch_size=8, seed=0)
 
 
 def test_a_new_run_does_not_start_over_an_old_one(tmp_path):

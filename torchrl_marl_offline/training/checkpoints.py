@@ -23,6 +23,7 @@ from torchrl.checkpoint import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torchrl.data import ReplayBuffer
 
 _SUFFIX = ".torchrl"
@@ -162,12 +163,26 @@ class BufferState:
             raise ValueError("the buffer has a generator of its own in only one of the checkpoint and this run")
         self.buffer.sampler.load_state_dict(state["sampler"])
         if generator is not None:
-            generator.set_state(state["generator"].cpu())
+            restore_generator(generator, state["generator"])
 
     @property
     def _generator(self) -> Any:
         generator = getattr(self.buffer, "_rng", None)
         return getattr(self.buffer.sampler, "_rng", None) if generator is None else generator
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Let a generator go on from a state that was saved.
+
+    Raises:
+        ValueError: for a state of another kind of device, whose numbers this one cannot draw.
+    """
+    if state.numel() != generator.get_state().numel():
+        raise ValueError(
+            f"the checkpoint's random numbers are of another kind of device than {generator.device.type!r}; go on "
+            "where the run was, or start a new one from its policy"
+        )
+    generator.set_state(state.cpu())
 
 
 def find_damage(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, TRUNCATED
-from torchrl_marl_offline.training.checkpoints import BufferState
+from torchrl_marl_offline.training.checkpoints import BufferState, restore_generator
 from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class OnlineReplay:
             self._buffer.writer._cursor = self._files[0]["first"] % self.capacity
         for file in self._files:
             self._extend(self._read(file).data, file["episode"])
-        self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state["generator"])
         if self._offline is not None:
             BufferState(self._offline).load_state_dict(state["offline"])
 

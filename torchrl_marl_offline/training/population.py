@@ -17,6 +17,7 @@ from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.objectives.parts import COMPILED, part
+from torchrl_marl_offline.training.checkpoints import restore_generator
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import (
     Differentiated,
@@ -359,7 +360,7 @@ class PopulationBuffer:
             raise ValueError(f"the checkpoint was trained on {state['size']} rows, this buffer has {len(self)}")
         for name in ("generators", "noise_generators"):
             for generator, saved in zip(getattr(self, name), state[name], strict=True):
-                generator.set_state(saved.cpu())
+                restore_generator(generator, saved)
 
     def member(self, index: int) -> ReplayBuffer:
         """Return an ordinary buffer over the same data that goes on with a member's minibatches."""
