@@ -1,4 +1,4 @@
-"""Which operations of a step would let the host wait for a GPU, seen without one."""
+"""Which operations of a step would let the host wait for a GPU, or fail there, seen without one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ FROM_THE_HOST = ("lift_fresh", "lift_fresh_copy")
 
 COPIES = ("tolist", "cpu", "numpy", "__array__")
 """Called in Python, and no operation where the tensor is on the CPU already."""
+FACTORIES = {torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.eye, torch.linspace}
+FACTORIES |= {torch.rand, torch.randn, torch.randint, torch.randperm}
+"""What they make lies on the CPU unless they are told a device; beside tensors of a GPU it is an error."""
+NO_DEVICE = " on no device"
+"""After the name of such a call."""
 
 
 class _Calls(TorchFunctionMode):
@@ -28,7 +33,10 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if (name := getattr(function, "__name__", "")) in COPIES:
             self.found.add(name)
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if function in FACTORIES and (kwargs or {}).get("device") is None and result.dim() and len(result):
+            self.found.add(f"{name}{NO_DEVICE}")
+        return result
 
 
 class HostWaits(TorchDispatchMode):

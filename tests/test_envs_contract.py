@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_waits import NO_DEVICE, HostWaits
 from torchrl.envs import check_env_specs
 
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TaskSpec
@@ -34,6 +35,16 @@ VMAS = [task for task in list_tasks() if task.startswith("vmas/")]
 
 def _short(task, max_steps):
     return {} if task in FIXED_LENGTH else {"max_steps": max_steps}
+
+
+@pytest.mark.parametrize(("task", "options"), [task for task in TASKS if task[0].startswith(("mpe/", "games/"))])
+def test_tensors_are_made_where_the_environment_is(task, options):
+    env = make_env(task, num_envs=3, seed=0, **_short(task, 3), **options)
+    with HostWaits() as waits:
+        following = env.reset()
+        for _ in range(5):
+            following = env.step_and_maybe_reset(env.rand_action(following))[1]
+    assert len(waits.names) > 5 and not [name for name in waits.found if name.endswith(NO_DEVICE)]
 
 
 contract = pytest.mark.parametrize(("task", "options"), TASKS, ids=IDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrl_marl_offline import PopulationBuffer, PopulationTrainer, Trainer, collect, make_env, make_loss
+from torchrl_marl_offline import PopulationBuffer, PopulationTrainer, Trainer, collect, evaluate, make_env, make_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,13 +33,13 @@ def build(data, seed: int, **axes):
 def trainer_of(data, axes, **options) -> Trainer:
     loss = build(data, 0, **axes)
     buffer = data.replay_buffer(batch_size=64, seed=0, device="cuda", keys=loss.in_keys)
-    return Trainer(loss, buffer, steps=30, progress=False, **options)
+    return Trainer(loss, buffer, **{"steps": 30, "progress": False} | options)
 
 
 def population_of(data, axes, **options) -> PopulationTrainer:
     losses = {f"{seed}": build(data, seed, **axes) for seed in range(3)}
     buffer = PopulationBuffer(data.data, batch_size=64, seeds=range(3), device="cuda", keys=losses["0"].in_keys)
-    return PopulationTrainer(losses, buffer, steps=30, progress=False, **options)
+    return PopulationTrainer(losses, buffer, **{"steps": 30, "progress": False} | options)
 
 
 @pytest.mark.parametrize("make", [trainer_of, population_of])
@@ -71,3 +71,26 @@ def test_a_step_never_waits_for_the_device(data, axes, make, compile):
             trainer._update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("make", [trainer_of, population_of])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_run_that_stopped_goes_on_with_the_same_numbers(data, make, compile, tmp_path):
+    whole = make(data, AXES[1], compile=compile)  # which seeds, so that the noise is the same
+    whole.train()
+    make(data, AXES[1], compile=compile, steps=15, output=tmp_path).train()
+    resumed = make(data, AXES[1], compile=compile, output=tmp_path)
+    assert resumed.resume() == 15
+    resumed.train()
+    found = dict(resumed._named_parameters())
+    for name, expected in whole._named_parameters():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_policies_are_evaluated_in_environments_there(data):
+    env = make_env(data.spec.task, num_envs=6, device="cuda")
+    alone, population = trainer_of(data, AXES[0]), population_of(data, AXES[0])
+    one = evaluate(alone.loss.actor_network, env, episodes=6, seed=0)
+    many = population.evaluate(env, episodes=2, seed=0)
+    assert len(one.lengths) == 6 and all(len(found.lengths) == 2 for found in many.values())
+    assert all(found.returns.isfinite().all() for found in (one, *many.values()))

@@ -77,10 +77,12 @@ def test_what_would_make_the_host_wait_is_seen() -> None:
         (lambda: mask.nonzero(), "nonzero"),
         (lambda: torch.tensor([1.0, 2.0]), "lift_fresh"),
         (lambda: TorchRLTanhNormal(x, x), "lift_fresh"),
+        (lambda: x + torch.zeros(3), "zeros on no device"),
     ]:
         with HostWaits() as waits:
             operation()
         assert name in waits.found
     with HostWaits() as waits:
-        x[torch.arange(2)], torch.full((2,), 3.0), torch.where(mask, x, 0.0), x.repeat_interleave(2)
+        x[torch.arange(2, device=x.device)], x.new_full((2,), 3.0), torch.where(mask, x, 0.0), x.repeat_interleave(2)
+        x + torch.zeros(())  # a number, which may lie anywhere
     assert not waits.found
