@@ -16,6 +16,8 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -176,9 +178,13 @@ class ManyProcesses(SingleProcess):
             raise
         except Exception as error:
             atexit.unregister(_leave)  # taking leave of processes that are gone could wait for them
-            if (reason := self._reason_elsewhere(error)) is not None:
-                raise ProcessFailedError(f"{reason}; process {self.rank} cannot go on without it.") from error
-            raise
+            with _sigterm_waits():
+                if (reason := self._reason_elsewhere(error)) is None:
+                    raise
+                failed = ProcessFailedError(f"{reason}; process {self.rank} cannot go on without it.")
+                # at once, since torchrun ends what is left of the run, maybe before there is a traceback
+                print(f"{type(failed).__name__}: {failed}", file=sys.stderr, flush=True)
+            raise failed from error
 
     def _reason_elsewhere(self, error: Exception) -> str | None:
         """Say what happened to another process, or leave a note of what happened here."""
@@ -193,6 +199,19 @@ class ManyProcesses(SingleProcess):
         except RuntimeError:  # torchrun, which keeps the notes, is gone, too
             pass
         return "Another process of this run is gone" if from_transport else None
+
+
+@contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """Within the block, let SIGTERM wait, where the operating system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ShareOfSampler(Sampler):
