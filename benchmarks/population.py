@@ -21,6 +21,7 @@ import os
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from measuring import (
     with_spread,
 )
 from sizes import SIZES, random_transitions
-from step import TRANSITIONS, build_loss, flop_of, make_trainer, matrix_peak, update
+from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, update
 
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
 from torchrl_marl_offline.training.gradients import PRECISIONS, Precision
@@ -55,19 +56,18 @@ print(json.dumps(single_rate(name, compile, float(seconds), float(ready))))
 """
 
 
-def single_rate(
-    name: str,
-    compile: str,
-    seconds: float,
-    begin_at: float = 0.0,
-    *,
-    device: str = "cpu",
-    precision: Precision = "fp32",
-) -> dict[str, float]:
-    """Return the updates a second of one run over ``seconds``; it begins at a moment that several can share."""
+def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0, **options: Any) -> dict[str, float]:
+    """Return the updates a second of one run over ``seconds``; it begins at a moment that several can share.
+
+    Args:
+        name: of the size.
+        compile: as in :class:`Trainer`.
+        seconds: how long it is measured.
+        begin_at: the moment, as :func:`time.time`; 0 for at once.
+        **options: of :func:`make_trainer`.
+    """
     size = SIZES[name]
-    data = random_transitions(size.spec, TRANSITIONS)
-    trainer = make_trainer(size, data, compile=compile, device=device, precision=precision)
+    trainer = make_trainer(size, random_transitions(size.spec, TRANSITIONS), compile=compile, **options)
     for _ in range(5):
         update(trainer)
     late = time.time() - begin_at
@@ -111,23 +111,23 @@ def population_rate(name: str, members: int, compile: str, seconds: float, **opt
         **options: of :func:`population_trainer`.
     """
     trainer = population_trainer(name, members, compile, **options)
-    first = _first_step(trainer)
-    for _ in range(4 if torch.cuda.is_initialized() else 1):  # the last of four is captured as a CUDA graph
-        update(trainer)
+    first = first_seconds(lambda: update(trainer))
+    update(trainer)
     return {"rate": members * _rate(lambda: update(trainer), seconds), "first_seconds": first}
 
 
 def compare_groups(
-    name: str, members: int, at_once: list[int], forms: list[str], *, seconds: float, repeats: int
+    name: str, members: int, at_once: list[int], forms: list[str], *, seconds: float, repeats: int, **options: Any
 ) -> list[dict[str, Any]]:
     """Measure a population that goes through the computation in groups of different sizes, in turns."""
     plays, rows = {}, []
     for compile in forms:
         for count in at_once:
-            trainer = population_trainer(name, members, compile, at_once=count)
+            trainer = population_trainer(name, members, compile, at_once=count, **options)
             row = {"members": members, "at_once": count, "computations": len(equal_groups(members, count))}
-            rows.append(row | {"compile": compile, "first_seconds": _first_step(trainer)})
-            plays[count, compile] = times(lambda trainer=trainer: update(trainer))
+            step = partial(update, trainer)
+            rows.append(row | {"compile": compile, "first_seconds": first_seconds(step)})
+            plays[count, compile] = times(step)
     found = alternate(plays, repeats=repeats, seconds=seconds)
     for row in rows:
         row["ms"] = spread([1e3 * s / members for s in found[row["at_once"], row["compile"]]])
@@ -143,13 +143,6 @@ def groups_table(rows: list[dict[str, Any]]) -> str:
         measured = [with_spread(row["ms"], ".2f"), f"{row['first_seconds']:.1f}"]
         cells.append([*(row[name] for name in names), LABELS[row["compile"]], *measured])
     return markdown(header, cells)
-
-
-def _first_step(trainer: PopulationTrainer) -> float:
-    began = time.perf_counter()
-    update(trainer)
-    wait_for_gpu()
-    return time.perf_counter() - began
 
 
 def _rate(step: Any, seconds: float) -> float:
@@ -188,10 +181,15 @@ def measure_groups(parser: ArgumentParser, args: Namespace) -> None:
     forms = list(LABELS) if args.compiled else ["off"]
     rows = []
     for members in populations:
-        settings = {"seconds": args.seconds, "repeats": args.repeats}
+        settings = {"seconds": args.seconds, "repeats": args.repeats, **where(args)}
         rows += compare_groups(args.size, members, args.at_once, forms, **settings)
     print(groups_table(rows))
-    report(args.json, rows, size=args.size, seconds=args.seconds, threads=args.threads)
+    report(args.json, rows, size=args.size, seconds=args.seconds, threads=args.threads, **where(args))
+
+
+def where(args: Namespace) -> dict[str, str]:
+    """Return the options of a trainer that say where and in which precision it works."""
+    return {"device": args.device, "precision": args.precision}
 
 
 def main() -> None:
@@ -201,7 +199,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
     parser.add_argument("--at-once", type=int, nargs="+", default=[], help="members of one computation")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; not of --processes and --at-once")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
@@ -214,17 +212,18 @@ def main() -> None:
     torch.set_num_threads(threads)
     if args.quick:
         args.members, args.seconds, args.repeats, args.compiled = [1, 2], 0.5, 1, False
+    if args.processes and where(args) != {"device": "cpu", "precision": "fp32"}:
+        parser.error("--processes runs on the CPU in fp32; leave out --device and --precision.")
     if args.at_once:
         measure_groups(parser, args)
         return
     args.members = args.members or [2**k for k in range(10)]
-    where = {"device": args.device, "precision": args.precision}
     rows: list[dict[str, Any]] = []
     forms = ["off"] if args.quick else ["off", "on"]
     for turn in range(args.repeats):
         for compile in forms:
             label = LABELS[compile]
-            one = single_rate(args.size, compile, args.seconds, **where)["rate"]
+            one = single_rate(args.size, compile, args.seconds, **where(args))["rate"]
             rows.append({"what": f"single run, {label}", "rate": one})
             print(f"turn {turn}: {rows[-1]['what']}: {one:.1f} updates a second", flush=True)
             if args.processes:
@@ -233,15 +232,16 @@ def main() -> None:
         for members in args.members:
             for compile in forms if args.compiled else ["off"]:
                 label = LABELS[compile]
+                what = f"population of {members}, {label}"
                 try:
-                    found = population_rate(args.size, members, compile, args.seconds, **where)
+                    found = population_rate(args.size, members, compile, args.seconds, **where(args))
+                    rows.append({"what": what, "members": members} | found)
+                    outcome = f"{found['rate']:.1f} updates a second"
                 except torch.OutOfMemoryError:
-                    print(f"turn {turn}: population of {members}, {label}: not enough memory", flush=True)
-                    gc.collect()
-                    continue
-                rows.append({"what": f"population of {members}, {label}", "members": members} | found)
-                print(f"turn {turn}: {rows[-1]['what']}: {found['rate']:.1f} updates a second", flush=True)
+                    outcome = "not enough memory"
+                print(f"turn {turn}: {what}: {outcome}", flush=True)
                 torch.compiler.reset()
+                gc.collect()  # here, where the error no longer holds what did not fit
     grouped: dict[str, list[float]] = {}
     for row in rows:
         grouped.setdefault(row["what"], []).append(row["rate"])
@@ -256,7 +256,7 @@ def main() -> None:
         cells.append([what, f"{rate['median']:.1f} ({extremes})", *each])
     print(markdown(["", "updates a second, all members", "ms an update", "× single run", "of matrix peak"], cells))
     settings = {"size": args.size, "seconds": args.seconds, "threads": threads, "gflop": flop / 1e9}
-    report(args.json, rows, **settings, matrix_peak=peak, **where)
+    report(args.json, rows, **settings, matrix_peak=peak, **where(args))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,6 @@ def compare_forms(
     size, data = SIZES[name], random_transitions(SIZES[name].spec, TRANSITIONS)
     torch.set_num_threads(threads)
     steps: dict[str, Any] = {"hand-written": hand_written(size, data, compiled=False, device=device)}
-    precision_of: dict[str, Precision] = {}
     forms = [Form("as it stands", "off", "fp32")]
     if not quick:
         steps["hand-written, compiled"] = hand_written(size, data, compiled=True, device=device)
@@ -149,17 +148,17 @@ def compare_forms(
         options = {"compile": form.compile, "precision": form.precision, "captured": form.captured}
         trainer = make_trainer(size, data, device=device, **options)
         steps[form.label] = lambda trainer=trainer: update(trainer)
-        precision_of[form.label] = form.precision
-    warm = {label: _first_seconds(step) for label, step in steps.items()}
+    warm = {label: first_seconds(step) for label, step in steps.items()}
     found = alternate(
         {label: times(step) for label, step in steps.items()}, repeats=repeats, count=1 if name == "paper" else 5
     )
     flop = flop_of(size, data)
-    peaks = {precision: matrix_peak(device, precision) for precision in {"fp32", *precision_of.values()}}
+    precision_of = dict.fromkeys(steps, "fp32") | {form.label: form.precision for form in forms}
+    peaks = {precision: matrix_peak(device, precision) for precision in set(precision_of.values())}
     rows = []
     for label, seconds in found.items():
         ms = spread([1e3 * s for s in seconds])
-        reached, peak = flop / (ms["median"] / 1e3), peaks[precision_of.get(label, "fp32")]
+        reached, peak = flop / (ms["median"] / 1e3), peaks[precision_of[label]]
         rows.append(
             {"size": name, "threads": threads, "form": label, "ms": ms, "first_seconds": warm[label]}
             | {"gflop": flop / 1e9, "gflop_per_second": reached / 1e9, "share_of_peak": reached / peak}
@@ -167,8 +166,8 @@ def compare_forms(
     return rows
 
 
-def _first_seconds(step: Callable[[], None]) -> float:
-    """Return how long a step takes that compiles; a CUDA graph is captured in the next."""
+def first_seconds(step: Callable[[], None]) -> float:
+    """Return how long the first step takes, which compiles; on a GPU, then, go on until a CUDA graph is captured."""
     began = time.perf_counter()
     step()
     wait_for_gpu()

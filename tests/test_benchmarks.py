@@ -114,13 +114,13 @@ def test_the_hours_of_a_study_count_every_run_once(script):
     assert study_hours.hours(512 * 500_000, 1_000.0) == pytest.approx(71.1, abs=0.02)
 
 
-def test_what_is_compiled_is_measured_in_each_of_its_forms(script):
+def test_the_first_step_that_is_timed_is_one_of_the_run(script):
     step = script("step")
     trainer = step.make_trainer(
         step.SIZES["small"], step.random_transitions(step.SIZES["small"].spec, 500), compile="off"
     )
     before = {name: p.detach().clone() for name, p in trainer.loss.named_parameters() if p.requires_grad}
-    assert step._first_seconds(lambda: step.update(trainer)) > 0
+    assert step.first_seconds(lambda: step.update(trainer)) > 0
     assert all(not p.equal(before[name]) for name, p in trainer.loss.named_parameters() if name in before)
-    assert trainer.step == 1 and len(trainer._window) == 0
+    assert trainer.step == (5 if torch.cuda.is_initialized() else 1) and len(trainer._window) == 0
     assert step.matrix_peak("cpu", "bf16") > 0
