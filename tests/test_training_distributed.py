@@ -22,6 +22,7 @@ from torchrl_marl_offline.training import PopulationBuffer, read_csv
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.distributed import (
     ManyProcesses,
+    ProcessFailedError,
     ShareOfSampler,
     SingleProcess,
     distributed_from_environment,
@@ -191,6 +192,21 @@ def without_timing(path: Path) -> list[dict]:
 
 
 # ------------------------------------------------------- without other processes
+
+
+def test_that_another_process_is_gone_is_said_before_this_one_can_be_ended(capsys):
+    blocked = []
+
+    def reason(error: Exception) -> str:
+        blocked.append(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return "Another process of this run is gone"
+
+    left = SimpleNamespace(rank=0, _reason_elsewhere=reason)
+    with pytest.raises(ProcessFailedError, match="gone; process 0"), ManyProcesses.watched(left):
+        raise RuntimeError("gloo: Connection closed by peer")
+    message = "Another process of this run is gone; process 0 cannot go on without it."
+    assert capsys.readouterr().err == f"ProcessFailedError: {message}\n"
+    assert blocked == [True] and signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize("sampler", [None, SamplerWithoutReplacement], ids=["random", "without_replacement"])
