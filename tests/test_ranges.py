@@ -1,0 +1,144 @@
+"""Legal ranges: written once at the parameter, refused in one sentence wherever the number comes from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_marl_offline.core.ranges import (
+    COUNT,
+    LEARNING_RATE,
+    OPEN_UNIT,
+    POSITIVE,
+    REAL,
+    SEED,
+    UNIT,
+    WIDTHS,
+    Range,
+    argument,
+    checked,
+    option_of,
+)
+
+if TYPE_CHECKING:
+    from nowhere import Unknown
+
+NAN, INF = float("nan"), float("inf")
+
+
+@checked
+def play(
+    steps: Annotated[int, COUNT] = 1,
+    *,
+    hidden: Annotated[Sequence[int], WIDTHS] = (8,),
+    lr: Annotated[float | Sequence[float], LEARNING_RATE] = 0.1,
+    scale: Annotated[float | Literal["learned"], POSITIVE] = "learned",
+    pair: Annotated[tuple[float, float], UNIT] = (0.0, 1.0),
+    threads: Annotated[int, COUNT] = None,
+    profile: bool | Annotated[int, COUNT] = False,
+    chances: Annotated[dict[str, float], UNIT] | None = None,
+    policy: Callable[[int], int] | Annotated[int, COUNT] = len,
+    other: Unknown | None = None,
+    signed: Annotated[float, REAL] = 0.0,
+) -> str:
+    return "played"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0."),
+        ({"steps": True}, "steps must be a whole number, got True."),
+        ({"steps": 2.0}, "steps must be a whole number, got 2.0."),
+        ({"steps": NAN}, "steps must be a whole number, got nan."),
+        ({"steps": None}, "steps must be a whole number, got None."),
+        ({"steps": 10**5000}, "steps must be at most 1,000,000,000,000, got a number of 16610 bits."),
+        ({"steps": np.int64(0)}, "steps must be at least 1, got 0."),
+        ({"steps": np.bool_(True)}, "steps must be a whole number, got np.True_."),
+        ({"hidden": [8, 0]}, "hidden must be at least 1, got 0."),
+        ({"hidden": 8}, "hidden must be a list of numbers, got 8."),
+        ({"hidden": "88"}, "hidden must be a list of numbers, got '88'."),
+        ({"hidden": [10**6]}, "hidden must be at most 16,384, got 1000000."),
+        ({"lr": [0.1, NAN]}, "lr must be above 0, got nan."),
+        ({"lr": INF}, "lr must be finite, got inf."),
+        ({"lr": "0.1"}, "lr must be a number or a list of numbers, got '0.1'."),
+        ({"lr": torch.tensor(-1.0)}, "lr must be above 0, got -1.0."),
+        ({"scale": 0}, "scale must be above 0, got 0."),
+        ({"scale": "soft"}, "scale must be a number or 'learned', got 'soft'."),
+        ({"pair": (0.0, 2.0)}, "pair must lie between 0 and 1, got 2.0."),
+        ({"pair": (0.0,)}, "pair must be a list of 2 values, got (0.0,)."),
+        ({"profile": 0}, "profile must be at least 1, got 0."),
+        ({"chances": {"a": 3}}, "chances must lie between 0 and 1, got 3."),
+        ({"policy": 0}, "policy must be at least 1, got 0."),
+        ({"signed": -1e300}, "signed must be at least -1,000,000,000,000, got -1e+300."),
+    ],
+)
+@pytest.mark.fault("3.6")
+def test_a_number_outside_its_range_is_refused_in_one_sentence(given, sentence):
+    with pytest.raises(ValueError) as error:
+        play(**given)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"steps": np.int64(3), "lr": np.float32(0.1)},
+        {"steps": torch.tensor(3), "lr": [1, 0.5], "hidden": np.array([4, 4])},
+        {"scale": "learned", "threads": None, "profile": True, "chances": {"a": 0}, "other": "anything"},
+        {"hidden": (), "signed": -3, "policy": print},
+    ],
+)
+def test_every_legal_form_of_a_number_is_taken(given):
+    assert play(**given) == "played"
+
+
+def test_a_wrong_call_keeps_python_s_own_sentence():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nope'"):
+        play(nope=1)
+
+
+def test_a_dataclass_and_a_subclass_of_it_are_checked():
+    @checked
+    @dataclass(frozen=True)
+    class Rule:
+        expectile: Annotated[float, OPEN_UNIT] = 0.5
+
+    class Other(Rule):
+        pass
+
+    for kind in (Rule, Other):
+        with pytest.raises(ValueError, match=r"expectile must lie between 0 and 1, both excluded, got 1\."):
+            kind(1)
+    assert Rule(0.3) == Rule(expectile=0.3)
+
+
+@pytest.mark.parametrize(
+    ("legal", "words"),
+    [
+        (REAL, "finite"),
+        (POSITIVE, "above 0"),
+        (COUNT, "at least 1"),
+        (UNIT, "between 0 and 1"),
+        (OPEN_UNIT, "between 0 and 1, both excluded"),
+        (Range(0, 1, above=True), "above 0 and at most 1"),
+        (Range(high=3, below=True), "below 3"),
+    ],
+)
+def test_a_range_says_itself_in_words(legal, words):
+    assert str(legal) == words
+
+
+def test_an_option_of_a_command_has_the_range_of_the_parameter_that_it_becomes():
+    read = argument(option_of(play, "steps"))
+    assert read("3") == 3
+    for text, sentence in (("0", "must be at least 1, got 0"), ("1.5", "must be a whole number, got '1.5'")):
+        with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+            read(text)
+    assert argument(Annotated[float, SEED])("1") == 1.0

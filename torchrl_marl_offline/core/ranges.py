@@ -1,0 +1,329 @@
+"""The legal range of a number, written once: where the parameter is declared.
+
+A parameter says its range in its annotation, and :func:`checked` refuses by it:
+
+>>> from typing import Annotated
+>>> @checked
+... def play(*, episodes: Annotated[int, SIZE] = 10, gamma: Annotated[float, UNIT] = 0.99):
+...     return episodes
+>>> play(episodes=0)
+Traceback (most recent call last):
+    ...
+ValueError: episodes must be at least 1, got 0.
+
+Whatever else takes that number reads the range from there: a command's option (:func:`argument`), a study's key
+(:func:`check`), a text (:func:`range_of`). Nothing of the library and no torch is imported here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a parameter may have; a tuple's or mapping's range is that of each of its numbers.
+
+    Attributes:
+        low: the smallest.
+        high: the largest that means something.
+        above: ``low`` itself is not legal.
+        below: ``high`` itself is not legal.
+        limit: the largest that a machine could mean: beyond it memory or arithmetic ends, not the meaning.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    limit: float = 1e12
+
+    def __contains__(self, number: float) -> bool:
+        return self._means(number) and abs(number) <= self.limit
+
+    def _means(self, number: float) -> bool:
+        low = number > self.low if self.above else number >= self.low
+        return low and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        bounds = math.isfinite(self.low), math.isfinite(self.high)
+        if bounds == (True, True):
+            if self.above == self.below:
+                return f"between {self.low:g} and {self.high:g}" + (", both excluded" if self.above else "")
+            return f"{self._low()} and {self._high()}"
+        return self._low() if bounds[0] else self._high() if bounds[1] else "finite"
+
+    def _low(self) -> str:
+        return f"{'above' if self.above else 'at least'} {self.low:g}"
+
+    def _high(self) -> str:
+        return f"{'below' if self.below else 'at most'} {self.high:g}"
+
+    def refusal(self, number: float) -> str | None:
+        """Return what a number must be, ``"at least 1"``, or None where it is that."""
+        if not self._means(number):
+            return str(self)
+        if abs(number) <= self.limit:
+            return None
+        if abs(number) == math.inf:
+            return "finite"
+        return f"at most {self.limit:,.0f}" if number > 0 else f"at least {-self.limit:,.0f}"
+
+
+REAL = Range()
+POSITIVE = Range(0, above=True)
+NON_NEGATIVE = Range(0)
+UNIT = Range(0, 1)
+"""A share, a probability, a discount."""
+OPEN_UNIT = Range(0, 1, above=True, below=True)
+"""An expectile, a confidence level."""
+RATE = Range(0, 1, above=True)
+"""A share of which 0 would do nothing: the targets' ``tau``."""
+LEARNING_RATE = Range(0, above=True, limit=100)
+DISCOUNT = UNIT
+COUNT = Range(1)
+"""Steps, transitions: what takes time, not memory."""
+COUNT_OR_NONE = Range(0)
+"""The same, where 0 stands for none, or for a choice that the text names."""
+SIZE = Range(1, limit=2**20)
+"""What lies in memory at once: rows of a batch, environments, episodes of an evaluation, samples of an action."""
+SIZE_OR_NONE = Range(0, limit=2**20)
+FEW = Range(1, limit=1024)
+"""Heads, members, layers, iterations, workers: what has networks or loops of its own."""
+FEW_OR_NONE = Range(0, limit=1024)
+WIDTHS = Range(1, limit=2**14)
+"""Widths of layers."""
+THREADS = Range(1, limit=1024)
+THREADS_OR_AUTO = Range(0, limit=1024)
+"""0 leaves the choice to torch or to the machine."""
+SEED = Range(0, limit=2**32 - 1)
+"""What torch, numpy and every environment take."""
+
+
+def checked(subject: Subject) -> Subject:
+    """Refuse numbers outside the ranges that a function, or a class's ``__init__``, declares.
+
+    Works on functions, methods and dataclasses; a class that is decorated is checked where it is made. ``None`` is
+    legal where it is the default or in the annotation. Annotations are read at the first call, so that names which only
+    a type checker imports do no harm.
+
+    Raises:
+        ValueError: at the call, for a number outside its range, for NaN, and for what is no such number: a bool, a
+            string, or a fraction where whole numbers are counted.
+    """
+    if isinstance(subject, type):
+        subject.__init__ = checked(subject.__init__)
+        return subject
+    signature = inspect.signature(subject)
+
+    @functools.wraps(subject)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return subject(*args, **kwargs)  # which says what is wrong with the call
+        check_all(subject, given)
+        return subject(*args, **kwargs)
+
+    return call
+
+
+def check_all(subject: Callable, values: Mapping[str, Any]) -> None:
+    """Check values of some of a callable's parameters, whatever else it takes.
+
+    Raises:
+        ValueError: as :func:`checked`.
+    """
+    for name, (hint, default) in declared(subject).items():
+        if name in values and not (values[name] is None and default is None):
+            check(name, values[name], hint)
+
+
+def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
+    """Return name -> (annotation, default) of the parameters of a callable that declare a range."""
+    return _declared(inspect.unwrap(subject.__init__ if isinstance(subject, type) else subject))
+
+
+@functools.cache
+def _declared(function: Callable) -> Mapping[str, tuple[Any, Any]]:
+    found = {}
+    for parameter in inspect.signature(function).parameters.values():
+        hint = annotation(function, parameter.annotation)
+        if range_of(hint) is not None:
+            found[parameter.name] = (hint, parameter.default)
+    return found
+
+
+def annotation(function: Callable, text: Any) -> Any:
+    """Return what an annotation means; names that are not there at run time mean anything."""
+    names = _Names(getattr(function, "__globals__", {}))
+    holder = SimpleNamespace(__annotations__={"it": text})
+    try:
+        return get_type_hints(holder, globalns={}, localns=names, include_extras=True)["it"]
+    except (TypeError, SyntaxError):
+        return Any
+
+
+class _Names(dict):
+    """A module's names; those that only a type checker knows are ``Any``."""
+
+    def __missing__(self, name: str) -> Any:
+        import builtins
+
+        return getattr(builtins, name, Any)
+
+
+def range_of(hint: Any) -> Range | None:
+    """Return the first range that an annotation declares, at any depth."""
+    if get_origin(hint) is Annotated:
+        own = [extra for extra in hint.__metadata__ if isinstance(extra, Range)]
+        return own[0] if own else range_of(get_args(hint)[0])
+    found = (range_of(part) for part in get_args(hint) if get_origin(hint) is not Literal)
+    return next((one for one in found if one is not None), None)
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Raise unless a value is what an annotation with ranges wants.
+
+    Args:
+        name: of the parameter, for the message.
+        value: a number, or a list, tuple or mapping of numbers where the annotation is one.
+        hint: such as ``Annotated[int, COUNT]``.
+
+    Raises:
+        ValueError: it is not; the message is one sentence.
+    """
+    refusal = _refusal(value, hint, None)
+    if refusal is not None:
+        raise ValueError(f"{name} {refusal}.")
+
+
+class _Refusal(NamedTuple):
+    """What a value should have been."""
+
+    wanted: str
+    value: Any
+    is_kind: bool = False
+
+    def __str__(self) -> str:
+        must = "must lie" if self.wanted.startswith("between") else "must be"
+        return f"{must} {self.wanted}, got {shown(self.value)}"
+
+
+def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
+    """Return what is wrong with a value under an annotation, or None."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        own = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), legal)
+        return _refusal(value, parts[0], own)
+    if origin in (Union, UnionType):
+        return _most_telling([_refusal(value, part, legal) for part in parts], value)
+    if hint in (int, float):
+        return legal and _number_refusal(value, hint, legal)
+    if origin is Literal:
+        is_one = any(type(value) is type(part) and value == part for part in parts)
+        return None if is_one else _Refusal(" or ".join(map(repr, parts)), value, True)
+    return _other_refusal(value, NoneType if hint is None else origin or hint, parts, legal)
+
+
+def _other_refusal(value: Any, kind: Any, parts: tuple, legal: Range | None) -> _Refusal | None:
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind is object:
+        return None
+    if issubclass(kind, Mapping) and parts:
+        values = value.values() if isinstance(value, Mapping) else ()
+        found = [_refusal(item, parts[1], legal) for item in values]
+        return _first(found) if isinstance(value, Mapping) else _Refusal("a mapping", value, True)
+    if issubclass(kind, Iterable) and parts:
+        return _series_refusal(value, kind, parts, legal)
+    if isinstance(value, kind):
+        return None
+    return _Refusal("None" if kind is NoneType else f"a {kind.__name__}", value, True)
+
+
+def _series_refusal(value: Any, kind: type, parts: tuple, legal: Range | None) -> _Refusal | None:
+    is_series = hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
+    if not is_series or isinstance(value, str | bytes | Mapping):
+        return _Refusal("a list of numbers" if legal else f"a {kind.__name__}", value, True)
+    is_fixed = kind is tuple and Ellipsis not in parts
+    if is_fixed and len(value) != len(parts):
+        return _Refusal(f"a list of {len(parts)} values", value, True)
+    return _first(
+        _refusal(item, part, legal) for item, part in zip(value, parts if is_fixed else parts[:1] * len(value))
+    )
+
+
+def _first(refusals: Iterable[_Refusal | None]) -> _Refusal | None:
+    return next((one for one in refusals if one is not None), None)
+
+
+def _most_telling(refusals: list[_Refusal | None], value: Any) -> _Refusal | None:
+    """Return None where one option of a union takes a value; else a range's refusal before that of a kind."""
+    if None in refusals:
+        return None
+    near = [one for one in refusals if not one.is_kind or one.value is not value]
+    wanted = dict.fromkeys(one.wanted for one in refusals if one.wanted != "None")
+    return near[0] if near else _Refusal(" or ".join(wanted), value, True)
+
+
+def _number_refusal(value: Any, kind: type, legal: Range) -> _Refusal | None:
+    number = _plain(value)
+    if number is None or (kind is int and not isinstance(number, int)):
+        return _Refusal("a whole number" if kind is int else "a number", value, True)
+    wanted = legal.refusal(number)
+    return wanted and _Refusal(wanted, number)
+
+
+def _plain(value: Any) -> int | float | None:
+    """Return a number as Python has it, from numpy and from a tensor with one element too; None for what is none."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message has it, in a few words however long it is."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def argument(hint: Any) -> Callable[[str], Any]:
+    """Return the ``type=`` of an argparse option whose range is that of an annotation.
+
+    Args:
+        hint: such as ``Annotated[int, SIZE]``.
+    """
+    import argparse
+
+    kind = _kind(hint)
+
+    def read(text: str) -> int | float:
+        try:
+            number = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(str(_Refusal(wanted, text))) from None
+        if (refusal := _refusal(number, hint, None)) is not None:
+            raise argparse.ArgumentTypeError(str(refusal))
+        return number
+
+    return read
+
+
+def _kind(hint: Any) -> type:
+    """Return int where an annotation's first number is one, else float."""
+    return _kind(get_args(hint)[0]) if get_args(hint) else int if hint is int else float
+
+
+def option_of(subject: Callable, name: str) -> Any:
+    """Return the annotation of a callable's parameter, for :func:`argument` and :func:`check`."""
+    return declared(subject)[name][0]
