@@ -122,7 +122,7 @@ def test_verify(good, bad, tmp_path, capsys):
 
 def test_list(capsys):
     assert main(["list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 84
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 93
     assert main(["list", "og_marl", "smac_v1/3m"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [f"og_marl:smac_v1/3m/{q}" for q in ("Poor", "Medium", "Good")]

@@ -31,11 +31,11 @@ def _no_settings(monkeypatch):
 # The cards
 
 
-def test_the_84_sets():
-    cards = list_datasets()
-    assert len(cards) == 84 and all(card.id == name for name, card in cards.items())
+def test_the_93_sets(tmp_path):
+    cards = list_datasets(cache=tmp_path)
+    assert len(cards) == 93 and all(card.id == name for name, card in cards.items())
     counts = {source: len(list_datasets(source)) for source in ("og_marl", "omiga", "omar", "cfcql", "alberdice")}
-    assert counts == {"og_marl": 22, "omiga": 24, "omar": 16, "cfcql": 16, "alberdice": 6}
+    assert counts == {"og_marl": 31, "omiga": 24, "omar": 16, "cfcql": 16, "alberdice": 6}
     assert len(list_datasets(task="smac_v1/3m")) == 3 and len(list_datasets("omar", "mpe")) == 12
     assert list_datasets(task="smac_v1/3") == {}
     with pytest.raises(ValueError, match="no source 'ogmarl'"):
@@ -68,8 +68,97 @@ def test_coverage_of_random_play_is_the_published_one():
 
 def test_every_environment_named_exists():
     from torchrl_marl_offline import list_tasks
+    from torchrl_marl_offline.envs.starcraft_names import smac_names, smacv2_names
 
-    assert {card.env for card in list_datasets().values()} - {None} <= set(list_tasks())
+    starcraft = {f"smac/{name}" for name in smac_names()} | {f"smacv2/{name}" for name in smacv2_names()}
+    assert {card.env for card in list_datasets().values()} - {None} <= set(list_tasks()) | starcraft
+
+
+@pytest.mark.fault("5.7")
+def test_the_sets_of_gymnasium_robotics_name_an_environment_of_their_sizes(tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    cards = list_datasets("og_marl", "gymnasium_mamujoco", cache=tmp_path)
+    assert [card.task.partition("/")[2] for card in cards.values()] == [
+        *("2ant", "2halfcheetah", "2walker", "3hopper", "4ant", "6halfcheetah")
+    ]
+    for card in cards.values():
+        spec = make_env(card.env, **card.env_options).task_spec
+        assert card.env_options == {"agent_obsk": 1} and card.quality == "Replay"
+        for name in ("n_agents", "observation_size", "state_size", "action_size", "discrete"):
+            assert getattr(card, name) == getattr(spec, name), (card.id, name)
+
+
+@pytest.mark.fault("5.7")
+def test_starcraft_cards_name_their_environment_or_say_why_another_one_does_not_fit():
+    cards = [card for card in list_datasets().values() if card.task.startswith("smac_")]
+    for card in cards:
+        family, _, name = card.task.partition("/")
+        env = f"{'smac' if family == 'smac_v1' else 'smacv2'}/{name}"
+        assert card.env == env if card.source != "omiga" else f"than those of {env}" in card.why_no_env
+    assert not any("no adapter" in str(card.why_no_env) for card in list_datasets().values())
+
+
+HOPPER = "og_marl:gymnasium_mamujoco/3hopper/Replay"
+
+
+def hopper_vault(folder: Path) -> Path:
+    arrays = vault_arrays([3, 2], n=3, discrete=False, terminated=False)
+    arrays["observations"] = arrays["observations"].repeat(3, -1)
+    arrays["infos.state"] = arrays["infos.state"].repeat(6, -1)[..., :11]
+    arrays["actions"] = arrays["actions"][..., :1]
+    return write_vault(folder, arrays)
+
+
+@pytest.mark.fault("5.7")
+def test_a_set_without_a_published_card_says_so_and_fills_it_when_it_is_loaded(tmp_path, capsys, monkeypatch):
+    from torchrl_marl_offline.data import make_simulator
+    from torchrl_marl_offline.data.__main__ import main
+
+    pytest.importorskip("gymnasium_robotics")
+    monkeypatch.setenv("TORCHRL_MARL_OFFLINE_CACHE", str(tmp_path))
+    assert not card_of(HOPPER).is_known and card_of(HOPPER).normalized_score is None
+    assert main(["list", "og_marl", "gymnasium_mamujoco"]) == 0
+    assert capsys.readouterr().out.count("not fetched") == 6
+    with pytest.raises(DatasetError, match=r"put https://.*/core/gymnasium_mamujoco/3hopper\.zip at"):
+        load_dataset(HOPPER, offline=True)
+    hopper_vault(tmp_path / "vaults/og_marl/gymnasium_mamujoco/3hopper.vlt/Replay")
+    dataset = load_dataset(HOPPER, offline=True)
+    card = card_of(HOPPER)
+    assert (card.transitions, card.episodes, card.returns) == (5, 2, (4.5, 1.5, 3.0, 6.0))
+    assert list_datasets("og_marl", "gymnasium_mamujoco/3hopper")[HOPPER] == card
+    assert main(["list", "og_marl", "gymnasium_mamujoco"]) == 0
+    assert capsys.readouterr().out.count("not fetched") == 5
+    env = make_simulator(dataset, num_envs=1)  # linked to the environment of its physics
+    assert env.task_spec.task == "mamujoco/3hopper" and "card_disagreements" not in dataset.metadata
+
+
+@pytest.mark.fault("5.7")
+def test_a_set_whose_qualities_are_not_published(tmp_path):
+    folder = tmp_path / "vaults/og_marl/mamujoco/2ant.vlt"
+    write_vault(folder / "Good", vault_arrays([3, 2], discrete=False))
+    with pytest.warns(DatasetWarning, match="action_size is 2, its card says 4"):
+        dataset = load_dataset("og_marl:mamujoco/2ant", cache=tmp_path, offline=True)
+    assert dataset.metadata["source"] == "og_marl:mamujoco/2ant/Good"
+    assert card_of("og_marl:mamujoco/2ant", cache=tmp_path).transitions == 5
+    write_vault(folder / "Poor", vault_arrays([3, 2], discrete=False))
+    with pytest.raises(DatasetError, match=r"2 qualities; load 'og_marl:mamujoco/2ant/Good' or .*2ant/Poor'"):
+        load_dataset("og_marl:mamujoco/2ant", cache=tmp_path, offline=True)
+    for name in ("og_marl:mamujoco/2ant/..", "og_marl:smac_v1/3m", "og_marl:flatland/40_trains"):
+        with pytest.raises(DatasetError, match="did you mean"):
+            load_dataset(name, cache=tmp_path, offline=True)
+
+
+@pytest.mark.fault("5.7")
+def test_the_qualities_of_an_archive_are_found_in_it(tmp_path):
+    vault = write_vault(tmp_path / "2ant.vlt" / "Replay", vault_arrays([3], discrete=False))
+    archive = tmp_path / "archives/core/mamujoco/2ant.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(vault.rglob("*")):
+            file.write(path, path.relative_to(tmp_path))
+    with pytest.warns(DatasetWarning):
+        dataset = load_dataset("og_marl:mamujoco/2ant", cache=tmp_path, offline=True)
+    assert dataset.metadata["quality"] == "Replay" and len(dataset) == 3
 
 
 # The cache
@@ -88,7 +177,7 @@ def test_a_vault_put_in_the_cache_is_converted_once(tmp_path, monkeypatch):
         dataset = load_dataset(NAME, offline=True)
     assert (dataset.data == read_vault(vault).data).all()
     assert dataset.metadata["source"] == NAME and dataset.metadata["quality"] == "Good"
-    assert "StarCraft II" in dataset.metadata["why_no_env"]
+    assert dataset.metadata["env"] == "smac/3m"
     assert "the mean return is 3.25, its card says 16.49" in dataset.metadata["card_disagreements"]
     (vault / "manifest.ocdbt").unlink()  # no longer needed
     with pytest.warns(DatasetWarning):

@@ -176,10 +176,13 @@ def _list(parsed: argparse.Namespace) -> int:
     width = max(map(len, cards), default=0)
     print(f"{'':{width}}  transitions  episodes  agents    return  SACo  evaluated in")
     for name, card in cards.items():
-        print(
-            f"{name:{width}}  {card.seeds * card.transitions:11,}  {card.seeds * card.episodes:8,}  {card.n_agents:6}  "
-            f"{card.returns[0]:8.2f}  {card.joint_saco:.2f}  {card.env or '-'}"
-        )
+        if not card.is_known:
+            figures = f"{'not fetched':>11}  {'-':>8}  {card.n_agents:6}  {'-':>8}  {'-':>4}"
+        else:
+            saco = "-" if card.joint_saco is None else f"{card.joint_saco:.2f}"
+            rows, episodes = card.seeds * card.transitions, card.seeds * card.episodes
+            figures = f"{rows:11,}  {episodes:8,}  {card.n_agents:6}  {card.returns[0]:8.2f}  {saco:>4}"
+        print(f"{name:{width}}  {figures}  {card.env or '-'}")
     return 0
 
 

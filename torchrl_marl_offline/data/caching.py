@@ -5,6 +5,7 @@
     CACHE/datasets/<source>/<task>/<quality>        converted, what is loaded
     CACHE/vaults/<source>/<task>.vlt/<quality>      vaults that were put there by hand
     CACHE/archives/<path in the repository>.zip     archives, fetched or put there by hand
+    CACHE/figures/<source>/<task>/<quality>.json    what is in sets without a published card
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import hashlib
 import os
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.fetching import archive_url, fetch_archive, is_offline, unpack_quality
-from torchrl_marl_offline.data.published import card_of
+from torchrl_marl_offline.data.fetching import archive_url, fetch_archive, is_offline, qualities_in, unpack_quality
+from torchrl_marl_offline.data.published import keep_figures, published_card
 from torchrl_marl_offline.data.storage import is_dataset_folder
 from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate, values_are_checked
 from torchrl_marl_offline.data.vault import is_vault, open_vault
@@ -53,7 +55,8 @@ def load_published(
     the metadata's ``"card_disagreements"`` keep them.
 
     Args:
-        name: ``"og_marl:smac_v1/3m/Good"``.
+        name: ``"og_marl:smac_v1/3m/Good"``; where the qualities are not published, without one: the only one of the
+            archive is taken.
         cache: where everything is kept; see :func:`cache_folder`.
         offline: whether to use only what is there; by default what ``HF_HUB_OFFLINE`` says.
         mirror: a server with the paths of Hugging Face; by default ``HF_ENDPOINT``.
@@ -64,8 +67,10 @@ def load_published(
     Raises:
         DatasetError: there is no such set, it cannot be had (the sentence says what to put where), or it is damaged.
     """
-    card = card_of(name)
     root = cache_folder(cache)
+    card = published_card(name)
+    if not card.quality:
+        card = replace(card, quality=_only_quality(card, root, offline=is_offline(offline), mirror=mirror))
     target = root / "datasets" / card.source / card.task / card.quality
     if not is_dataset_folder(target):
         from filelock import FileLock
@@ -78,6 +83,7 @@ def load_published(
     dataset = OfflineDataset.load(target, device=device, verify=verify)
     if values_are_checked() and not dataset.metadata.get("values_checked", True):
         validate(dataset)
+    keep_figures(card, dataset, root)
     disagreements = card.disagreements(dataset)
     if disagreements:
         dataset.metadata["card_disagreements"] = disagreements
@@ -98,10 +104,25 @@ def _convert(card: DatasetCard, root: Path, target: Path, *, offline: bool, mirr
             vault, task=f"{card.source}:{card.task}", time_limit=card.time_limit, episode_length=card.episode_length
         )
         stream.metadata |= {"source": card.id, "quality": card.quality, "env": card.env, "why_no_env": card.why_no_env}
+        stream.metadata["task_options"] = card.env_options
         stream.metadata |= {"reference_returns": card.reference_returns, "reference_source": card.reference_source}
         stream.write(target, progress=progress)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _only_quality(card: DatasetCard, root: Path, *, offline: bool, mirror: str | None) -> str:
+    """Return the quality of a set whose qualities are not published; what is in the cache folder tells."""
+    converted, vaults = root / "datasets" / card.source / card.task, root / "vaults" / card.source / f"{card.task}.vlt"
+    found = {folder.name for folder in converted.glob("*") if is_dataset_folder(folder)}
+    found |= {folder.name for folder in vaults.glob("*") if is_vault(folder)}
+    if len(found) != 1:
+        archive = _archive(card, root, vaults / "QUALITY", offline=offline, mirror=mirror) if not found else None
+        found |= set() if archive is None else qualities_in(archive, card)
+    if len(found) == 1:
+        return found.pop()
+    names = " or ".join(repr(f"{card.id}/{quality}") for quality in sorted(found))
+    raise DatasetError(f"{card.id} has {len(found)} qualities; load {names or 'one that its archive holds'}.")
 
 
 def _archive(card: DatasetCard, root: Path, vault: Path, *, offline: bool, mirror: str | None) -> Path:

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.data.published import is_quality
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
@@ -114,6 +115,15 @@ def unpack_quality(archive: Path, card: DatasetCard, folder: Path) -> Path:
                 while block := source.read(_COPY_BYTES):  # a wrong CRC raises at the end
                     sink.write(block)
     return folder
+
+
+def qualities_in(archive: Path, card: DatasetCard) -> set[str]:
+    """Return the names of the vaults of a scenario's archive: ``<scenario>.vlt/<quality>/``."""
+    folder = f"{card.task.rpartition('/')[2]}.vlt"
+    with reading(archive), zipfile.ZipFile(archive) as file:
+        parts = [PurePosixPath(name).parts for name in file.namelist()]
+    found = {names[names.index(folder) + 1] for names in parts if folder in names[:-2]}
+    return {name for name in found if is_quality(name)}
 
 
 def _sha256(file: Path) -> str:

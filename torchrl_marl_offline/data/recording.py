@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def make_simulator(dataset: OfflineDataset, *, num_envs: int, device: torch.devi
     """
     from torchrl_marl_offline.envs.factory import FAMILIES, make_env
 
-    task = dataset.spec.task
+    # A published set is named after its publication; its card tells the environment.
+    task = dataset.metadata.get("env") or dataset.spec.task
     if task is None or task.partition("/")[0] not in FAMILIES:
         return None
     options: dict[str, Any] = dataset.metadata.get("task_options", {})
@@ -85,7 +87,7 @@ def make_simulator(dataset: OfflineDataset, *, num_envs: int, device: torch.devi
         if task.startswith(("smac/", "smacv2/")):
             return None
         raise
-    if env.task_spec != dataset.spec:
+    if env.task_spec != replace(dataset.spec, task=env.task_spec.task):
         raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
     return env
 

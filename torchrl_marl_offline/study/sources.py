@@ -102,6 +102,10 @@ class DatasetSource:
             return env.task_spec, self._share_of(rows)
         if self.source.partition(":")[0] in SOURCES:
             card = card_of(self.source)
+            if None in (card.transitions, card.observation_size, card.state_size):
+                raise StudyError(
+                    f"{self.source} has no published card; load it once with load_dataset to know its size."
+                )
             names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
             sizes = {name: getattr(card, name) for name in names}
             return TaskSpec(task=card.env, **sizes), self._share_of(card.seeds * card.transitions)
