@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from data_toys import episodes
 from tensordict import MemoryMappedTensor
 
+from torchrl_marl_offline.core.files import try_lock
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, load_dataset, storage
 
 
@@ -132,15 +134,21 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_running_writers_stay(tmp_path):
-    running = tmp_path / f".toy.tmp-{storage.socket.gethostname()}-{os.getpid()}-00000000"
-    elsewhere = tmp_path / ".toy.tmp-another-machine-1-00000000"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    stale = tmp_path / f".toy.tmp-{storage.socket.gethostname()}-{dead.pid}-00000000"
-    for folder in (running, elsewhere, stale):
+    host = socket.gethostname()
+    running, stale, of_our_number, elsewhere, silent = (
+        tmp_path / f".toy.tmp-{name}-00000000"
+        for name in (f"{host}-1", f"{host}-2", f"{host}-{os.getpid()}", "another-machine-1", "another-machine-2")
+    )
+    for folder in (running, stale, of_our_number, elsewhere, silent):
         folder.mkdir()
+    os.utime(silent, (0, 0))
+    lock = os.open(running, os.O_RDONLY)
+    assert try_lock(lock)
     episodes([2]).save(tmp_path / "toy")
-    assert running.exists() and elsewhere.exists() and not stale.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([running, elsewhere, tmp_path / "toy"])
+    os.close(lock)
+    episodes([2]).save(tmp_path / "toy", overwrite=True)
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, tmp_path / "toy"])
 
 
 KILL = """

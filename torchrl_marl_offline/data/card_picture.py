@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.data.layout import ACTION, REWARD, next_key
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def draw_card(card: Card, path: str | Path) -> Path:
         _draw_rewards(panels["reward"], dataset)
         _draw_coverage(panels["saco"], facts["joint_saco"])
         _write_findings(panels["text"], card)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white", metadata={"Software": None} if path.suffix == ".png" else None)
+        with replacing_file(path) as temporary:
+            figure.savefig(temporary, facecolor="white", metadata={"Software": None} if path.suffix == ".png" else None)
     return path
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -18,7 +18,7 @@ from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5, read_omiga_h5
 from torchrl_marl_offline.data.published import SOURCES
 from torchrl_marl_offline.data.pymarl import read_pymarl
 from torchrl_marl_offline.data.repairs import repair as mend
-from torchrl_marl_offline.data.storage import hidden_sibling, is_dataset_folder
+from torchrl_marl_offline.data.storage import is_dataset_folder
 from torchrl_marl_offline.data.streaming import RowStream
 from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
 from torchrl_marl_offline.data.vault import open_vault, read_vault
@@ -152,15 +152,13 @@ def convert_dataset(
 
 def _convert_repaired(source: str | Path, path: Path, *, overwrite: bool, progress: bool, **options: Any) -> Path:
     prefix, _, rest = str(source).partition(":")
-    raw = hidden_sibling(path)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), staged(path, folder=True) as raw:
         with value_checks_deferred():
             if prefix in STREAMS:
-                STREAMS[prefix](rest, **options).write(raw, progress=progress)
-                dataset = OfflineDataset.load(raw, verify=False)
+                STREAMS[prefix](rest, **options).write(raw / "raw", progress=progress)
+                dataset = OfflineDataset.load(raw / "raw", verify=False)
             else:
                 dataset = _load(source, **options)
         mend(dataset, path=path, overwrite=overwrite)
-    finally:
-        shutil.rmtree(raw, ignore_errors=True)
     return path

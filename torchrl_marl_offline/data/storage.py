@@ -11,23 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tensordict import TensorDict, TensorDictBase
+import torch
+from tensordict import TensorDict, TensorDictBase, is_tensor_collection
+from tensordict.utils import _encode_key_for_filesystem
 
+from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
-    import torch
     from tensordict import NestedKey
 
 FORMAT = "torchrl_marl_offline.dataset"
@@ -35,6 +34,7 @@ VERSION = 1
 METADATA_FILE = "metadata.json"
 DATA_FOLDER = "data"
 _THREADS = 4
+_BYTES_AT_ONCE = 32 * 2**20
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -56,14 +56,75 @@ def save(
 
     Raises:
         FileExistsError: there is something at ``path`` that must not be replaced.
-        TypeError: the metadata is not JSON-ready.
+        TypeError: the metadata is not JSON-ready, or a leaf is not a tensor.
     """
     json.dumps({"spec": spec.to_dict(), "metadata": metadata})  # before gigabytes are written
+    leaves = dict(data.items(include_nested=True, leaves_only=True))
+    if others := [key for key, value in leaves.items() if not isinstance(value, torch.Tensor)]:
+        raise TypeError(f"{others[0]!r} is not a tensor, and a dataset holds nothing else; exclude it.")
+    shapes = {key: (tuple(value.shape), value.dtype) for key, value in leaves.items()}
+    sizes = {
+        key: tuple(value.batch_size) for key, value in data.items(include_nested=True) if is_tensor_collection(value)
+    }
     with replacing(path, overwrite=overwrite) as temporary:
-        data.to("cpu").memmap(str(temporary / DATA_FOLDER), copy_existing=True)
-        leaves = data.items(include_nested=True, leaves_only=True)
-        seal(temporary, {key: (tuple(value.shape), value.dtype) for key, value in leaves}, spec, metadata)
+        files = lay_out(temporary / DATA_FOLDER, len(data), shapes, sizes)
+        for key, file in files.items():
+            with file.open("wb", buffering=0) as stream:
+                for rows in blocks(leaves[key]):
+                    append_rows(stream, rows)
+        seal(temporary, shapes, spec, metadata)
     return Path(path).absolute()
+
+
+def lay_out(
+    folder: Path,
+    length: int,
+    leaves: dict[NestedKey, tuple[tuple[int, ...], torch.dtype]],
+    batch_sizes: dict[NestedKey, tuple[int, ...]] | None = None,
+) -> dict[NestedKey, Path]:
+    """Write the headers of a memory-mapped TensorDict of ``length`` rows; return the file of each leaf, to be written.
+
+    Its files are written like any others: where the disk is full, a page that is written through a map ends the
+    process, and such pages count as its memory.
+
+    Args:
+        folder: to be made.
+        length: rows.
+        leaves: shape and type of each.
+        batch_sizes: of nested TensorDicts; by default ``[length]``.
+    """
+    headers: dict[tuple[str, ...], dict[str, Any]] = {(): {}}
+    files = {}
+    for key, (shape, dtype) in leaves.items():
+        names = (key,) if isinstance(key, str) else key
+        for depth in range(1, len(names)):
+            headers.setdefault(names[:depth], {})
+            headers[names[: depth - 1]][names[depth - 1]] = {"type": "TensorDict"}
+        told = {"device": "cpu", "shape": list(shape), "dtype": str(dtype), "is_nested": False}
+        headers[names[:-1]][names[-1]] = told
+        encoded = [_encode_key_for_filesystem(name) for name in names]
+        files[key] = folder.joinpath(*encoded[:-1], f"{encoded[-1]}.memmap")
+    for names, header in headers.items():
+        size = (batch_sizes or {}).get(names if len(names) > 1 else "".join(names), (length,))
+        header |= {"shape": list(size), "device": "cpu", "_type": str(TensorDict)}
+        place = folder.joinpath(*map(_encode_key_for_filesystem, names))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "meta.json").write_text(json.dumps(header), encoding="utf-8")
+    return files
+
+
+def blocks(leaf: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a leaf's rows, some at a time."""
+    size = max(1, leaf[:1].numel() * leaf.element_size())
+    yield from leaf.split(max(1, _BYTES_AT_ONCE // size))
+
+
+def append_rows(stream: BinaryIO, rows: torch.Tensor) -> None:
+    """Write the bytes of some rows to an unbuffered file."""
+    values = rows.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1).view(torch.uint8)
+    left = memoryview(values.numpy())
+    while left:
+        left = left[stream.write(left) :]
 
 
 @contextmanager
@@ -76,26 +137,18 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: there is something at ``path`` that must not be replaced.
+        WriteError: the disk is full, or the folder cannot be written for another reason.
     """
     path = Path(path).absolute()
     if path.exists() and not (overwrite and is_dataset_folder(path)):
         remedy = "pass overwrite=True or choose another folder" if is_dataset_folder(path) else "choose another folder"
         raise FileExistsError(f"{path} already exists; {remedy}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    temporary = hidden_sibling(path)
-    try:
-        yield temporary
-        _flush(temporary)
-        _move_into_place(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def hidden_sibling(path: Path) -> Path:
-    """Return a name beside ``path`` for what is not finished; the next writer of ``path`` deletes what we left."""
-    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path, folder=True) as temporary:
+            yield temporary
+            _flush(temporary)
+            _move_into_place(temporary, path)
 
 
 def seal(
@@ -218,23 +271,3 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         os.close(descriptor)
     if aside is not None:
         shutil.rmtree(aside)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Delete the temporary folders of writers that no longer run on this machine."""
-    mark = rf"\.tmp-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}"
-    pattern = re.compile(rf"\.+{re.escape(path.name)}(?:{mark})+(-old)?")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and not _is_running(int(match[1])):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

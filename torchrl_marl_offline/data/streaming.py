@@ -220,31 +220,19 @@ def write_blocks(
         storage.replacing(path, overwrite=overwrite) as folder,
         tqdm(total=length, unit="row", desc="convert", disable=None if progress else True) as bar,
     ):
-        files = make_files(folder / storage.DATA_FOLDER, length, shapes)
+        files = storage.lay_out(folder / storage.DATA_FOLDER, length, shapes)
         with ExitStack() as stack:
-            streams = {key: stack.enter_context(file.open("r+b")) for key, file in files.items()}
+            streams = {key: stack.enter_context(file.open("wb", buffering=0)) for key, file in files.items()}
             for rows in parts:
                 scan.add(rows)
                 for key, stream in streams.items():
-                    stream.write(rows.get(key).contiguous().numpy().reshape(-1).view(np.uint8).data)
+                    storage.append_rows(stream, rows.get(key))
                 bar.update(len(rows))
         facts = metadata(scan.close()) | {"n_transitions": length, "n_episodes": len(scan.lengths)}
         facts |= {"values_checked": values_are_checked()}
         facts["inspection"] = inspection_of(scan, facts).to_dict()
         storage.seal(folder, shapes, spec, facts)
     return Path(path).absolute()
-
-
-def make_files(folder: Path, length: int, leaves: dict) -> dict[NestedKey, Path]:
-    """Lay out an empty memory-mapped TensorDict and return the file of each leaf.
-
-    The files are then written like any other: pages written through a map would count as this process's memory.
-    """
-    data = TensorDict(batch_size=[length]).memmap_(prefix=str(folder))
-    for key, (shape, dtype) in leaves.items():
-        data.make_memmap(key, shape, dtype=dtype)
-    parts = {key: (key,) if isinstance(key, str) else key for key in leaves}
-    return {key: folder.joinpath(*names[:-1], f"{names[-1]}.memmap") for key, names in parts.items()}
 
 
 def bytes_per_row(spec: TaskSpec) -> int:

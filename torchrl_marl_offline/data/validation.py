@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_marl_offline.core.files import WriteError
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -79,7 +80,7 @@ def reading(path: str | Path) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise DatasetError(f"{path}: {error}") from error
-    except ImportError:
+    except (ImportError, WriteError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):

@@ -154,7 +154,7 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
 
 def failure(job: Job, message: str, *, details: str = "") -> Outcome:
     """Write down that a job failed, and return it."""
-    from torchrl_marl_offline.training.logging import write_text_atomic
+    from torchrl_marl_offline.core.files import write_text_atomic
 
     write_text_atomic(job.folder / FAILURE, details or message + "\n")
     return Outcome(job.population.name, "failed", " ".join(message.split()))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves, plot_profile
@@ -28,7 +29,6 @@ from torchrl_marl_offline.study.scores import (
     scores_of,
 )
 from torchrl_marl_offline.study.table import job_folder, read_results, write_results
-from torchrl_marl_offline.training.logging import write_text_atomic
 from torchrl_marl_offline.training.pictures import plot_methods
 from torchrl_marl_offline.training.statistics import Interval
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
@@ -95,7 +96,8 @@ def run_study(
     with _only_runner(output):
         plan = make_plan(study, machine)
         plan.save(output)
-        shutil.copyfile(study.file, output / "study.toml")
+        with replacing_file(output / "study.toml") as temporary:
+            shutil.copyfile(study.file, temporary)
         jobs = make_jobs(study, plan, machine, only)
         bar = StudyProgress(jobs, show=progress)
         say(f"{plan.name}: {bar.line()}, in {output}")

@@ -56,7 +56,7 @@ def collect_results(plan: Plan, output: Path) -> pandas.DataFrame:
 
 def write_results(plan: Plan, output: Path) -> Path:
     """Write ``results.parquet`` and ``timings.csv`` anew, each in one step; returns the path of the first."""
-    from torchrl_marl_offline.training.logging import replacing_file
+    from torchrl_marl_offline.core.files import replacing_file
 
     frame = collect_results(plan, output)
     with replacing_file(output / RESULTS) as temporary:
@@ -100,7 +100,7 @@ def _population_rows(plan: Plan, population: Population, output: Path) -> list[d
 def _write_timings(plan: Plan, output: Path) -> None:
     import pandas
 
-    from torchrl_marl_offline.training.logging import replacing_file
+    from torchrl_marl_offline.core.files import replacing_file
 
     rows = []
     for population in plan.populations:

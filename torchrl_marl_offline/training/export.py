@@ -37,9 +37,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs import set_exploration_type
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode
-from torchrl_marl_offline.training.logging import replacing_file
 from torchrl_marl_offline.training.policies import BUILDERS, load_policy
 
 if TYPE_CHECKING:

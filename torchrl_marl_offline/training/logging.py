@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torchrl_marl_offline.core.files import append_whole, write_text_atomic
 
 Row = dict[str, Any]
 
@@ -39,8 +40,7 @@ class CsvTable:
         if new or not self.path.exists():
             self._rewrite()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(self._format([row]))  # one write of one whole line
+            append_whole(self.path, self._format([row]).encode())
 
     def truncate(self, step: int) -> None:
         """Drop the rows after ``step``: a run that goes on from there will write them again."""
@@ -75,22 +75,6 @@ def _parse(column: str, cell: str) -> Any:
         return float(cell)
     except ValueError:
         return cell
-
-
-@contextmanager
-def replacing_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, renamed when the block ends well: a reader sees no part of a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    yield temporary
-    os.replace(temporary, path)
-
-
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader sees the old text or the new, never a part."""
-    with replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 class RunLogger:

@@ -5,11 +5,11 @@ Matplotlib is imported when a picture is drawn, and draws to a file without a di
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.training.logging import Row, read_csv
 from torchrl_marl_offline.training.statistics import Interval
 
@@ -221,9 +221,7 @@ def _read_if_there(path: Path) -> list[Row]:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure in one step, and return its path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     options: dict[str, Any] = {"facecolor": "white"}
-    figure.savefig(temporary, **options)
-    os.replace(temporary, path)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, **options)
     return path

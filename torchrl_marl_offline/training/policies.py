@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
-from torchrl_marl_offline.training.logging import replacing_file
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def save_policy(path: str | Path, policy: TensorDictModuleBase, metadata: dict[s
             "saved. Save its state_dict() yourself."
         )
     content = {**build, "metadata": metadata or {}, "parameters": policy.state_dict()}
-    with replacing_file(path) as temporary:
-        torch.save(content, temporary)
+    # by a stream: torch's own writing to a path does not say why it fails
+    with replacing_file(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
     return Path(path)
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchrl_marl_offline.core.files import replacing_file, write_text_atomic
 from torchrl_marl_offline.objectives.parts import COMPILED, WHOLE, heard_by
-from torchrl_marl_offline.training.logging import write_text_atomic
 
 STEP = "step"
 REST = "the rest"
@@ -259,7 +259,8 @@ class Profiler:
         self._wait()
         self._trace.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._trace.export_chrome_trace(str(self.folder / "trace.json.gz"))
+        with replacing_file(self.folder / "trace.json.gz") as temporary:
+            self._trace.export_chrome_trace(str(temporary))
         self._trace = None
 
     def _write(self) -> None:

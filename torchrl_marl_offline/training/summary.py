@@ -9,7 +9,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrl_marl_offline.training.logging import Row, write_text_atomic
+from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.training.logging import Row
 
 
 def summarize_evaluations(

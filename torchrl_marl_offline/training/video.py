@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.data.layout import DONE, next_key
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode, evaluation_mode, preserved_rng
 
@@ -77,6 +78,7 @@ def write_gif(frames: list[np.ndarray], path: Path, *, frames_per_second: float)
     """Write pictures ``[height, width, 3]`` of uint8 as a GIF that repeats."""
     from PIL import Image  # comes with matplotlib
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = (Image.fromarray(frame) for frame in frames)
-    first.save(path, save_all=True, append_images=others, duration=1000 / frames_per_second, loop=0)
+    options = {"save_all": True, "append_images": others, "duration": 1000 / frames_per_second, "loop": 0}
+    with replacing_file(path) as temporary:
+        first.save(temporary, **options)
