@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.objectives.parts import COMPILED, part
+from torchrl_marl_offline.training.alike import first_difference
 from torchrl_marl_offline.training.checkpoints import restore_generator
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import (
@@ -42,31 +42,19 @@ AT_ONCE_ON_CPU = 8
 """Members of one computation on a CPU; see ``benchmarks/RESULTS.md``."""
 
 
-_ALIKE = (
-    "value_learning",
-    "extraction",
-    "behaviour_learning",
-    "heads",
-    "team_reward",
-    "reduction",
-    "actor_network.build",
-    "behaviour_network.build",
-)
-"""What members may not differ in, beside the names and shapes of their tensors."""
-
-
 class Population(nn.Module):
     """The tensors of ``P`` losses of one structure, stacked to ``[P, ...]``.
 
     The losses may differ in every tensor: parameters (seeds), coefficients such as the temperature, the discount. All
-    else, networks' sizes and rules, must be the same. The first loss serves as the form into which members' tensors
-    are put.
+    else must be the same, since the first loss serves as the form into which members' tensors are put: every class and
+    every attribute of networks, rules, norms and value estimator; see
+    :func:`~torchrl_marl_offline.training.alike.first_difference`.
 
     Args:
         losses: member name -> loss.
 
     Raises:
-        ValueError: the losses differ in more than the values of their tensors.
+        ValueError: the losses differ in more than the values of their tensors; it names the attribute and both members.
     """
 
     def __init__(self, losses: Mapping[str, LossModule]) -> None:
@@ -92,26 +80,23 @@ class Population(nn.Module):
     def _check_alike(losses: Mapping[str, LossModule], tensors: Sequence[Mapping[str, Tensor]]) -> None:
         first_name, first = next(iter(losses.items()))
         for name, loss, own in zip(losses, losses.values(), tensors):
-            if type(loss) is not type(first):
-                raise ValueError(f"{name} is a {type(loss).__name__} and {first_name} a {type(first).__name__}.")
+            found = first_difference(first, loss)
+            if found is not None:
+                raise ValueError(
+                    f"{found.path} is {found.first} in {first_name} and {found.other} in {name}; members of a "
+                    "population may differ in coefficients and seeds only. Train them in two populations."
+                )
             for key in dict.fromkeys([*tensors[0], *own]):
-                shapes = [None if key not in t else tuple(t[key].shape) for t in (tensors[0], own)]
-                if shapes[0] != shapes[1]:
+                forms = [_form(t.get(key)) for t in (tensors[0], own)]
+                if forms[0] != forms[1]:
                     raise ValueError(
-                        f"{key} is {shapes[0]} in {first_name} and {shapes[1]} in {name}; members of a population must "
+                        f"{key} is {forms[0]} in {first_name} and {forms[1]} in {name}; members of a population must "
                         "have the same networks and rules. Train them in two populations."
                     )
                 if tensors[0][key].requires_grad != own[key].requires_grad:
                     trained = (first_name, name) if tensors[0][key].requires_grad else (name, first_name)
                     raise ValueError(
                         f"{key} is trained in {trained[0]} and not in {trained[1]}. Train them in two populations."
-                    )
-            for attribute in _ALIKE:
-                mine, other = (_fixed(_attribute(each, attribute)) for each in (first, loss))
-                if mine != other:
-                    raise ValueError(
-                        f"{attribute} is {mine} in {first_name} and {other} in {name}; members of a population may "
-                        "differ in coefficients and seeds only. Train them in two populations."
                     )
 
     def __len__(self) -> int:
@@ -159,19 +144,8 @@ class Population(nn.Module):
         return [target for target, _ in trained], [source for _, source in trained]
 
 
-def _attribute(loss: LossModule, path: str) -> Any:
-    """Return ``loss.path``, or ``None`` where there is no such thing."""
-    for name in path.split("."):
-        loss = getattr(loss, name, None)
-    return loss
-
-
-def _fixed(rule: Any) -> Any:
-    """Return a rule's settings without its coefficients, which may differ between members."""
-    if not hasattr(rule, "coefficients"):
-        return rule
-    settings = asdict(rule) if is_dataclass(rule) else {}
-    return type(rule).__name__, {k: v for k, v in settings.items() if k not in rule.coefficients()}
+def _form(tensor: Tensor | None) -> str:
+    return "not there" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
 class PopulationGradients:
