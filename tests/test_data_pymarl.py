@@ -144,15 +144,15 @@ def _replace(name, change):
 
 
 DEFECTS = {
-    "missing fields": (_drop("avail_actions", "filled"), "lacks avail_actions, filled .it has actions, obs"),
+    "missing fields": (_drop("reward", "filled"), "lacks reward, filled .it has actions, avail_actions, obs"),
     "flat obs": (_replace("obs", lambda obs: obs[:, :, 0]), r"has obs \(2, 4, 2\).* instead of obs \[E, L, n, o\]"),
     "short reward": (_replace("reward", lambda reward: reward[:, :-1]), r"reward has shape \(2, 3, 1\) where"),
     "agents differ": (_replace("actions", lambda actions: actions[:, :, :1]), r"actions has shape \(2, 4, 1, 1\)"),
     "continuous": (_replace("actions", lambda actions: actions + 0.5), "actions are not whole numbers"),
-    "gap": (_put("filled", (0, 1), 0), "filled has gaps in 1 episodes .first: 0"),
+    "gap": (_put("filled", (0, 1), 0), "episode 0, row 1: filled has a gap"),
     "nothing": (_put("filled", slice(None), 0), "holds no transition"),
-    "end inside": (_put("terminated", (0, 1), 1), "terminated is set on 1 steps"),
-    "end too late": (_put("terminated", (0, 3), 1), "terminated is set on 1 steps"),
+    "end inside": (_put("terminated", (0, 1), 1), "episode 0, row 1: terminated is set on a step"),
+    "end too late": (_put("terminated", (0, 3), 1), "episode 0, row 3: terminated is set on a step"),
     "NaN": (_put("obs", (0, 1), np.nan), r"\('agents', 'observation'\) is NaN .* row 1"),
     "NaN at the end": (_put("state", (1, 1), np.nan), r"\('next', 'state'\) is NaN .* row 3"),
     "illegal": (_put("avail_actions", (0, 1, 0), [1, 0, 1]), r"\('agents', 'action'\) is illegal .* row 1"),

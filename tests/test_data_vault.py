@@ -194,7 +194,7 @@ def test_what_is_damaged_is_said(tmp_path):
     with pytest.raises(DatasetError, match="cannot be read"):
         read_vault(write_vault(tmp_path / "long", vault_arrays([3, 2] * 20), rows=200))  # 100 rows lie there
     arrays = vault_arrays([3, 2])
-    arrays["rewards"] = arrays["rewards"][..., :1]
+    arrays["rewards"] = arrays["rewards"].repeat(2, -1)
     with pytest.raises(DatasetError, match="has rewards of shape"):
         read_vault(write_vault(tmp_path / "shapes", arrays))
     arrays = vault_arrays([3, 2])

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, shift, team_reward
+from torchrl_marl_offline.data.assembly import (
+    assemble,
+    open_masks_of_the_dead,
+    open_unused_masks,
+    shift,
+    team_reward,
+)
+from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.episode_lists import end_to_end
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -20,43 +30,56 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.validation import DatasetError
+from torchrl_marl_offline.data.values import as_array, flag_array, indices, is_index_like
 
 Array = np.ndarray | torch.Tensor
+Arrays = Array | Sequence | Mapping[str, Any]
+"""One array; or a list of one for each episode; or a mapping of one for each agent, or a list of those."""
 
 
 def from_arrays(
     *,
-    observations: Array,
-    actions: Array,
-    rewards: Array,
-    terminals: Array,
-    truncations: Array | None = None,
-    next_observations: Array | None = None,
-    state: Array | None = None,
-    next_state: Array | None = None,
-    action_mask: Array | None = None,
-    next_action_mask: Array | None = None,
-    agent_mask: Array | None = None,
-    success: Array | None = None,
+    observations: Arrays,
+    actions: Arrays,
+    rewards: Arrays,
+    terminals: Arrays,
+    truncations: Arrays | None = None,
+    next_observations: Arrays | None = None,
+    state: Arrays | None = None,
+    next_state: Arrays | None = None,
+    action_mask: Arrays | None = None,
+    next_action_mask: Arrays | None = None,
+    agent_mask: Arrays | None = None,
+    success: Arrays | None = None,
     n_actions: int | None = None,
     action_bounds: tuple[float, float] = (-1.0, 1.0),
     task: str | None = None,
     spec: TaskSpec | None = None,
     metadata: dict[str, Any] | None = None,
+    repair: bool = False,
 ) -> OfflineDataset:
     """Build a dataset from episodes end to end along time: ``T`` rows, ``n`` agents.
 
     The next observation (state, mask) of a row is the given one, else the next row's. The last row of an episode then
     has none: after a termination nothing is bootstrapped and its own values stand in; after a truncation the row must
     not count, and ``("collector", "mask")`` is false there. Rows after the last end are an episode that was cut off,
-    and count as truncated. An episode ends where every agent has ended; it is terminated if all agents terminated.
+    and count as truncated.
+
+    Each array may also be a list of one array for each episode, of unequal lengths; where the observations of an
+    episode are one more than its actions, the last is its final one. And each may be a mapping from agents' names to
+    their arrays: ``[T, o_i]`` observations of unequal widths are then filled up with zeros. See
+    :mod:`~.episode_lists`.
+
+    An episode ends where every agent has ended; it is terminated if all agents terminated.
 
     Args:
         observations: ``[T, n, o]``.
-        actions: integer ``[T, n]`` or ``[T, n, 1]`` indices, or floating ``[T, n, a]``.
+        actions: integer ``[T, n]`` or ``[T, n, 1]`` indices, or floating ``[T, n, a]``. Where the number of discrete
+            actions is given, whole floats are indices, and ``[T, n, A]`` are one-hot.
         rewards: ``[T, n]`` (or ``[T, n, 1]``), or ``[T]`` for a team reward, which every agent then gets.
-        terminals: ``[T]`` or ``[T, n]``, true (nonzero) where the task ended.
+        terminals: ``[T]`` or ``[T, n]``, true (nonzero) where the task ended; of lists also one flag for each episode.
         truncations: like ``terminals``, true where the recording stopped although the task went on.
         next_observations: ``[T, n, o]``, the true next observations.
         state: ``[T, s]``; without it the joint observation is the state, and the metadata say so.
@@ -70,16 +93,53 @@ def from_arrays(
         task: the task's name.
         spec: the task's sizes, instead of those of the arrays.
         metadata: JSON-ready; kept beside what is found here.
+        repair: mend what can be mended, and drop episodes that cannot be read; see :func:`~.loading.load_inspected`.
 
     Raises:
         DatasetError: the arrays' shapes disagree, or :func:`~.validation.validate` objects.
     """
+    given: dict[str, Any] = {"observations": observations, "actions": actions, "rewards": rewards}
+    given |= {"terminals": terminals, "truncations": truncations, "next_observations": next_observations}
+    given |= {"state": state, "next_state": next_state, "action_mask": action_mask}
+    given |= {"next_action_mask": next_action_mask, "agent_mask": agent_mask, "success": success}
+    options = {"n_actions": n_actions, "action_bounds": action_bounds, "task": task, "spec": spec, "metadata": metadata}
+    source = str((metadata or {}).get("source", "from_arrays"))
+    if repair:
+        return load_inspected(source, partial(from_arrays, **given, **options), repair=True)
+    notes: dict[str, Any] = {}
+    bad = BadEpisodes(source)
+    given = end_to_end(given, bad, notes)
+    return _from_flat(**given, **options, bad=bad, notes=notes)
+
+
+def _from_flat(
+    *,
+    observations: Array,
+    actions: Array,
+    rewards: Array,
+    terminals: Array,
+    truncations: Array | None,
+    next_observations: Array | None,
+    state: Array | None,
+    next_state: Array | None,
+    action_mask: Array | None,
+    next_action_mask: Array | None,
+    agent_mask: Array | None,
+    success: Array | None,
+    n_actions: int | None,
+    action_bounds: tuple[float, float],
+    task: str | None,
+    spec: TaskSpec | None,
+    metadata: dict[str, Any] | None,
+    bad: BadEpisodes,
+    notes: dict[str, Any],
+) -> OfflineDataset:
+    """Do what :func:`from_arrays` does, of arrays with one time axis; what is found is added to ``notes``."""
     observation = _tensor(observations, "observations", torch.float32, (None, None, None))
     length, n_agents, _ = observation.shape
-    action = _action_tensor(actions, length, n_agents)
+    action, bad_actions = _action_tensor(actions, length, n_agents, _discrete_actions(n_actions, action_mask, spec))
     rows = {OBSERVATION: observation, ACTION: action}
     following = {OBSERVATION: (next_observations, "next_observations")}
-    notes: dict[str, Any] = {}
     if state is not None:
         rows[STATE] = _tensor(state, "state", torch.float32, (length, None))
         following[STATE] = (next_state, "next_state")
@@ -90,6 +150,7 @@ def from_arrays(
         following[ACTION_MASK] = (next_action_mask, "next_action_mask")
     terminated, truncated = team_ends(terminals, truncations, length, n_agents, notes)
     done = terminated | truncated
+    bad.note_rows(bad_actions, done, "an action is no index (or no one-hot row)")
     known_successor = all(given is not None for given, _ in following.values())
     for key, (given, name) in following.items():
         value = rows[key]
@@ -110,9 +171,10 @@ def from_arrays(
         _note(notes, f"{int((~usable).sum())} truncated rows have no recorded successor and do not count in training")
     if spec.has_action_mask:
         open_unused_masks(rows, terminated | ~usable, notes.setdefault("findings", []))
+        open_masks_of_the_dead(rows, notes["findings"])
     data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
     notes["findings"] = [*(metadata or {}).get("findings", []), *notes.get("findings", [])]
-    return OfflineDataset(data, spec, {"source": "from_arrays"} | (metadata or {}) | notes)
+    return OfflineDataset(data, spec, bad.into({"source": "from_arrays"} | (metadata or {}) | notes))
 
 
 def _note(notes: dict[str, Any], finding: str) -> None:
@@ -121,10 +183,14 @@ def _note(notes: dict[str, Any], finding: str) -> None:
 
 def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
     """Convert and check against ``shape``, where ``None`` allows any size."""
-    # A read-only NumPy array (a memory map) makes torch warn: copy it.
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()
-    tensor = torch.as_tensor(values)
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        tensor = values
+    else:
+        array = flag_array(values, name) if dtype == torch.bool else as_array(values, name)
+        # A read-only NumPy array (a memory map) makes torch warn: copy it.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if dtype == torch.bool and tensor.is_floating_point() and tensor.isnan().any():
+        raise DatasetError(f"{name} holds NaN, which is neither true nor false; write 0 or 1 there.")
     fits = tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape))
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -134,16 +200,38 @@ def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | Non
     return (tensor != 0 if dtype == torch.bool else tensor.to(dtype)).contiguous()
 
 
-def _action_tensor(actions: Array, length: int, n_agents: int) -> torch.Tensor:
-    tensor = torch.as_tensor(np.array(actions) if isinstance(actions, np.ndarray) else actions)
-    if tensor.is_floating_point():
-        return _tensor(tensor, "actions", torch.float32, (length, n_agents, None))
-    if tensor.ndim == 3 and tensor.shape[-1] == 1:
-        tensor = tensor.squeeze(-1)
-    return _tensor(tensor, "actions", torch.int64, (length, n_agents))
+def _discrete_actions(n_actions: int | None, action_mask: Array | None, spec: TaskSpec | None) -> int | None:
+    """Return the number of discrete actions: 0 where it is not known, ``None`` where the spec has continuous ones."""
+    if spec is not None:
+        return spec.action_size if spec.discrete else None
+    if action_mask is not None and len(action_mask.shape) == 3:
+        return int(action_mask.shape[-1])
+    return n_actions or 0
+
+
+def _action_tensor(
+    actions: Array, length: int, n_agents: int, n_actions: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the actions, and ``[T]`` bool, which rows hold none."""
+    array = as_array(actions, "actions")
+    device = actions.device if isinstance(actions, torch.Tensor) else None
+    fine = torch.zeros(length, dtype=torch.bool, device=device)
+    if n_actions is None or not (n_actions or is_index_like(array.dtype)):
+        given = array if device is None else actions
+        return _tensor(given, "actions", torch.float32, (length, n_agents, None)), fine
+    if array.shape[:2] != (length, n_agents):
+        raise DatasetError(f"actions has shape {array.shape} instead of [{length}, {n_agents}]; put time first.")
+    found, bad = indices(array, agents=n_agents, n_actions=n_actions or None, name="actions")
+    if 2 * bad.sum() > length:
+        raise DatasetError(
+            "actions holds no indices, though n_actions=, action_mask= or spec= says that actions are discrete; give "
+            "indices, or leave these out for continuous actions."
+        )
+    return torch.from_numpy(found).to(device), torch.from_numpy(bad).to(device)
 
 
 def _reward_tensor(rewards: Array, length: int, n_agents: int, notes: dict[str, Any]) -> torch.Tensor:
+    rewards = rewards if isinstance(rewards, torch.Tensor) else as_array(rewards, "rewards")
     shape = tuple(rewards.shape)
     notes["team_reward"] = len(shape) == 1
     if len(shape) == 1:
@@ -200,6 +288,15 @@ def close_last_episode(terminated: torch.Tensor, truncated: torch.Tensor, notes:
 
 
 def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], task: str | None) -> TaskSpec:
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"action_bounds={bounds} must be two numbers, which every component of an action shares; scale the others "
+            "to them."
+        ) from error
+    if not (low < high and np.isfinite([low, high]).all()):
+        raise DatasetError(f"action_bounds={bounds} must be two finite numbers, the lower one first.")
     action, mask = rows[ACTION], rows.get(ACTION_MASK)
     discrete = not action.is_floating_point()
     if discrete and mask is None and n_actions is None:
@@ -215,8 +312,8 @@ def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], tas
         state_size=rows[STATE].shape[1],
         action_size=size,
         discrete=discrete,
-        action_low=bounds[0],
-        action_high=bounds[1],
+        action_low=low,
+        action_high=high,
         has_action_mask=mask is not None,
         task=task,
     )

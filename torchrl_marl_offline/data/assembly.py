@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
+    AGENT_MASK,
     DONE,
     HAS_NEXT_ACTION,
     MASK,
@@ -107,6 +108,24 @@ def open_empty_masks(rows: dict, unused: torch.Tensor) -> int:
     if empty.any():
         rows[key] = rows[key] | empty.unsqueeze(-1)
     return int(empty.any(-1).sum())
+
+
+def open_masks_of_the_dead(rows: dict, findings: list[str]) -> None:
+    """Allow every action to agents that are dead (or padding) and are allowed none, by the agents' mask; nobody acts.
+
+    Args:
+        rows: leaves by layout key; the action masks are replaced.
+        findings: a sentence is appended where there is such a row.
+    """
+    if AGENT_MASK not in rows:
+        return
+    opened = torch.zeros(len(rows[AGENT_MASK]), dtype=torch.bool)
+    for mask, alive in ((ACTION_MASK, AGENT_MASK), (next_key(ACTION_MASK), next_key(AGENT_MASK))):
+        empty = ~rows[mask].any(-1) & ~rows[alive]  # [T, n]
+        rows[mask] = rows[mask] | empty.unsqueeze(-1)
+        opened |= empty.any(-1)
+    if opened.any():
+        findings.append(f"{int(opened.sum())} rows allow dead agents no action; all are allowed there, none is used")
 
 
 def opened_masks_finding(count: int) -> str:

@@ -3,12 +3,13 @@
 One time axis of ``T`` rows: ``observations [T, o]``, ``actions [T, a]`` (or ``[T]`` integers), ``rewards [T]``,
 ``terminals [T]`` and, in most files, ``timeouts [T]`` (the recording stopped, the task went on) and
 ``next_observations [T, o]``. Without the last, a row's successor is the next row, and the last row of an episode that
-timed out does not count in training.
+timed out does not count in training. Rewards and flags may be columns, ``[T, 1]``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import check_type
+
+if TYPE_CHECKING:
+    import h5py
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
@@ -46,16 +51,16 @@ def read_d4rl(
         if missing:
             raise DatasetError(
                 f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(file)) or 'nothing'}); it is not of "
-                "D4RL's layout: use the reader of its format."
+                "D4RL's layout: use the reader of its format, or pass its arrays to from_arrays()."
             )
-        arrays = {name: file[name][()] for name in (*REQUIRED, *OPTIONAL) if name in file}
-        for name, values in arrays.items():
-            wide = "observations" in name or (name == "actions" and values.dtype.kind == "f")
-            if values.ndim != (2 if wide else 1) or len(values) != len(arrays["observations"]):
-                raise DatasetError(
-                    f"{path}: {name} has shape {values.shape} beside observations of shape "
-                    f"{arrays['observations'].shape}; fetch the file again."
-                )
+        names = [name for name in (*REQUIRED, *OPTIONAL) if name in file]
+        _check_shapes(path, file, names)
+        arrays = {name: file[name][()] for name in names}
+        for name in ("rewards", "terminals", "timeouts"):
+            if name in arrays:
+                arrays[name] = arrays[name].reshape(-1)  # [T, 1] -> [T]
+        if arrays["actions"].ndim == 1 and n_actions is None and arrays["actions"].dtype.kind == "f":
+            arrays["actions"] = arrays["actions"][:, None]  # [T] -> [T, a]
         arrays["truncations"] = arrays.pop("timeouts", None)
         for name in ("observations", "next_observations", "actions", "rewards"):
             if name in arrays:
@@ -67,3 +72,24 @@ def read_d4rl(
             n_actions=n_actions,
             metadata={"source": f"d4rl:{path}", "task": task},
         )
+
+
+def _check_shapes(path: Path, file: h5py.File, names: list[str]) -> None:
+    """Check types and shapes before anything is read."""
+    for name in names:
+        if not hasattr(file[name], "shape"):
+            raise DatasetError(
+                f"{path}: {name} is a group of arrays; lay them side by side and pass them to from_arrays()."
+            )
+        check_type(file[name].dtype, f"{path}: {name}")
+    wanted = file["observations"].shape
+    for name in names:
+        shape = file[name].shape
+        ranks = {"observations": (2,), "next_observations": (2,), "actions": (1, 2)}.get(name, (1,))
+        column = name not in ("observations", "next_observations", "actions") and shape[1:] == (1,)
+        same = name != "next_observations" or shape == wanted
+        if not ((len(shape) in ranks or column) and shape[:1] == wanted[:1] and same):
+            raise DatasetError(
+                f"{path}: {name} has shape {shape} beside observations of shape {wanted}, where D4RL has [T, o] "
+                "observations, [T, a] or [T] actions and [T] of the rest; bring it to that, or fetch the file again."
+            )

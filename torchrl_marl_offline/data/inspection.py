@@ -10,9 +10,11 @@ reader has to know of it. A source whose reader fails (cut short, of another for
 finding                        severity  what repair does
 =============================  ========  ==============================================================================
 ``unreadable``                 error     nothing
+``bad_episode``                error     drops these episodes: parts of them cannot be read, the rest of the source can
 ``minus_inf_padding``          error     writes zeros
 ``not_finite``                 error     writes zeros and masks the rows
-``no_legal_action``            error     allows every action there and masks the rows, unless they terminated
+``no_legal_action``            error     allows every action there; takes an agent that has none until its episode ends
+                                         for dead, and masks the row where one has none for a while
 ``illegal_action``             error     puts the first legal action there and masks the rows
 ``illegal_next_action``        error     puts the first legal action there and marks that nobody acted
 ``action_outside_bounds``      error     clips
@@ -44,7 +46,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_marl_offline.data import defects
+from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes
@@ -94,7 +96,7 @@ def inspection_of(scan: Scan, metadata: dict[str, Any]) -> Inspection:
         "joint_saco": saco,
     }
     findings = [finding for part in (_values, _actions, _episodes, _successors, _signals) for finding in part(scan)]
-    findings += _reader(metadata)
+    findings += [*_bad_episodes(metadata), *_reader(metadata)]
     if saco < 0.5:
         findings.append(
             Finding(
@@ -234,6 +236,13 @@ def _signals(scan: Scan) -> Iterator[Finding]:
         yield Finding("team_reward", "note", scan.length, 0, "all agents' rewards are equal on every row", remedy)
     what = f"rows do not count in training, {scan.masked_terminal} terminal"
     yield from _finding("masked_rows", "note", scan["masked_rows"], what, "nothing is done: losses leave them out")
+
+
+def _bad_episodes(metadata: dict[str, Any]) -> Iterator[Finding]:
+    bad = metadata.get(bad_episodes.KEY, [])
+    if bad:
+        what = f"{len(bad)} {'episode' if len(bad) == 1 else 'episodes'} cannot be read: {bad_episodes.told(bad)}"
+        yield Finding("bad_episode", "error", 0, None, what, "repair drops them")
 
 
 def _reader(metadata: dict[str, Any]) -> Iterator[Finding]:

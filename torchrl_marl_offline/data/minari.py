@@ -1,23 +1,33 @@
 """Reader of Minari datasets: single-agent recordings as a task of one agent.
 
 Minari stores ``L + 1`` observations for ``L`` actions, so every transition has its true next observation. A team of one
-agent: ``n = 1``, the state is the observation. Observations of a dictionary or a tuple are laid side by side, in the
-order in which Minari gives them.
+agent: ``n = 1``, the state is the observation. Observations and continuous actions of a dictionary or a tuple are laid
+side by side, in the order in which Minari gives them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchrl_marl_offline.data.arrays import from_arrays
+from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.minari_actions import Actions, action_reader
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import as_array, flag_array
 
 
-def read_minari(source: str | Path, *, task: str | None = None) -> OfflineDataset:
+def read_minari(
+    source: str | Path,
+    *,
+    task: str | None = None,
+    action_bounds: tuple[float, float] | None = None,
+    rescale_actions: bool = False,
+) -> OfflineDataset:
     """Read a Minari dataset.
 
     Args:
@@ -25,24 +35,30 @@ def read_minari(source: str | Path, *, task: str | None = None) -> OfflineDatase
             its own folder, ``$MINARI_DATASETS_PATH``, e.g. ``"mujoco/hopper/expert-v0"``. Nothing is fetched:
             ``minari download`` does that.
         task: name for the spec; by default the id.
+        action_bounds: lower and upper bound of every component of a continuous action, instead of the space's own.
+        rescale_actions: map each component of an action from its own bounds to [-1, 1]; the metadata's
+            ``"action_rescale"`` tell the bounds, by which a policy's actions are mapped back.
 
     Raises:
-        DatasetError: there is no such dataset, it is damaged, or its spaces are of another kind.
+        DatasetError: there is no such dataset, it is damaged, its spaces are of another kind, or the components of an
+            action have unequal bounds and neither option is given.
         ImportError: minari is not installed.
     """
     with reading(source):
         dataset, name = _open(source)
-        parts: dict[str, list[np.ndarray]] = {}
-        for episode in dataset.iterate_episodes():
-            for key, values in _rows(episode).items():
-                parts.setdefault(key, []).append(values)
+        actions = action_reader(dataset.action_space, action_bounds, rescale=rescale_actions)
+        bad = BadEpisodes(f"minari:{source}")
+        parts = [_rows(episode, actions, bad) for episode in dataset.iterate_episodes()]
+        parts = [part for part in parts if part is not None]
+        widths = Counter(part["observations"].shape[1:] for part in parts)
+        if len(widths) > 1:
+            raise DatasetError(f"{source} has observations of {len(widths)} different sizes; read one kind by itself.")
         if not parts:
-            raise DatasetError(f"{source} holds no episode; fetch it again.")
-        arrays = {key: np.concatenate(values) for key, values in parts.items()}
-        options = _action_options(dataset.action_space, arrays)
+            raise DatasetError(f"{source} holds no episode that can be read; fetch it again.")
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         arrays["rewards"] = arrays["rewards"][:, None]  # [T] -> [T, n]
-        metadata = {"source": f"minari:{source}", "task": task or name}
-        return from_arrays(**arrays, **options, task=task or name, metadata=metadata)
+        metadata = {"source": f"minari:{source}", "task": task or name} | actions.notes
+        return from_arrays(**arrays, **actions.options, task=task or name, metadata=bad.into(metadata))
 
 
 def _open(source: str | Path) -> tuple[Any, str]:
@@ -70,43 +86,36 @@ def _flat(values: Any) -> np.ndarray:
         return np.concatenate([_flat(value) for value in values.values()], -1)
     if isinstance(values, tuple):
         return np.concatenate([_flat(value) for value in values], -1)
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise DatasetError(f"has observations of type {array.dtype}; only numbers can be read.")
+    array = as_array(values, "an observation")
     return array.reshape(len(array), -1).astype(np.float32)
 
 
-def _rows(episode: Any) -> dict[str, np.ndarray]:
-    observations, actions = _flat(episode.observations), np.asarray(episode.actions)
+def _rows(episode: Any, action_of: Actions, bad: BadEpisodes) -> dict[str, np.ndarray] | None:
+    """Return the rows of an episode, or ``None`` where it is bad."""
+    observations, actions = _flat(episode.observations), action_of.read(episode.actions)
     length = len(actions)
-    flags = {"rewards": episode.rewards, "terminals": episode.terminations, "truncations": episode.truncations}
-    flags = {name: np.asarray(values) for name, values in flags.items()}
+    flags = {"terminals": episode.terminations, "truncations": episode.truncations}
+    flags = {name: flag_array(values, name) for name, values in flags.items()}
+    flags["rewards"] = as_array(episode.rewards, "rewards")
+    number = int(episode.id)
     if length == 0 or len(observations) != length + 1 or any(values.shape != (length,) for values in flags.values()):
-        raise DatasetError(
-            f"episode {episode.id} has {len(observations)} observations, {length} actions and {len(flags['rewards'])} "
-            "rewards instead of L + 1, L and L; fetch it again."
+        what = (
+            f"it has {len(observations)} observations, {length} actions and {len(flags['rewards'])} rewards instead of "
+            "L + 1, L and L"
         )
-    ended = flags["terminals"].astype(bool) | flags["truncations"].astype(bool)
+        return bad.note(number, min(length, len(observations)), what)
+    ended = flags["terminals"] | flags["truncations"]
     if ended[:-1].any():
-        raise DatasetError(f"episode {episode.id} is marked as ended before its last step; fetch it again.")
+        return bad.note(number, int(np.argmax(ended)), "it is marked as ended before its last step")
+    outside = action_of.outside(actions)
+    if outside.any():
+        return bad.note(number, int(np.argmax(outside)), "its action is none of the action space")
     if not ended[-1]:
         flags["truncations"] = flags["truncations"].copy()
         flags["truncations"][-1] = True
     return {
         "observations": observations[:-1, None],  # [L, n, o]
         "next_observations": observations[1:, None],
-        "actions": actions.reshape(length, 1, -1),
+        "actions": actions[:, None],
         **flags,
     }
-
-
-def _action_options(space: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what :func:`from_arrays` needs to know about the actions, and shift discrete ones to start at 0."""
-    kind = type(space).__name__
-    if kind == "Discrete":
-        arrays["actions"] = arrays["actions"].astype(np.int64) - int(space.start)
-        return {"n_actions": int(space.n)}
-    if kind != "Box" or not np.isfinite([space.low.min(), space.high.max()]).all():
-        raise DatasetError(f"has actions of {space}; only Discrete and bounded Box actions can be read.")
-    arrays["actions"] = arrays["actions"].astype(np.float32)
-    return {"action_bounds": (float(space.low.min()), float(space.high.max()))}

@@ -18,8 +18,9 @@ import torch
 
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.data.streaming import REWARD_FIELD, RowStream, as_float, one_state
+from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
 
 NAMES = ("obs", "acs", "rews", "next_obs", "dones")
 STATE_NAMES = ("states", "next_states")
@@ -51,7 +52,8 @@ def open_omar_npy(
         action_bounds: lower and upper bound of every component of an action.
 
     Raises:
-        DatasetError: a file is missing, damaged, or of another shape than its neighbours.
+        DatasetError: a file is missing, damaged, of another shape than its neighbours, or has a name that none of
+            this format's files has.
     """
     path = Path(path)
     with reading(path):
@@ -60,12 +62,20 @@ def open_omar_npy(
         first = seeds[0]
         if any(set(seed) != set(first) for seed in seeds):
             raise DatasetError(f"{path} has seeds with different files; read them one by one.")
+        for folder, seed in zip(folders, seeds):
+            for (name, agent), array in seed.items():
+                if array.shape[1:] != first[name, agent].shape[1:]:
+                    raise DatasetError(
+                        f"{folder / f'{name}_{agent}.npy'} has rows of shape {array.shape[1:]}, {folders[0].name} of "
+                        f"{first[name, agent].shape[1:]}; read the seeds one by one."
+                    )
         agents = sum(name == "obs" for name, _ in first)
         lengths = [len(seed["obs", 0]) for seed in seeds]
         sizes = [first["obs", agent].shape[1] for agent in range(agents)]
         if episode_length is None:
             episode_length = MUJOCO_STEPS if ("states", 0) in first else PARTICLE_STEPS
         findings: list[str] = []
+        bad = BadRows()
         terminated, truncated = _ends(seeds, lengths, episode_length, findings)
 
         def stack(name: str, convert: Any, start: int, stop: int) -> torch.Tensor:
@@ -80,8 +90,13 @@ def open_omar_npy(
         successors = {OBSERVATION: partial(stack, "next_obs", as_float)}
         state_size = agents * max(sizes)
         if ("states", 0) in first:
-            state_size, convert = one_state(stack("states", np.asarray, 0, min(256, lengths[0])), findings)
-            fields[STATE], successors[STATE] = partial(stack, "states", convert), partial(stack, "next_states", convert)
+            sample = sample_rows(partial(stack, "states", np.asarray), sum(lengths))
+            state_size, convert = one_state(sample, findings, bad)
+
+            def states(name: str, start: int, stop: int) -> torch.Tensor:
+                return convert(stack(name, np.asarray, start, stop), start)
+
+            fields[STATE], successors[STATE] = partial(states, "states"), partial(states, "next_states")
         low, high = action_bounds
         spec = TaskSpec(
             agents,
@@ -96,7 +111,7 @@ def open_omar_npy(
         metadata |= {"seeds": [folder.name for folder in folders], "observation_sizes": sizes}
         if ("states", 0) not in first:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors)
+        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors, bad=bad)
 
 
 def _seed_folders(path: Path) -> list[Path]:
@@ -104,7 +119,13 @@ def _seed_folders(path: Path) -> list[Path]:
         raise DatasetError(f"{path} is not a folder; give OMAR's seed_<k>_data folder.")
     if (path / "obs_0.npy").is_file():
         return [path]
-    numbered = {int(m[1]): entry for entry in path.iterdir() if (m := re.fullmatch(r"seed_(\d+)_data", entry.name))}
+    numbered: dict[int, Path] = {}
+    for entry in sorted(path.iterdir()):
+        match = re.fullmatch(r"seed_(\d+)_data", entry.name)
+        if match and (twin := numbered.setdefault(int(match[1]), entry)) is not entry:
+            raise DatasetError(
+                f"{path} has two folders of seed {int(match[1])}, {twin.name} and {entry.name}; keep one."
+            )
     if not numbered:
         raise DatasetError(f"{path} holds neither obs_0.npy nor seed_<k>_data folders; give OMAR's data folder.")
     return [numbered[number] for number in sorted(numbered)]
@@ -112,23 +133,28 @@ def _seed_folders(path: Path) -> list[Path]:
 
 def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     """Return the memory-mapped arrays by (name, agent), checked against each other."""
-    agents = 0
-    while (folder / f"obs_{agents}.npy").is_file():
-        agents += 1
+    found = _numbered_files(folder)
+    agents = 1 + max((agent for _, agent in found), default=-1)
     if agents == 0:
         raise DatasetError(f"{folder} holds no obs_0.npy; give OMAR's data folder.")
-    names = NAMES + (STATE_NAMES if (folder / "states_0.npy").is_file() else ())
+    names = NAMES + (STATE_NAMES if any(name in STATE_NAMES for name, _ in found) else ())
     arrays = {}
     for name in names:
         for agent in range(agents):
             file = folder / f"{name}_{agent}.npy"
             if not file.is_file():
-                raise DatasetError(f"{file} is missing; fetch the folder again.")
+                others = f"other files are of {agents} agents" if agents > 1 else "other files are there"
+                raise DatasetError(f"{file} is missing, though {others}; fetch the folder again.")
             with reading(file):
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
-            if array.dtype.kind not in "fiub":
-                raise DatasetError(f"{file} holds {array.dtype} instead of numbers; fetch it again.")
-            arrays[name, agent] = array[:, 0] if name in ("rews", "dones") and array.ndim == 2 else array
+            check_type(array.dtype, str(file))
+            if name == "acs" and is_index_like(array.dtype):
+                raise DatasetError(
+                    f"{file} holds actions of type {array.dtype}, but OMAR's are continuous; pass the arrays to "
+                    "from_arrays(), with n_actions= if they are indices."
+                )
+            column = name in ("rews", "dones") and array.ndim == 2 and array.shape[1] == 1
+            arrays[name, agent] = array[:, 0] if column else array
     length = len(arrays["obs", 0]) if arrays["obs", 0].ndim else 0
     for (name, agent), array in arrays.items():
         rank = 1 if name in ("rews", "dones") else 2
@@ -145,6 +171,18 @@ def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
                 f"{like} of its twin; fetch the folder again."
             )
     return arrays
+
+
+def _numbered_files(folder: Path) -> set[tuple[str, int]]:
+    """Return (name, agent) of the folder's arrays; names that the format does not have are refused, not passed over."""
+    found = set()
+    for file in folder.glob("*.npy"):
+        match = re.fullmatch(r"(.+)_(0|[1-9]\d*)\.npy", file.name)
+        if match is None or match[1] not in NAMES + STATE_NAMES:
+            known = ", ".join(f"{name}_0.npy" for name in NAMES + STATE_NAMES)
+            raise DatasetError(f"{file} has a name that OMAR's files do not have ({known}); rename or remove it.")
+        found.add((match[1], int(match[2])))
+    return found
 
 
 def _rows(
@@ -178,7 +216,7 @@ def _ends(
     terminated, truncated, same, compared = [], [], 0, 0
     for arrays, length in zip(seeds, lengths):
         agents = sum(name == "dones" for name, _ in arrays)
-        done = np.all([arrays["dones", agent] != 0 for agent in range(agents)], axis=0)
+        done = np.all([flag_array(arrays["dones", agent], f"dones_{agent}") for agent in range(agents)], axis=0)
         cut = np.zeros(length, dtype=bool)
         cut[episode_length - 1 :: episode_length] = True
         cut[-1] = True

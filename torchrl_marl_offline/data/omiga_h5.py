@@ -26,8 +26,18 @@ import torch
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.data.streaming import REWARD_FIELD, Rows, RowStream, as_float, ends_at_time_limit, one_state
+from torchrl_marl_offline.data.streaming import (
+    REWARD_FIELD,
+    BadRows,
+    Rows,
+    RowStream,
+    as_float,
+    ends_at_time_limit,
+    one_state,
+    sample_rows,
+)
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +45,6 @@ if TYPE_CHECKING:
     import h5py
 
 FIELDS = ("s", "o", "a", "r", "d")
-_ROWS_TO_COMPARE = 256
 _ROWS_OF_FLAGS = 2**18
 
 
@@ -74,6 +83,13 @@ def open_omiga_h5(
                 "OMIGA file, or not a whole one: use the reader of its format or fetch it again."
             )
         _check_shapes(path, {name: tuple(file[name].shape) for name in FIELDS})
+        for name in FIELDS:
+            check_type(file[name].dtype, name)
+        if is_index_like(file["a"].dtype):
+            raise DatasetError(
+                f"{path} has actions of type {file['a'].dtype}, but OMIGA's format holds continuous ones; pass its "
+                "arrays to from_arrays(), with n_actions= if they are indices."
+            )
         _, agents, size = file["o"].shape
 
         def rows(name: str, convert: Callable[[np.ndarray], torch.Tensor]) -> Rows:
@@ -84,11 +100,13 @@ def open_omiga_h5(
 
         findings: list[str] = []
         terminated, truncated, final = _ends(_team_flags(file["d"]), time_limit, findings)
-        state_size, state = one_state(file["s"][:_ROWS_TO_COMPARE], findings)
+        bad = BadRows()
+        sample = sample_rows(lambda start, stop: file["s"][start:stop], len(file["s"]))
+        state_size, state = one_state(sample, findings, bad)
         fields = {
             OBSERVATION: rows("o", as_float),
             ACTION: rows("a", as_float),
-            STATE: rows("s", state),
+            STATE: lambda start, stop: state(file["s"][start:stop], start),
             REWARD_FIELD: rows("r", reward),
         }
         low, high = action_bounds
@@ -96,7 +114,7 @@ def open_omiga_h5(
         metadata = {"source": f"omiga_h5:{path}", "task": task, "time_limit": time_limit, "findings": findings}
         metadata["observations"] = "z-scored per vector by the writer"
         metadata["team_reward"] = file["r"].size == len(file["r"])
-        return RowStream(spec, fields, terminated, truncated, metadata, final=final)
+        return RowStream(spec, fields, terminated, truncated, metadata, final=final, bad=bad)
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -120,7 +138,8 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def _team_flags(flags: h5py.Dataset) -> torch.Tensor:
     """Return ``[R]`` bool, where all agents' flags are set; a block at a time, they are stored as 8-byte numbers."""
-    parts = [flags[start : start + _ROWS_OF_FLAGS] != 0 for start in range(0, len(flags), _ROWS_OF_FLAGS)]
+    starts = range(0, len(flags), _ROWS_OF_FLAGS)
+    parts = [flag_array(flags[start : start + _ROWS_OF_FLAGS], "d", start) for start in starts]
     return torch.from_numpy(np.concatenate([part.reshape(len(part), -1).all(-1) for part in parts]))
 
 

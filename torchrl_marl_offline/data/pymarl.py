@@ -4,10 +4,16 @@ One file holds ``E`` episodes padded to ``L`` steps: ``obs [E, L, n, o]``, ``sta
 [E, L, n, 1]``, ``avail_actions [E, L, n, A]``, and ``reward``, ``terminated`` and ``filled``, each ``[E, L, 1]``. An
 episode whose ``filled`` is set ``k`` times has ``k - 1`` transitions: its last filled step holds the final observation,
 state and mask, and the action that the policy chose there without executing it: the next action of the last transition.
+
+Read as well: flags ``[E, L]``; actions ``[E, L, n]`` and one-hot; a reward for each agent, ``[E, L, n]``; a state for
+each agent; files without ``state`` (the joint observation stands in) or without ``avail_actions``; continuous actions
+``[E, L, n, a]``; files whose last filled step is a transition like the others; folders of ``part_<k>.h5``. The module
+:mod:`~.pymarl_layout` tells which of them a file is.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +22,8 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
-from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
+from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import (
     ACTION,
@@ -28,12 +35,16 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.data.pymarl_layout import Layout, find_episodes, read_field, read_layout
+from torchrl_marl_offline.data.streaming import BadRows, as_float, one_state
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import indices
 
 if TYPE_CHECKING:
     import h5py
 
-FIELDS = ("obs", "state", "actions", "avail_actions", "reward", "terminated", "filled")
+    from torchrl_marl_offline.data.pymarl_layout import Episodes
+
 _EPISODES_AT_ONCE = 256
 
 
@@ -54,7 +65,7 @@ class KnownTask:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def recognise(n_agents: int, observation_size: int, state_size: int, n_actions: int) -> KnownTask | None:
+def recognise(n_agents: int, observation_size: int, state_size: int | None, n_actions: int) -> KnownTask | None:
     """Return the task whose sizes these are, or ``None``.
 
     StarCraft's 3m scales its rewards so that the best return is 20; the bonus for a win alone is worth more than 10,
@@ -73,8 +84,13 @@ def read_pymarl(
     *,
     task: str | Literal["auto"] | None = "auto",
     time_limit: int | Literal["auto"] | None = "auto",
+    final_row: bool | Literal["auto"] = "auto",
+    n_actions: int | None = None,
+    action_bounds: tuple[float, float] | None = None,
+    state: str | None = None,
+    legals: str | None = None,
 ) -> OfflineDataset:
-    """Read one PyMARL file.
+    """Read one PyMARL file, or a folder of them.
 
     Many files record the time limit as a termination, which tells a critic that the value after it is 0. The rule: an
     episode of exactly ``time_limit`` transitions that is marked ``terminated`` and whose last reward is no success (not
@@ -82,179 +98,223 @@ def read_pymarl(
     An episode without the mark was truncated in any case.
 
     Args:
-        path: the HDF5 file.
+        path: the HDF5 file, or a folder that holds ``part_0.h5``, ``part_1.h5``, ...
         task: name for the spec; ``"auto"`` takes it from :func:`recognise`. Under another name nothing else that
             :func:`recognise` knows is used: no time limit, no success.
         time_limit: steps after which the task stops an episode. ``"auto"`` takes it from :func:`recognise`; ``None``
             keeps the file's marks, and a finding tells how many of the longest episodes end without reward.
+        final_row: whether an episode's last filled step holds its final observation only (PyMARL) or is a transition.
+            ``"auto"``: a transition, if ``terminated`` is set there rather than one step before, or if it is set
+            nowhere and rewards stand there.
+        n_actions: number of discrete actions, where neither ``avail_actions`` nor ``actions_onehot`` tells it.
+        action_bounds: lower and upper bound of every component of a continuous action, by default -1 and 1.
+        state: name of the array that holds the state, ``"state"`` where there is one; ``"obs"`` takes the joint
+            observation.
+        legals: name of the array of legal actions, ``"avail_actions"`` where there is one; ``""`` for none.
 
     Raises:
         DatasetError: the file is not of this format, is cut short, or its content is inconsistent.
         ImportError: h5py is not installed.
     """
     path = Path(path)
+    options = {"task": task, "time_limit": time_limit, "final_row": final_row, "n_actions": n_actions}
+    options |= {"action_bounds": action_bounds, "state": state, "legals": legals}
+    if path.is_dir() and (parts := _parts(path)):
+        return _joined(path, [read_pymarl(part, **options) for part in parts])
+    bad = BadEpisodes(f"pymarl:{path}")
     with reading(path), open_hdf5(path, "PyMARL") as file:
-        sizes = _check_fields(path, file)
-        known = recognise(*sizes)
+        layout = read_layout(path, file, n_actions=n_actions, bounds=action_bounds, state=state, legals=legals)
+        known = recognise(layout.agents, layout.observation, layout.state, layout.actions)
         if known is not None and task not in ("auto", known.task):
             known = None
-        lengths, findings = _episode_lengths(path, file)
-        steps = _read_steps(path, file, lengths)
+        episodes = find_episodes(path, file, final_row, bad)
+        steps = _read_steps(path, file, layout, episodes)
+    findings = episodes.findings
     limit = (known.time_limit if known else None) if time_limit == "auto" else time_limit
-    rows, final_actions = _rows(steps, sizes)
-    terminated, truncated = _ends(path, steps, lengths, limit, known.success_above if known else 0.0, findings)
+    with reading(path):
+        rows, final_actions, state_size, bad_rows = _rows(steps, layout, episodes, findings)
+    terminated, truncated = _ends(path, steps, limit, known.success_above if known else 0.0, findings)
+    done = terminated | truncated
+    for number, row, what in bad_rows:
+        bad.note(int(episodes.numbers[number]), row, what, read_as=number)
     if known is not None:
-        done = terminated | truncated
-        rows[next_key(SUCCESS)] = (done & (steps["reward"][steps["is_row"]] > known.success_above)).unsqueeze(-1)
-    open_unused_masks(rows, terminated, findings)
-    n, o, s, a = sizes
+        rows[next_key(SUCCESS)] = (done & (steps["team_reward"][steps["is_row"]] > known.success_above)).unsqueeze(-1)
+    usable = torch.ones_like(done) if episodes.final_row else terminated | ~truncated
+    if not usable.all():
+        findings.append(
+            f"{int((~usable).sum())} truncated rows have no recorded successor and do not count in training"
+        )
+    if layout.has_mask:
+        open_unused_masks(rows, terminated | ~usable, findings)
     name = (known.task if known else None) if task == "auto" else task
-    spec = TaskSpec(n, o, s, a, discrete=True, has_action_mask=True, task=name)
+    low, high = action_bounds or (-1.0, 1.0)
+    spec = TaskSpec(
+        layout.agents,
+        layout.observation,
+        state_size,
+        layout.actions,
+        discrete=layout.discrete,
+        action_low=low,
+        action_high=high,
+        has_action_mask=layout.has_mask,
+        task=name,
+    )
     metadata: dict[str, Any] = {
         "source": f"pymarl:{path}",
         "task": name,
         "task_options": known.options if known else {},
         "time_limit": limit,
-        "team_reward": True,
+        "team_reward": layout.team_reward,
         "findings": findings,
     }
-    data = assemble(rows, terminated=terminated, truncated=truncated, final_actions=final_actions)
+    if layout.state is None:
+        metadata["state"] = "joint observation"
+    data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable, final_actions=final_actions)
     try:
-        return OfflineDataset(data, spec, metadata)
+        return OfflineDataset(data, spec, bad.into(metadata))
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def _check_fields(path: Path, file: h5py.File) -> tuple[int, int, int, int]:
-    """Check names and shapes; return the numbers of agents, observation, state and actions."""
-    missing = [name for name in FIELDS if name not in file]
-    if missing:
+def _parts(folder: Path) -> list[Path]:
+    """Return a folder's ``part_<k>.h5`` in order, or nothing where it holds none."""
+    found: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        match = re.fullmatch(r"part_(\d+)\.(h5|hdf5)", file.name)
+        if match and (twin := found.setdefault(int(match[1]), file)) is not file:
+            raise DatasetError(f"{folder} has two parts {int(match[1])}, {twin.name} and {file.name}; keep one.")
+    if not found:
+        return []
+    missing = sorted(set(range(min(found), max(found))) - found.keys())
+    if missing or min(found) > 1:
         raise DatasetError(
-            f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(file)) or 'nothing'}); it is not a PyMARL "
-            "file, or not a whole one: use the reader of its format or fetch it again."
+            f"{folder} lacks part_{missing[0] if missing else 0}.h5; fetch it, or read the parts one by one."
         )
-    shapes = {name: tuple(file[name].shape) for name in FIELDS}
-    if len(shapes["obs"]) != 4 or len(shapes["state"]) != 3 or len(shapes["avail_actions"]) != 4:
-        names = ", ".join(f"{name} {shapes[name]}" for name in ("obs", "state", "avail_actions"))
-        raise DatasetError(
-            f"{path} has {names} instead of obs [E, L, n, o], state [E, L, s], avail_actions [E, L, n, A]; "
-            "use the reader of its format."
-        )
-    e, length, n, o = shapes["obs"]
-    s, a = shapes["state"][-1], shapes["avail_actions"][-1]
-    wanted = dict.fromkeys(("reward", "terminated", "filled"), (e, length, 1))
-    wanted |= {"state": (e, length, s), "actions": (e, length, n, 1), "avail_actions": (e, length, n, a)}
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise DatasetError(
-                f"{path}: {name} has shape {shapes[name]} where obs {shapes['obs']} asks for {shape}; "
-                "fetch the file again or use the reader of its format."
-            )
-    return n, o, s, a
+    return [found[number] for number in sorted(found)]
 
 
-def _field(path: Path, file: h5py.File, name: str, episodes: slice = slice(None)) -> np.ndarray:
-    try:
-        return file[name][episodes]
-    except OSError as error:
-        raise DatasetError(f"{path}: {name} cannot be read ({error}); the file is damaged, fetch it again.") from error
+def _joined(folder: Path, parts: list[OfflineDataset]) -> OfflineDataset:
+    """Put the parts end to end; the findings and the bad episodes tell their part."""
+    metadata = dict(parts[0].metadata) | {"source": f"pymarl:{folder}"}
+    metadata["findings"] = [f"part {i}: {found}" for i, part in enumerate(parts) for found in part.metadata["findings"]]
+    bad, read = [], 0
+    for number, part in enumerate(parts):
+        for record in part.metadata.get(KEY, []):
+            shifted = None if record["id"] is None else record["id"] + read
+            bad.append(record | {"what": f"{record['what']} (part {number})", "id": shifted})
+        read += part.n_episodes
+    return concatenate(parts, metadata=metadata | ({KEY: bad} if bad else {}))
 
 
-def _episode_lengths(path: Path, file: h5py.File) -> tuple[torch.Tensor, list[str]]:
-    """Return the number of filled steps of each episode, ``[E]``, 0 for those without a transition."""
-    filled = torch.from_numpy(_field(path, file, "filled")[..., 0] != 0)
-    lengths = filled.sum(1)
-    gaps = (filled != (torch.arange(filled.shape[1]) < lengths.unsqueeze(1))).any(1)
-    if gaps.any():
-        raise DatasetError(
-            f"{path}: filled has gaps in {int(gaps.sum())} episodes (first: {int(gaps.nonzero()[0])}); "
-            "the steps of an episode must come first: drop those episodes."
-        )
-    findings = []
-    empty = lengths < 2
-    if empty.all():
-        raise DatasetError(f"{path} holds no transition: filled is set at most once per episode; fetch it again.")
-    if empty.any():
-        findings.append(f"{int(empty.sum())} episodes hold no transition and were left out")
-    return torch.where(empty, 0, lengths), findings
-
-
-def _read_steps(path: Path, file: h5py.File, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+def _read_steps(
+    path: Path, file: h5py.File, layout: Layout, episodes: Episodes
+) -> dict[str, torch.Tensor | np.ndarray]:
     """Read the filled steps of all episodes end to end, a few episodes at a time: the padding never piles up.
 
     Each field is ``[F, ...]``, ``F`` filled steps; ``is_row`` marks those where a transition starts, ``is_last`` the
-    start of each episode's last transition.
+    start of each episode's last transition, ``episode`` counts the episodes that are read.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS if name != "filled"}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in layout.fields}
+    lengths = episodes.lengths
     time = np.arange(file["filled"].shape[1])
     for start in range(0, len(lengths), _EPISODES_AT_ONCE):
-        episodes = slice(start, start + _EPISODES_AT_ONCE)
-        keep = time < lengths[episodes].numpy()[:, None]
+        chosen = slice(start, start + _EPISODES_AT_ONCE)
+        keep = time < lengths[chosen, None]
         for name, part in parts.items():
-            part.append(_field(path, file, name, episodes)[keep])
-    steps = {name: torch.from_numpy(np.concatenate(part)) for name, part in parts.items()}
-    for name in ("reward", "terminated"):
-        steps[name] = steps[name].squeeze(-1)
-    actions = steps["actions"].squeeze(-1)
-    if actions.is_floating_point() and not torch.equal(actions, actions.round()):
-        raise DatasetError(f"{path}: actions are not whole numbers; the pymarl reader reads discrete actions only.")
-    steps["actions"] = actions.long()
-    final = lengths[lengths > 0].cumsum(0) - 1
-    steps["is_row"] = torch.ones(len(actions), dtype=torch.bool)
-    steps["is_row"][final] = False
-    steps["is_last"] = torch.zeros_like(steps["is_row"])
-    steps["is_last"][final - 1] = True
+            part.append(read_field(path, file, layout.fields[name], chosen)[keep])
+    steps: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
+    count = len(steps["reward"])
+    reward = as_float(steps["reward"]).reshape(count, -1)  # [F, 1] or [F, n]
+    steps["reward"], steps["team_reward"] = reward, reward.mean(-1)
+    kept = torch.from_numpy(lengths[lengths > 0])
+    final = kept.cumsum(0) - 1
+    steps["episode"] = torch.arange(len(kept)).repeat_interleave(kept)
+    steps["is_row"] = torch.ones(count, dtype=torch.bool)
+    steps["is_last"] = torch.zeros(count, dtype=torch.bool)
+    steps["is_row"][final] = not episodes.final_row
+    steps["is_last"][final - int(episodes.final_row)] = True
+    steps["marked"] = torch.from_numpy(episodes.marked[lengths > 0])  # [E] of those that are read
     return steps
 
 
 def _rows(
-    steps: dict[str, torch.Tensor], sizes: tuple[int, int, int, int]
-) -> tuple[dict, tuple[torch.Tensor, torch.Tensor] | None]:
-    """Return the leaves by layout key, and the actions chosen at the final observations where they are recorded."""
-    here = steps["is_row"].nonzero()[:, 0]
-    there = here + 1
-    masks = steps["avail_actions"] != 0
+    steps: dict[str, Any], layout: Layout, episodes: Episodes, findings: list[str]
+) -> tuple[dict, tuple[torch.Tensor, torch.Tensor] | None, int, list[tuple[int, int, str]]]:
+    """Return the leaves by layout key, the actions chosen at the final observations where they are recorded, the size
+    of the state, and of the bad rows the episode that was read, the step in it and what is wrong.
+    """
+    here, bad = steps["is_row"].nonzero()[:, 0], BadRows()
+    there = here + (1 if episodes.final_row else (~steps["is_last"][here]).long())
+    values = {OBSERVATION: as_float(steps["obs"])}
+    state_size = layout.agents * layout.observation
+    if layout.state is not None:
+        state_size, convert = one_state(steps["state"], findings, bad)
+        values[STATE] = convert(steps["state"], 0)
+    if layout.has_mask:
+        values[ACTION_MASK] = torch.from_numpy(steps["legals"] != 0)
+    if layout.discrete:
+        actions, wrong = indices(steps["actions"], agents=layout.agents, n_actions=layout.actions, name="actions")
+        wrong &= steps["is_row"].numpy()  # what a writer leaves at a final observation is no action
+        bad.add(wrong, 0, "an action is no whole number (or no one-hot row)")
+        if 2 * wrong.sum() > len(here):
+            raise DatasetError(
+                "actions are not whole numbers, though their number is given; pass legals='' and action_bounds= to "
+                "read continuous ones."
+            )
+        actions = torch.from_numpy(actions)
+    else:
+        actions = as_float(steps["actions"]).reshape(len(steps["actions"]), layout.agents, -1)
     rows: dict = {}
-    for key, values in ((OBSERVATION, steps["obs"].float()), (STATE, steps["state"].float()), (ACTION_MASK, masks)):
-        rows[key], rows[next_key(key)] = values[here], values[there]
-    rows[ACTION] = steps["actions"][here]
-    rows[next_key(REWARD)] = team_reward(steps["reward"][here].float(), sizes[0])
-    final = ~steps["is_row"]
-    if not steps["actions"][final].any():
-        return rows, None  # a writer that leaves the padding's zeros there recorded no choice
-    recorded = steps["actions"][there]
-    legal = masks[there].gather(-1, recorded.clamp(0, sizes[3] - 1).unsqueeze(-1)).squeeze(-1)
-    inside = (recorded >= 0) & (recorded < sizes[3])
-    return rows, (recorded, (legal & inside).all(-1))
+    for key, value in values.items():
+        rows[key], rows[next_key(key)] = value[here], value[there]
+    if layout.state is None:
+        rows[STATE], rows[next_key(STATE)] = (values[OBSERVATION][at].flatten(1) for at in (here, there))
+    rows[ACTION] = actions[here]
+    reward = steps["reward"][here]
+    rows[next_key(REWARD)] = (
+        team_reward(reward[:, 0], layout.agents) if reward.shape[1] == 1 else reward.unsqueeze(-1).contiguous()
+    )
+    found = []
+    starts = torch.searchsorted(steps["episode"], torch.arange(int(steps["episode"][-1]) + 1))
+    for row, what in bad.taken(before=len(steps["episode"])):
+        number = int(steps["episode"][row])
+        found.append((number, row - int(starts[number]), what))
+    return rows, _final_actions(steps, layout, episodes, actions, there), state_size, found
+
+
+def _final_actions(
+    steps: dict[str, Any], layout: Layout, episodes: Episodes, actions: torch.Tensor, there: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the actions at the next steps and whether each is a choice that the policy could make."""
+    if not episodes.final_row or not actions[~steps["is_row"]].any():
+        return None  # a writer that leaves the padding's zeros there recorded no choice
+    recorded = actions[there]
+    if not layout.discrete:
+        return recorded, torch.ones(len(recorded), dtype=torch.bool)
+    known = (recorded >= 0) & (recorded < layout.actions)
+    if layout.has_mask:
+        legal = torch.from_numpy(steps["legals"] != 0)[there]
+        known &= legal.gather(-1, recorded.clamp(0, layout.actions - 1).unsqueeze(-1)).squeeze(-1)
+    return recorded, known.all(-1)
 
 
 def _ends(
-    path: Path,
-    steps: dict[str, torch.Tensor],
-    lengths: torch.Tensor,
-    limit: int | None,
-    success_above: float,
-    findings: list[str],
+    path: Path, steps: dict[str, Any], limit: int | None, success_above: float, findings: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``terminated`` and ``truncated`` ``[T]``, with the time limit told from the task's end."""
     is_row = steps["is_row"]
-    marked, last = steps["terminated"][is_row] != 0, steps["is_last"][is_row]
-    misplaced = int((marked & ~last).sum()) + int((steps["terminated"][~is_row] != 0).sum())
-    if misplaced:
-        raise DatasetError(
-            f"{path}: terminated is set on {misplaced} steps that are not an episode's last transition; "
-            "the episodes are cut wrongly: drop them or repair filled."
-        )
-    transitions = lengths[lengths > 0] - 1
+    last, marked = steps["is_last"][is_row], steps["marked"]
+    transitions = torch.bincount(steps["episode"][is_row], minlength=len(marked))
     if limit is not None and int(transitions.max()) > limit:
         raise DatasetError(
             f"{path} has an episode of {int(transitions.max())} transitions, beyond time_limit={limit}; pass the "
             "task's time limit, or time_limit=None."
         )
     longest = int(transitions.max()) if limit is None else limit
-    failed = steps["reward"][is_row][last] <= success_above
-    at_limit = (transitions == longest) & failed & marked[last]  # [E]
-    terminated = marked & last
+    failed = steps["team_reward"][is_row][last] <= success_above
+    at_limit = (transitions == longest) & failed & marked  # [E]
+    terminated = torch.zeros_like(last)
+    terminated[last] = marked
     if limit is None:
         if int(at_limit.sum()) > 1:
             findings.append(
@@ -262,7 +322,7 @@ def _ends(
                 "success: a time limit? If so, read the file with time_limit= that length"
             )
     elif at_limit.any():
-        terminated[last] = terminated[last] & ~at_limit
+        terminated[last] = marked & ~at_limit
         findings.append(
             f"{int(at_limit.sum())} episodes stopped by the time limit of {limit} steps were recorded as terminated; "
             "they are read as truncated"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 
-from torchrl_marl_offline.data import defects
+from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.assembly import legal_placeholder
 from torchrl_marl_offline.data.layout import (
     ACTION,
@@ -25,6 +26,7 @@ from torchrl_marl_offline.data.layout import (
     next_key,
 )
 from torchrl_marl_offline.data.scan import Scan
+from torchrl_marl_offline.data.validation import DatasetError
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Job:
         source: the scan of the dataset as it was given.
         scan: of the rows as the steps before leave them, for the steps that ask for it.
         episode_length: steps to cut episodes of.
+        bad: what the reader noted of episodes that cannot be read.
         tally: what the step counts in the current pass.
     """
 
@@ -45,6 +48,7 @@ class Job:
     source: Scan
     scan: Scan
     episode_length: int | None
+    bad: list[dict[str, Any]] = field(default_factory=list)
     tally: Counter = field(default_factory=Counter)
 
 
@@ -211,6 +215,29 @@ def _without_copies(job: Job) -> tuple[TaskSpec, int]:
     return job.spec, job.length - int(job.scan.lengths[job.scan.copies].sum())
 
 
+def _drop_bad(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> TensorDict | None:
+    job.tally["which"] = bad_episodes.told(job.bad)
+    bad = _bad_ids(job)
+    if not len(bad):
+        return None
+    dropped = torch.zeros(len(job.source.lengths), dtype=torch.bool)
+    dropped[bad] = True
+    episode = torch.searchsorted(job.source.last_rows, torch.arange(start, start + len(rows)))
+    rows.set(TRAJ_IDS, ((~dropped).cumsum(0) - 1)[episode])
+    return rows[~dropped[episode]]
+
+
+def _without_bad(job: Job) -> tuple[TaskSpec, int]:
+    length = job.length - int(job.source.lengths[_bad_ids(job)].sum())
+    if length < 1:
+        raise DatasetError(f"No episode would be left ({bad_episodes.told(job.bad)}); fetch the source again.")
+    return job.spec, length
+
+
+def _bad_ids(job: Job) -> torch.Tensor:
+    return bad_episodes.ids_to_drop({bad_episodes.KEY: job.bad})
+
+
 def _last(rows: TensorDict, following: TensorDict | None) -> torch.Tensor:
     """Rows that end an episode by its id, ``[rows]``."""
     return defects.changes(rows.get(TRAJ_IDS), None if following is None else following.get(TRAJ_IDS))
@@ -244,6 +271,7 @@ def _mask(rows: TensorDict, which: torch.Tensor, job: Job) -> None:
 
 _MASKED = "masked {masked} rows"
 STEPS: dict[str, Step] = {
+    "bad_episode": Step(_drop_bad, "dropped what cannot be read: {which}", result=_without_bad),
     "done_never_set": Step(
         _cut,
         "cut into {ended} truncated episodes of {length} steps, " + _MASKED,

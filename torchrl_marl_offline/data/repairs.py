@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tensordict import TensorDict, TensorDictBase
 
-from torchrl_marl_offline.data import defects
+from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.inspection import inspection_of
@@ -103,9 +103,10 @@ class _Chain:
 
     def append(self, code: str) -> None:
         step, scan = STEPS[code], self.source
+        bad = self.dataset.metadata.get(bad_episodes.KEY, [])
         if step.scans and self.jobs:
             scan = Scan.of(self.blocks(), self.spec, self.length, time_limit=scan.time_limit)
-        self.jobs[code] = job = Job(self.spec, self.length, self.source, scan, self.episode_length)
+        self.jobs[code] = job = Job(self.spec, self.length, self.source, scan, self.episode_length, bad)
         if step.result is not None:
             self.spec, self.length = step.result(job)
 
@@ -140,6 +141,8 @@ class _Chain:
                 "name what to repair by codes=."
             )
         metadata = dict(self.dataset.metadata)
+        if "bad_episode" in self.jobs:
+            del metadata[bad_episodes.KEY]
         if done:
             metadata["repairs"] = [*metadata.get("repairs", []), *done]
             metadata["provenance"] = [*metadata.get("provenance", []), {"step": "repair", "done": done}]

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
+from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspection_of
 from torchrl_marl_offline.data.layout import ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
@@ -41,6 +42,7 @@ REWARD_FIELD = next_key(REWARD)
 """Key of the reward among the fields of a :class:`RowStream`."""
 
 _BYTES_AT_ONCE = 32 * 2**20
+_SAMPLES, _SAMPLED_ROWS = 8, 64
 
 
 @dataclass
@@ -60,6 +62,7 @@ class RowStream:
         metadata: JSON-ready, with a ``"source"``; what turns up while reading is added to its ``"findings"``.
         successors: how to read the true next observation, state and mask, where the recording has them. What is not
             here is the next row's; the last row of a truncated episode then has none and does not count.
+        bad: rows of which a part cannot be read; the functions of ``fields`` note them while they read.
         final: ``[R]`` bool, rows that hold an episode's last observation and no transition. They are read as the
             successor of the row before, and left out; ``terminated`` and ``truncated`` are set on that row before.
     """
@@ -71,6 +74,7 @@ class RowStream:
     metadata: dict[str, Any]
     successors: Mapping[NestedKey, Rows] = field(default_factory=dict)
     final: torch.Tensor | None = None
+    bad: BadRows = field(default_factory=lambda: BadRows())
 
     def __post_init__(self) -> None:
         self.length = len(self.terminated) if self.final is None else int((~self.final).sum())
@@ -97,6 +101,7 @@ class RowStream:
         """Yield the transitions in order; together they are the same, whatever the size of a block."""
         rows_at_once = rows_at_once or max(1, _BYTES_AT_ONCE // bytes_per_row(self.spec))
         opened, episodes = 0, 0
+        bad = BadEpisodes(self.metadata["source"])
         total = len(self.terminated)
         for start in range(0, total, rows_at_once):
             stop = min(start + rows_at_once, total)
@@ -104,12 +109,26 @@ class RowStream:
                 continue
             with reading(self.metadata["source"]):
                 data, count = self._chunk(start, stop)
+            self._settle(bad, start, stop, episodes)
             opened += count
             data.set(TRAJ_IDS, data.get(TRAJ_IDS) + episodes)
             episodes += int((self.terminated[start:stop] | self.truncated[start:stop]).sum())
             yield data
         if opened:
             self._note(opened_masks_finding(opened))
+        self.metadata.pop(KEY, None)  # of an earlier pass
+        bad.into(self.metadata)
+
+    def _settle(self, bad: BadEpisodes, start: int, stop: int, before: int) -> None:
+        """Find the episodes of the bad rows of a block, before which ``before`` episodes ended."""
+        ends = (self.terminated[start:stop] | self.truncated[start:stop]).cumsum(0)
+        for row, what in sorted(self.bad.taken(before=stop)):
+            at_end = self.final is not None and bool(self.final[row])
+            if at_end and (row == 0 or self.final[row - 1]):
+                continue  # an observation without a transition: nothing is read of it
+            inside = row - start - 1
+            episode = before + (int(ends[inside]) if inside >= 0 else 0) - at_end
+            bad.note(episode, row, what, read_as=episode)
 
     def _chunk(self, start: int, stop: int) -> tuple[TensorDict, int]:
         """Return the transitions of rows ``start`` to ``stop`` and in how many of them an empty mask was opened."""
@@ -183,6 +202,24 @@ class RowStream:
                     raise DatasetError(message) from error
             start += len(chunk)
             yield chunk
+
+
+class BadRows:
+    """Rows that a reader could not make sense of while it read on."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, str] = {}
+
+    def add(self, bad: np.ndarray, start: int, what: str) -> None:
+        """Note the true ones of ``[rows]`` bool, the first of which is row ``start``."""
+        for row in np.flatnonzero(bad).tolist():
+            self._rows.setdefault(start + row, what)
+
+    def taken(self, *, before: int) -> list[tuple[int, str]]:
+        """Return and forget the noted rows below a number; those beyond it are read again."""
+        taken = [(row, what) for row, what in self._rows.items() if row < before]
+        self._rows.clear()
+        return taken
 
 
 def write_blocks(
@@ -270,30 +307,56 @@ def ends_at_time_limit(
         )
 
 
-def one_state(sample: np.ndarray, findings: list[str]) -> tuple[int, Callable[[np.ndarray], torch.Tensor]]:
+State = Callable[[np.ndarray, int], torch.Tensor]
+"""Makes ``[rows, s]`` float32 of some rows of a state, the first of which has the given number."""
+
+
+def one_state(sample: np.ndarray, findings: list[str], bad: BadRows) -> tuple[int, State]:
     """Tell from some rows of a state how wide it is and what makes ``[rows, s]`` float32 of it.
 
-    Some writers give every agent a copy of the state: it is read once. Where the copies differ, they are laid side by
-    side.
+    Some writers give every agent a copy of the state: it is read once, and a row where the copies differ is bad. Where
+    they differ on half of the sample or more, each agent has a state of its own: they are laid side by side.
 
     Args:
-        sample: the first rows, ``[rows, s]`` or ``[rows, n, s]``.
+        sample: rows from all over the recording (:func:`sample_rows`), ``[rows, s]`` or ``[rows, n, s]``.
         findings: to append to.
+        bad: where rows are noted in which the copies differ.
     """
     if sample.ndim == 2:
-        return sample.shape[1], as_float
+        return sample.shape[1], lambda values, start: as_float(values)
     agents, size = sample.shape[1:]
-    if not (sample == sample[:, :1]).all():
-        return agents * size, lambda values: as_float(values).flatten(1)
+    if _copied(sample).mean() <= 0.5:
+        return agents * size, lambda values, start: as_float(values).flatten(1)
     if agents > 1:
         findings.append(f"the state is recorded {agents} times over, once per agent; it is read once")
 
-    def once(values: np.ndarray) -> torch.Tensor:
-        if not (values == values[:, :1]).all():
-            raise DatasetError("has states that differ between agents after rows where they agree; fetch it again.")
+    def once(values: np.ndarray, start: int) -> torch.Tensor:
+        bad.add(~_copied(values), start, "the agents' copies of the state differ there, though most rows' agree")
         return as_float(values[:, 0])
 
     return size, once
+
+
+def _copied(states: np.ndarray) -> np.ndarray:
+    """Rows ``[rows]`` where all agents have the same state, NaN for NaN."""
+    first = states[:, :1]
+    same = states == first
+    if states.dtype.kind == "f":
+        same |= np.isnan(states) & np.isnan(first)
+    return same.all((1, 2))
+
+
+def sample_rows(read: Callable[[int, int], np.ndarray], length: int) -> np.ndarray:
+    """Return some rows from all over a recording.
+
+    Args:
+        read: reads the rows from one number up to another.
+        length: rows that there are.
+    """
+    if length <= _SAMPLES * _SAMPLED_ROWS:
+        return read(0, length)
+    starts = np.linspace(0, length - _SAMPLED_ROWS, _SAMPLES).astype(int).tolist()
+    return np.concatenate([read(start, start + _SAMPLED_ROWS) for start in starts])
 
 
 def as_float(values: np.ndarray) -> torch.Tensor:

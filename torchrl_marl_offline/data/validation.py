@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -135,10 +135,20 @@ def validate(dataset: OfflineDataset | TensorDictBase, spec: TaskSpec | None = N
     spec = spec if spec is not None else getattr(dataset, "spec", None)
     if spec is None:
         raise DatasetError("A bare TensorDict says nothing about the task; call validate(data, spec=TaskSpec(...)).")
+    if data is not dataset:
+        check_read(dataset.metadata)
     check_leaves(data, spec)
     for start, rows in _chunks(data):
         check_values(rows, spec, start=start)
     _check_episodes(data)
+
+
+def check_read(metadata: dict[str, Any]) -> None:
+    """Refuse a dataset of which some episodes could not be read; see :mod:`~.bad_episodes`."""
+    from torchrl_marl_offline.data.bad_episodes import KEY, told
+
+    if metadata.get(KEY):
+        raise DatasetError(f"Some episodes cannot be read ({told(metadata[KEY])}); load it with repair=True.")
 
 
 def check_values(rows: TensorDictBase, spec: TaskSpec, *, start: int = 0) -> None:
@@ -186,12 +196,13 @@ def _chunks(data: TensorDictBase) -> Iterator[tuple[int, TensorDictBase]]:
         yield start, data[start : start + _ROWS_AT_ONCE]
 
 
-def _fail_where(bad: torch.Tensor, start: int, key: NestedKey, what: str, remedy: str) -> None:
+def _fail_where(bad: torch.Tensor, rows: TensorDictBase, start: int, key: NestedKey, what: str, remedy: str) -> None:
     """Raise if any row of ``bad`` (``[rows, ...]``) is true."""
-    rows = bad.reshape(len(bad), -1).any(-1)
-    if rows.any():
-        first = start + int(rows.nonzero()[0])
-        raise DatasetError(f"{key!r} {what} (first at row {first}, {int(rows.sum())} rows in that block); {remedy}.")
+    wrong = bad.reshape(len(bad), -1).any(-1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        where = f"first at row {start + first}, in episode {int(rows.get(TRAJ_IDS)[first])}"
+        raise DatasetError(f"{key!r} {what} ({where}; {int(wrong.sum())} rows in that block); {remedy}.")
 
 
 def _check_finite(rows: TensorDictBase, start: int) -> None:
@@ -199,7 +210,7 @@ def _check_finite(rows: TensorDictBase, start: int) -> None:
         value = rows.get(key)
         # A NaN or an infinity makes the sum one, too: one quick pass where there is none.
         if value.is_floating_point() and not value.sum().isfinite():
-            _fail_where(~value.isfinite(), start, key, "is NaN or infinite", "drop or repair those episodes")
+            _fail_where(~value.isfinite(), rows, start, key, "is NaN or infinite", "drop or repair those episodes")
 
 
 def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
@@ -215,7 +226,7 @@ def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
             bad = (action < spec.action_low - slack) | (action > spec.action_high + slack)
             what = f"lies outside its bounds [{spec.action_low}, {spec.action_high}]"
             remedy = "clip or rescale the actions, or widen action_low and action_high in the TaskSpec"
-        _fail_where(bad, start, key, what, remedy)
+        _fail_where(bad, rows, start, key, what, remedy)
 
 
 def _check_masks(rows: TensorDictBase, start: int) -> None:
@@ -224,19 +235,22 @@ def _check_masks(rows: TensorDictBase, start: int) -> None:
         chosen = mask.gather(-1, rows.get(action).unsqueeze(-1))
         if chosen.all():
             continue  # so no mask is empty
-        _fail_where(~mask.any(-1), start, key, "allows no action at all for some agent", "allow a no-op there")
-        _fail_where(~chosen, start, action, f"is illegal by {key!r}", "drop those episodes, or repair the mask")
+        remedy = "allow a no-op there, or load it with repair=True, which takes such an agent for dead"
+        _fail_where(~mask.any(-1), rows, start, key, "allows no action at all for some agent", remedy)
+        _fail_where(~chosen, rows, start, action, f"is illegal by {key!r}", "drop those episodes, or repair the mask")
 
 
 def _check_episodes(data: TensorDictBase) -> None:
     ids = data.get(TRAJ_IDS)
     done = data.get(next_key(DONE))[:, 0]
     ends = data.get(next_key(TERMINATED))[:, 0] | data.get(next_key(TRUNCATED))[:, 0]
-    _fail_where(done != ends, 0, next_key(DONE), "differs from terminated or truncated", "set done to their union")
+    remedy = "set done to their union"
+    _fail_where(done != ends, data, 0, next_key(DONE), "differs from terminated or truncated", remedy)
     last = torch.ones_like(done)
     last[:-1] = ids[1:] != ids[:-1]
     _fail_where(
         done != last,
+        data,
         0,
         TRAJ_IDS,
         "and ('next', 'done') disagree about where an episode ends",

@@ -8,14 +8,18 @@ declared 1e13 long. Leading dimension ``B``: independent recordings, one per see
 array               shape                   meaning
 ==================  ======================  ==================================================
 ``observations``    ``[B, T, n, o]``
-``actions``         ``[B, T, n]`` integer   discrete; ``[B, T, n, 1]`` in the warehouse sets
+``actions``         ``[B, T, n]`` integer   discrete; ``[B, T, n, 1]`` in the warehouse sets; where the number of
+                                            actions is known, also whole floats and one-hot ``[B, T, n, A]``
                     ``[B, T, n, a]`` float  continuous
-``rewards``         ``[B, T, n]``           one per agent, often the team's for each
-``terminals``       ``[B, T, n]``           the task ended
-``truncations``     ``[B, T, n]``           the recording stopped
+``rewards``         ``[B, T, n]``           one per agent, often the team's for each; also ``[B, T]``
+``terminals``       ``[B, T, n]``           the task ended; also ``[B, T]``
+``truncations``     ``[B, T, n]``           the recording stopped; also ``[B, T]``, or left out
 ``infos/state``     ``[B, T, s]``           or ``[B, T, n, s]``, one copy per agent
 ``infos/legals``    ``[B, T, n, A]``        legal discrete actions
 ==================  ======================  ==================================================
+
+Rewards and flags may have one more dimension of size 1. An array that looks like a state or a mask under another name
+is not passed over: the options ``state`` and ``legals`` name it.
 
 The observation after an episode's last action is not stored. After a termination nothing is bootstrapped and none is
 needed; the last row of a truncated episode does not count in training.
@@ -24,7 +28,9 @@ needed; the last row of a truncated episode does not count in training.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +40,24 @@ import torch
 from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.data.streaming import REWARD_FIELD, Rows, RowStream, as_float, ends_at_time_limit, one_state
+from torchrl_marl_offline.data.streaming import (
+    REWARD_FIELD,
+    BadRows,
+    Rows,
+    RowStream,
+    as_float,
+    ends_at_time_limit,
+    one_state,
+    sample_rows,
+)
 from torchrl_marl_offline.data.validation import DatasetError, reading
+from torchrl_marl_offline.data.values import check_type, flag_array, indices, is_index_like
 
-REQUIRED = ("observations", "actions", "rewards", "terminals", "truncations")
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+FLAGS = ("terminals", "truncations")
 STATE_ARRAY, LEGALS_ARRAY = "infos.state", "infos.legals"
 _CACHE_BYTES = 128 * 2**20
-_ROWS_TO_COMPARE = 256
+_LOOKS_LIKE = {"state": r"state|share|global|joint", "legals": r"legal|avail|mask|valid"}
 _ROWS_OF_FLAGS = 2**18
 
 
@@ -64,6 +81,8 @@ def open_vault(
     action_bounds: tuple[float, float] = (-1.0, 1.0),
     time_limit: int | None = None,
     episode_length: int | None = None,
+    state: str | None = None,
+    legals: str | None = None,
 ) -> RowStream:
     """Open a vault for reading in blocks.
 
@@ -73,10 +92,14 @@ def open_vault(
         path: the folder of one quality, ``<source>/<env>/<scenario>.vlt/<quality>``.
         task: name for the spec.
         seeds: entries of the leading dimension to read, end to end; all by default.
-        n_actions: number of discrete actions, where the vault has no legal actions to tell it.
+        n_actions: number of discrete actions, where the vault has no legal actions to tell it; says also that
+            floating actions are indices or one-hot.
         action_bounds: lower and upper bound of every component of a continuous action.
         time_limit: episodes of exactly so many rows that are marked terminated are read as truncated.
         episode_length: where the recording marks no end at all, cut it every so many rows.
+        state: name of the array that holds the state, ``"infos.state"`` where there is one; ``"observations"`` takes
+            the joint observation.
+        legals: name of the array that holds the legal actions, ``"infos.legals"`` where there is one; ``""`` for none.
 
     Raises:
         DatasetError: this is no vault, it is damaged, or its arrays do not fit together.
@@ -84,33 +107,44 @@ def open_vault(
     """
     path = Path(path)
     with reading(path):
-        arrays, length = _open_arrays(path)
+        arrays, length = _open_arrays(path, {"state": state, "legals": legals})
         sizes = _check_shapes(arrays, length)
         chosen = _chosen_seeds(seeds, sizes["seeds"])
 
-        def rows(name: str, convert: Callable[[np.ndarray], torch.Tensor]) -> Rows:
-            return lambda start, stop: convert(_read(arrays[name], chosen, length, start, stop))
+        def read(name: str, start: int, stop: int) -> np.ndarray:
+            return _read(arrays[name], chosen, length, start, stop)
+
+        def rows(name: str, convert: Callable[[np.ndarray, int], torch.Tensor]) -> Rows:
+            return lambda start, stop: convert(read(name, start, stop), start)
 
         findings: list[str] = []
-        discrete = arrays["actions"].dtype.numpy_dtype.kind in "iu"
+        bad = BadRows()
+        action_size = _action_size(arrays, n_actions)
+        discrete = n_actions is not None or LEGALS_ARRAY in arrays or _holds_integers(arrays["actions"])
+
+        def index(actions: np.ndarray, start: int) -> torch.Tensor:
+            found, wrong = indices(actions, agents=sizes["agents"], n_actions=action_size, name="actions")
+            bad.add(wrong, start, "an action is no index (or no one-hot row)")
+            return torch.from_numpy(found)
+
         fields = {
-            OBSERVATION: rows("observations", as_float),
-            ACTION: rows("actions", (lambda a: _integer(a).reshape(len(a), sizes["agents"])) if discrete else as_float),
-            REWARD_FIELD: rows("rewards", lambda r: as_float(r).unsqueeze(-1)),
+            OBSERVATION: rows("observations", lambda values, start: as_float(values)),
+            ACTION: rows("actions", index if discrete else lambda values, start: as_float(values)),
+            REWARD_FIELD: rows("rewards", lambda values, start: _per_agent(values, sizes["agents"])),
         }
-        has_mask = discrete and LEGALS_ARRAY in arrays
+        has_mask = LEGALS_ARRAY in arrays
         if has_mask:
-            fields[ACTION_MASK] = rows(LEGALS_ARRAY, lambda legal: torch.from_numpy(legal != 0))
+            fields[ACTION_MASK] = rows(LEGALS_ARRAY, lambda legal, start: torch.from_numpy(legal != 0))
         state_size = sizes["agents"] * sizes["observation"]
         if STATE_ARRAY in arrays:
-            sample = _read(arrays[STATE_ARRAY], chosen, length, 0, min(length, _ROWS_TO_COMPARE))
-            state_size, convert = one_state(sample, findings)
+            sample = sample_rows(partial(read, STATE_ARRAY), length * len(chosen))
+            state_size, convert = one_state(sample, findings, bad)
             fields[STATE] = rows(STATE_ARRAY, convert)
         spec = TaskSpec(
             sizes["agents"],
             sizes["observation"],
             state_size,
-            _action_size(arrays, discrete, n_actions),
+            action_size,
             discrete=discrete,
             action_low=action_bounds[0],
             action_high=action_bounds[1],
@@ -123,11 +157,16 @@ def open_vault(
         metadata["vault"] = {"seeds": chosen, "rows_per_seed": length}
         if STATE_ARRAY not in arrays:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata)
+        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad)
 
 
-def _open_arrays(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the arrays by name (without the last dot) and the number of rows written."""
+def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, Any], int]:
+    """Return the arrays by name (without the last dot) and the number of rows written.
+
+    Args:
+        path: the folder.
+        chosen: names given for state and legal actions, which are returned under their usual names.
+    """
     if not is_vault(path):
         what = "holds no vault (no manifest.ocdbt)" if path.is_dir() else "is not a folder"
         raise DatasetError(f"{path} {what}; give the folder of one quality, <scenario>.vlt/<quality>.")
@@ -137,8 +176,13 @@ def _open_arrays(path: Path) -> tuple[dict[str, Any], int]:
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise DatasetError(
-            f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(names))}); it is not of OG-MARL's layout."
+            f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(names))}); it is not of OG-MARL's layout: "
+            "pass its arrays to from_arrays()."
         )
+    places = {name: name for name in (*REQUIRED, "truncations") if name in names}
+    for option, usual in (("state", STATE_ARRAY), ("legals", LEGALS_ARRAY)):
+        name = _place(path, names, option, usual, chosen[option])
+        places |= {} if name is None else {usual: name}
     try:
         import tensorstore
     except ImportError as error:
@@ -151,11 +195,31 @@ def _open_arrays(path: Path) -> tuple[dict[str, Any], int]:
         spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
         return tensorstore.open(spec, context=context, open=True, read=True).result()
 
-    wanted = [name for name in (*REQUIRED, STATE_ARRAY, LEGALS_ARRAY) if name in names]
     length = int(open_array("vault_index").read().result().reshape(-1)[0])
     if length < 1:
         raise DatasetError(f"{path} says that {length} rows were written; fetch it again.")
-    return {name: open_array(f"{name}.") for name in wanted}, length
+    arrays = {usual: open_array(f"{name}.") for usual, name in places.items()}
+    for usual, array in arrays.items():
+        check_type(array.dtype.numpy_dtype, places[usual])
+    return arrays, length
+
+
+def _place(path: Path, names: list[str], option: str, usual: str, chosen: str | None) -> str | None:
+    """Return the name of the array that holds the state or the legal actions, or ``None`` where there is none."""
+    nothing = "observations" if option == "state" else ""
+    if chosen is not None and chosen not in (*names, nothing):
+        raise DatasetError(f"{path} holds no {chosen!r} for {option}=; it has {', '.join(sorted(names))}.")
+    if chosen is not None or usual in names:
+        name = usual if chosen is None else chosen
+        return None if name == nothing else name
+    others = [name for name in names if name not in (*REQUIRED, "truncations")]
+    similar = [name for name in others if re.search(_LOOKS_LIKE[option], name, re.IGNORECASE)]
+    if similar:
+        raise DatasetError(
+            f"{path} has no {usual}, but {', '.join(similar)}; pass {option}={similar[0]!r}, or {option}={nothing!r} "
+            f"to read it without."
+        )
+    return None
 
 
 def _check_shapes(arrays: dict[str, Any], length: int) -> dict[str, int]:
@@ -168,14 +232,19 @@ def _check_shapes(arrays: dict[str, Any], length: int) -> dict[str, int]:
     seeds, declared, agents, size = observations
     if length > declared:
         raise DatasetError(f"says that {length} rows were written into arrays of {declared}; fetch it again.")
+    time = (seeds, declared)
+    signals = {time, (*time, 1), (*time, agents), (*time, agents, 1)}
     for name, shape in shapes.items():
-        per_agent = name != STATE_ARRAY
-        wanted = (seeds, declared, agents) if per_agent else (seeds, declared)
-        ranks = {"actions": (3, 4), LEGALS_ARRAY: (4,), STATE_ARRAY: (3, 4), "observations": (4,)}.get(name, (3,))
-        if shape[: len(wanted)] != wanted or len(shape) not in ranks:
+        if name in ("rewards", *FLAGS):
+            fits = shape in signals
+        elif name == STATE_ARRAY:
+            fits = shape[:2] == time and (len(shape) == 3 or (len(shape) == 4 and shape[2] == agents))
+        else:
+            fits = shape[:3] == (*time, agents) and len(shape) in ((3, 4) if name == "actions" else (4,))
+        if not fits:
             raise DatasetError(
                 f"has {name} of shape {shape} beside observations of shape {observations}; they must agree in seeds, "
-                "time and agents: fetch it again."
+                "time and agents: pass its arrays to from_arrays() as they belong together, or fetch it again."
             )
     return {"seeds": seeds, "agents": agents, "observation": size}
 
@@ -197,23 +266,42 @@ def _read(array: Any, seeds: list[int], length: int, start: int, stop: int) -> n
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _integer(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+def _per_agent(rewards: np.ndarray, agents: int) -> torch.Tensor:
+    """Return ``[rows, n, 1]`` of ``[rows]``, ``[rows, n]`` or ``[rows, n, 1]``."""
+    return as_float(rewards).reshape(len(rewards), -1, 1).expand(-1, agents, 1).contiguous()
 
 
-def _action_size(arrays: dict[str, Any], discrete: bool, n_actions: int | None) -> int:
-    shape = arrays["actions"].shape
-    if not discrete:
-        if arrays["actions"].dtype.numpy_dtype.kind != "f" or len(shape) != 4:
-            raise DatasetError(f"has actions of shape {tuple(shape)} and type {arrays['actions'].dtype.name}.")
-        return shape[3]
-    if len(shape) == 4 and shape[3] != 1:
-        raise DatasetError(f"has integer actions of shape {tuple(shape)}; one index per agent can be read.")
-    if LEGALS_ARRAY in arrays:
-        return arrays[LEGALS_ARRAY].shape[3]
-    if n_actions is None:
-        raise DatasetError("has discrete actions and no legal actions to count them; pass n_actions=.")
-    return n_actions
+def _holds_integers(array: Any) -> bool:
+    return is_index_like(array.dtype.numpy_dtype)
+
+
+def _action_size(arrays: dict[str, Any], n_actions: int | None) -> int:
+    """Return the number of discrete actions or the width of continuous ones."""
+    shape = tuple(arrays["actions"].shape)
+    legal = arrays[LEGALS_ARRAY].shape[3] if LEGALS_ARRAY in arrays else None
+    if n_actions is not None and legal not in (None, n_actions):
+        raise DatasetError(f"has {legal} legal actions, not n_actions={n_actions}; leave n_actions out.")
+    known = n_actions if legal is None else legal
+    if known is not None:
+        if len(shape) == 4 and shape[3] not in (1, known):
+            raise DatasetError(
+                f"has actions of shape {shape} beside {known} discrete ones; one index per agent or one-hot rows can "
+                "be read: leave n_actions out, and pass legals='' if they are continuous."
+            )
+        return known
+    if _holds_integers(arrays["actions"]):
+        also = f"; {shape[3]} if they are one-hot" if len(shape) == 4 and shape[3] != 1 else ""
+        raise DatasetError(f"has discrete actions and no legal actions to count them; pass n_actions={also}.")
+    if len(shape) != 4:
+        raise DatasetError(f"has floating actions of shape {shape}; pass n_actions= if they are indices.")
+    return shape[3]
+
+
+def _flags(values: np.ndarray, name: str, start: int) -> np.ndarray:
+    """Return ``[rows]`` or ``[rows, n]`` bool, without a last dimension of size 1."""
+    flags = flag_array(values, name, start)
+    flags = flags[..., 0] if flags.ndim == 3 else flags
+    return flags[:, 0] if flags.ndim == 2 and flags.shape[1] == 1 else flags
 
 
 def _ends(
@@ -251,7 +339,10 @@ def _marked_ends(
     for start in range(0, length, _ROWS_OF_FLAGS):
         stop = min(start + _ROWS_OF_FLAGS, length)
         terminals, truncations = (
-            arrays[name][seed, start:stop].read().result() for name in ("terminals", "truncations")
+            _flags(arrays[name][seed, start:stop].read().result(), name, start)
+            if name in arrays
+            else np.zeros(stop - start, bool)
+            for name in FLAGS
         )
         marked = marked or bool(terminals.any() or truncations.any())
         flags[0, start:stop], flags[1, start:stop] = team_flags(terminals, truncations, stop - start, n_agents)
