@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -44,6 +45,10 @@ class Outcome(NamedTuple):
     truncated: Tensor | None = None  # [B] bool, cut off by the game itself, before the time limit
 
 
+class EpisodesLostError(RuntimeError):
+    """The episodes that were running when a checkpoint was written cannot be gone on with."""
+
+
 class View(NamedTuple):
     """What can be seen of a game."""
 
@@ -64,7 +69,7 @@ class TeamEnv(EnvBase):
 
     A subclass gives the rules as functions of a dictionary of tensors: :meth:`_start`, :meth:`_advance` and
     :meth:`_view`, all of them without side effects and for all environments at once; and :meth:`_scene`, if it can be
-    drawn.
+    drawn. One that keeps more than that dictionary says what by :meth:`_simulator_state`.
 
     Args:
         spec: sizes of the task.
@@ -144,6 +149,48 @@ class TeamEnv(EnvBase):
         if not self._game:
             raise RuntimeError("There is nothing to draw before the first reset().")
         return draw(self._scene(index), size=size)
+
+    def episodes_state(self) -> dict[str, Any] | None:
+        """Return all that the running episodes and the coming ones depend on, as tensors, numbers and words.
+
+        ``None`` where that cannot be had: a simulator of somebody else's, a game in a process of its own.
+        """
+        simulator = self._simulator_state()
+        if simulator is None:
+            return None
+        return {
+            "game": {key: value.detach().clone() for key, value in self._game.items()},
+            "step_count": self._step_count.clone(),
+            "random": self.random.state_dict(),
+            "simulator": simulator,
+        }
+
+    def load_episodes_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with the episodes of :meth:`episodes_state`, in an environment that was made with the same arguments.
+
+        Raises:
+            ValueError: it was made for another number of environments, or is another task.
+            EpisodesLostError: the simulator does not come to the same point again.
+        """
+        there, here = len(state["step_count"]), self.num_envs
+        if there != here:
+            raise ValueError(f"the checkpoint's episodes are of num_envs={there}, this run has num_envs={here}")
+        self.random.load_state_dict(state["random"])
+        self._step_count = state["step_count"].to(self.device, copy=True)
+        self._game = {key: value.to(self.device, copy=True) for key, value in state["game"].items()}
+        self._load_simulator_state(state["simulator"])
+
+    def _simulator_state(self) -> dict[str, Any] | None:
+        """Return what steps depend on besides the game; ``None`` where that cannot be had."""
+        return {}
+
+    def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`_simulator_state` returned; the game is there already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out, for copies, what belongs to this process: a collector, the graph of a roll-out with gradients."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_collector"}
+        return kept | {"_game": {key: value.detach() for key, value in self._game.items()}}
 
     def _restart(self, reset: Tensor | None) -> Game:
         """Return the game with the environments ``reset`` (bool ``[B]``; ``None``: all) at a new start."""

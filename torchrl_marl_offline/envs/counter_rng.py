@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,16 @@ class CounterRandom:
         index = torch.arange(1, num_envs + 1, device=device)
         self._environment = _mix(_mix(index * _GOLDEN) + int(seed))
         self.episode = torch.zeros(num_envs, dtype=torch.int64, device=device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what all numbers to come depend on."""
+        return {"environment": self._environment.clone(), "episode": self.episode.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        device = self.episode.device
+        self._environment = state["environment"].to(device, copy=True)
+        self.episode = state["episode"].to(device, copy=True)
 
     def advance(self, reset: Tensor | None) -> None:
         """Begin the next episode in the environments ``reset`` (bool ``[B]``; ``None``: all of them)."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,16 +48,16 @@ def make_prey(opponent: Opponent, env: Pursuit) -> Prey:
     if opponent == "evade":
         return env.evasion
     if opponent == "random":
-        return lambda observation: env.prey_chance().to(observation.dtype) * 2 - 1
+        return partial(_random, env)
     if opponent == "still":
-        return lambda observation: torch.zeros_like(observation[:, :2])
+        return _still
     if isinstance(opponent, str | os.PathLike):
         opponent = PreyNetwork.from_file(Path(opponent), inputs=env.prey_observation_size).to(env.device)
     if isinstance(opponent, TensorDictModuleBase):
-        return _as_function(opponent)
+        return partial(_team_of_one, opponent)
     if callable(opponent):
         # a function even where it is a module: as a part of the environment, a module would follow its train()
-        return lambda observation: opponent(observation)
+        return partial(_called, opponent)
     raise TypeError(f"opponent must be a name, a file of weights or a policy, got {type(opponent).__name__}.")
 
 
@@ -67,14 +68,25 @@ def is_published(opponent: Any, task: str) -> bool:
     return hashlib.sha256(Path(opponent).read_bytes()).hexdigest() == PUBLISHED[task]
 
 
-def _as_function(policy: TensorDictModuleBase) -> Prey:
+# Functions and `partial`, not lambdas: a copy of an environment has a prey of its own, by the copy's chance.
+
+
+def _random(env: Pursuit, observation: Tensor) -> Tensor:
+    return env.prey_chance().to(observation.dtype) * 2 - 1
+
+
+def _still(observation: Tensor) -> Tensor:
+    return torch.zeros_like(observation[:, :2])
+
+
+def _called(opponent: Prey, observation: Tensor) -> Tensor:
+    return opponent(observation)
+
+
+def _team_of_one(policy: TensorDictModuleBase, observation: Tensor) -> Tensor:
     """Call a policy in the key layout, for a team of one."""
-
-    def act(observation: Tensor) -> Tensor:
-        team = TensorDict({OBSERVATION: observation.unsqueeze(1)}, [len(observation)], device=observation.device)
-        return policy(team).get(ACTION).squeeze(1)  # [B, 1, 2] -> [B, 2]
-
-    return act
+    team = TensorDict({OBSERVATION: observation.unsqueeze(1)}, [len(observation)], device=observation.device)
+    return policy(team).get(ACTION).squeeze(1)  # [B, 1, 2] -> [B, 2]
 
 
 def flee(position: Tensor, to_predators: Tensor, to_obstacles: Tensor, obstacle_reach: float) -> Tensor:

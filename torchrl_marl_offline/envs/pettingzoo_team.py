@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.base import EpisodesLostError, Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class PettingZooTeam(TeamEnv):
         max_steps: int | None = None,
     ) -> None:
         self._envs, one = envs, envs[0]
+        self._seeds: list[int] = [0] * len(envs)  # how each running episode came about: its seed and its actions
+        self._played: list[list[Tensor]] = [[] for _ in envs]
         self.agent_names = list(one.possible_agents)
         limit = time_limit(one, max_steps)
         _, infos = one.reset(seed=0)
@@ -151,38 +153,66 @@ class PettingZooTeam(TeamEnv):
     def _start(self, rows: Tensor | None) -> Game:
         seeds = (self.random.uniform(1, rows=rows).flatten() * 2**31).long().tolist()
         indices = range(self.num_envs) if rows is None else rows.tolist()
-        games = []
-        for index, seed in zip(indices, seeds):
-            env = self._envs[index]
-            observations, infos = env.reset(seed=seed)
-            games.append(self._read(env, observations, infos, set(env.agents)))
-        return self._stack(games)
+        return self._stack([self._start_copy(index, seed) for index, seed in zip(indices, seeds)])
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
-        parts = action.cpu() if self._ranges is None else [each.numpy() for each in self._ranges.split(action.cpu())]
-        games, results = [], []
-        for index, env in enumerate(self._envs):
-            if not env.agents:
-                raise RuntimeError(
-                    f"Environment {index} is done and has not been reset: reset it before the next step."
-                )
-            acting = {name: i for i, name in enumerate(self.agent_names) if name in set(env.agents)}
-            chosen = {
-                name: self._spaces[i].to_action(parts[index, i] if self._ranges is None else parts[i][index])
-                for name, i in acting.items()
-            }
-            observations, rewards, terminated, truncated, infos = env.step(chosen)
-            ended = not env.agents
-            # whoever is there at the end counts as alive: the episode ended for all, and nobody has died alone
-            games.append(self._read(env, observations, infos, set(acting) if ended else set(env.agents)))
-            cut_off = ended and any(truncated.get(name, False) for name in acting)
-            rewards = [float(rewards.get(name, 0.0)) if name in acting else 0.0 for name in self.agent_names]
-            results.append((rewards, ended and not cut_off, cut_off))
-        rewards, terminated, truncated = zip(*results)
+        steps = [self._step_copy(index, row) for index, row in enumerate(action.cpu())]
+        games, rewards, terminated, truncated = zip(*steps)
         flags = (torch.tensor(each, device=self.device) for each in (terminated, truncated))
         reward = torch.tensor(rewards, dtype=self.float_dtype, device=self.device)
         terminated, truncated = flags
         return Outcome(self._stack(games), reward, terminated, truncated=truncated)
+
+    def _step_copy(self, index: int, action: Tensor) -> tuple[dict[str, np.ndarray], list[float], bool, bool]:
+        """Step one copy by ``action`` ``[n, ...]``: its game, the agents' rewards, terminated, truncated."""
+        env = self._envs[index]
+        if not env.agents:
+            raise RuntimeError(f"Environment {index} is done and has not been reset: reset it before the next step.")
+        self._played[index].append(action.detach().clone())
+        parts = action if self._ranges is None else [each[0].numpy() for each in self._ranges.split(action[None])]
+        acting = {name: i for i, name in enumerate(self.agent_names) if name in set(env.agents)}
+        chosen = {name: self._spaces[i].to_action(parts[i]) for name, i in acting.items()}
+        observations, rewards, _, truncated, infos = env.step(chosen)
+        ended = not env.agents
+        # whoever is there at the end counts as alive: the episode ended for all, and nobody has died alone
+        game = self._read(env, observations, infos, set(acting) if ended else set(env.agents))
+        cut_off = ended and any(truncated.get(name, False) for name in acting)
+        rewards = [float(rewards.get(name, 0.0)) if name in acting else 0.0 for name in self.agent_names]
+        return game, rewards, ended and not cut_off, cut_off
+
+    def _start_copy(self, index: int, seed: int) -> dict[str, np.ndarray]:
+        env = self._envs[index]
+        self._seeds[index], self._played[index] = seed, []
+        observations, infos = env.reset(seed=seed)
+        return self._read(env, observations, infos, set(env.agents))
+
+    def _simulator_state(self) -> dict[str, Any]:
+        """Return how the running episodes came about: PettingZoo's environments have no other way to tell."""
+        actions = [torch.stack(played) if played else None for played in self._played]
+        return {"seeds": list(self._seeds), "actions": actions}
+
+    def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
+        """Play the running episodes again up to where they were."""
+        if not self._game:
+            return
+        games = []
+        for index, (seed, actions) in enumerate(zip(state["seeds"], state["actions"])):
+            games.append(self._start_copy(index, seed))
+            for action in [] if actions is None else actions:
+                games[-1] = self._step_copy(index, action)[0]
+        found = self._stack(games)
+        for key, value in self._game.items():
+            if not torch.equal(found[key].nan_to_num(), value.nan_to_num()):
+                raise EpisodesLostError(
+                    f"{self.task_spec.task} does not play the same episode twice from one seed and the same actions: "
+                    f"its {key} is another"
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Bring copies to where the originals are: many environments (``EzPickle``) are copied by making another."""
+        super().__setstate__(state)
+        if any(hasattr(env.unwrapped, "_ezpickle_args") for env in self._envs):
+            self._load_simulator_state(self._simulator_state())
 
     def _read(self, env: Any, observations: dict, infos: dict, alive: set[str]) -> dict[str, np.ndarray]:
         """Return one copy's part of the game; an agent's last observation is read too."""

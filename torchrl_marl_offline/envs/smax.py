@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +63,8 @@ class Smax(TeamEnv):
             raise ValueError(f"action_type must be 'discrete' for smax/{scenario}, got {options['action_type']!r}.")
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-        self._jax_device = smax_battles.jax_device(torch.device(device))
-        self._rules = smax_battles.rules(scenario, tuple(sorted(options.items())))
-        import jax
-
-        self._battles = jax.device_put(self._rules.no_battles(num_envs), self._jax_device)
-        self._index = jax.device_put(np.arange(num_envs, dtype=np.int32), self._jax_device)
+        self._battle = scenario, tuple(sorted(options.items()))
+        self._bring_jax(num_envs, torch.device(device))
         game = self._rules.game
         spec = TaskSpec(
             n_agents=game.num_allies,
@@ -112,6 +109,40 @@ class Smax(TeamEnv):
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self._seed_key = smax_battles.seed_key(seed, device=self._jax_device)
         self._battles = self._battles._replace(episode=self._battles.episode * 0)
+
+    def _simulator_state(self) -> dict[str, Any]:
+        import jax
+
+        battles = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(self._battles)]
+        return {"battles": battles, "seed": torch.from_numpy(np.array(self._seed_key))}
+
+    def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
+        import jax
+
+        *leaves, self._seed_key = [
+            jax.device_put(tensor.cpu().numpy(), self._jax_device) for tensor in [*state["battles"], state["seed"]]
+        ]
+        self._battles = jax.tree.unflatten(jax.tree.structure(self._battles), leaves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave JAX's own objects out of copies."""
+        ours = {"_jax_device", "_rules", "_battles", "_index", "_seed_key"}
+        kept = {name: value for name, value in super().__getstate__().items() if name not in ours}
+        return kept | {"_copied": self._simulator_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        copied = state.pop("_copied")
+        super().__setstate__(state)
+        self._bring_jax(self.num_envs, self.device)
+        self._load_simulator_state(copied)
+
+    def _bring_jax(self, num_envs: int, device: torch.device) -> None:
+        import jax
+
+        self._jax_device = smax_battles.jax_device(device)
+        self._rules = smax_battles.rules(*self._battle)
+        self._battles = jax.device_put(self._rules.no_battles(num_envs), self._jax_device)
+        self._index = jax.device_put(np.arange(num_envs, dtype=np.int32), self._jax_device)
 
     def _scene(self, index: int) -> Scene:
         game, units = self._rules.game, self._battles.state.state

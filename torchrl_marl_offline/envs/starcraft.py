@@ -29,7 +29,8 @@ class StarCraftTeam(TorchRLTeam):
     A game is a process of its own, and smacv2 builds what is seen of it in Python: so several games run in TorchRL's
     ``ParallelEnv``, or, with ``workers="serial"``, one after another in a ``SerialEnv``. Both start one game more, for
     a moment, to read the sizes. Environment ``i`` has the same seed whatever ``num_envs`` is, so as far as the game
-    itself repeats it plays the same battles. ``set_seed`` starts the games again.
+    itself repeats it plays the same battles. ``set_seed`` starts the games again. Checkpoints hold no game:
+    online training that is resumed begins new battles.
 
     Args:
         task: the name of the task.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -40,7 +41,8 @@ def from_torchrl(
       an episode ends for the team when it has ended for every agent. The time limit is ``truncated``.
 
     Seeds are handed to the environment, so equal seeds give equal roll-outs as far as it keeps to that; whether they
-    depend on the number of environments is its own affair.
+    depend on the number of environments is its own affair. Its episodes are no part of checkpoints: online training
+    that is resumed begins new ones, and says so (see :class:`~torchrl_marl_offline.training.CollectorSource`).
 
     Args:
         env: of batch size ``[]`` (one environment) or ``[num_envs]``.
@@ -190,6 +192,15 @@ class TorchRLTeam(TeamEnv):
         truncated = ends[TRUNCATED] | (ends[DONE] & ~ends[TERMINATED])
         success = self._flat(stepped.get(SUCCESS)).any(-1) if self.has_success else None
         return Outcome(self._read(stepped), reward.to(self.float_dtype), ends[TERMINATED], success, truncated=truncated)
+
+    def _simulator_state(self) -> None:
+        """Return nothing: TorchRL's environments have no way to tell theirs."""
+        return
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a graph out of copies; whether they can be made is up to the wrapped environment."""
+        current = None if self._current is None else self._current.detach()
+        return super().__getstate__() | {"_current": current}
 
     def _of_group(self, data: TensorDictBase, group: _Group, key: str) -> Tensor:
         """Return one number for each agent of a group, ``[B, n_g]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -20,6 +20,7 @@ from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import Scene, Shape
+from torchrl_marl_offline.envs.object_state import read_state, write_state
 
 
 @cache
@@ -77,12 +78,9 @@ class VmasScenario(TeamEnv):
             raise ValueError(f"starts must be 'batched' or 'independent', got {starts!r}.")
         self._independent = starts == "independent"
         self._chance = _Chance(torch.device(device))
-        # `vmas.scenarios`, the attribute, is a list of names that hides the module
-        rules = import_module("vmas.scenarios").load(f"{scenario}.py").Scenario()
+        self._scenario, self._options = scenario, options
         with self._chance.lent():
-            self._simulator = _simulator_class()(
-                rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options
-            )
+            self._simulator = _make_simulator(scenario, num_envs, device, options)
             observations = self._simulator.look()
         self.observation_sizes = tuple(_flat(observation).shape[-1] for observation in observations)
         spaces = self._simulator.action_space
@@ -151,6 +149,24 @@ class VmasScenario(TeamEnv):
         with self._chance.lent():
             _seed_all(seed)
 
+    def _simulator_state(self) -> dict[str, Any]:
+        return {"vmas": read_state(self._simulator), "chance": self._chance.state_dict()}
+
+    def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
+        self._chance.load_state_dict(state["chance"])
+        _fill(self._simulator, state["vmas"], self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the simulator out: VMAS loads a scenario as a module without a name, of which nothing can be copied."""
+        return super().__getstate__() | {"_simulator": read_state(self._simulator)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        with _Chance(self.device).lent():
+            simulator = _make_simulator(self._scenario, self.num_envs, self.device, self._options)
+        _fill(simulator, state["_simulator"], self.device)
+        self._simulator = simulator
+
     def _scene(self, index: int) -> Scene:
         """Return the bodies of VMAS's world; what a scenario draws besides (sensors, messages) is left out."""
         rules, world = self._simulator.scenario, self._simulator.world
@@ -162,6 +178,23 @@ class VmasScenario(TeamEnv):
         room = room * max(1.0, ((np.abs(agents).max(0) + margin) / room).max())
         bodies = [entity for entity in world.landmarks + world.agents if bool(entity.is_rendering[index])]
         return Scene(tuple(origin - room), tuple(origin + room), [_drawn(body, index) for body in bodies])
+
+
+def _make_simulator(scenario: str, num_envs: int, device: torch.device | str, options: dict[str, Any]) -> Any:
+    # `vmas.scenarios`, the attribute, is a list of names that hides the module
+    rules = import_module("vmas.scenarios").load(f"{scenario}.py").Scenario()
+    return _simulator_class()(rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options)
+
+
+def _fill(simulator: Any, state: list[Any], device: torch.device) -> None:
+    """Bring a simulator to a state that :func:`read_state` found in another one."""
+    with _Chance(device).lent():
+        # what is made at a start and in a step is there afterwards, as in the other one
+        simulator.restart()
+        simulator.advance(
+            [torch.zeros(simulator.num_envs, each.shape[0], device=device) for each in simulator.action_space]
+        )
+    write_state(simulator, state, device=device)
 
 
 def _seed_all(seed: int) -> None:
@@ -179,6 +212,22 @@ class _Chance:
         self._cuda = self._cuda_state()
         self._numpy = np.random.MT19937()
         self._python = random.getstate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all four generators as tensors and numbers."""
+        numpy = self._numpy.state["state"]
+        version, numbers, gauss = self._python
+        python = {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss}
+        numpy = {"key": torch.from_numpy(numpy["key"].astype(np.int64)), "position": int(numpy["pos"])}
+        return {"torch": self._torch.clone(), "cuda": self._cuda, "numpy": numpy, "python": python}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self._torch, self._cuda = state["torch"].clone(), state["cuda"]
+        numpy = {"key": state["numpy"]["key"].numpy().astype(np.uint32), "pos": state["numpy"]["position"]}
+        self._numpy.state = {"bit_generator": "MT19937", "state": numpy}
+        python = state["python"]
+        self._python = python["version"], tuple(python["numbers"].tolist()), python["gauss"]
 
     def _cuda_state(self) -> Tensor | None:
         return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None

@@ -15,8 +15,10 @@ from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, TRUNCATED
+from torchrl_marl_offline.envs.base import EpisodesLostError
+from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
 from torchrl_marl_offline.training.checkpoints import BufferState, restore_generator
-from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode
+from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode, preserved_rng
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -34,11 +36,13 @@ class OnlineReplay:
     when they are spent the next round is due. A checkpoint holds the counters and names the files of the experience so
     far: the journal, one dataset folder for all rounds between two checkpoints, written before the checkpoint is. So
     resuming loses nothing, and what was gathered after the checkpoint is gathered again. If the
-    source's episodes depend on the round, the networks and torch's generators alone, a resumed run equals one that was
-    never stopped, bit for bit.
+    source's episodes depend on the round, the networks, torch's generators and the source's own ``state_dict()`` alone,
+    a resumed run equals one that was never stopped, bit for bit.
 
     Args:
-        source: called with the number of a round, from 0; returns its episodes.
+        source: called with the number of a round, from 0; returns its episodes. One that keeps something between the
+            rounds, as :class:`CollectorSource` keeps unfinished episodes, has ``state_dict`` and ``load_state_dict``,
+            which take part in checkpoints.
         capacity: transitions that are kept for sampling.
         batch_size: rows of a sample, drawn uniformly with replacement.
         update_to_data: samples for each transition, for instance 1/32; the rest of a division is kept.
@@ -151,6 +155,7 @@ class OnlineReplay:
             "files": [dict(file) for file in self._files],
             "generator": self._generator.get_state(),
             "offline": None if self._offline is None else BufferState(self._offline).state_dict(),
+            "source": self.source.state_dict() if hasattr(self.source, "state_dict") else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,6 +176,8 @@ class OnlineReplay:
         restore_generator(self._generator, state["generator"])
         if self._offline is not None:
             BufferState(self._offline).load_state_dict(state["offline"])
+        if state.get("source") is not None:  # earlier versions saved none
+            self.source.load_state_dict(state["source"])
 
     def _gather(self) -> None:
         episodes = self.source(self.rounds)
@@ -222,6 +229,14 @@ class CollectorSource:
     Every environment goes on where the round before left it. The last row of a round is marked truncated where its
     episode goes on, which changes no target of TD or IQL: they bootstrap from the true next observation.
 
+    The unfinished episodes are a part of checkpoints: what the simulator holds, its random numbers, the observation
+    that comes next, what transforms of ``env`` and buffers of ``policy`` have summed up: a resumed run goes on in the
+    middle of them, bit for bit. PettingZoo's environments, which cannot be saved, play theirs again from the
+    seed. What is *not* restored, with a warning at the first checkpoint: environments of
+    :func:`~torchrl_marl_offline.envs.from_torchrl` and StarCraft's games; what a policy, or a prey that was given
+    as ``opponent=``, keeps outside of its buffers is not either. A resumed run begins new episodes there, under a
+    seed of its own.
+
     Args:
         env: an environment of :func:`~torchrl_marl_offline.make_env`.
         policy: the policy that learns; add TorchRL's exploration modules to it, if it should explore.
@@ -246,12 +261,14 @@ class CollectorSource:
         self.env, self.policy, self.seed = env, policy, seed
         self.steps_per_round, self.exploration = steps_per_round, exploration
         self._rounds: Iterator[TensorDictBase] | None = None
+        self._collector: Any = None
+        self._warned = False
 
     def __call__(self, number: int) -> OfflineDataset:
-        """Return the next round; the first one, and the first after a resumption, starts with new episodes."""
+        """Return the next round; the first one starts with new episodes."""
         with torch.no_grad(), evaluation_mode(self.policy):
             if self._rounds is None:
-                self._rounds = self._start(number)
+                self._start(self.seed + number)
             steps = next(self._rounds).copy()  # [num_envs, steps_per_round]
         following = steps.get("next").copy()
         cut = torch.zeros_like(following.get(DONE))
@@ -259,19 +276,67 @@ class CollectorSource:
         steps.set("next", following.set(TRUNCATED, following.get(TRUNCATED) | cut))
         return as_dataset(steps.reshape(-1), self.env.task_spec, {"source": "collector"}, check=False)
 
-    def _start(self, number: int) -> Iterator[TensorDictBase]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the unfinished episodes; warns, once, of an environment that cannot tell them."""
+        if self._rounds is None:
+            return {"episodes": None}
+        episodes = save_episodes(self.env)
+        if episodes is None:
+            self._warn_of_lost_episodes("its state cannot be saved")
+            return {"episodes": None}
+        return {
+            "episodes": episodes,
+            # where the collector stands: the observation that comes next, and what goes with it
+            "carried": flat_tensors(self._collector._carrier),
+            "policy": {name: buffer.clone() for name, buffer in _buffers(self.policy).items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the middle of the episodes of :meth:`state_dict`, or with new ones where it has none."""
+        self._rounds = None
+        if state["episodes"] is None:
+            return
+        with preserved_rng(), torch.no_grad(), evaluation_mode(self.policy):
+            self._start(self.seed)
+        try:
+            load_episodes(self.env, state["episodes"])
+        except EpisodesLostError as error:
+            self._rounds = None
+            self._warn_of_lost_episodes(str(error))
+            return
+        put_flat_tensors(self._collector._carrier, state["carried"])
+        for name, buffer in _buffers(self.policy).items():
+            if name in state["policy"]:
+                buffer.copy_(state["policy"][name])
+
+    def _warn_of_lost_episodes(self, reason: str) -> None:
+        if not self._warned:
+            warnings.warn(
+                f"The unfinished episodes of {self.env.task_spec.task} are no part of the checkpoints ({reason}): a "
+                f"resumed run begins new ones, and is not the undisturbed run bit for bit.",
+                stacklevel=2,
+            )
+        self._warned = True
+
+    def _start(self, seed: int) -> None:
+        """Begin new episodes, with a collector of their own."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves
             from torchrl.collectors import Collector
 
-            self.env.set_seed(self.seed + number)
-            return iter(
-                Collector(
-                    self.env,
-                    self.policy,
-                    frames_per_batch=self.steps_per_round * self.env.batch_size[0],
-                    total_frames=-1,
-                    exploration_type=EXPLORATION[self.exploration],
-                    auto_register_policy_transforms=False,
-                )
+            if self._collector is not None:
+                self._collector.shutdown(close_env=False)  # or it would close the environment of the next one
+            self.env.set_seed(seed)
+            self._collector = Collector(
+                self.env,
+                self.policy,
+                frames_per_batch=self.steps_per_round * self.env.batch_size[0],
+                total_frames=-1,
+                exploration_type=EXPLORATION[self.exploration],
+                auto_register_policy_transforms=False,
             )
+            self._rounds = iter(self._collector)
+
+
+def _buffers(policy: TensorDictModuleBase) -> dict[str, torch.Tensor]:
+    return dict(policy.named_buffers()) if isinstance(policy, torch.nn.Module) else {}

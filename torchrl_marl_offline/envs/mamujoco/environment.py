@@ -143,6 +143,10 @@ class MultiAgentMujoco(TeamEnv):
             self._renderer = Renderer(self._rules.env, size=size)
         return self._renderer(self._game["qpos"][index], self._game["qvel"][index])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the window of the renderer out of copies."""
+        return super().__getstate__() | {"_renderer": None}
+
     def _start(self, rows: Tensor | None) -> Game:
         return self._physics.start(*self._rules.start(self.random.uniform(self._rules.draws, rows=rows)))
 

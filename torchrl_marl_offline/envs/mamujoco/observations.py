@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,7 +136,7 @@ def _as_it_is(value: Tensor) -> Tensor:
 
 def _clips(env: MujocoEnv) -> list[Transform]:
     ranges = {(-1.0, 1.0), (-10.0, 10.0), tuple(getattr(env, "_contact_force_range", (-1.0, 1.0)))}
-    return [lambda value, low=low, high=high: value.clamp(low, high) for low, high in sorted(ranges)]
+    return [partial(torch.clamp, min=low, max=high) for low, high in sorted(ranges)]
 
 
 def _keys(*answers: Tensor) -> list[tuple[float, ...]]:

@@ -97,7 +97,7 @@ class ThreadedMujoco:
         if model.na:
             raise ValueError("Models whose actuators have activations are not supported.")
         self.model, self.frame_skip, self.threads = model, frame_skip, threads
-        self._contact_forces = "cfrc_ext" in fields
+        self._fields, self._contact_forces = tuple(fields), "cfrc_ext" in fields
         self._workspaces: SimpleQueue[_Workspace] = SimpleQueue()
         for _ in range(threads):
             space = _Workspace(model, fields)
@@ -105,6 +105,10 @@ class ThreadedMujoco:
         self._slices = space.slices
         self._sizes = {name: array.size for name, array in space.fields.items()}
         self._empty_block = torch.as_tensor(space.block.copy())
+
+    def __reduce__(self) -> tuple:
+        """Copy by making another: threads and their memory belong to this process, and nothing is kept in them."""
+        return _made_again, (type(self), self.model, self.frame_skip, self._fields, self.threads)
 
     def start(self, qpos: Tensor, qvel: Tensor) -> Game:
         """See :class:`Physics`."""
@@ -160,3 +164,8 @@ class ThreadedMujoco:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="mujoco")
+
+
+def _made_again(kind: type, model: mujoco.MjModel, frame_skip: int, fields: Sequence[str], threads: int) -> Physics:
+    at = {"num_envs": 0, "device": torch.device("cpu")}  # not needed there
+    return kind(model, frame_skip=frame_skip, fields=fields, threads=threads, **at)

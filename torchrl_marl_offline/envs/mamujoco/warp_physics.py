@@ -59,7 +59,7 @@ class WarpMujoco:
         self.frame_skip, self.device = frame_skip, device
         self._outputs = (*STATE_FIELDS, *fields)
         self._contact_forces = "cfrc_ext" in fields
-        model = copy.copy(model)
+        model_given, model = model, copy.copy(model)
         if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
         # A weight of zero makes a row of 1e15 beside rows of 10, of which Newton's method makes NaN.
@@ -73,6 +73,11 @@ class WarpMujoco:
             name: warp.to_torch(getattr(self._data, name)).view(num_envs, -1) for name in (*self._outputs, "ctrl")
         }
         self._graph = None
+        self._made_of = model_given, frame_skip, tuple(fields), num_envs, device
+
+    def __reduce__(self) -> tuple:
+        """Copy by making another: the memory and the recorded launches belong to this process."""
+        return _made_again, self._made_of
 
     def start(self, qpos: Tensor, qvel: Tensor) -> Game:
         """See :class:`~torchrl_marl_offline.envs.mamujoco.physics.Physics`."""
@@ -132,3 +137,10 @@ class WarpMujoco:
 
     def _read(self, rows: int) -> Game:
         return {name: self._memory[name][:rows].clone() for name in self._outputs}
+
+
+def _made_again(
+    model: mujoco.MjModel, frame_skip: int, fields: Sequence[str], num_envs: int, device: torch.device
+) -> WarpMujoco:
+    at = {"num_envs": num_envs, "device": device}
+    return WarpMujoco(model, frame_skip=frame_skip, fields=fields, threads=None, **at)
