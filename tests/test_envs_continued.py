@@ -23,17 +23,19 @@ from torchrl_marl_offline.training import CollectorSource
 SLOW = pytest.mark.slow
 TASKS = [
     *("games/xor", "games/two_step", "games/grid_navigation", "games/bridge"),
-    *("mpe/simple_spread", "mpe/simple_tag", "vmas/balance", "vmas/football", "pettingzoo"),
-    *(pytest.param(f"vmas/{name}", marks=SLOW) for name in ("het_mass", "asym_joint", "simple_crypto", "discovery")),
-    *(pytest.param(f"vmas/{name}", marks=SLOW) for name in ("flocking", "drone", "simple_world_comm", "buzz_wire")),
+    *("mpe/simple_spread", "mpe/simple_tag", "vmas/balance", "pettingzoo"),
+    *(pytest.param(f"vmas/{name}", marks=SLOW) for name in ("football", "het_mass", "asym_joint", "simple_crypto")),
+    *(pytest.param(f"vmas/{name}", marks=SLOW) for name in ("discovery", "flocking", "drone")),
     *(pytest.param(name, marks=SLOW) for name in ("mpe/simple_world", "mamujoco/2ant", "smax/3m")),
 ]
 
 
 def make(task: str, seed: int = 3, **options: Any) -> TeamEnv:
     if task == "pettingzoo":
-        mpe2 = pytest.importorskip("mpe2")
-        return from_pettingzoo(lambda: mpe2.simple_spread_v3.parallel_env(), num_envs=2, seed=seed, max_steps=7)
+        pytest.importorskip("mpe2")
+        from mpe2 import simple_spread_v3 as spread
+
+        return from_pettingzoo(spread.parallel_env, num_envs=2, seed=seed, max_steps=7)
     if task.startswith("smax"):
         pytest.importorskip("jaxmarl")
     limited = task not in ("games/xor", "games/two_step")
@@ -49,13 +51,16 @@ def play(env: TeamEnv, steps: int, at: TensorDictBase | None = None) -> tuple[Te
     return torch.stack(seen), at
 
 
-def goes_on_as(env: TeamEnv, other: TeamEnv, at: TensorDictBase, steps: int = 10) -> bool:
-    """Say whether two environments, which stand at one point, play the same from there on."""
+def goes_on_as(env: TeamEnv, others: list[TeamEnv], at: TensorDictBase, steps: int = 10) -> bool:
+    """Say whether environments, which stand at one point, play the same from there on."""
     chance = torch.get_rng_state()
     expected, _ = play(env, steps, at)
-    torch.set_rng_state(chance)
-    found, _ = play(other, steps, at)
-    return all(torch.equal(value, found[key]) for key, value in expected.items(True, True))
+    for other in others:
+        torch.set_rng_state(chance)
+        found, _ = play(other, steps, at)
+        if not all(torch.equal(value, found[key]) for key, value in expected.items(True, True)):
+            return False
+    return True
 
 
 def through_a_file(state: Any) -> Any:
@@ -68,24 +73,13 @@ def through_a_file(state: Any) -> Any:
 @pytest.mark.fault("2.3")
 @pytest.mark.parametrize("task", TASKS)
 def test_another_object_goes_on_in_the_middle_of_the_episodes_and_so_do_copies(task):
-    env = make(task)
+    env, fresh, used = (make(task, seed=seed) for seed in (3, 11, 5))  # a new process may have any seed
     _, at = play(env, 10)
-    other = make(task, seed=11)  # as a new process makes it, whatever its seed
-    other.load_episodes_state(through_a_file(env.episodes_state()))
-    copies = copy.deepcopy(env), pickle.loads(pickle.dumps(env))
-    third = copy.deepcopy(env)
-    assert goes_on_as(third, other, at)
-    for each in copies:
-        assert goes_on_as(copy.deepcopy(env), each, at)
-    assert goes_on_as(env, make_and_load(task, copies[0], env), at, steps=0)
-
-
-def make_and_load(task: str, source: TeamEnv, env: TeamEnv) -> TeamEnv:
-    """A used environment takes a state as a new one does."""
-    used = make(task, seed=5)
     play(used, 3)
-    used.load_episodes_state(source.episodes_state())
-    return used
+    state = through_a_file(env.episodes_state())
+    for each in (fresh, used):
+        each.load_episodes_state(state)
+    assert goes_on_as(env, [fresh, used, copy.deepcopy(env), pickle.loads(pickle.dumps(env))], at)
 
 
 def test_a_saved_state_does_not_follow_the_environment():
@@ -95,7 +89,7 @@ def test_a_saved_state_does_not_follow_the_environment():
     play(env, 5, at)  # the simulator writes into its tensors in place
     other = make("vmas/balance", seed=1)
     other.load_episodes_state(state)
-    assert goes_on_as(fresh, other, at)
+    assert goes_on_as(fresh, [other], at)
 
 
 def test_transforms_around_an_environment_go_on_too():
@@ -107,7 +101,7 @@ def test_transforms_around_an_environment_go_on_too():
     env, other = wrapped(), wrapped()
     _, at = play(env, 4)
     load_episodes(other, through_a_file(save_episodes(env)))
-    assert goes_on_as(env, other, at)
+    assert goes_on_as(env, [other], at)
     with pytest.raises(ValueError, match="other transforms"):
         load_episodes(other.base_env, save_episodes(env))
 
@@ -165,7 +159,7 @@ def test_a_copy_has_a_prey_of_its_own(opponent):
     _, at = play(env, 3)
     alike, other = copy.deepcopy(env), copy.deepcopy(env)
     play(other, 4)  # must move nobody else's chance
-    assert goes_on_as(env, alike, at, steps=5)
+    assert goes_on_as(env, [alike], at, steps=5)
 
 
 class _Still(torch.nn.Module):

@@ -23,7 +23,7 @@ from study_toys import (
     write_study,
 )
 
-from torchrl_marl_offline.study import Machine, StudyError, read_results, read_study, run_study
+from torchrl_marl_offline.study import Machine, StudyError, read_results, read_study, run_study, runner
 from torchrl_marl_offline.study.__main__ import main
 from torchrl_marl_offline.study.jobs import Job, job_state, run_job
 from torchrl_marl_offline.study.plan import Plan
@@ -85,6 +85,20 @@ def test_a_study_goes_on_where_it_was_left(tmp_path, undisturbed):
     same(read_results(tmp_path / "out"), undisturbed)
     assert quietly(file, backend=second).finished == 5 and len(second.seen) == 3  # nothing is done twice
     same(read_results(tmp_path / "out"), undisturbed)
+
+
+@pytest.mark.fault("3.14")
+@pytest.mark.parametrize(
+    ("cores", "torch_has", "workers", "asked", "expected"),
+    [(16, 1, 1, 0, 1), (16, 16, 1, 0, 16), (16, 16, 4, 0, 4), (16, 2, 4, 0, 2), (2, 2, 8, 0, 1), (16, 1, 4, 3, 3)],
+)
+def test_a_worker_has_its_share_of_the_cores_and_no_more_threads_than_torch_has_here(
+    tmp_path, monkeypatch, cores, torch_has, workers, asked, expected
+):
+    monkeypatch.setattr(runner, "_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torch_has)  # what OMP_NUM_THREADS says, or the user
+    study, machine = read_study(write_study(tmp_path)), Machine(workers=workers, threads=asked)
+    assert {job.threads for job in make_jobs(study, make_plan(study, machine), machine)} == {expected}
 
 
 def test_a_part_of_a_study(tmp_path):

@@ -74,7 +74,9 @@ def _add_study(command: argparse.ArgumentParser) -> None:
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=0, help="populations at once; by default one a GPU or CPU core")
-    command.add_argument("--threads", type=int, default=0, help="of a worker; by default its share of the cores")
+    command.add_argument(
+        "--threads", type=int, default=0, help="of a worker; by default its share of the cores, at most OMP_NUM_THREADS"
+    )
     command.add_argument(
         "--memory", type=_not_negative, default=0.0, metavar="GIB", help="of a device; by default 4/5 of what is free"
     )

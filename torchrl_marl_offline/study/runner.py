@@ -31,7 +31,8 @@ class Machine:
 
     Attributes:
         workers: populations that are trained at once; 0 for one a GPU, or one a CPU core where there is no GPU.
-        threads: of each worker; 0 for an equal share of the CPU cores.
+        threads: of each worker; 0 for an equal share of the CPU cores, though no more than torch has in this process
+            (``OMP_NUM_THREADS``, :func:`torch.set_num_threads`).
         memory: bytes for all workers of a device together; 0 for four fifths of what is free there.
         hours: after which the runs save themselves and stop; 0 for no limit.
         ray: address of a Ray cluster, ``"local"``, or ``None`` for worker processes of this machine.
@@ -217,7 +218,7 @@ def _devices(study: Study, machine: Machine) -> list[str]:
 
 
 def _threads(study: Study, machine: Machine) -> int:
-    return machine.threads or max(1, _cores() // len(_devices(study, machine)))
+    return machine.threads or max(1, min(_cores() // len(_devices(study, machine)), torch.get_num_threads()))
 
 
 def _cores() -> int:
