@@ -26,7 +26,7 @@ def measure(num_envs: int, *, rounds: int, device: str) -> dict[str, float]:
     """Return the seconds of a round's parts."""
     torch.manual_seed(0)
     env = make_env("vmas/balance", num_envs=num_envs, device=device, seed=0)
-    rules = {"value_learning": IQL(0.7), "extraction": AWR(3.0, advantage="joint")}
+    rules = {"value_learning": IQL(0.7), "extraction": AWR(advantage="joint")}
     loss = make_loss(env.task_spec, "mixer", gamma=0.97, hidden=(64, 64), **rules).to(device)
     optimizer, updater = default_optimizer(loss, lr=1e-3), ForeachSoftUpdate(loss, tau=0.005)
     source = CollectorSource(env, loss.actor_network, steps_per_round=STEPS, exploration="sample")

@@ -26,7 +26,7 @@ def grid_navigation(
     """Train one method with one seed; returns the curves of success and the final figures."""
     torch.manual_seed(seed)
     data = load_dataset(f"pymarl:{os.environ[FOLDER]}/pymarl/cn-2-medium.h5")
-    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature)}
+    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, weights="clipped")}
     loss = make_loss(data.spec, method, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("games/grid_navigation", agents=2, num_envs=500)
 

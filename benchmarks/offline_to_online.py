@@ -22,7 +22,7 @@ from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, T
 from torchrl_marl_offline.data import record_mixed_skill
 from torchrl_marl_offline.training import CollectorSource
 
-EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint"), "BRAC": BRAC(0.1)}
+EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint", weights="clipped"), "BRAC": BRAC(0.1)}
 GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97, "mamujoco/2halfcheetah": 0.98}
 EVAL_EPISODES = {"mamujoco/2halfcheetah": 16}
 RECORDED = {

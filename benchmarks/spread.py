@@ -35,7 +35,7 @@ def spread(
     torch.manual_seed(seed)
     data = record_mixed_skill("mpe/simple_spread", folder, seed=seed)
     network, advantage = METHODS[method]
-    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage=advantage)}
+    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage=advantage, weights="clipped")}
     loss = make_loss(data.spec, network, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("mpe/simple_spread", num_envs=1000)
 

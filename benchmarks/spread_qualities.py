@@ -58,7 +58,7 @@ def learning(
     torch.manual_seed(seed)
     data = record(TASK, Path(folder) / f"seed{seed}", seed=seed, qualities=[quality], progress=False)[quality]
     networks, own_temperature = METHODS[method]
-    extraction = AWR(own_temperature or temperature, advantage="joint")
+    extraction = AWR(own_temperature or temperature, advantage="joint", weights="clipped")
     rules = {"value_learning": IQL(expectile), "extraction": extraction}
     loss = make_loss(data.spec, networks, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env(TASK, num_envs=1000)

@@ -30,7 +30,7 @@ from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
 
-SETTINGS = {"temperature": 3.0, "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
+SETTINGS = {"temperature": 3.0, "weights": "clipped", "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
 TRANSITIONS = 20_000
 DECOMPOSITIONS = ("centralized", "mixer", "vdn", "independent")  # the recipe's
 RULES = ("td", "sarsa", "iql")

@@ -54,7 +54,7 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
     """Train one method with one seed."""
     torch.manual_seed(seed)
     data = uniform_dataset()
-    rules = {"value_learning": TD(), "extraction": AWR(temperature=3.0)}
+    rules = {"value_learning": TD(), "extraction": AWR(temperature=3.0, weights="clipped")}
     loss = make_loss(data.spec, method, gamma=0.99, hidden=(32, 32), **rules)
     if batch_size is None:
         buffer = TensorDictReplayBuffer(

@@ -43,7 +43,7 @@ class Args:
     """Episodes to record."""
     decomposition: Decomposition | None = None
     """How the team's value is made of the agents' values; this and the next settings without a default have that of
-    --algorithm: of the recipe mixer, temperature 3, joint, expectile 0.7, gamma 0.95."""
+    --algorithm: of the recipe mixer, joint, expectile 0.7, gamma 0.95."""
     frozen: bool = False
     """Leave the mixer at its random initial parameters (an ablation)."""
     value_learning: Literal["td", "sarsa", "iql"] = "iql"
@@ -51,7 +51,9 @@ class Args:
     extraction: Literal["awr", "brac"] = "awr"
     """How the policy follows the values: weighted cloning, or ascent on Q with a cloning penalty."""
     temperature: float | None = None
-    """AWR's weight is exp(temperature · standardized advantage)."""
+    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
+    weights: Literal["tempered", "softmax", "clipped"] | None = None
+    """How AWR's weights are made of advantages; clipped: as released."""
     advantage: Literal["joint", "local"] | None = None
     """AWR's advantage: the team's, through the mixer, or each agent's own."""
     alpha: float | None = None
@@ -110,8 +112,8 @@ PAPER = {"hidden": (512,) * 4, "batch_size": 640, "steps": 500_000, "lr": 3e-4, 
 PAPER |= {"eval_every": 50_000, "checkpoint_every": 10_000}
 
 RECIPE = {
-    "quick": {"temperature": 3.0, "advantage": "joint", "expectile": 0.7, "gamma": 0.95},
-    "paper": {"temperature": 10.0, "advantage": "local", "expectile": 0.9, "gamma": 0.99},
+    "quick": {"advantage": "joint", "expectile": 0.7, "gamma": 0.95},
+    "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
 }
 """The recipe's settings by preset; other algorithms have those that were published with them."""
 

@@ -53,8 +53,10 @@ class Args:
     """mode: the policy's mode acts, no exploration at all, and AWR stands still; sample: its distribution acts."""
     extraction: Literal["awr", "brac"] = "awr"
     """How the policy follows the values."""
-    temperature: float = 3.0
-    """AWR's weight is exp(temperature · standardized advantage)."""
+    temperature: float = marl.AWR.temperature
+    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
+    weights: Literal["tempered", "softmax", "clipped"] = marl.AWR.weights
+    """How AWR's weights are made of advantages; clipped: as released."""
     alpha: float = 0.1
     """Weight of BRAC's cloning penalty."""
     expectile: float = 0.7
@@ -90,7 +92,7 @@ class Args:
 def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put the recipe together: Mix + SVN + IQL + AWR (or BRAC)."""
     torch.manual_seed(args.seed)
-    names = ("extraction", "temperature", "alpha", "expectile", "gamma", "hidden")
+    names = ("extraction", "temperature", "weights", "alpha", "expectile", "gamma", "hidden")
     return marl.make_loss(spec, **{name: getattr(args, name) for name in names}).to(args.device)
 
 

@@ -528,7 +528,7 @@ def test_brac_samples_discrete_actions_unless_told_otherwise() -> None:
 
 def test_awr_without_a_value_network_subtracts_the_value_of_the_policy() -> None:
     case = Case("independent", "td", "awr")
-    loss = case.build(extraction=AWR(temperature=1.0, standardize=False))
+    loss = case.build(extraction=AWR(weights="clipped", temperature=1.0, standardize=False))
     batch = make_batch(case.spec, 5)
     q = loss.action_value(batch, batch["agents", "action"]).local_min
     mode = loss.policy(batch).deterministic_sample
@@ -542,7 +542,7 @@ def test_awr_without_a_value_network_subtracts_the_value_of_the_policy() -> None
 @pytest.mark.parametrize("standardize", [False, True])
 def test_awr_by_its_equation(advantage: str, standardize: bool) -> None:
     case = Case("mixer", "iql", "awr")
-    loss = case.build(extraction=AWR(temperature=0.5, advantage=advantage, standardize=standardize))
+    loss = case.build(extraction=AWR(weights="clipped", temperature=0.5, advantage=advantage, standardize=standardize))
     batch = make_batch(case.spec, 5)
     with torch.no_grad():
         q, v = loss.action_value(batch, batch["agents", "action"], target=True), loss.state_value(batch)

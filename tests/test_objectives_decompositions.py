@@ -76,7 +76,8 @@ def test_the_mixer_reads_the_action_that_is_asked_for(discrete: bool) -> None:
 
 def test_duplex_values_in_the_loss() -> None:
     case = Case("qplex", "iql", "awr")
-    loss = case.build(extraction=AWR(temperature=0.5, advantage="joint", standardize=False), reduction="none")
+    rule = AWR(weights="clipped", temperature=0.5, advantage="joint", standardize=False)
+    loss = case.build(extraction=rule, reduction="none")
     batch = make_batch(case.spec, 6)
     for value in loss.parameters():  # so that targets differ
         value.data.add_(0.05 * torch.randn_like(value))
@@ -124,7 +125,7 @@ def test_credit_is_the_slope_of_the_target_mixer(decomposition: str, discrete: b
         beside["agents.advantage"] = values - (values - beside["agents.advantage"]).detach()
     (slope,) = torch.autograd.grad(loss._mix(batch, values, target=True, **beside).sum(), values)
     assert_close(loss.credit(batch, values), slope)
-    weighted = case.build(extraction=AWR(advantage="weighted", standardize=False, temperature=0.3))
+    weighted = case.build(extraction=AWR(weights="clipped", advantage="weighted", standardize=False, temperature=0.3))
     local = (
         weighted.action_value(batch, batch[ACTION]).local_min
         - weighted.action_value(batch, weighted.policy_action(batch)).local_min

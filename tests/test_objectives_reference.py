@@ -93,7 +93,7 @@ def test_one_agent_equals_torchrl_iql_term_by_term(masked: bool) -> None:
     theirs = TorchRLIQLLoss(*wrap(networks, ()), num_qvalue_nets=2, loss_function="l2", temperature=3.0, expectile=0.8)
     theirs.make_value_estimator(gamma=0.9)
     policy, critics, value = wrap(networks, ("agents",))
-    rule = AWR(temperature=3.0, standardize=False, exponent_range=(-1e9, 1e9))
+    rule = AWR(weights="clipped", temperature=3.0, standardize=False, exponent_range=(-1e9, 1e9))
     ours = OfflineMARLLoss(policy, critics, value, value_learning=IQL(0.8), extraction=rule)
     ours.make_value_estimator(gamma=0.9)
     for loss in (theirs, ours):

@@ -55,7 +55,8 @@ def make_recipe(
     *,
     value_learning: Literal["td", "sarsa", "iql"] = "iql",
     extraction: Literal["awr", "brac"] = "awr",
-    temperature: float = 10.0,
+    temperature: float = AWR.temperature,
+    weights: Literal["tempered", "softmax", "clipped"] = AWR.weights,
     advantage: Literal["joint", "local"] = "joint",
     alpha: float = 1.0,
     expectile: float = 0.9,
@@ -75,21 +76,22 @@ def make_recipe(
     rate 3e-4, :math:`\gamma` 0.99, targets' rate 0.005, 500,000 steps (a million on StarCraft), 10 episodes every
     50,000. Temperatures and expectiles were searched for; their values are not in the text.
 
-    What differs: both heads are trained (the listing: the smaller one at each row); the weight's advantage is
-    standardized, and by default the team's, where equation 11 has local ones. The released code never trained its
-    mixer, which is ``frozen`` here.
+    What differs: both heads are trained (the listing: the smaller one at each row); the weights are
+    those of :class:`AWR`, of the team's advantage by default, where equation 11 has local ones. The released code never
+    trained its mixer, which is ``frozen`` here.
 
     Args:
         parts: networks and options, of :func:`~torchrl_marl_offline.method_parts.make_parts`' settings.
         value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`.
         extraction: :class:`AWR` or :class:`BRAC`.
         temperature: of :class:`AWR`.
+        weights: of :class:`AWR`; ``"clipped"`` is the released code's.
         advantage: of :class:`AWR`.
         alpha: of :class:`BRAC`.
         expectile: of :class:`IQL`.
     """
     rules = {"td": TD, "sarsa": SARSA, "iql": lambda: IQL(expectile)}
-    extractions = {"awr": lambda: AWR(temperature, advantage=advantage), "brac": lambda: BRAC(alpha)}
+    extractions = {"awr": lambda: AWR(temperature, advantage=advantage, weights=weights), "brac": lambda: BRAC(alpha)}
     for name, value, known in (
         ("value_learning", value_learning, rules),
         ("extraction", extraction, extractions),

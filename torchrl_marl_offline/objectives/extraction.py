@@ -5,6 +5,7 @@ A rule owns no parameters; the loss that it is given to does. Its coefficients b
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.batch_weights import batch_softmax
+from torchrl_marl_offline.objectives.batch_weights import batch_softmax, tempered_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
     effective_sample_size,
@@ -62,41 +63,66 @@ class AWR(PolicyExtraction):
     covers their modes. With other settings, the weights of ICQ, OMAC and OMIGA.
 
     Args:
-        temperature: :math:`\alpha`, which may be scheduled as ``loss.temperature = 3.0``.
+        temperature: :math:`\alpha`, how strongly better actions are preferred; what it is exactly, ``weights`` says. It
+            may be scheduled as ``loss.temperature = 3.0``.
         advantage: ``"local"``, each agent's own; ``"weighted"``, each agent's own times
             :math:`\partial Q_{tot} / \partial Q_a` of the target mixer (1 without one); or ``"joint"``, the team's
             through the mixer, given to every agent. A centralized critic has only the joint one, and uses it whatever
             is asked for here. Under a mixer, local values are fitted only in their mixture, so that the difference of
             Q_a and V_a can be mostly noise: measured on ``mpe/simple_spread``, the local one fails where the joint one
             works (``benchmarks/RESULTS.md``).
+        weights: ``"tempered"``: :math:`e^{\beta A}` of the standardized advantages, divided by its mean, where
+            :math:`\beta` is :math:`\alpha`, or less where fewer than ``min_sample_size`` of the batch would count. So a
+            larger :math:`\alpha` never prefers better actions less, and no weight is cut: rare successes count.
+            ``"softmax"``: :math:`e^{\alpha A}`, divided by its mean over the batch, for each agent. ``"clipped"``:
+            :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, as released: above about 2 a larger :math:`\alpha`
+            prefers better actions *less*, because ever more weights are cut (``benchmarks/RESULTS.md``).
+        min_sample_size: smallest effective sample size of tempered weights, as a share of the batch.
         standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
-            does.
-        exponent_range: bounds of the exponent.
-        max_weight: upper bound of the weight.
-        batch_softmax: divide each agent's weights by their mean over the batch; these need no bounds, and have none.
+            does; tempered weights always do.
+        exponent_range: bounds of the exponent of clipped weights.
+        max_weight: upper bound of clipped weights.
         baseline: without a state-value network, the value of the policy's ``"mode"``, or that ``"expected"`` over the
             discrete policy's actions (a centralized critic and continuous policies: the mode's).
 
     Metrics:
-        ``advantage`` (mean), ``effective_sample_size`` (share of the batch), ``log_prob``.
+        ``advantage`` (mean), ``effective_sample_size`` (share of the batch), ``log_prob``; of clipped weights
+        ``capped_weights``, the share of the batch that has the largest weight.
     """
 
-    temperature: float = 1.0
+    temperature: float = 3.0
     advantage: Literal["local", "joint", "weighted"] = "local"
+    weights: Literal["tempered", "softmax", "clipped"] = "tempered"
+    min_sample_size: float = 0.04
     standardize: bool = True
     exponent_range: tuple[float, float] = (-50.0, 10.0)
     max_weight: float = 100.0
-    batch_softmax: bool = False
     baseline: Literal["mode", "expected"] = "mode"
-    metrics: ClassVar[tuple[str, ...]] = ("advantage", "effective_sample_size", "log_prob")
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}.")
         if self.advantage not in ("local", "joint", "weighted"):
             raise ValueError(f"advantage must be 'local', 'weighted' or 'joint', got {self.advantage!r}.")
+        if self.weights not in ("tempered", "softmax", "clipped"):
+            raise ValueError(f"weights must be 'tempered', 'softmax' or 'clipped', got {self.weights!r}.")
         if self.baseline not in ("mode", "expected"):
             raise ValueError(f"baseline must be 'mode' or 'expected', got {self.baseline!r}.")
+        if self.weights == "tempered" and not self.standardize:
+            raise ValueError("weights='tempered' standardizes always; leave standardize out, or ask for other weights.")
+        if not 0.0 < self.min_sample_size < 1.0:
+            raise ValueError(f"min_sample_size must lie between 0 and 1, got {self.min_sample_size}.")
+        if self.weights != "tempered" and self.min_sample_size != AWR.min_sample_size:
+            raise ValueError("min_sample_size is read by weights='tempered' alone; leave it out.")
+        bounds = {"exponent_range": AWR.exponent_range, "max_weight": AWR.max_weight}
+        if self.weights != "clipped" and (moved := [k for k, v in bounds.items() if getattr(self, k) != v]):
+            raise ValueError(f"{moved[0]} is a bound of weights='clipped'; leave it out, or ask for those.")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        names = ("advantage", "effective_sample_size", "log_prob")
+        return (*names, "capped_weights") if self.weights == "clipped" else names
 
     def coefficients(self) -> dict[str, float]:
         """Return the temperature."""
@@ -110,19 +136,27 @@ class AWR(PolicyExtraction):
         advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected").expand_as(log_prob)
         with torch.no_grad():
             mask = loss.agent_mask(tensordict, log_prob)
-            scaled = standardize(advantage, mask) if self.standardize else advantage
-            if self.batch_softmax:
-                weight = batch_softmax(loss.temperature * scaled, mask)
-            else:
-                weight = advantage_weight(
-                    scaled, loss.temperature, exponent_range=self.exponent_range, max_weight=self.max_weight
-                )
+            weight = self.weight(advantage, loss.temperature, mask)
             metrics = {
                 "advantage": masked_mean(advantage, mask),
                 "effective_sample_size": effective_sample_size(weight, mask),
                 "log_prob": masked_mean(log_prob.detach(), mask),
             }
+            if self.weights == "clipped":
+                largest = min(self.max_weight, math.exp(min(self.exponent_range[1], 700.0)))  # e^700: the last float
+                capped = weight >= largest * (1 - 1e-6)
+                metrics["capped_weights"] = masked_mean(capped.to(weight.dtype), mask)
         return -weight * log_prob, metrics
+
+    def weight(self, advantage: Tensor, temperature: Tensor | float, mask: Tensor | None = None) -> Tensor:
+        """Return the weights of a batch of advantages ``[*B, n]``; ``mask`` is false for what does not count."""
+        scaled = standardize(advantage, mask) if self.standardize or self.weights == "tempered" else advantage
+        if self.weights == "tempered":
+            return tempered_weights(scaled, temperature, mask, min_sample_size=self.min_sample_size)
+        if self.weights == "softmax":
+            return batch_softmax(temperature * scaled, mask)
+        bounds = {"exponent_range": self.exponent_range, "max_weight": self.max_weight}
+        return advantage_weight(scaled, temperature, **bounds)
 
 
 @dataclass(frozen=True)

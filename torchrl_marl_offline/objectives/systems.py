@@ -168,7 +168,7 @@ class MAICQLoss(OfflineMARLLoss):
         advantage: Literal["local", "joint", "weighted"] = "weighted",
         **options,
     ) -> None:
-        weights = AWR(temperature, advantage, standardize=False, batch_softmax=True, baseline="expected")
+        weights = AWR(temperature, advantage, weights="softmax", standardize=False, baseline="expected")
         super().__init__(actor, critic, value_learning=ICQ(beta), extraction=weights, **options)
 
 
@@ -201,7 +201,7 @@ class OMACLoss(OfflineMARLLoss):
         advantage: Literal["local", "joint", "weighted"] = "weighted",
         **options,
     ) -> None:
-        weights = AWR(temperature, advantage, standardize=False)
+        weights = AWR(temperature, advantage, weights="clipped", standardize=False)
         super().__init__(actor, critic, value, value_learning=OMAC(expectile), extraction=weights, **options)
 
 
@@ -242,8 +242,8 @@ class OMIGALoss(OfflineMARLLoss):
         **options,
     ) -> None:
         learning = OMIGA(alpha)
-        unbounded, clipped = float("inf"), learning.exponent_range
-        weights = AWR(1 / alpha, "weighted", standardize=False, exponent_range=clipped, max_weight=unbounded)
+        bounds = {"exponent_range": learning.exponent_range, "max_weight": float("inf")}
+        weights = AWR(1 / alpha, "weighted", weights="clipped", standardize=False, **bounds)
         super().__init__(actor, critic, value, value_learning=learning, extraction=weights, **options)
 
 

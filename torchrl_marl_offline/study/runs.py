@@ -16,6 +16,7 @@ from torchrl_marl_offline.study.sources import DatasetSource
 
 READ_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "temperature": ("extraction", ("awr",)),
+    "weights": ("extraction", ("awr",)),
     "advantage": ("extraction", ("awr",)),
     "alpha": ("extraction", ("brac",)),
     "expectile": ("value_learning", ("iql",)),

@@ -97,9 +97,20 @@ def read_config(kind: type[Settings], folder: Path) -> Settings:
     hints = get_type_hints(kind)
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
+        if "weights" in hints:
+            stored = _with_weights(stored)
         return kind(**{name: _restore(value, hints[name]) for name, value in stored.items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{file} is damaged, or of another script or version; start a new run.") from error
+
+
+def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, with the weights that AWR had before they could be chosen, if it is so old."""
+    has_awr = stored.get("algorithm", "recipe") == "recipe" and stored["extraction"] == "awr"
+    if "weights" in stored or not has_awr:
+        return dict(stored)
+    temperature = stored["temperature"] or {"quick": 3.0, "paper": 10.0}[stored["preset"]]
+    return {**stored, "weights": "clipped", "temperature": temperature}
 
 
 def _restore(value: Any, hint: Any) -> Any:
