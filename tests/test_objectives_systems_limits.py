@@ -118,7 +118,7 @@ def test_omac_with_one_agent_is_iql() -> None:
         if local:
             loss = OMACLoss(*parts, value, expectile=0.9, temperature=1.0)
         else:
-            loss = OfflineMARLLoss(*parts, value, extraction=AWR(weights="clipped", standardize=False))
+            loss = OfflineMARLLoss(*parts, value, extraction=AWR(1.0, weights="clipped", standardize=False))
         losses.append(updated(loss))
     batch = make_batch(spec, ROWS)
     for term in ("loss_actor", "loss_qvalue", "loss_value"):

@@ -79,7 +79,8 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
     elsewhere = {"extraction": "brac", "value_learning": "td", "decomposition": "vdn"}[other]
     if setting == "alpha":
         elsewhere = "awr"
-    values = {"advantage": '["joint", "local"]', "frozen": "[true, false]"}.get(setting, "[0.5, 0.6]")
+    words = {"advantage": '["joint", "local"]', "weights": '["tempered", "clipped"]', "frozen": "[true, false]"}
+    values = words.get(setting, "[0.5, 0.6]")
     more = f"[grid]\n{setting} = {values}"
     for value in wanted:
         assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{value}"', more=more))) == 2

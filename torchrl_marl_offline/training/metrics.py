@@ -45,6 +45,7 @@ class MetricWindow:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._rows: list[Tensor] = []
+        self._restored = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -52,6 +53,9 @@ class MetricWindow:
     def append(self, metrics: dict[str, Tensor]) -> None:
         """Add one step; every step must report the same names."""
         names = list(metrics)
+        if self._restored and names != self.names:
+            self._rows = []  # of a version with other metrics: the window's means begin here
+        self._restored = False
         if self._rows and names != self.names:
             raise ValueError(
                 f"The loss reported {names} after {self.names}; a loss must report the same scalars every step."
@@ -93,6 +97,7 @@ class MetricWindow:
         rows = state["rows"]
         self.names = list(state["names"])
         self._rows = [] if rows is None else list(rows.to(device).unbind())
+        self._restored = True
 
 
 class GradientNorm:
