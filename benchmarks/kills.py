@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -34,13 +35,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchrl.collectors  # noqa: F401  imported once, before the processes are forked
 from measuring import machine, markdown
-from torchrl.envs import VmasEnv  # noqa: F401
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline.data.__main__ import main as data_command
-from torchrl_marl_offline.study import read_study, run_study  # noqa: F401
+from torchrl_marl_offline.study import run_study
 from torchrl_marl_offline.study.jobs import run_job
 from torchrl_marl_offline.training import (
     CheckpointManager,
@@ -319,11 +318,11 @@ def disturb(name: str, root: Path, *, kills: int, seed: int) -> dict[str, Any]:
     """Measure a job, kill it so many times, and count the runs that do not end as the undisturbed one."""
     job, log, chance = JOBS[name], root / "log", random.Random(f"{name} {seed}")
     began = time.perf_counter()
-    ended_by_itself(begin(job, root / "undisturbed", log), log)
-    seconds, expected = time.perf_counter() - began, contents(root / "undisturbed")
+    ended_by_itself(begin(job, root / f"{name} undisturbed", log), log)
+    seconds, expected = time.perf_counter() - began, contents(root / f"{name} undisturbed")
     done, runs, wrong = 0, 0, []
     while done < kills:
-        folder, runs, here = root / f"run{runs}", runs + 1, 0
+        folder, runs, here = root / f"{name} {runs}", runs + 1, 0
         try:
             while not ended_by_itself(
                 begin(job, folder, log), log, chance.uniform(0, seconds) if done < kills else None
@@ -350,14 +349,16 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torchrl.collectors")  # before processes are forked, or each would
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = args.folder or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
+        ended_by_itself(begin(prepare, root, root / "log"), root / "log")
         for name in args.jobs:
-            place = root / name.replace(", ", "-")
-            ended_by_itself(begin(prepare, place, root / "log"), root / "log")
-            found = disturb(name, place, kills=args.kills, seed=args.seed)
+            found = disturb(name, root, kills=args.kills, seed=args.seed)
             rows.append(found)
             print(
                 f"{name}: {found['kills']} kills, {found['runs']} runs, wrong: {found['wrong'] or 'none'}", flush=True

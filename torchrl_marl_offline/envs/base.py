@@ -159,6 +159,7 @@ class TeamEnv(EnvBase):
         if simulator is None:
             return None
         return {
+            "task": self.task_spec.task,
             "game": {key: value.detach().clone() for key, value in self._game.items()},
             "step_count": self._step_count.clone(),
             "random": self.random.state_dict(),
@@ -172,6 +173,8 @@ class TeamEnv(EnvBase):
             ValueError: it was made for another number of environments, or is another task.
             EpisodesLostError: the simulator does not come to the same point again.
         """
+        if state["task"] != self.task_spec.task:
+            raise ValueError(f"the checkpoint's episodes are of {state['task']}, this run's of {self.task_spec.task}")
         there, here = len(state["step_count"]), self.num_envs
         if there != here:
             raise ValueError(f"the checkpoint's episodes are of num_envs={there}, this run has num_envs={here}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tensordict import TensorDictBase, is_tensor_collection
 from torch import Tensor
 from torchrl.envs import TransformedEnv
@@ -23,7 +24,7 @@ def save_episodes(env: EnvBase) -> dict[str, Any] | None:
     """
     if isinstance(env, TransformedEnv):
         inside = save_episodes(env.base_env)
-        return inside and {"inside": inside, "transform": _tensors(env.transform.state_dict())}
+        return inside and {"inside": inside, "transform": _plain(env.transform.state_dict())}
     return env.episodes_state() if isinstance(env, TeamEnv) else None
 
 
@@ -51,20 +52,24 @@ def flat_tensors(data: TensorDictBase) -> dict[str, Any]:
     return {"batch_size": list(data.batch_size), "entries": entries}
 
 
-def put_flat_tensors(data: TensorDictBase, state: Mapping[str, Any]) -> None:
-    """Make of a tensordict what :func:`flat_tensors` returned; it stays where it is, and the object that it is."""
+def put_flat_tensors(data: TensorDictBase, state: Mapping[str, Any], *, device: torch.device) -> None:
+    """Make of a tensordict what :func:`flat_tensors` returned, on ``device``."""
     for name in set(data.keys()) - set(state["entries"]):
         del data[name]
     for name, value in state["entries"].items():
         if isinstance(value, Tensor):
-            data.set(name, value.clone() if data.device is None else value.to(data.device, copy=True))
+            data.set(name, value.to(device, copy=True))
             continue
         if data.get(name, None) is None:
             data.set(name, data.empty())
         inside = data.get(name)
         inside.batch_size = value["batch_size"]
-        put_flat_tensors(inside, value)
+        put_flat_tensors(inside, value, device=device)
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the state of transforms: tensors, and what they add in dictionaries of tensors."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else _plain(value) if isinstance(value, Mapping) else value
+        for name, value in state.items()
+    }

@@ -150,7 +150,7 @@ class VmasScenario(TeamEnv):
             _seed_all(seed)
 
     def _simulator_state(self) -> dict[str, Any]:
-        return {"vmas": read_state(self._simulator), "chance": self._chance.state_dict()}
+        return {"vmas": _read(self._simulator), "chance": self._chance.state_dict()}
 
     def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
         self._chance.load_state_dict(state["chance"])
@@ -158,7 +158,7 @@ class VmasScenario(TeamEnv):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the simulator out: VMAS loads a scenario as a module without a name, of which nothing can be copied."""
-        return super().__getstate__() | {"_simulator": read_state(self._simulator)}
+        return super().__getstate__() | {"_simulator": _read(self._simulator)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -186,15 +186,20 @@ def _make_simulator(scenario: str, num_envs: int, device: torch.device | str, op
     return _simulator_class()(rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options)
 
 
+def _read(simulator: Any) -> list[Any]:
+    """Return the state of a simulator; its agents and landmarks are what scenarios refer to."""
+    return read_state(simulator, known=simulator.world.entities)
+
+
 def _fill(simulator: Any, state: list[Any], device: torch.device) -> None:
-    """Bring a simulator to a state that :func:`read_state` found in another one."""
+    """Bring a simulator to a state that :func:`_read` found in another one."""
     with _Chance(device).lent():
         # what is made at a start and in a step is there afterwards, as in the other one
         simulator.restart()
         simulator.advance(
             [torch.zeros(simulator.num_envs, each.shape[0], device=device) for each in simulator.action_space]
         )
-    write_state(simulator, state, device=device)
+    write_state(simulator, state, device=device, known=simulator.world.entities)
 
 
 def _seed_all(seed: int) -> None:

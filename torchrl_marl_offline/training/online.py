@@ -304,7 +304,7 @@ class CollectorSource:
             self._rounds = None
             self._warn_of_lost_episodes(str(error))
             return
-        put_flat_tensors(self._collector._carrier, state["carried"])
+        put_flat_tensors(self._collector._carrier, state["carried"], device=self.env.device)
         for name, buffer in _buffers(self.policy).items():
             if name in state["policy"]:
                 buffer.copy_(state["policy"][name])
