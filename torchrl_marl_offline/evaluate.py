@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.training.evaluation import Evaluation, evaluate
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, play, and print what was measured."""
     parsed = _parser().parse_args(arguments)
+    from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
     from torchrl_marl_offline.envs import make_env
     from torchrl_marl_offline.training.policies import load_policy
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     env = make_env(task, num_envs=min(parsed.num_envs, parsed.episodes), device=parsed.device, **options)
     differing = [name for name, size in saved.spec.to_dict().items() if getattr(env.task_spec, name) != size]
     if set(differing) - {"task"}:
-        raise ValueError(f"{task} has {env.task_spec}, but the policy was made for {saved.spec}.")
+        raise PolicyError(misfit(saved.spec, env.task_spec))
     result = evaluate(saved.policy, env, episodes=parsed.episodes, seed=parsed.seed, mode=parsed.mode)
     facts = {"policy": str(parsed.policy), "env": task, "mode": parsed.mode, "seed": parsed.seed}
     print(json.dumps(facts | result.summary(), indent=1) if parsed.json else _sentence(task, result))
@@ -64,14 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=Path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
     parser.add_argument("--env", help="family/task; by default the one the policy was made for")
     parser.add_argument("--episodes", type=_positive, default=1000)
     parser.add_argument("--num-envs", type=_positive, default=200, help="environments that run at once")
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--video", type=Path, help="also write a GIF of one episode")
+    parser.add_argument("--video", type=user_path, help="also write a GIF of one episode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -11,7 +11,8 @@ to ``action``, what is executed.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from torchrl_marl_offline.core.paths import user_path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,9 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=Path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
     parser.add_argument("--format", choices=list(SUFFIXES), default="torch")
-    parser.add_argument("--output", type=Path, help="the file; by default beside the policy, .pt2 or .onnx")
+    parser.add_argument("--output", type=user_path, help="the file; by default beside the policy, .pt2 or .onnx")
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
     parser.add_argument("--opset", type=int, default=ONNX_OPSET, help="of ONNX")
     parsed = parser.parse_args(arguments)

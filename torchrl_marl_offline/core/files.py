@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from torchrl_marl_offline.core.paths import user_path
+
 _CAUSES = {
     errno.ENOSPC: ("no space is left on its disk", "free some, or write to another disk"),
     errno.EDQUOT: ("your quota of its disk is used up", "free some space, or write to another disk"),
@@ -94,7 +96,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     Raises:
         WriteError: the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with staged(path) as temporary:

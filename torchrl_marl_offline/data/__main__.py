@@ -13,9 +13,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.card import describe
 from torchrl_marl_offline.data.inspection import compare, inspect_source
 from torchrl_marl_offline.data.loading import load_inspected
@@ -55,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     command = add("inspect", _inspect, "Say what is in a dataset and what is wrong with it.")
     command.add_argument("sources", nargs="+", metavar="SOURCE", help="more than one are also compared")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--picture", type=Path, metavar="FILE", help="write a page of pictures (one SOURCE)")
+    command.add_argument("--picture", type=user_path, metavar="FILE", help="write a page of pictures (one SOURCE)")
     command.add_argument("--strict", action="store_true", help="exit with 1 on a warning, too")
     _add_options(command)
 
     command = add("convert", _convert, "Write a dataset as a folder that loads memory-mapped.")
     command.add_argument("source", metavar="SOURCE")
-    command.add_argument("target", type=Path, metavar="FOLDER")
+    command.add_argument("target", type=user_path, metavar="FOLDER")
     command.add_argument("--repair", action="store_true", help="mend what inspection finds, and record how")
     command.add_argument("--strict", action="store_true", help="write nothing unless it is free of warnings")
     command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Train a behaviour policy online and record datasets of graded quality; run it again to go on."
     command = add("record", _record, text)
     command.add_argument("task", metavar="TASK", help="family/task, e.g. mpe/simple_spread")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="of this recording")
+    command.add_argument("folder", type=user_path, metavar="FOLDER", help="of this recording")
     command.add_argument("--qualities", nargs="+", metavar="QUALITY", help="also mixtures, e.g. medium-expert")
     command.add_argument("--transitions", type=int, default=100_000, help="of every quality but medium-replay")
     command.add_argument("--seed", type=int, default=0)

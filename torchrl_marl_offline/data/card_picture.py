@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.layout import ACTION, REWARD, next_key
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def draw_card(card: Card, path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
+    path = user_path(path)
     dataset, facts = card.dataset, card.facts
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10.5, 7.2), dpi=120)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_marl_offline.data.assembly import assemble, open_unused_masks
+from torchrl_marl_offline.data.assembly import assemble, open_masks_of_the_dead, open_unused_masks, usable_mask
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import (
     ACTION,
@@ -25,6 +25,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.data.policy_fit import fitted
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -63,7 +64,8 @@ def collect(
         progress: show a bar on a terminal.
 
     Raises:
-        ValueError: not exactly one of ``episodes`` and ``steps`` is given, or it is not positive.
+        ValueError: not exactly one of ``episodes`` and ``steps`` is given, or it is not positive; or the policy was
+            made for other sizes than the environment's; or an agent lives and its mask allows it no action.
         RuntimeError: an episode outlasts ``env.max_episode_steps``: the environment does not truncate.
     """
     if (episodes is None) == (steps is None) or (episodes or steps or 0) < 1:
@@ -80,7 +82,7 @@ def collect(
         if seed is not None:
             torch.manual_seed(seed)
             env.set_seed(seed)
-        _roll_out(env, policy or random_policy(env), recording, progress)
+        _roll_out(env, fitted(policy or random_policy(env), env), recording, progress)
     facts = {"source": "collect", "task": spec.task, "seed": seed, "exploration": exploration}
     facts["num_envs"] = len(recording)
     return as_dataset(recording.rows(), spec, facts | (metadata or {}))
@@ -105,6 +107,7 @@ def as_dataset(
     findings: list[str] = []
     if spec.has_action_mask:
         open_unused_masks(rows, terminated, findings)
+        open_masks_of_the_dead(rows, findings)
     data = assemble(rows, terminated=terminated, truncated=truncated)
     return OfflineDataset(data, spec, {"findings": findings} | metadata, check=check)
 
@@ -116,6 +119,7 @@ def random_policy(env: EnvBase) -> Policy:
         mask = tensordict.get(ACTION_MASK, None)
         if mask is None:
             return tensordict.set(ACTION, env.full_action_spec[ACTION].rand())
+        mask = usable_mask(mask, tensordict.get(AGENT_MASK, None))
         drawn = torch.multinomial(mask.flatten(0, -2).float(), 1)  # [B * n, A] -> [B * n, 1]
         return tensordict.set(ACTION, drawn.reshape(mask.shape[:-1]))
 

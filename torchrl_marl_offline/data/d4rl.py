@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
@@ -45,7 +46,7 @@ def read_d4rl(
         DatasetError: the file is not of this format, is cut short, or its content is inconsistent.
         ImportError: h5py is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     with reading(path), open_hdf5(path, "D4RL") as file:
         missing = [name for name in REQUIRED if name not in file]
         if missing:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.fingerprints import fingerprint
@@ -238,7 +239,7 @@ class OfflineDataset:
         from torchrl_marl_offline.data.inspection import inspect
 
         metadata = self.metadata | {"inspection": inspect(self).to_dict()}
-        return storage.save(path, self.data, self.spec, metadata, overwrite=overwrite)
+        return storage.save(user_path(path), self.data, self.spec, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str | None = None, verify: bool = True) -> OfflineDataset:
@@ -251,7 +252,7 @@ class OfflineDataset:
             device: where to put the data; by default it stays memory-mapped.
             verify: whether to compare every file with its checksum; sizes are always compared.
         """
-        data, spec, metadata = storage.load(path, verify=verify)
+        data, spec, metadata = storage.load(user_path(path), verify=verify)
         found = metadata.pop("inspection", None)
         dataset = cls(data if device is None else data.to(device), spec, metadata, check=False)
         dataset.inspection = None if found is None else Inspection.from_dict(found)

@@ -183,7 +183,7 @@ def _actions(scan: Scan) -> Iterator[Finding]:
     remedy = "repair clips; rescale the actions or widen the TaskSpec if its bounds are not the task's"
     yield from _finding("action_outside_bounds", "error", scan["action_outside_bounds"], what, remedy)
     # After a termination an empty next mask is never used, but a distribution over no action is NaN.
-    remedy = "repair allows every action there, and masks the rows that count"
+    remedy = "repair takes an agent that has none until its episode ends for dead, and masks the other rows"
     yield from _finding(
         "no_legal_action", "error", scan["no_legal_action"], "a mask allows some agent no action", remedy
     )

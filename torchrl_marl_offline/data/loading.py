@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -13,7 +13,12 @@ from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, v
 
 
 def load_inspected(
-    source: str | Path, read: Callable[[], OfflineDataset], *, repair: bool = False, strict: bool = False
+    source: str | Path,
+    read: Callable[[], OfflineDataset],
+    *,
+    repair: bool = False,
+    strict: bool = False,
+    codes: Sequence[str] | None = None,
 ) -> OfflineDataset:
     """Read a dataset, inspect it, and do what the switches say.
 
@@ -35,6 +40,7 @@ def load_inspected(
         read: the reader, called without arguments.
         repair: whether to repair.
         strict: whether to refuse what is not clean.
+        codes: which findings to repair, as of :func:`~.repairs.repair`; by default all that need not be asked for.
 
     Raises:
         DatasetError: the reader failed, or see above.
@@ -53,7 +59,7 @@ def load_inspected(
             raise DatasetError(f"{inspection['unreadable'].what}.")
         if repair and inspection.problems:
             with value_checks_deferred():
-                dataset = mend(dataset, inspection)
+                dataset = mend(dataset, inspection, codes=codes)
             inspection = inspect(dataset)
         problems = inspection.problems if strict else inspection.of_severity("error")
         if problems:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -66,7 +67,7 @@ def _open(source: str | Path) -> tuple[Any, str]:
         import minari
     except ImportError as error:
         raise ImportError("Reading Minari datasets needs minari; install it with pip install minari.") from error
-    folder = Path(source)
+    folder = user_path(source)
     if folder.is_dir():
         if not (folder / "data" / "main_data.hdf5").is_file():
             raise DatasetError(f"{folder} holds no data/main_data.hdf5; give the folder of one Minari dataset.")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
@@ -55,7 +56,7 @@ def open_omar_npy(
         DatasetError: a file is missing, damaged, of another shape than its neighbours, or has a name that none of
             this format's files has.
     """
-    path = Path(path)
+    path = user_path(path)
     with reading(path):
         folders = _seed_folders(path)
         seeds = [_open_folder(folder) for folder in folders]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
@@ -73,7 +74,7 @@ def open_omiga_h5(
         DatasetError: the file is not of this format, is cut short, or its arrays do not fit together.
         ImportError: h5py is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     with reading(path):
         file = open_hdf5(path, "OMIGA")
         missing = [name for name in FIELDS if name not in file]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -116,7 +117,7 @@ def read_pymarl(
         DatasetError: the file is not of this format, is cut short, or its content is inconsistent.
         ImportError: h5py is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     options = {"task": task, "time_limit": time_limit, "final_row": final_row, "n_actions": n_actions}
     options |= {"action_bounds": action_bounds, "state": state, "legals": legals}
     if path.is_dir() and (parts := _parts(path)):

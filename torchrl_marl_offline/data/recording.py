@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
@@ -52,7 +53,7 @@ def record_mixed_skill(
 
     env = make_env(task, num_envs=min(num_envs, episodes), seed=seed)
     behaviour, policy = _mixed_skill(env, seed)
-    path = Path(folder) / f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
+    path = user_path(folder) / f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
     if not is_dataset_folder(path):
         facts = {"quality": "mixed", "behaviour": behaviour}
         recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)

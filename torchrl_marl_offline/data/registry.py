@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.core.files import staged, writing
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -17,10 +18,11 @@ from torchrl_marl_offline.data.omar_npy import open_omar_npy, read_omar_npy
 from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5, read_omiga_h5
 from torchrl_marl_offline.data.published import SOURCES
 from torchrl_marl_offline.data.pymarl import read_pymarl
+from torchrl_marl_offline.data.recognition import recognised
+from torchrl_marl_offline.data.repair_steps import STEPS
 from torchrl_marl_offline.data.repairs import repair as mend
-from torchrl_marl_offline.data.storage import is_dataset_folder
 from torchrl_marl_offline.data.streaming import RowStream
-from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
+from torchrl_marl_offline.data.validation import value_checks_deferred
 from torchrl_marl_offline.data.vault import open_vault, read_vault
 
 if TYPE_CHECKING:
@@ -66,56 +68,72 @@ def _load_replay(prefix: str, name: str, **options: Any) -> TensorDictReplayBuff
 
 
 def load_dataset(
-    source: str | Path, *, repair: bool = False, strict: bool = False, inspect: bool = True, **options: Any
+    source: str | Path,
+    *,
+    repair: bool = False,
+    strict: bool = False,
+    inspect: bool = True,
+    codes: Sequence[str] | None = None,
+    **options: Any,
 ) -> OfflineDataset:
     """Load a dataset, and warn of what is wrong with it.
 
     Args:
         source: a published set, ``"og_marl:smac_v1/3m/Good"`` (:func:`list_datasets` names them all), which is fetched
-            and converted the first time; a file or folder with its format named, ``"pymarl:FILE"``,
-            ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``, ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``;
-            or the folder that :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote.
+            and converted the first time; or a file or folder, whose format its content tells: the folder that
+            :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote, or one of the formats that may also be named,
+            ``"pymarl:FILE"``, ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``,
+            ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``.
         repair: mend what can be mended; see :func:`~.loading.load_inspected`.
         strict: refuse what is not clean.
         inspect: whether to say what inspection finds. A folder says what it was found to hold when it was written; the
             other formats are looked through after reading, which takes about half a second for a million rows.
+        codes: with ``repair``, which findings to mend, as of :func:`~.repairs.repair`.
         options: those of :func:`~.caching.load_published`, of the format's reader, or of :meth:`OfflineDataset.load`.
 
     Raises:
         DatasetError: the source is unknown, or what is there is not what it should be.
-        ValueError: ``repair`` or ``strict`` without inspection.
+        ValueError: ``repair`` or ``strict`` without inspection, ``codes`` without ``repair``, or an unknown code.
 
     Warns:
         DatasetWarning: one for each error or warning that inspection finds.
     """
+    _check_codes(codes, repair)
     read = partial(_load, source, **options)
     if inspect:
-        return load_inspected(source, read, repair=repair, strict=strict)
+        return load_inspected(source, read, repair=repair, strict=strict, codes=codes)
     if repair or strict:
         raise ValueError("repair=True and strict=True need what inspection finds; leave inspect=False out.")
     return read()
 
 
+def _check_codes(codes: Sequence[str] | None, repair: bool) -> None:
+    if codes is None:
+        return
+    if not repair:
+        raise ValueError("codes= says what to repair; pass repair=True too.")
+    if isinstance(codes, str) or set(codes) - STEPS.keys():
+        raise ValueError(f"codes must be a list of findings that can be repaired, got {codes!r}: {', '.join(STEPS)}.")
+
+
 def _load(source: str | Path, **options: Any) -> OfflineDataset:
+    prefix, place = resolved(source)
+    if prefix in SOURCES:
+        return load_published(place, **options)
+    if prefix in READERS:
+        return READERS[prefix](place, **options)
+    return OfflineDataset.load(place, **options)
+
+
+def resolved(source: str | Path) -> tuple[str, str]:
+    """Return the format of a source, or its publisher, and the path or name that the reader wants."""
     prefix, colon, rest = str(source).partition(":")
     if colon and prefix in SOURCES:
-        return load_published(str(source), **options)
+        return prefix, str(source)
     if colon and prefix in READERS:
-        return READERS[prefix](rest, **options)
-    path = Path(source)
-    if path.is_file():
-        known = ", ".join(f"'{name}:{path}'" for name in READERS)
-        raise DatasetError(
-            f"{path} is a file without a reader named; load it as {known}, or pass arrays to from_arrays()."
-        )
-    if not is_dataset_folder(path):
-        sources = ", ".join(f"'{name}:PATH'" for name in READERS)
-        what = "is no dataset folder" if path.exists() else "does not exist"
-        raise DatasetError(
-            f"{source} {what}; give {sources}, a published set such as 'og_marl:smac_v1/3m/Good', or a folder that "
-            "OfflineDataset.save wrote."
-        )
-    return OfflineDataset.load(path, **options)
+        return prefix, str(user_path(rest))
+    prefix, path = recognised(user_path(source))
+    return prefix, str(path)
 
 
 def convert_dataset(
@@ -125,6 +143,7 @@ def convert_dataset(
     repair: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    codes: Sequence[str] | None = None,
     **options: Any,
 ) -> Path:
     """Write any source as a dataset folder, which loads at once and memory-mapped.
@@ -138,27 +157,33 @@ def convert_dataset(
         repair: mend what can be mended; see :func:`~.repairs.repair`. What passes in blocks is written twice.
         overwrite: whether to replace a dataset that is there.
         progress: show a bar on a terminal.
+        codes: with ``repair``, which findings to mend, as of :func:`~.repairs.repair`.
         options: of the source's reader.
     """
-    prefix, _, rest = str(source).partition(":")
+    _check_codes(codes, repair)
+    prefix, place = resolved(source)
+    path = user_path(path)
     if prefix in SOURCES:
         options["progress"] = progress
     if repair:
-        return _convert_repaired(source, Path(path).absolute(), overwrite=overwrite, progress=progress, **options)
+        switches = {"overwrite": overwrite, "progress": progress, "codes": codes}
+        return _convert_repaired(source, path.absolute(), **switches, **options)
     if prefix in STREAMS:
-        return STREAMS[prefix](rest, **options).write(path, overwrite=overwrite, progress=progress)
+        return STREAMS[prefix](place, **options).write(path, overwrite=overwrite, progress=progress)
     return _load(source, **options).save(path, overwrite=overwrite)
 
 
-def _convert_repaired(source: str | Path, path: Path, *, overwrite: bool, progress: bool, **options: Any) -> Path:
-    prefix, _, rest = str(source).partition(":")
+def _convert_repaired(
+    source: str | Path, path: Path, *, overwrite: bool, progress: bool, codes: Sequence[str] | None, **options: Any
+) -> Path:
+    prefix, place = resolved(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), staged(path, folder=True) as raw:
         with value_checks_deferred():
             if prefix in STREAMS:
-                STREAMS[prefix](rest, **options).write(raw / "raw", progress=progress)
+                STREAMS[prefix](place, **options).write(raw / "raw", progress=progress)
                 dataset = OfflineDataset.load(raw / "raw", verify=False)
             else:
                 dataset = _load(source, **options)
-        mend(dataset, path=path, overwrite=overwrite)
+        mend(dataset, codes=codes, path=path, overwrite=overwrite)
     return path

@@ -15,6 +15,7 @@ from torchrl_marl_offline.data.assembly import legal_placeholder
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
+    AGENT_MASK,
     DONE,
     HAS_NEXT_ACTION,
     MASK,
@@ -121,12 +122,23 @@ def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int,
 
 
 def _open_masks(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
-    here, there = (defects.no_legal_action(rows, key) for key in (ACTION_MASK, next_key(ACTION_MASK)))
+    here, there = (~rows.get(key).any(-1) for key in (ACTION_MASK, next_key(ACTION_MASK)))  # [rows, n]
+    last = torch.isin(torch.arange(start, start + len(rows)), job.scan.last_rows).unsqueeze(-1)
+    gone = job.scan.dead(here, start)
+    # The next row's agents; after the last row nobody is known to be dead who was not.
+    gone_next = there & torch.where(last, gone, job.scan.dead(there, start))
+    gone_next[:-1] = torch.where(last[:-1], gone_next[:-1], there[:-1] & gone[1:])
+    if job.scan.dies or AGENT_MASK in rows.keys(include_nested=True):
+        for key, dead in ((AGENT_MASK, gone), (next_key(AGENT_MASK), gone_next)):
+            alive = rows.get(key, None)
+            rows.set(key, ~dead if alive is None else alive & ~dead)
     for key in (ACTION_MASK, next_key(ACTION_MASK)):
         mask = rows.get(key)
         mask |= ~mask.any(-1, keepdim=True)
-    job.tally["rows"] += int((here | there).sum())
-    _mask(rows, here | (there & ~defects.flag(rows, next_key(TERMINATED))), job)
+    job.tally["rows"] += int((here | there).any(-1).sum())
+    job.tally["dead"] += int(gone.any(-1).sum())
+    unknown = (there & ~gone_next).any(-1) & ~defects.flag(rows, next_key(TERMINATED))
+    _mask(rows, (here & ~gone).any(-1) | gone.all(-1) | unknown, job)
 
 
 def _replace_illegal(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
@@ -280,7 +292,11 @@ STEPS: dict[str, Step] = {
     ),
     "minus_inf_padding": Step(_zero_padding, "wrote 0 into {entries} entries of every row"),
     "not_finite": Step(_zero_not_finite, _MASKED),
-    "no_legal_action": Step(_open_masks, "allowed every action on {rows} rows, " + _MASKED),
+    "no_legal_action": Step(
+        _open_masks,
+        "allowed every action on {rows} rows, on {dead} of which the agents without one are taken for dead, " + _MASKED,
+        scans=True,
+    ),
     "illegal_action": Step(_replace_illegal, _MASKED),
     "illegal_next_action": Step(_replace_illegal_next, "marked {rows} rows as without next action"),
     "action_outside_bounds": Step(_clip, "clipped the actions of {rows} rows and next rows to the bounds"),

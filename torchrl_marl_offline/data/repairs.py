@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tensordict import TensorDict, TensorDictBase
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import Inspection
@@ -54,6 +55,7 @@ def repair(
     """
     if unknown := set(codes or ()) - STEPS.keys():
         raise ValueError(f"There is no repair of {', '.join(sorted(unknown))}; there is of {', '.join(STEPS)}.")
+    path = None if path is None else user_path(path)
     limit = dataset.metadata.get("time_limit")
     source = Scan.of(defects.blocks(dataset.data), dataset.spec, len(dataset), time_limit=limit)
     inspection = inspection_of(source, dataset.metadata) if inspection is None else inspection

@@ -73,6 +73,8 @@ class Scan:
         outside: actions outside their bounds, and next actions.
         padding: entries that are -inf on every row, by key; see :func:`~.defects.padding_columns`.
         masked_terminal: masked rows that terminated.
+        revivals: rows after which an agent that was allowed no action is allowed one again, ``[k, 2]``: row, agent.
+        dies: whether some agent is allowed no action up to the end of an episode.
         distinct_pairs: number of different pairs of state and joint action.
     """
 
@@ -84,6 +86,8 @@ class Scan:
         self.outside = [0, 0]
         self.padding: dict[NestedKey, torch.Tensor] | None = None
         self.masked_terminal = 0
+        self.revivals = torch.zeros(0, 2, dtype=torch.int64)
+        self.dies = False
         self.distinct_pairs = 0
         self._seen = 0
         self._pairs = np.empty(length, np.uint64)
@@ -125,6 +129,7 @@ class Scan:
         if self._seen != self.length:
             raise RuntimeError(f"A scan of {self.length} rows was given {self._seen}.")
         last = self._previous
+        self._add_silence(last, None, torch.ones(1, dtype=torch.bool), self._seen - 1)
         done, terminated, union = _ends(last)
         self._count("episode_marks", (done != union) | ~done, self._seen - 1)
         self._episodes.end(terminated, defects.stands_still(last), (done != union) | ~done)
@@ -200,6 +205,7 @@ class Scan:
         """Look at rows and the ones after them."""
         done, terminated, union = _ends(here)
         last = here.get(TRAJ_IDS) != there.get(TRAJ_IDS)
+        self._add_silence(here, there, last, start)
         wrong = (done != union) | (done != last)
         self._count("episode_marks", wrong, start)
         self._ends_before_last = self._ends_before_last or bool(done.any())
@@ -210,6 +216,34 @@ class Scan:
         self._count("crosses_episode_end", crosses, start)
         self._count("broken_episode", ~last & used & ~same, start)
         self._episodes.end(terminated[last], still, wrong, last)
+
+    def _add_silence(self, here: TensorDict, there: TensorDict | None, last: torch.Tensor, start: int) -> None:
+        """Note where agents that may do nothing may act again, and whether an episode ends with such an agent."""
+        if not self["no_legal_action"].count:
+            return
+        empty = ~here.get(ACTION_MASK).any(-1)  # [rows, n]
+        self.dies = self.dies or bool(empty[last].any())
+        if there is not None:
+            back = empty & there.get(ACTION_MASK).any(-1) & ~last.unsqueeze(-1)
+            if back.any():
+                self.revivals = torch.cat([self.revivals, back.nonzero() + torch.tensor([start, 0])])
+
+    def dead(self, empty: torch.Tensor, start: int) -> torch.Tensor:
+        """Return ``[rows, n]`` bool, which agents without an action have none until their episode ends.
+
+        Args:
+            empty: ``[rows, n]`` bool, true where the mask allows nothing.
+            start: number of the first row.
+        """
+        rows = torch.arange(start, start + len(empty))
+        ends = self.last_rows[torch.searchsorted(self.last_rows, rows)]
+        dead = empty.clone()
+        for agent in self.revivals[:, 1].unique().tolist():
+            again = self.revivals[self.revivals[:, 1] == agent, 0]
+            place = torch.searchsorted(again, rows)
+            following = again[place.clamp_max(len(again) - 1)]
+            dead[:, agent] &= ~((place < len(again)) & (following <= ends))
+        return dead
 
     def _count_reused_ids(self) -> None:
         """Let every row of an episode whose id an earlier one had count as wrongly marked."""

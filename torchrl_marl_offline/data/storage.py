@@ -24,6 +24,7 @@ from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.data.mapped_files import map_file, may_write
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
@@ -201,8 +202,21 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
                     f"{file} was changed after it was written; restore the folder or record the data again."
                 )
     with reading(path):  # files from before the header had a checksum
-        data = TensorDict.load_memmap(str(path / DATA_FOLDER))
+        if all(may_write(path / name) for name in header["files"]):
+            data = TensorDict.load_memmap(str(path / DATA_FOLDER))
+        else:
+            data = _mapped_for_reading(path / DATA_FOLDER, header["leaves"])
         return data, TaskSpec(**header["spec"]), header["metadata"]
+
+
+def _mapped_for_reading(folder: Path, leaves: dict[str, Any]) -> TensorDict:
+    """Map the files of the leaves that the header lists, ``key/key -> [shape, type]``, none of them writable."""
+    length = next(iter(leaves.values()))[0][0]
+    data = TensorDict(batch_size=[length])
+    for name, (shape, dtype) in leaves.items():
+        file = folder / f"{name}.memmap"
+        data.set(tuple(name.split("/")), map_file(file, getattr(torch, dtype.removeprefix("torch.")), tuple(shape)))
+    return data
 
 
 def checksum(file: Path) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
@@ -179,7 +180,7 @@ class RowStream:
             DatasetError: the recording cannot be read, or is not what a dataset has to be.
         """
         return write_blocks(
-            path,
+            user_path(path),
             self._checked(),
             expected_leaves(self.spec),
             spec=self.spec,

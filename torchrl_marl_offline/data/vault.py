@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
@@ -105,7 +106,7 @@ def open_vault(
         DatasetError: this is no vault, it is damaged, or its arrays do not fit together.
         ImportError: tensorstore is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     with reading(path):
         arrays, length = _open_arrays(path, {"state": state, "legals": legals})
         sizes = _check_shapes(arrays, length)

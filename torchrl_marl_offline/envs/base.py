@@ -12,9 +12,11 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.data.assembly import usable_mask
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
+    AGENT_MASK,
     DONE,
     GROUP,
     STATE,
@@ -83,6 +85,9 @@ class TeamEnv(EnvBase):
         has_agent_mask: whether :class:`View` carries ``mask``.
         dtype: of observations, rewards and continuous actions.
     """
+
+    checks_masks = False
+    """Whether masks are somebody else's: then each is looked at, which on a GPU the host waits for."""
 
     def __init__(
         self,
@@ -278,7 +283,8 @@ class TeamEnv(EnvBase):
         view = self._view(self._game)
         agents = {"observation": view.observation}
         if view.action_mask is not None:
-            agents["action_mask"] = view.action_mask
+            legal = view.action_mask
+            agents["action_mask"] = usable_mask(legal, view.mask, terminated) if self.checks_masks else legal
         if view.mask is not None:
             agents["mask"] = view.mask
         if reward is not None:
@@ -307,6 +313,8 @@ class TeamEnv(EnvBase):
         if not self.task_spec.has_action_mask or tensordict is None:
             return super().rand_action(tensordict)
         mask = tensordict.get(ACTION_MASK)
+        if self.checks_masks:
+            mask = usable_mask(mask, tensordict.get(AGENT_MASK, None))
         chosen = torch.multinomial(mask.flatten(0, -2).float(), 1)  # [B * n, 1]
         return tensordict.set(ACTION, chosen.view(mask.shape[:-1]))
 

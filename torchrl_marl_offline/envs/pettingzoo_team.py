@@ -103,6 +103,8 @@ class PettingZooTeam(TeamEnv):
         max_steps: time limit.
     """
 
+    checks_masks = True
+
     def __init__(
         self,
         envs: list[ParallelEnv],

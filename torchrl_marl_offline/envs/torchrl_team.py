@@ -110,6 +110,8 @@ class TorchRLTeam(TeamEnv):
         max_steps: time limit.
     """
 
+    checks_masks = True
+
     def __init__(
         self,
         env: EnvBase,

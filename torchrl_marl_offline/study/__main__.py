@@ -11,8 +11,8 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
@@ -59,12 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(command)
     _add_machine(command)
     command = add("report", _report, "Write report.html and report.md of a study, complete or not.")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="the study's output")
+    command.add_argument("folder", type=user_path, metavar="FOLDER", help="the study's output")
     return parser
 
 
 def _add_study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("study", type=Path, metavar="STUDY")
+    command.add_argument("study", type=user_path, metavar="STUDY")
     command.add_argument(
         "--recorded",
         action="store_true",

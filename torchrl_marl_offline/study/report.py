@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves, plot_profile
@@ -89,7 +90,7 @@ def write_study_report(output: str | Path) -> tuple[Path, Path]:
         ImportError: a library of the extra ``study`` is missing.
     """
     check_installed()
-    output = Path(output)
+    output = user_path(output)
     plan = Plan.load(output)
     if plan is None:
         raise StudyError(f"{output} has no {PLAN_FILE}; name the output folder of a study that was run.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.methods import ALGORITHMS, SIGNED_SETTINGS, settings_of
 from torchrl_marl_offline.study.checking import StudyError, build, check_keys, converted, subtable
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
@@ -165,7 +166,7 @@ def read_study(path: str | Path) -> Study:
             [grid]
             temperature = [1, 3, 10]
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -180,7 +181,7 @@ def read_study(path: str | Path) -> Study:
     shared = {name: value for name, value in given.items() if name not in own}
     settings = {name: value for name, value in given.items() if name in own}
     settings.setdefault("name", path.stem)
-    settings["output"] = os.path.normpath(path.parent / settings.get("output", f"runs/{settings['name']}"))
+    settings["output"] = os.path.normpath(path.parent / user_path(settings.get("output", f"runs/{settings['name']}")))
     if isinstance(settings.get("seeds"), int) and not isinstance(settings["seeds"], bool):
         settings["seeds"] = list(range(settings["seeds"]))
     methods = tuple(_method(name, content) for name, content in subtable(table, "methods").items())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, build
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _absolute(source: str, folder: Path) -> str:
     if colon and prefix in SOURCES:
         return source
     if colon and prefix in READERS:
-        if prefix == "minari" and not (folder / rest).exists():
+        if prefix == "minari" and not (folder / user_path(rest)).exists():
             return source
-        return f"{prefix}:{(folder / rest).resolve()}"
-    return str((folder / source).resolve())
+        return f"{prefix}:{(folder / user_path(rest)).resolve()}"
+    return str((folder / user_path(source)).resolve())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
 from torchrl_marl_offline.study.plan import Plan, Population
@@ -73,7 +74,7 @@ def read_results(output: str | Path) -> pandas.DataFrame:
     """
     import pandas
 
-    file = Path(output) / RESULTS
+    file = user_path(output) / RESULTS
     if not file.exists():
         raise StudyError(f"There is no table {file}; run the study, or name the folder of one.")
     return pandas.read_parquet(file)

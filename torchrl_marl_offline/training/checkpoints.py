@@ -22,6 +22,8 @@ from torchrl.checkpoint import (
     StateDictCheckpointAdapter,
 )
 
+from torchrl_marl_offline.core.paths import user_path
+
 if TYPE_CHECKING:
     import torch
     from torchrl.data import ReplayBuffer
@@ -51,7 +53,7 @@ class CheckpointManager:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
-        self.directory = Path(directory)
+        self.directory = user_path(directory)
         self._newest = CheckpointRotation(self.directory, keep_last=keep)
         self._best = CheckpointRotation(self.directory, keep_last=1, prefix="best")
 

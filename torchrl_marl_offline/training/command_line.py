@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 Settings = TypeVar("Settings")
@@ -51,13 +52,13 @@ def parse_settings(
     except argparse.ArgumentError as error:
         raise SettingsError(f"{error}; see --help.") from error
     if early.resume is not None:
-        folder = Path(early.resume)
+        folder = user_path(early.resume)
         start = replace(read_config(kind, folder), resume=folder, output=folder)
     elif early.preset in presets:
         start = kind(**{"preset": early.preset, **presets[early.preset]})
     else:
         raise SettingsError(f"--preset must be one of {', '.join(presets)}, got {early.preset!r}.")
-    settings = tyro.cli(kind, default=start, args=arguments)
+    settings = _with_full_paths(tyro.cli(kind, default=start, args=arguments))
     if early.resume is not None:
         _check_agreement(start, settings)
     return settings
@@ -111,6 +112,12 @@ def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
         return dict(stored)
     temperature = stored["temperature"] or {"quick": 3.0, "paper": 10.0}[stored["preset"]]
     return {**stored, "weights": "clipped", "temperature": temperature}
+
+
+def _with_full_paths(settings: Any) -> Any:
+    """Let a leading ``~`` of every path be the home folder."""
+    paths = {name: value for name, value in vars(settings).items() if isinstance(value, Path)}
+    return replace(settings, **{name: user_path(value) for name, value in paths.items()})
 
 
 def _restore(value: Any, hint: Any) -> Any:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, DONE, REWARD, next_key
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, REWARD, next_key
+from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mo
 
     Raises:
         IllegalActionError: if the environment has an action mask and the policy breaks it.
+        PolicyError: if the policy was made for other sizes than the environment's.
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
     check_arguments(env, episodes, mode)
@@ -154,12 +156,13 @@ def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list
     longest = getattr(env, "max_episode_steps", None)
     finished: list[list[EpisodeRow]] = [[] for _ in range(slots)]
     missing, time, began = sum(wanted), 0, [0] * slots
+    act = fitted(policy, env)
     tensordict = env.reset()
     total = torch.zeros(slots, dtype=torch.float64, device=env.device)
     succeeded = torch.zeros(slots, dtype=torch.bool, device=env.device)
     has_success = False
     while missing:
-        tensordict = policy(tensordict)
+        tensordict = act(tensordict)
         raise_on_illegal_action(tensordict)
         tensordict, following = env.step_and_maybe_reset(tensordict)
         time += 1
@@ -200,6 +203,8 @@ def raise_on_illegal_action(tensordict: TensorDictBase) -> int:
         return 0
     action = tensordict.get(ACTION)
     illegal = ~mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    if (alive := tensordict.get(AGENT_MASK, None)) is not None:
+        illegal &= alive | mask.any(-1)  # whatever an agent does that is dead and allowed nothing
     if illegal.any():
         *row, agent = illegal.nonzero()[0].tolist()
         raise IllegalActionError(

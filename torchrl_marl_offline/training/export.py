@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torchrl.envs import set_exploration_type
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode
 from torchrl_marl_offline.training.policies import BUILDERS, load_policy
@@ -160,7 +161,7 @@ def export_policy(
         content = _torch_file(program, text) if format == "torch" else _onnx_file(program, arguments, text, opset)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
-    return Path(path)
+    return user_path(path)
 
 
 def example_inputs(spec: TaskSpec, rows: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.published import list_datasets
@@ -121,8 +122,8 @@ def record(
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
-    recording = _Recording(RecordSettings(task, levels=levels, **settings), Path(folder), transitions, progress)
-    if any(quality != "random" and not is_dataset_folder(Path(folder) / quality) for quality in base):
+    recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
+    if any(quality != "random" and not is_dataset_folder(user_path(folder) / quality) for quality in base):
         recording.train()
     found = {quality: recording.dataset(quality) for quality in dict.fromkeys(base)}
     for quality in qualities:

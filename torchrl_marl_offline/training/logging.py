@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
+from torchrl_marl_offline.core.paths import user_path
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ class CsvTable:
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else user_path(path)
         self.rows: list[Row] = read_csv(self.path) if self.path is not None and self.path.exists() else []
         self._columns = list(dict.fromkeys(column for row in self.rows for column in row))
 
@@ -102,7 +103,7 @@ class RunLogger:
         wandb: bool | str = False,
         project: str = "torchrl-marl-offline",
     ) -> None:
-        self.output = None if output is None else Path(output)
+        self.output = None if output is None else user_path(output)
         if self.output is None and (tensorboard or wandb):
             raise ValueError("TensorBoard and Weights & Biases need a folder to write to; give RunLogger an output.")
         if wandb not in (False, True, "online", "offline"):

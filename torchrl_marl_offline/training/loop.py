@@ -19,6 +19,7 @@ from tensordict import TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
@@ -166,8 +167,8 @@ class Trainer:
         self.evaluators, self.eval_every = dict(evaluators or {}) if is_main else {}, eval_every
         self.eval_at_start = eval_at_start
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
-        self.output = None if output is None else Path(output)
-        self.resume_folder = self.output if resume_folder is None else Path(resume_folder)
+        self.output = None if output is None else user_path(output)
+        self.resume_folder = self.output if resume_folder is None else user_path(resume_folder)
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
         own_logger = RunLogger(self.output if is_main else None) if logger is None or not is_main else logger
         self.logger, self._owns_logger = own_logger, own_logger is not logger
@@ -325,7 +326,7 @@ class Trainer:
             raise ValueError(
                 "There is no checkpoint to resume from without an output folder; give Trainer(output=...)."
             )
-        path = self.checkpoints.latest() if checkpoint is None else Path(checkpoint)
+        path = self.checkpoints.latest() if checkpoint is None else user_path(checkpoint)
         # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component
         # lives.
         self.step = self._saved_step = self.checkpoints.load(path, map_location="cpu", **self._components())

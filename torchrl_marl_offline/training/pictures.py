@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.training.logging import Row, read_csv
 from torchrl_marl_offline.training.statistics import Interval
 
@@ -73,9 +74,11 @@ def plot_learning_curves(
     if not isinstance(runs, Mapping):
         runs = {"": runs}
     starts = starts or {}
-    train = {name: _shifted(read_csv(Path(folder) / "train.csv"), starts.get(name, 0)) for name, folder in runs.items()}
+    train = {
+        name: _shifted(read_csv(user_path(folder) / "train.csv"), starts.get(name, 0)) for name, folder in runs.items()
+    }
     evaluations = {
-        name: _shifted(_read_if_there(Path(folder) / "eval.csv"), starts.get(name, 0)) for name, folder in runs.items()
+        name: _shifted(_read_if_there(folder / "eval.csv"), starts.get(name, 0)) for name, folder in runs.items()
     }
     panels = TRAINING_PANELS if panels is None else panels
     present = {
@@ -220,7 +223,7 @@ def _read_if_there(path: Path) -> list[Row]:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure in one step, and return its path."""
-    path = Path(path)
+    path = user_path(path)
     options: dict[str, Any] = {"facecolor": "white"}
     with replacing_file(path) as temporary:
         figure.savefig(temporary, **options)

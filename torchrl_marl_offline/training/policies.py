@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
@@ -61,7 +62,7 @@ def save_policy(path: str | Path, policy: TensorDictModuleBase, metadata: dict[s
     # by a stream: torch's own writing to a path does not say why it fails
     with replacing_file(path) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
-    return Path(path)
+    return user_path(path)
 
 
 def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> SavedPolicy:
@@ -75,7 +76,7 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
         FileNotFoundError: there is none.
         ValueError: the file is damaged or something else.
     """
-    path = Path(path)
+    path = user_path(path)
     file = path / POLICY_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(

@@ -12,7 +12,9 @@ from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.layout import DONE, next_key
+from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode, evaluation_mode, preserved_rng
 
 if TYPE_CHECKING:
@@ -55,17 +57,18 @@ def record_video(
         NotImplementedError: the task has nothing to draw.
         ValueError: the file's name does not end in ``.gif``.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() != ".gif":
         raise ValueError(f"A video is written as a GIF: path must end in .gif, got {path}.")
     with preserved_rng(), evaluation_mode(policy), set_exploration_type(EXPLORATION[mode]):
         torch.manual_seed(seed)
         env.set_seed(seed)
+        act = fitted(policy, env)
         tensordict = env.reset()
         frames = [env.render(index)]
         while len(frames) < max_frames:
             # without a reset, so that the last frame shows the end
-            tensordict = env.step(policy(tensordict))
+            tensordict = env.step(act(tensordict))
             frames.append(env.render(index))
             if bool(tensordict.get(next_key(DONE))[index]):
                 break

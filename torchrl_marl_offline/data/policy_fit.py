@@ -1,0 +1,80 @@
+"""Whether a policy was made for an environment of these sizes: one sentence instead of a matrix product that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.data.layout import OBSERVATION, TaskSpec
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torchrl.envs import EnvBase
+
+Policy = Callable[["TensorDictBase"], "TensorDictBase"]
+_SIZES = ("observation_size", "action_size", "discrete")
+"""What has to be equal; a policy of equal agents may serve another number of them."""
+
+
+class PolicyError(ValueError):
+    """A policy was made for other sizes than the environment's; the message names both."""
+
+
+def fitted(policy: Policy, env: EnvBase) -> Policy:
+    """Return the policy, which says it in a sentence where it was made for other sizes.
+
+    Args:
+        policy: what its builder noted of it is looked at now; of any other, why its first action fails.
+        env: what it acts in.
+
+    Raises:
+        PolicyError: the policy's own sizes are others.
+    """
+    made_for, here = spec_of(policy), getattr(env, "task_spec", None)
+    if made_for is not None and here is not None and any(getattr(made_for, n) != getattr(here, n) for n in _SIZES):
+        raise PolicyError(misfit(made_for, here))
+    acted = False
+
+    def act(tensordict: TensorDictBase) -> TensorDictBase:
+        nonlocal acted
+        if acted:
+            return policy(tensordict)
+        seen = tensordict.get(OBSERVATION, None)
+        try:
+            result = policy(tensordict)
+        except (RuntimeError, IndexError) as error:
+            if made_for is not None and here is not None and made_for.n_agents != here.n_agents:
+                raise PolicyError(misfit(made_for, here)) from error
+            if "shape" not in str(error) and "size" not in str(error):
+                raise
+            shape = None if seen is None else list(seen.shape[1:])
+            reason = " ".join(str(error).split())[:200]
+            raise PolicyError(
+                f"The policy does not fit the environment, whose observations are {shape} (agents, size): {reason}; "
+                "give the policy that was made for this task."
+            ) from error
+        acted = True
+        return result
+
+    return act
+
+
+def spec_of(policy: Any) -> TaskSpec | None:
+    """Return the sizes that a policy of this library was built for, or ``None`` where it does not say."""
+    build = getattr(policy, "build", None)
+    return TaskSpec(**build["spec"]) if isinstance(build, dict) and "spec" in build else None
+
+
+def misfit(made_for: TaskSpec, here: TaskSpec) -> str:
+    """Say that a policy of one task does not fit another, with the sizes of both."""
+    return (
+        f"The policy was made for {_sizes(made_for)}, the environment has {_sizes(here)}; give the policy that was "
+        "made for this task."
+    )
+
+
+def _sizes(spec: TaskSpec) -> str:
+    actions = f"{spec.action_size} discrete actions" if spec.discrete else f"actions of {spec.action_size} numbers"
+    masked = " with a mask" if spec.has_action_mask else ""
+    name = f" ({spec.task})" if spec.task else ""
+    return f"{spec.n_agents} agents, observations of {spec.observation_size} numbers and {actions}{masked}{name}"
