@@ -120,6 +120,26 @@ def test_old_files_go_only_when_asked(tmp_path):
         few.experience()
 
 
+@pytest.mark.fault("2.3")
+def test_a_checkpoint_needs_no_rows_that_had_left_the_ring(tmp_path):
+    def filled(folder):
+        replay = make_replay(folder, capacity=110, keep_all=False)
+        for _ in range(5):
+            draw(replay, 3)
+            replay.state_dict()
+        return replay
+
+    replay = filled(tmp_path)
+    state, files = replay.state_dict(), {path.name for path in replay.journal.iterdir()}
+    expected = draw(replay, 9)
+    replay.state_dict()  # killed after this: what a later checkpoint needs no more is gone, and it was never written
+    gone = files - {path.name for path in replay.journal.iterdir()}
+    assert gone and gone < {file["name"] for file in state["files"]}
+    again = make_replay(tmp_path, capacity=110, keep_all=False)
+    again.load_state_dict(state)
+    assert equal(draw(again, 9), expected)
+
+
 def test_a_round_larger_than_the_ring_is_refused(tmp_path):
     with pytest.raises(ValueError, match="more than the capacity of 10; raise capacity="):
         make_replay(tmp_path, capacity=10).sample()

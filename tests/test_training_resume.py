@@ -355,6 +355,33 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path):
     assert trainer.loss.calls == states[20] == 20
 
 
+@pytest.mark.fault("2.3")
+def test_a_run_that_was_killed_in_its_last_moments_is_whole_when_it_is_resumed(tmp_path, monkeypatch):
+    """Between the policy and the checkpoint; and after the last checkpoint, before the oldest is gone."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    dataset = collect(make_env("mpe/simple_spread", num_envs=2, seed=0), None, episodes=2, seed=0)
+    recipe(tmp_path / "whole", dataset)[0].train()
+    expected = {path.name: path for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    for name, moment in (("a", "save"), ("b", "prune")):
+        trainer, _ = recipe(tmp_path / name, dataset)
+        with monkeypatch.context() as patched:
+            owner = trainer.checkpoints if moment == "save" else trainer.checkpoints._newest
+            own = getattr(owner, moment)
+            patched.setattr(owner, moment, lambda *a, t=trainer, o=own, **k: (killed if t.step == 12 else o)(*a, **k))
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        again, _ = recipe(tmp_path / name, dataset)
+        assert again.resume() == (8 if moment == "save" else 12)
+        again.train()
+        found = {path.name: path for path in (tmp_path / name).rglob("*") if path.is_file()}
+        assert found.keys() == expected.keys()
+        policies = [torch.load(files["policy.pt"], weights_only=True) for files in (found, expected)]
+        assert str(policies[0]) == str(policies[1])
+
+
 def test_a_prefetching_buffer_is_refused_where_checkpoints_are_asked_for(tmp_path):
     buffer = make_buffer()
     buffer._prefetch = True

@@ -66,6 +66,13 @@ class CheckpointManager:
         """Write the one checkpoint that is kept as the best, replacing the best before it."""
         return self._best.save(self._checkpoint(components), step=step, metadata={"step": step, **(metadata or {})})
 
+    def tidy(self) -> None:
+        """Delete what a killed writer left, and the checkpoints beyond ``keep`` that it did not come to delete."""
+        if self.directory.is_dir():
+            self._remove_leftovers()
+            self._newest.prune()
+            self._best.prune()
+
     def checkpoints(self) -> list[Path]:
         """Return the files by step, oldest first, damaged ones included."""
         return sorted(self.directory.glob(f"checkpoint-*{_SUFFIX}"))

@@ -311,11 +311,14 @@ class Trainer:
         self._saved_step = self.step
         if not self.processes.is_main:
             return None
+        self._save_policies()  # first: a run that is killed in between writes them again, for it has no checkpoint yet
         self._checkpoint = self.checkpoints.save(self.step, **self._components())
+        return self._checkpoint
+
+    def _save_policies(self) -> None:
         actor = getattr(self.loss, "actor_network", None)
         if hasattr(actor, "build"):
             save_policy(self.output / POLICY_FILE, actor, {"step": self.step})
-        return self._checkpoint
 
     def resume(self, checkpoint: str | Path | None = None) -> int:
         """Go back to ``checkpoint`` (by default the newest whole one of ``output``) and return its step.
@@ -332,6 +335,8 @@ class Trainer:
         self.step = self._saved_step = self.checkpoints.load(path, map_location="cpu", **self._components())
         self._checkpoint = path
         self.logger.truncate(self.step)
+        if self.processes.is_main:
+            self.checkpoints.tidy()
         return self.step
 
     def state_dict(self) -> dict[str, Any]:

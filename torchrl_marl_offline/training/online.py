@@ -53,8 +53,9 @@ class OnlineReplay:
         offline_until: the number of samples over which the share falls linearly to 0; by default it stays.
         prepare: applied to the rows of a round before they enter the ring, for instance to add the team's reward.
         keys: leaves of the prepared rows that samples hold; by default all (with ``offline``, both need the same).
-        keep_all: keep the whole journal; otherwise files go once ``2 * capacity`` newer transitions are there, so that
-            a checkpoint can be resumed until ``capacity`` transitions after it.
+        keep_all: keep the whole journal; otherwise files go once ``2 * capacity`` newer transitions are there and the
+            newest checkpoint does not need them, so that this one can always be resumed, and older ones until
+            ``capacity`` transitions after them.
         device: where the ring lies.
         seed: of the sampling.
 
@@ -116,6 +117,7 @@ class OnlineReplay:
         self.rounds, self.transitions, self.episodes, self.samples, self._credit = 0, 0, 0, 0, 0.0
         self._files: list[dict[str, Any]] = []  # name, first row, number of rows, first episode
         self._unsaved: list[OfflineDataset] = []
+        self._saved = 0  # transitions at the checkpoint before
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -165,13 +167,15 @@ class OnlineReplay:
             DatasetError: a file of the journal is missing or damaged.
         """
         self.rounds, self.transitions, self.episodes = state["rounds"], state["transitions"], state["episodes"]
-        self.samples, self._credit = state["samples"], state["credit"]
+        self.samples, self._credit, self._saved = state["samples"], state["credit"], state["transitions"]
         self._files, self._unsaved = [dict(file) for file in state["files"]], []
         self._buffer.empty()
-        if self._files:
+        # What has left the ring may have left the journal, too, before a later checkpoint was whole.
+        needed = [file for file in self._files if file["first"] + file["rows"] > self.transitions - self.capacity]
+        if needed:
             # Where rows lie decides which of them an index draws, so each goes back to its place in the ring.
-            self._buffer.writer._cursor = self._files[0]["first"] % self.capacity
-        for file in self._files:
+            self._buffer.writer._cursor = needed[0]["first"] % self.capacity
+        for file in needed:
             self._extend(self._read(file).data, file["episode"])
         restore_generator(self._generator, state["generator"])
         if self._offline is not None:
@@ -213,7 +217,9 @@ class OnlineReplay:
         self._files.append({"name": name, "first": first, "rows": len(rows), "episode": episode})
         self._unsaved = []
         if not self.keep_all:
-            self._forget(before=self.transitions - 2 * self.capacity)
+            # The checkpoint before this one must not need them either, until this one is whole.
+            self._forget(before=min(self.transitions - 2 * self.capacity, self._saved - self.capacity))
+        self._saved = self.transitions
 
     def _forget(self, *, before: int) -> None:
         while self._files and self._files[0]["first"] + self._files[0]["rows"] <= before:

@@ -289,16 +289,12 @@ class PopulationTrainer(Trainer):
     def _check_losses(self) -> None:
         """Raise nothing, for the same reason."""
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of the population and the newest policy of each member."""
-        if self.checkpoints is None or self._saved_step == self.step:
-            return self._checkpoint
-        path = super().save()
+    def _save_policies(self) -> None:
+        """Write the newest policy of each member."""
         for name, loss in self.member_losses():
             actor = getattr(loss, "actor_network", None)
             if hasattr(actor, "build"):
                 save_policy(self.member_folder(name) / POLICY_FILE, actor, {"step": self.step})
-        return path
 
     def member_losses(self) -> list[tuple[str, LossModule]]:
         """Yield each member's name with an ordinary loss that holds its tensors, the same object for all."""
