@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_amount, as_count, as_few, as_share, script_parser
 from measuring import machine as machine
 from measuring import markdown
 from tqdm import tqdm
@@ -160,13 +161,17 @@ def parse_method_study(
     description: str, *, output: str, methods: Sequence[str], **settings: float
 ) -> tuple[argparse.Namespace, list[dict[str, Any]], dict[str, Any]]:
     """Read the command line of a study of methods; returns the arguments, its jobs and their common settings."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(description)
     parser.add_argument("--output", type=Path, default=Path(output))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--methods", nargs="+", default=list(methods))
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=as_few, default=2)
     for name, default in settings.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        parser.add_argument(
+            f"--{name}",
+            type=as_count if isinstance(default, int) else as_share if name == "gamma" else as_amount,
+            default=default,
+        )
     args = parser.parse_args()
     chosen = {name: getattr(args, name) for name in settings}
     jobs = [{"method": method, "seed": seed} | chosen for seed in range(args.seeds) for method in args.methods]

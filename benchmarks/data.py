@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import as_amount, as_count, as_few
 from measuring import benchmark_parser, fresh_process, markdown, report, spread, with_spread
 from sizes import SMALL, random_transitions
 
@@ -149,9 +150,9 @@ def _mib(folder: Path) -> float:
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--gib", type=float, default=1.0, help="size of the vault's arrays; 0 leaves it out")
-    parser.add_argument("--transitions", type=int, default=1_000_000, help="of the set that is loaded")
-    parser.add_argument("--repeats", type=int, default=5, help="fresh processes for the first batch")
+    parser.add_argument("--gib", type=as_amount, default=1.0, help="size of the vault's arrays; 0 leaves it out")
+    parser.add_argument("--transitions", type=as_count, default=1_000_000, help="of the set that is loaded")
+    parser.add_argument("--repeats", type=as_few, default=5, help="fresh processes for the first batch")
     parser.add_argument("--folder", type=Path, default=Path("data-benchmark"))
     args = parser.parse_args()
     if args.quick:

@@ -11,6 +11,7 @@ on one thread of a busy machine that is what an idle one would show.
 from __future__ import annotations
 
 import torch
+from arguments import as_count, as_device, as_few, as_size, as_threads
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -60,11 +61,13 @@ def raw_vmas(scenario: str, num_envs: int, device: str, *, reset: bool) -> Play:
 def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__, clock=True)
-    parser.add_argument("--device", default="cpu", help="where the environments run")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure")
-    parser.add_argument("--steps", type=int, default=200, help="steps of one measurement (a quarter of it for VMAS)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's CPU threads")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument("--device", type=as_device, default="cpu", help="where the environments run")
+    parser.add_argument("--repeats", type=as_few, default=5, help="measurements of each figure")
+    parser.add_argument(
+        "--steps", type=as_count, default=200, help="steps of one measurement (a quarter of it for VMAS)"
+    )
+    parser.add_argument("--threads", type=as_threads, default=torch.get_num_threads(), help="torch's CPU threads")
+    parser.add_argument("--num-envs", type=as_size, nargs="+", default=[1, 64, 1024])
     parser.add_argument(
         "--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare with raw VMAS"
     )

@@ -8,12 +8,12 @@ round on batches of 256 (mixer, IQL, AWR, SVN, 2 x 64), the journal written once
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from statistics import median
 
 import torch
+from arguments import as_device, as_few, as_size, as_threads, script_parser
 from common import machine, make_loss
 
 from torchrl_marl_offline import AWR, IQL, OnlineReplay, make_env
@@ -72,11 +72,11 @@ def measure(num_envs: int, *, rounds: int, device: str) -> dict[str, float]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-envs", nargs="+", type=int, default=[64, 512, 4096])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = script_parser(__doc__)
+    parser.add_argument("--num-envs", nargs="+", type=as_size, default=[64, 512, 4096])
+    parser.add_argument("--rounds", type=as_few, default=10)
+    parser.add_argument("--device", type=as_device, default="cpu")
+    parser.add_argument("--threads", type=as_threads, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine(), f"threads {args.threads}, device {args.device}")

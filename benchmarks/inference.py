@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from arguments import as_amount, as_few, as_size
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, Size
 from tensordict import TensorDict
@@ -76,9 +77,9 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__, clock=True)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 1024])
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each")
-    parser.add_argument("--seconds", type=float, default=0.1, help="of a turn")
+    parser.add_argument("--batch-size", type=as_size, nargs="+", default=[1, 1024])
+    parser.add_argument("--repeats", type=as_few, default=15, help="turns of each")
+    parser.add_argument("--seconds", type=as_amount, default=0.1, help="of a turn")
     args = parser.parse_args()
     if args.quick:
         args.sizes, args.repeats, args.seconds = ["small"], 2, 0.005

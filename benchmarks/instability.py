@@ -11,12 +11,12 @@ more than ``30 / (1 - gamma)``, so a larger |Q| is an error, whatever the policy
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_amount, as_count, as_few, as_share, script_parser
 from common import machine, make_loss, run_jobs, table
 
 from torchrl_marl_offline import BRAC, TD, OfflineDataset, Trainer, collect, evaluate, make_env
@@ -96,16 +96,16 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/instability"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--gamma", type=float, default=0.95)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--seeds", type=as_few, default=5)
+    parser.add_argument("--steps", type=as_count, default=5000)
+    parser.add_argument("--gamma", type=as_share, default=0.95)
+    parser.add_argument("--lr", type=as_amount, default=1e-3)
+    parser.add_argument("--alpha", type=as_amount, default=1.0)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--heads", nargs="+", default=["all", "min"])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=as_few, default=2)
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("steps", "gamma", "lr", "alpha")}
     pairs = [(variant, heads) for variant in args.variants for heads in args.heads]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from arguments import as_amount, as_device, as_few, as_size, as_threads
 from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -115,11 +116,11 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--task", default="6halfcheetah")
-    parser.add_argument("--device", default="cpu", help="where our environments run")
-    parser.add_argument("--threads", type=int, default=2, help="of the simulator on the CPU; torch has one")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--num-envs", type=int, nargs="+", help="by default 1, 64 and 1,024, on a GPU up to 32,768")
+    parser.add_argument("--device", type=as_device, default="cpu", help="where our environments run")
+    parser.add_argument("--threads", type=as_threads, default=2, help="of the simulator on the CPU; torch has one")
+    parser.add_argument("--seconds", type=as_amount, default=2.0, help="of one measurement")
+    parser.add_argument("--repeats", type=as_few, default=5)
+    parser.add_argument("--num-envs", type=as_size, nargs="+", help="by default 1, 64 and 1,024, on a GPU up to 32,768")
     args = parser.parse_args()
     if args.quick:
         args.seconds, args.repeats, args.num_envs = 0.05, 2, args.num_envs or [4]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from arguments import script_parser
 
 Play = Callable[[int], None]
 """Does something this many times."""
@@ -133,7 +134,7 @@ def resident(which: Literal["peak", "now"]) -> int:
 
 def benchmark_parser(description: str, *, clock: bool = False) -> argparse.ArgumentParser:
     """Return a parser that knows ``--json`` and ``--quick``, and ``--clock``, a name of :data:`CLOCKS`, if asked to."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(description)
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it run at all?")
     if clock:

@@ -16,6 +16,7 @@ import json
 from typing import Any
 
 import torch
+from arguments import as_count, as_few
 from measuring import benchmark_parser, fresh_process, markdown, report, resident, spread
 from sizes import SIZES, random_transitions
 
@@ -93,9 +94,9 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--transitions", type=int, default=50_000)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--transitions", type=as_count, default=50_000)
+    parser.add_argument("--steps", type=as_count, default=10)
+    parser.add_argument("--repeats", type=as_few, default=3)
     args = parser.parse_args()
     if args.quick:
         args.sizes, args.transitions, args.steps, args.repeats = ["small"], 2000, 2, 1

@@ -10,12 +10,12 @@ episodes executed by mode: 500, for MA-MuJoCo 16.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_count, as_few, as_size, script_parser
 from common import draw_seeds, machine, make_loss, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
@@ -122,15 +122,15 @@ def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/offline_to_online"))
     parser.add_argument("--tasks", nargs="+", default=list(GAMMA), choices=list(GAMMA))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--offline-steps", type=int, default=2000)
-    parser.add_argument("--online-steps", type=int, default=4000)
-    parser.add_argument("--episodes", type=int, default=1000)
-    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--seeds", type=as_few, default=5)
+    parser.add_argument("--workers", type=as_few, default=2)
+    parser.add_argument("--offline-steps", type=as_count, default=2000)
+    parser.add_argument("--online-steps", type=as_count, default=4000)
+    parser.add_argument("--episodes", type=as_count, default=1000)
+    parser.add_argument("--num-envs", type=as_size, default=64)
     args = parser.parse_args()
     names = ("offline_steps", "online_steps", "episodes", "num_envs")
     settings = {name: getattr(args, name) for name in names} | {"folder": str(args.output / "data")}

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from arguments import as_amount, as_device, as_few, as_size, as_threads
 from measuring import (
     alternate,
     benchmark_parser,
@@ -196,16 +197,16 @@ def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--size", default="small", choices=list(SIZES))
-    parser.add_argument("--members", type=int, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
-    parser.add_argument("--at-once", type=int, nargs="+", default=[], help="members of one computation")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--members", type=as_size, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
+    parser.add_argument("--at-once", type=as_size, nargs="+", default=[], help="members of one computation")
+    parser.add_argument("--threads", type=as_threads, default=1)
+    parser.add_argument("--device", type=as_device, default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--head-start", type=float, default=60.0, help="seconds that processes have to warm up")
+    parser.add_argument("--seconds", type=as_amount, default=10.0, help="of each measurement")
+    parser.add_argument("--repeats", type=as_few, default=3)
+    parser.add_argument("--head-start", type=as_amount, default=60.0, help="seconds that processes have to warm up")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     cores, threads = os.cpu_count(), args.threads

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from arguments import as_amount, as_count, as_size
 from measuring import benchmark_parser, markdown, report
 from sizes import SMALL
 from step import build_loss, update
@@ -140,11 +141,13 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--algorithm", default="recipe", choices=list(ALGORITHMS))
-    parser.add_argument("--members", type=int, default=2)
-    parser.add_argument("--updates", type=int, nargs="+", default=[1, 10, 100, 300, 1000], help="after which to look")
+    parser.add_argument("--members", type=as_size, default=2)
+    parser.add_argument(
+        "--updates", type=as_count, nargs="+", default=[1, 10, 100, 300, 1000], help="after which to look"
+    )
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--episodes", type=int, default=160, help="of recorded play, 25 transitions each")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--episodes", type=as_count, default=160, help="of recorded play, 25 transitions each")
+    parser.add_argument("--lr", type=as_amount, default=3e-4)
     parser.add_argument("--compile", default="off", choices=["off", "on"])
     args = parser.parse_args()
     if args.quick:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_amount, as_count, as_few, as_size
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, rates, report, times, with_spread
 from sizes import SMALL, random_transitions
 from tensordict import TensorDictBase
@@ -44,10 +45,10 @@ def theirs(data: TensorDictBase, batch_size: int, slice_len: int | None) -> Call
 def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__, clock=True)
-    parser.add_argument("--transitions", type=int, default=1_000_000)
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[256, 640])
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each buffer")
-    parser.add_argument("--seconds", type=float, default=0.05, help="of a turn")
+    parser.add_argument("--transitions", type=as_count, default=1_000_000)
+    parser.add_argument("--batch-size", type=as_size, nargs="+", default=[256, 640])
+    parser.add_argument("--repeats", type=as_few, default=15, help="turns of each buffer")
+    parser.add_argument("--seconds", type=as_amount, default=0.05, help="of a turn")
     args = parser.parse_args()
     if args.quick:
         args.transitions, args.repeats, args.seconds = 5000, 2, 0.005

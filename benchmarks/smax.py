@@ -10,6 +10,7 @@ or ``jax.lax.scan`` over 16 steps. Ours is TorchRL's ``rand_action`` and ``step_
 from __future__ import annotations
 
 import torch
+from arguments import as_amount, as_device, as_few, as_size
 from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -77,10 +78,10 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenario", default="2s3z")
-    parser.add_argument("--device", default="cpu", help="of our environment; JAX has its own default")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", type=as_device, default="cpu", help="of our environment; JAX has its own default")
+    parser.add_argument("--num-envs", type=as_size, nargs="+", default=[64, 1024])
+    parser.add_argument("--seconds", type=as_amount, default=1.0, help="of one measurement")
+    parser.add_argument("--repeats", type=as_few, default=5)
     args = parser.parse_args()
     if args.quick:
         args.seconds, args.repeats, args.num_envs = 0.1, 2, [4]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from arguments import as_few
 from measuring import HERE, benchmark_parser, fresh_process, markdown, report, spread, with_spread
 
 IMPORTS = """
@@ -91,7 +92,7 @@ def example_until_evaluation(*options: str) -> float:
 def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="fresh processes of each, of the example three")
+    parser.add_argument("--repeats", type=as_few, default=7, help="fresh processes of each, of the example three")
     args = parser.parse_args()
     options: list[str] = []
     if args.quick:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from arguments import as_device, as_few, as_threads
 from hand_written import HandWritten, gather
 from measuring import alternate, benchmark_parser, markdown, report, spread, times, wait_for_gpu, with_spread
 from sizes import SIZES, Size, random_transitions
@@ -207,12 +208,12 @@ def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--threads", type=as_threads, nargs="+", default=[2])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=as_device, default="cpu", help="cpu or cuda")
     parser.add_argument("--combinations", action="store_true")
     parser.add_argument("--compiled", action="store_true", help="combinations: compiled, too (half a minute each)")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=as_few, default=40)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     repeats = 3 if args.quick else args.repeats

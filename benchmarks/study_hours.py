@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_amount, as_device, as_size, as_threads
 from measuring import benchmark_parser, markdown, report
 from population import population_rate
 from sizes import SIZES
@@ -55,12 +56,12 @@ def main() -> None:
     parser.add_argument("study", type=Path, nargs="?", default=FIGURE_7)
     parser.add_argument("--methods", nargs="+", help="of the study; by default all")
     parser.add_argument("--size", default="paper", choices=list(SIZES))
-    parser.add_argument("--members", type=int, default=1, help="of the population that is timed")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--members", type=as_size, default=1, help="of the population that is timed")
+    parser.add_argument("--device", type=as_device, default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
     parser.add_argument("--compile", default="on", choices=["on", "off"])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each kind")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=as_amount, default=5.0, help="of each kind")
+    parser.add_argument("--threads", type=as_threads, default=2)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from arguments import as_few, as_threads
 from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, random_transitions, with_discrete_actions
 from step import TRANSITIONS, build_loss, flop_of, make_trainer, update
@@ -116,9 +117,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of actions")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=as_threads, default=2)
     parser.add_argument("--compiled", action="store_true", help="compiled, too (half a minute each)")
-    parser.add_argument("--repeats", type=int, default=20, help="turns of each")
+    parser.add_argument("--repeats", type=as_few, default=20, help="turns of each")
     args = parser.parse_args()
     if args.quick:
         args.sizes, args.threads, args.repeats = ["small"], 1, 2

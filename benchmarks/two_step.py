@@ -12,11 +12,11 @@ where the team has any), and the value tables as a picture.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_count, as_few, as_size, script_parser
 from common import machine, make_loss, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
@@ -101,13 +101,13 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/two_step"))
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", type=as_few, default=10)
+    parser.add_argument("--steps", type=as_count, default=1000)
+    parser.add_argument("--batch-size", type=as_size, default=64)
     parser.add_argument("--whole", action="store_true", help="every update on the whole dataset")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=as_few, default=2)
     parser.add_argument(
         "--decompositions", nargs="+", choices=("all", *DECOMPOSITIONS), help="instead of the four methods"
     )

@@ -16,11 +16,11 @@ equally often. Writes ``results.jsonl`` and prints the table.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import as_amount, as_count, as_few, as_size, script_parser
 from common import machine, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
@@ -97,16 +97,16 @@ def possible(width: int) -> tuple[list[str], dict[str, str]]:
 
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/xor"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=as_few, default=5)
+    parser.add_argument("--steps", type=as_count, default=300)
+    parser.add_argument("--batch-size", type=as_size, default=32)
+    parser.add_argument("--width", type=as_size, default=32)
+    parser.add_argument("--lr", type=as_amount, default=3e-3)
     parser.add_argument("--whole", action="store_true", help="every update on the whole dataset")
     parser.add_argument("--methods", nargs="+", default=None)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=as_few, default=1)
     args = parser.parse_args()
     methods, reasons = possible(args.width)
     common = {name: getattr(args, name) for name in ("steps", "batch_size", "width", "lr", "whole")}

@@ -18,14 +18,29 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
+from torchrl_marl_offline.core.ranges import (
+    COUNT,
+    DISCOUNT,
+    EVALUATED,
+    FEW,
+    LEARNING_RATE,
+    NON_NEGATIVE,
+    OPEN_UNIT,
+    REAL,
+    RUN_SEED,
+    SIZE,
+    THREADS_OR_AUTO,
+    WIDTHS,
+)
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data import make_simulator, record_mixed_skill
-from torchrl_marl_offline.methods import POPULATION_SETTINGS, settings_of
+from torchrl_marl_offline.methods import ALGORITHMS, OF_ALGORITHM, POPULATION_SETTINGS, is_read, settings_of
 from torchrl_marl_offline.modules.critics import Decomposition
 
 
@@ -35,58 +50,58 @@ class Args:
 
     dataset: str | None = None
     """pymarl:FILE, or a folder that OfflineDataset.save wrote; by default the script records its own."""
-    algorithm: str = "recipe"
+    algorithm: Literal[tuple(ALGORITHMS)] = "recipe"
     """What is trained beside cloning."""
-    task: str | None = None
+    task: Annotated[str | None, ReadWith("dataset", None)] = None
     """family/task to record where there is no --dataset; by default mpe/simple_spread."""
-    episodes: int = 4000
+    episodes: Annotated[int, COUNT, ReadWith("dataset", None)] = 4000
     """Episodes to record."""
-    decomposition: Decomposition | None = None
+    decomposition: Annotated[Decomposition | None, OF_ALGORITHM] = None
     """How the team's value is made of the agents' values; this and the next settings without a default have that of
     --algorithm: of the recipe mixer, joint, expectile 0.7, gamma 0.95."""
-    frozen: bool = False
+    frozen: Annotated[bool, OF_ALGORITHM] = False
     """Leave the mixer at its random initial parameters (an ablation)."""
-    value_learning: Literal["td", "sarsa", "iql"] = "iql"
+    value_learning: Annotated[Literal["td", "sarsa", "iql"], OF_ALGORITHM] = "iql"
     """What the next state is worth: Q at the policy's action, Q at the recorded one, or an expectile of Q."""
-    extraction: Literal["awr", "brac"] = "awr"
+    extraction: Annotated[Literal["awr", "brac"], OF_ALGORITHM] = "awr"
     """How the policy follows the values: weighted cloning, or ascent on Q with a cloning penalty."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, NON_NEGATIVE, OF_ALGORITHM] = None
     """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
-    weights: Literal["tempered", "softmax", "clipped"] | None = None
+    weights: Annotated[Literal["tempered", "softmax", "clipped"] | None, OF_ALGORITHM] = None
     """How AWR's weights are made of advantages; clipped: as released."""
-    advantage: Literal["joint", "local"] | None = None
+    advantage: Annotated[Literal["joint", "local"] | None, OF_ALGORITHM] = None
     """AWR's advantage: the team's, through the mixer, or each agent's own."""
-    alpha: float | None = None
+    alpha: Annotated[float | None, NON_NEGATIVE, OF_ALGORITHM] = None
     """Weight of BRAC's cloning penalty, or another algorithm's alpha."""
-    expectile: float | None = None
+    expectile: Annotated[float | None, OPEN_UNIT, OF_ALGORITHM] = None
     """IQL's expectile: above 0.5 leans to the better actions of the data."""
-    svn: bool | None = None
+    svn: Annotated[bool | None, OF_ALGORITHM] = None
     """Scale-invariant value normalization of the critic's loss."""
-    heads: Literal["all", "min"] = "all"
+    heads: Annotated[Literal["all", "min"], OF_ALGORITHM] = "all"
     """Train both critic heads, or at each row the smaller alone."""
-    max_next_value: float | None = None
+    max_next_value: Annotated[float | None, REAL, OF_ALGORITHM] = None
     """Upper bound of the next value in the critic's target, such as the data's largest return; b3c needs one."""
-    gamma: float | None = None
+    gamma: Annotated[float | None, DISCOUNT, OF_ALGORITHM] = None
     """Discount of the values; the return that is reported is not discounted."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[int, ...], WIDTHS] = (64, 64)
     """Widths of the hidden layers."""
-    lr: float = 2e-3
+    lr: Annotated[float, LEARNING_RATE] = 2e-3
     """Adam's learning rate."""
-    batch_size: int = 256
+    batch_size: Annotated[int, SIZE] = 256
     """Transitions per update."""
-    steps: int = 6000
+    steps: Annotated[int, COUNT] = 6000
     """Updates of each method."""
-    eval_every: int = 1000
+    eval_every: Annotated[int, COUNT] = 1000
     """Updates between evaluations."""
-    eval_episodes: int = 200
+    eval_episodes: Annotated[int, EVALUATED] = 200
     """Episodes per evaluation; the last one, which makes the table, has five times as many."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, COUNT] = 1000
     """Updates between checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, RUN_SEED] = 0
     """Seed of data, networks, batches and evaluation."""
     device: str = "cpu"
     """Where data and networks lie: cpu or cuda."""
-    threads: int = 1
+    threads: Annotated[int, THREADS_OR_AUTO] = 1
     """Threads of torch; small networks are fastest on one. 0 leaves the choice to torch."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Loss and gradients as one compiled function: where measured to be faster, always (a C++ compiler), never."""
@@ -94,11 +109,11 @@ class Args:
     """Of the matrix products."""
     profile: bool = False
     """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
-    seeds: int = 1
+    seeds: Annotated[int, FEW] = 1
     """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
     grid: tuple[str, ...] = ()
     """NAME=VALUE,VALUE,...: every combination, with all seeds each, as one computation."""
-    wandb: bool = False
+    wandb: Annotated[bool, ReadWith("seeds", 1), ReadWith("grid", ())] = False
     """Also log to Weights & Biases (offline where WANDB_MODE=offline)."""
     output: Path | None = None
     """Folder of the results; by default a new one below runs/."""
@@ -127,7 +142,21 @@ def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLos
 def method_settings(name: str, args: Args) -> dict:
     """Return the settings of a method: those asked for, and the preset's of the recipe."""
     asked = {key: v for key, v in asdict(args).items() if key in settings_of(name) and v is not None}
-    return (RECIPE[args.preset] | asked) if name == "recipe" else asked
+    asked = (RECIPE[args.preset] | asked) if name == "recipe" else asked
+    return {key: value for key, value in asked.items() if is_read(name, key, asked)}
+
+
+def members(args: Args, grid: tuple[str, ...]) -> dict[str, Args]:
+    """Return the settings of every run of a population, by its name."""
+    asked = {key: value for key, value in asdict(args).items() if value is not None}
+    differing = [name for name in POPULATION_SETTINGS if name == "lr" or is_read(args.algorithm, name, asked)]
+    return training.expand_settings(args, seeds=args.seeds, grid=grid, may_differ=differing)
+
+
+def check_methods(args: Args, spec: marl.TaskSpec) -> None:
+    """Make both methods' losses and forget them: wrong settings are found here."""
+    for name in ("cloning", args.algorithm):
+        make_loss(name, args, spec)
 
 
 def make_evaluators(
@@ -180,20 +209,20 @@ def train_one(
 def train_population(name: str, args: Args, folder: Path, place: Path, data, held_out) -> tuple[dict, dict]:
     """Train every seed and grid point as one computation; returns the members' evaluations, and who fell out when."""
     differing = [word for word in args.grid if word.partition("=")[0] in (*settings_of(name), "lr")]
-    members = training.expand_settings(args, seeds=args.seeds, grid=differing, may_differ=POPULATION_SETTINGS)
-    losses = {member: make_loss(name, own, data.spec) for member, own in members.items()}
-    keys, seeds = next(iter(losses.values())).in_keys, [own.seed for own in members.values()]
+    runs = members(args, differing)
+    losses = {member: make_loss(name, own, data.spec) for member, own in runs.items()}
+    keys, seeds = next(iter(losses.values())).in_keys, [own.seed for own in runs.values()]
     buffer = marl.PopulationBuffer(data.data, batch_size=args.batch_size, seeds=seeds, device=args.device, keys=keys)
     trainer = marl.PopulationTrainer(
         losses,
         buffer,
-        lr=[own.lr for own in members.values()],
+        lr=[own.lr for own in runs.values()],
         output=place,
         resume_folder=folder,
         **common_options(args),
     )
-    slots = max(1, min(args.eval_episodes, 4096 // len(members)))  # of each member, in one batched environment
-    env = make_simulator(data, num_envs=slots * len(members), device=args.device)
+    slots = max(1, min(args.eval_episodes, 4096 // len(runs)))  # of each member, in one batched environment
+    env = make_simulator(data, num_envs=slots * len(runs), device=args.device)
 
     def evaluators(episodes: int, seed: int) -> dict:
         if env is not None:
@@ -203,14 +232,14 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
         def look() -> dict:
             found = {}
             for member, loss in trainer.member_losses():
-                (measure,) = make_evaluators(name, loss, members[member], None, held_out, episodes=0, seed=0).values()
+                (measure,) = make_evaluators(name, loss, runs[member], None, held_out, episodes=0, seed=0).values()
                 found[member] = measure()
             return found
 
         return {"held-out episodes": look}
 
     trainer.evaluators |= evaluators(args.eval_episodes, 1000 + args.seed)
-    go_on(trainer, f"{name}, {len(members)} members at once", args, place)
+    go_on(trainer, f"{name}, {len(runs)} members at once", args, place)
     trainer.split()  # each member's folder can be resumed alone
     finals = {f"{name}, {way}": f() for way, f in evaluators(5 * args.eval_episodes, 2000 + args.seed).items()}
     return finals, {f"{name}/{member}": at for member, at in trainer.frozen.items()}
@@ -235,11 +264,7 @@ def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:
 def main(args: Args) -> None:
     """Get the data, train both methods, compare them."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    if args.dataset is not None and args.task is not None:
-        raise training.SettingsError("--dataset brings a task of its own; leave --task out.")
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        raise training.SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
-    training.expand_settings(args, seeds=args.seeds, grid=args.grid, may_differ=POPULATION_SETTINGS)
+    members(args, args.grid)
     processes = training.distributed_from_environment(args.device)  # one, unless torchrun started several
     are_many = args.seeds > 1 or bool(args.grid)
     if processes.count > 1 and are_many:
@@ -248,6 +273,8 @@ def main(args: Args) -> None:
     source = args.dataset or args.task or "mpe/simple_spread"
     folder = args.output or Path("runs") / f"{Path(source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = processes.from_main(folder)
+    if args.dataset is None:  # before anything is recorded: wrong settings are found here
+        check_methods(args, marl.make_env(source).task_spec)
     with processes.main_first():
         if args.dataset is None:
             options = {"episodes": args.episodes, "seed": args.seed, "progress": processes.is_main}
@@ -262,8 +289,7 @@ def main(args: Args) -> None:
         if processes.is_main:
             print(f"No simulator of {data.spec.task} here: {held_out.n_episodes} episodes are held out instead.")
     folders = {"cloning": folder / "cloning", args.algorithm: folder}
-    for name in folders:
-        make_loss(name, args, data.spec)  # before anything is written: wrong settings are found here
+    check_methods(args, data.spec)  # before anything is written
     if args.resume is None and processes.is_main:
         training.write_config(folder, replace(args, output=folder, device=processes.device.type))
     metric = "return" if has_env else "agreement" if data.spec.discrete else "action_error"

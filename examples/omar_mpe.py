@@ -19,12 +19,28 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
+from torchrl_marl_offline.core.ranges import (
+    COUNT,
+    DISCOUNT,
+    EVALUATED,
+    FEW,
+    LEARNING_RATE,
+    NON_NEGATIVE,
+    RATE,
+    RUN_SEED,
+    SEVERAL,
+    SIZE,
+    THREADS_OR_AUTO,
+    UNIT,
+    WIDTHS,
+)
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data import make_simulator
 from torchrl_marl_offline.objectives import CEMSampler, RandomSampler, SoftmaxSampler
 
@@ -45,6 +61,8 @@ TABLE_1 = {
 
 SAMPLERS = {"softmax": SoftmaxSampler, "cem": CEMSampler, "random": RandomSampler}
 
+RECORDS = ReadWith("dataset", None)
+
 
 @dataclass(frozen=True)
 class Args:
@@ -52,49 +70,49 @@ class Args:
 
     dataset: str | None = None
     """A name of list_datasets() such as omar:mpe/simple_spread/Random, or a folder; by default the script records."""
-    task: Literal["mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world"] = "mpe/simple_spread"
+    task: Annotated[Literal["mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world"], RECORDS] = "mpe/simple_spread"
     """What to record where there is no --dataset."""
     quality: Literal["random", "medium-replay", "medium", "expert"] = "medium-replay"
     """Of the data: what to record, and whose tau and alpha to take. All but random train a behaviour policy first."""
-    transitions: int = 100_000
+    transitions: Annotated[int, COUNT, RECORDS, ReadWith("quality", "random", "medium", "expert")] = 100_000
     """Transitions to record (medium-replay: what the behaviour's training gathered)."""
-    record_updates: int = 40_000
+    record_updates: Annotated[int, COUNT, RECORDS, ReadWith("quality", *QUALITIES[1:])] = 40_000
     """Updates of the behaviour policy, at most."""
-    rectification: float | None = None
+    rectification: Annotated[float | None, UNIT] = None
     """tau: share of the search in the policy's loss; 0 is MA-CQL. By default the released code's for the quality."""
-    min_q_weight: float | None = None
+    min_q_weight: Annotated[float | None, NON_NEGATIVE] = None
     """alpha: weight of the conservatism. By default the released code's for the quality."""
     sampler: Literal["softmax", "cem", "random"] = "softmax"
     """The search: OMAR's own, the cross-entropy method, or random actions (the paper's table 2)."""
-    iterations: int = 3
+    iterations: Annotated[int, FEW, ReadWith("sampler", "softmax", "cem")] = 3
     """Iterations of the search."""
-    samples: int = 10
+    samples: Annotated[int, SEVERAL] = 10
     """Candidates of an iteration."""
     decomposition: Literal["independent", "centralized", "mixer", "vdn"] = "independent"
     """independent: the paper's tables 1 to 3; centralized: its table 8."""
-    gamma: float = 0.95
+    gamma: Annotated[float, DISCOUNT] = 0.95
     """Discount: the released code's; the text has 0.99."""
-    tau: float = 0.01
+    tau: Annotated[float, RATE] = 0.01
     """Rate of the target networks."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[int, ...], WIDTHS] = (64, 64)
     """Widths of the hidden layers."""
-    lr: float = 0.01
+    lr: Annotated[float, LEARNING_RATE] = 0.01
     """Adam's learning rate: the paper's; with a fifth of it, nothing is learned of expert data in 2,000 updates."""
-    batch_size: int = 256
+    batch_size: Annotated[int, SIZE] = 256
     """Transitions per update."""
-    steps: int = 2000
+    steps: Annotated[int, COUNT] = 2000
     """Updates; the released code makes 2,000 of spread and tag, 1,000 of world, 6,000 of random spread."""
-    eval_every: int = 500
+    eval_every: Annotated[int, COUNT] = 500
     """Updates between evaluations."""
-    eval_episodes: int = 200
+    eval_episodes: Annotated[int, EVALUATED] = 200
     """Episodes of an evaluation; the last one has five times as many."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, COUNT] = 1000
     """Updates between checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, RUN_SEED] = 0
     """Seed of data, networks, batches and evaluation."""
     device: str = "cpu"
     """Where data and networks lie: cpu or cuda."""
-    threads: int = 1
+    threads: Annotated[int, THREADS_OR_AUTO] = 1
     """Threads of torch; small networks are fastest on one. 0 leaves the choice to torch."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Loss and gradients as one compiled function: where measured to be faster, always, never."""
@@ -177,8 +195,8 @@ def report(folder: Path, final: training.Evaluation, data: marl.OfflineDataset, 
 def main(args: Args) -> None:
     """Get the data, train, compare."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        raise training.SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
+    if args.dataset is None:  # before anything is recorded: wrong settings are found here
+        make_loss(with_published_weights(args, args.task), marl.make_env(args.task).task_spec)
     folder = args.output or Path("runs") / f"omar-{args.quality}-{datetime.now():%Y%m%d-%H%M%S}"
     data = load(args, folder.parent / "data")
     print(data.summary())

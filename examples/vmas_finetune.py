@@ -16,12 +16,27 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
+from torchrl_marl_offline.core.ranges import (
+    CAPACITY,
+    COUNT,
+    DISCOUNT,
+    EVALUATED,
+    LEARNING_RATE,
+    NON_NEGATIVE,
+    OPEN_UNIT,
+    RUN_SEED,
+    SHARE,
+    SIZE,
+    THREADS_OR_AUTO,
+    WIDTHS,
+)
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data import record_mixed_skill
 
 
@@ -31,53 +46,53 @@ class Args:
 
     task: str = "vmas/balance"
     """family/task; any batched environment of make_env will do."""
-    episodes: int = 500
+    episodes: Annotated[int, COUNT] = 500
     """Episodes to record."""
-    offline_steps: int = 1500
+    offline_steps: Annotated[int, COUNT] = 1500
     """Updates on the recorded data."""
-    online_steps: int = 1500
+    online_steps: Annotated[int, COUNT] = 1500
     """Updates on online experience."""
-    num_envs: int = 256
+    num_envs: Annotated[int, SIZE] = 256
     """Environments that play at once."""
-    steps_per_round: int = 10
+    steps_per_round: Annotated[int, SIZE] = 10
     """Steps of every environment between two bouts of learning."""
-    updates_per_round: int = 40
+    updates_per_round: Annotated[int, COUNT] = 40
     """Updates between two rounds: update-to-data ratio = updates_per_round / (steps_per_round * num_envs)."""
-    capacity: int = 200_000
+    capacity: Annotated[int, CAPACITY] = 200_000
     """Online transitions that are kept for sampling."""
-    offline_fraction: float = 0.0
+    offline_fraction: Annotated[float, SHARE] = 0.0
     """Share of recorded data in the online batches; 0 is pure online training with a fresh buffer (the paper's)."""
-    anneal: bool = True
+    anneal: Annotated[bool, ReadWith("offline_fraction", above=0)] = True
     """Let that share fall to 0 over the first half of the online updates."""
     exploration: Literal["mode", "sample"] = "sample"
     """mode: the policy's mode acts, no exploration at all, and AWR stands still; sample: its distribution acts."""
     extraction: Literal["awr", "brac"] = "awr"
     """How the policy follows the values."""
-    temperature: float = marl.AWR.temperature
+    temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = marl.AWR.temperature
     """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
-    weights: Literal["tempered", "softmax", "clipped"] = marl.AWR.weights
+    weights: Annotated[Literal["tempered", "softmax", "clipped"], ReadWith("extraction", "awr")] = marl.AWR.weights
     """How AWR's weights are made of advantages; clipped: as released."""
-    alpha: float = 0.1
+    alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac")] = 0.1
     """Weight of BRAC's cloning penalty."""
-    expectile: float = 0.7
+    expectile: Annotated[float, OPEN_UNIT] = 0.7
     """IQL's expectile."""
-    gamma: float = 0.97
+    gamma: Annotated[float, DISCOUNT] = 0.97
     """Discount."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[int, ...], WIDTHS] = (64, 64)
     """Widths of the hidden layers."""
-    lr: float = 1e-3
+    lr: Annotated[float, LEARNING_RATE] = 1e-3
     """Adam's learning rate."""
-    batch_size: int = 256
+    batch_size: Annotated[int, SIZE] = 256
     """Transitions per update."""
-    eval_every: int = 500
+    eval_every: Annotated[int, COUNT] = 500
     """Updates between evaluations."""
-    eval_episodes: int = 200
+    eval_episodes: Annotated[int, EVALUATED] = 200
     """Episodes of an evaluation."""
-    seed: int = 0
+    seed: Annotated[int, RUN_SEED] = 0
     """Seed of everything."""
     device: str = "cpu"
     """cpu or cuda: where environments, data and networks live."""
-    threads: int = 1
+    threads: Annotated[int, THREADS_OR_AUTO] = 1
     """Threads of torch; 0 leaves the choice to torch."""
     compile: Literal["auto", "on", "off"] = "auto"
     """One compiled function for the loss and its gradients: always, never, or where that is measured to be faster."""
@@ -92,13 +107,17 @@ class Args:
 def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     """Put the recipe together: Mix + SVN + IQL + AWR (or BRAC)."""
     torch.manual_seed(args.seed)
-    names = ("extraction", "temperature", "weights", "alpha", "expectile", "gamma", "hidden")
+    weights = ("temperature", "weights") if args.extraction == "awr" else ("alpha",)
+    names = ("extraction", *weights, "expectile", "gamma", "hidden")
     return marl.make_loss(spec, **{name: getattr(args, name) for name in names}).to(args.device)
 
 
 def main(args: Args) -> None:
     """Record, pretrain, fine-tune, draw."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
+    if args.capacity < args.steps_per_round * args.num_envs:
+        raise training.SettingsError("--capacity must hold a round, --steps-per-round times --num-envs; raise it.")
+    make_loss(args, marl.make_env(args.task).task_spec)  # before anything is recorded: wrong settings are found here
     folder = args.output or Path("runs") / f"{args.task.replace('/', '-')}-finetune-{datetime.now():%Y%m%d-%H%M%S}"
     data = record_mixed_skill(args.task, folder.parent / "data", episodes=args.episodes, seed=args.seed, progress=True)
     print(data.summary())

@@ -203,10 +203,10 @@ def test_slices_are_those_of_torchrls_sampler():
     ("options", "sentence"),
     [
         ({"slice_len": 3}, "must divide batch_size=16"),
-        ({"slice_len": 0}, "must divide"),
+        ({"slice_len": 0}, "slice_len must be at least 1"),
         ({"slice_len": 16, "short_episodes": "drop"}, "the longest has 8"),
         ({"slice_len": 4, "short_episodes": "stretch"}, "'pad' or 'drop'"),
-        ({"prefetch": 3}, "prefetch must be"),
+        ({"prefetch": 3}, "prefetch must lie between 0 and 1"),
     ],
 )
 def test_impossible_options(options, sentence):

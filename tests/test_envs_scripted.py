@@ -159,7 +159,7 @@ def test_bad_arguments():
         SpreadController("best")
     with pytest.raises(ValueError, match="kind must be one of optimal, greedy, random"):
         GridController("best")
-    with pytest.raises(ValueError, match="epsilon must lie in"):
+    with pytest.raises(ValueError, match="epsilon must lie between 0 and 1"):
         GridController(epsilon=2.0)
     with pytest.raises(ValueError, match="probabilities must be 1 numbers"):
         MixedSkill([_Constant(0.0)], probabilities=(0.5, 0.5))

@@ -126,7 +126,9 @@ def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_p
 
 
 def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_path, recordings):
-    out = run(*SHORT, "--dataset", f"pymarl:{recordings}/pymarl/smac-3m-medium.h5", "--output", "smac", cwd=tmp_path)
+    out = run(
+        *SHORT[2:], "--dataset", f"pymarl:{recordings}/pymarl/smac-3m-medium.h5", "--output", "smac", cwd=tmp_path
+    )
     assert "No simulator of smac/3m here: 200 episodes are held out" in out
     for name in ("agreement", "illegal_actions", "q_correlation", "Returns need a simulator"):
         assert name in out
@@ -137,7 +139,7 @@ def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_p
 
 
 def test_recordings_with_a_simulator_are_played(tmp_path, recordings):
-    run(*SHORT, "--dataset", f"pymarl:{recordings}/pymarl/cn-2-medium.h5", "--output", "cn", cwd=tmp_path)
+    run(*SHORT[2:], "--dataset", f"pymarl:{recordings}/pymarl/cn-2-medium.h5", "--output", "cn", cwd=tmp_path)
     summary = json.loads((tmp_path / "cn" / "summary.json").read_text())
     assert summary["data"]["return"] == pytest.approx(0.4385, abs=1e-4)
     assert 0 <= summary["recipe, mode"]["final"]["success"] <= 1

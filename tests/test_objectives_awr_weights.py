@@ -157,7 +157,7 @@ def test_one_default_temperature() -> None:
         ({"weights": "softmax", "exponent_range": (-1.0, 1.0)}, "exponent_range is a bound of weights='clipped'"),
         ({"standardize": False}, "weights='tempered' standardizes always"),
         ({"weights": "softmax", "min_sample_size": 0.3}, "min_sample_size is read by weights='tempered' alone"),
-        ({"min_sample_size": 0.0}, "min_sample_size must lie between 0 and 1, got 0.0"),
+        ({"min_sample_size": 0.0}, "min_sample_size must lie between 0 and 1, both excluded, got 0.0"),
     ],
 )
 def test_settings_without_effect_are_refused(options: dict, message: str) -> None:

@@ -52,11 +52,11 @@ def test_construction(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: IQL(0.0), "expectile must lie between 0 and 1, got 0.0"),
-        (lambda: IQL(1.0), "expectile must lie between 0 and 1, got 1.0"),
-        (lambda: AWR(temperature=-1.0), "temperature must not be negative, got -1.0"),
+        (lambda: IQL(0.0), "expectile must lie between 0 and 1, both excluded, got 0.0"),
+        (lambda: IQL(1.0), "expectile must lie between 0 and 1, both excluded, got 1.0"),
+        (lambda: AWR(temperature=-1.0), "temperature must be at least 0, got -1.0"),
         (lambda: AWR(advantage="team"), "advantage must be 'local', 'weighted' or 'joint', got 'team'"),
-        (lambda: BRAC(alpha=-0.1), "alpha must not be negative, got -0.1"),
+        (lambda: BRAC(alpha=-0.1), "alpha must be at least 0, got -0.1"),
     ],
 )
 def test_rules(make, message: str) -> None:

@@ -398,13 +398,13 @@ def test_illegal_actions_do_not_count(decomposition: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BCQ(samples=0), "samples must be positive, got 0"),
+        (lambda: BCQ(samples=0), "samples must be at least 1, got 0"),
         (lambda: BCQDistillation(threshold=1.5), "threshold must lie between 0 and 1, got 1.5"),
         (lambda: BCQ(min_weight=-0.1), "min_weight must lie between 0 and 1, got -0.1"),
         (lambda: TD(min_weight=2.0), "min_weight must lie between 0 and 1, got 2.0"),
-        (lambda: VAELearning(kl_weight=-1.0), "kl_weight must not be negative, got -1.0"),
-        (lambda: make_vae(Case().spec, perturbation=0.0), "perturbation must be positive, got 0.0"),
-        (lambda: make_vae(Case().spec, latent_size=0), "latent_size must be positive, got 0"),
+        (lambda: VAELearning(kl_weight=-1.0), "kl_weight must be at least 0, got -1.0"),
+        (lambda: make_vae(Case().spec, perturbation=0.0), "perturbation must be above 0, got 0.0"),
+        (lambda: make_vae(Case().spec, latent_size=0), "latent_size must be at least 1, got 0"),
         (lambda: make_vae(Case(discrete=True).spec), "make_vae is for continuous actions"),
         (lambda: make_behaviour_policy(Case().spec), "make_behaviour_policy is for discrete actions"),
         (lambda: make_loss(Case().spec, algorithm="bcq", latent=3), "bcq has no setting 'latent'; it has"),

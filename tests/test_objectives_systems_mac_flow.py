@@ -331,8 +331,8 @@ def test_with_a_large_alpha_the_policies_are_the_flows() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FlowDistillation(alpha=-1.0), "alpha must not be negative, got -1.0"),
-        (lambda: FlowDistillation(steps=0), "steps must be positive, got 0"),
+        (lambda: FlowDistillation(alpha=-1.0), "alpha must be at least 0, got -1.0"),
+        (lambda: FlowDistillation(steps=0), "steps must be at least 1, got 0"),
         (lambda: make_actor(BOUNDED, distribution="flow"), "must be 'gaussian', 'tanh_gaussian' or 'one_step'"),
     ],
 )

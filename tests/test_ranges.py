@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -29,6 +31,14 @@ from torchrl_marl_offline.core.ranges import (
 if TYPE_CHECKING:
     from nowhere import Unknown
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SIGNED = {
+    *("action_bounds", "action_high", "action_low", "loc", "sampler_loc", "offset", "observation_norm"),  # places
+    *("data_mean", "levels", "max_next_value", "random_return"),  # returns and values
+    *("deadline", "exponent_range"),
+}
+"""Parameters that may be below 0."""
+
 NAN, INF = float("nan"), float("inf")
 
 
@@ -40,7 +50,7 @@ def play(
     lr: Annotated[float | Sequence[float], LEARNING_RATE] = 0.1,
     scale: Annotated[float | Literal["learned"], POSITIVE] = "learned",
     pair: Annotated[tuple[float, float], UNIT] = (0.0, 1.0),
-    threads: Annotated[int, COUNT] = None,
+    threads: Annotated[int | None, COUNT] = None,
     profile: bool | Annotated[int, COUNT] = False,
     chances: Annotated[dict[str, float], UNIT] | None = None,
     policy: Callable[[int], int] | Annotated[int, COUNT] = len,
@@ -133,6 +143,19 @@ def test_a_dataclass_and_a_subclass_of_it_are_checked():
 )
 def test_a_range_says_itself_in_words(legal, words):
     assert str(legal) == words
+
+
+@pytest.mark.fault("3.6")
+def test_every_number_of_the_library_is_refused_outside_its_range_in_one_sentence(tmp_path, monkeypatch):
+    """Functions, classes, environments, readers, settings of methods, study files, commands and examples."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    places = importlib.import_module("ranges").walk(tmp_path, through_parser=("NaN", "a string"))
+    for name, found in places.items():
+        assert (found.bare, found.taken, found.tracebacks) == ([], [], []), name
+        assert found.refused == found.tried > 0
+    assert sum(found.parameters for found in places.values()) > 500
+    signed = set().union(*(found.signed for found in places.values()))
+    assert signed <= SIGNED, f"say why these may be below 0: {signed - SIGNED}"
 
 
 def test_an_option_of_a_command_has_the_range_of_the_parameter_that_it_becomes():

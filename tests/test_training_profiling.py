@@ -130,7 +130,7 @@ def test_a_run_that_is_too_short_is_said_to_be(tmp_path, capsys):
 def test_a_profile_needs_a_folder_and_a_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match=r"A profile needs a folder to write to; give Trainer\(output="):
         make_trainer(profile=True)
-    with pytest.raises(ValueError, match="profile must be true, or a number of steps, got -3"):
+    with pytest.raises(ValueError, match="profile must be at least 1, got -3"):
         make_trainer(tmp_path, profile=-3)
 
 

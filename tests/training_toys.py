@@ -79,7 +79,8 @@ def make_trainer(output=None, *, seed: int = 0, poison_at=None, host_noise=True,
     random.seed(seed)
     np.random.seed(seed)
     loss = RegressionLoss(poison_at=poison_at, host_noise=host_noise)
-    options = {"steps": 60, "lr": 1e-2, "log_every": 7, "checkpoint_every": 5, "progress": False} | options
+    written = {} if output is None else {"checkpoint_every": 5}
+    options = {"steps": 60, "lr": 1e-2, "log_every": 7, "progress": False} | written | options
     return Trainer(loss, make_buffer() if buffer is None else buffer, output=output, **options)
 
 

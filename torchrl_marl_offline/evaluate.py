@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import SIZE, argument, option_of
+from torchrl_marl_offline.subcommands import OneSentenceParser
+from torchrl_marl_offline.training.command_line import check_device
 from torchrl_marl_offline.training.evaluation import Evaluation, evaluate
 
 
@@ -21,6 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line, play, and print what was measured."""
     parsed = _parser().parse_args(arguments)
     from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
+
+    check_device(parsed.device)
+    if parsed.video is not None and parsed.video.suffix != ".gif":
+        raise ValueError(f"--video writes a GIF; name a file *.gif, got {parsed.video}.")
     from torchrl_marl_offline.envs import make_env
     from torchrl_marl_offline.training.policies import load_policy
 
@@ -60,28 +67,23 @@ def _sentence(task: str, result: Evaluation) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="python -m torchrl_marl_offline.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
     parser.add_argument("--env", help="family/task; by default the one the policy was made for")
-    parser.add_argument("--episodes", type=_positive, default=1000)
-    parser.add_argument("--num-envs", type=_positive, default=200, help="environments that run at once")
+    parser.add_argument("--episodes", type=argument(option_of(evaluate, "episodes")), default=1000)
+    parser.add_argument(
+        "--num-envs", type=argument(Annotated[int, SIZE]), default=200, help="environments that run at once"
+    )
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=argument(option_of(evaluate, "seed")), default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--video", type=user_path, help="also write a GIF of one episode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def _module_is_the_function() -> Any:
@@ -91,7 +93,7 @@ def _module_is_the_function() -> Any:
 
 
 if __name__ == "__main__":
-    from torchrl_marl_offline.training.command_line import plain_errors
+    from torchrl_marl_offline.core.errors import plain_errors
 
     with plain_errors():
         main()

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import argument, option_of
+from torchrl_marl_offline.subcommands import OneSentenceParser
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     from torchrl_marl_offline.training.export import ONNX_OPSET, SUFFIXES, export_policy
     from torchrl_marl_offline.training.policies import POLICY_FILE
 
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="python -m torchrl_marl_offline.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -29,16 +31,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=list(SUFFIXES), default="torch")
     parser.add_argument("--output", type=user_path, help="the file; by default beside the policy, .pt2 or .onnx")
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
-    parser.add_argument("--opset", type=int, default=ONNX_OPSET, help="of ONNX")
+    parser.add_argument("--opset", type=argument(option_of(export_policy, "opset")), help="of ONNX")
     parsed = parser.parse_args(arguments)
+    if parsed.opset is not None and parsed.format != "onnx":
+        parser.error("--opset is read only with --format onnx; leave it out")
     source = parsed.policy / POLICY_FILE if parsed.policy.is_dir() else parsed.policy
     output = parsed.output or source.with_suffix(SUFFIXES[parsed.format])
-    export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset)
+    export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset or ONNX_OPSET)
     print(f"{output}: {parsed.format}, {output.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    from torchrl_marl_offline.training.command_line import plain_errors
+    from torchrl_marl_offline.core.errors import plain_errors
 
     with plain_errors():
         main()

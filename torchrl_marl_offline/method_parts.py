@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from inspect import Parameter, Signature
+from typing import Annotated, Any, Literal, get_type_hints
 
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
-from torchrl_marl_offline.modules.critics import Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
@@ -40,20 +43,20 @@ def make_parts(
     spec: TaskSpec,
     *,
     decomposition: Decomposition = "independent",
-    frozen: bool = False,
-    num_heads: int = 2,
+    frozen: Annotated[bool, ReadWith("decomposition", *READ_BY["frozen"])] = False,
+    num_heads: Annotated[int, FEW] = 2,
     svn: bool = False,
-    heads: Literal["all", "min"] = "all",
-    team_reward: Literal["mean", "sum"] = "mean",
-    max_next_value: float | None = None,
-    gamma: float = 0.99,
-    hidden: Sequence[int] = (64, 64),
+    heads: Annotated[Literal["all", "min"], ReadWith("num_heads", above=1)] = "all",
+    team_reward: Annotated[Literal["mean", "sum"], ReadWith("decomposition", *TEAM)] = "mean",
+    max_next_value: Annotated[float | None, REAL] = None,
+    gamma: Annotated[float, DISCOUNT] = 0.99,
+    hidden: Annotated[Sequence[int], WIDTHS] = (64, 64),
     share_params: bool = True,
     activation: str = "relu",
     layer_norm: bool = False,
     batch_norm: bool | None = False,
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian",
-    scale: float | Literal["learned", "state_dependent"] = "learned",
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned",
 ) -> Parts:
     """Draw the networks that a method needs.
 
@@ -104,8 +107,16 @@ def builds(**published: Any) -> Callable[[Callable[..., OfflineMARLLoss]], Calla
             return loss.make_value_estimator(gamma=settings["gamma"])
 
         build.__kwdefaults__ = shared | own
-        hints = get_type_hints(make_parts) | get_type_hints(rules)
+        # as if it were written out: for help, type hints, ranges and what is read only beside other settings
+        hints = get_type_hints(make_parts, include_extras=True) | get_type_hints(rules, include_extras=True)
         build.__annotations__ = {name: hints[name] for name in ("spec", *shared, *own, "return")}
+        build.__signature__ = Signature(
+            [Parameter("spec", Parameter.POSITIONAL_OR_KEYWORD, annotation=TaskSpec)]
+            + [
+                Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+                for name, default in build.__kwdefaults__.items()
+            ]
+        )
         build.__name__, build.__qualname__, build.__doc__ = rules.__name__, rules.__qualname__, rules.__doc__
         build.__module__ = rules.__module__
         return build

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from torchrl_marl_offline.core.ranges import (
+    FEW,
+    FEW_OR_NONE,
+    NON_NEGATIVE,
+    OPEN_UNIT,
+    POSITIVE,
+    REAL,
+    SEVERAL,
+    UNIT,
+    WIDTHS,
+)
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.method_parts import Parts, builds
 from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
 from torchrl_marl_offline.modules.diffusion import make_score
@@ -43,9 +55,9 @@ CONSERVATIVE = {**DETERMINISTIC, "batch_norm": None}
 def make_td3_bc(
     parts: Parts,
     *,
-    alpha: float = 2.5,
-    noise: float = 0.2,
-    noise_clip: float = 0.5,
+    alpha: Annotated[float, NON_NEGATIVE] = 2.5,
+    noise: Annotated[float, NON_NEGATIVE] = 0.2,
+    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
     others: Literal["data", "policy"] = "data",
 ) -> OfflineMARLLoss:
     """Build :class:`MATD3BCLoss`, with the networks of OMAR's comparison."""
@@ -54,7 +66,13 @@ def make_td3_bc(
 
 
 @builds(**DETERMINISTIC, decomposition="mixer")
-def make_b3c(parts: Parts, *, alpha: float = 2.5, noise: float = 0.2, noise_clip: float = 0.5) -> OfflineMARLLoss:
+def make_b3c(
+    parts: Parts,
+    *,
+    alpha: Annotated[float, NON_NEGATIVE] = 2.5,
+    noise: Annotated[float, NON_NEGATIVE] = 0.2,
+    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
+) -> OfflineMARLLoss:
     """Build B3C: :class:`MATD3BCLoss` through a mixer; ``max_next_value`` is the largest return in the data."""
     if parts.options["max_next_value"] is None:
         raise ValueError("b3c clips its targets: set max_next_value to the largest return in the data.")
@@ -66,11 +84,11 @@ def make_b3c(parts: Parts, *, alpha: float = 2.5, noise: float = 0.2, noise_clip
 def make_cql(
     parts: Parts,
     *,
-    min_q_weight: float = 1.0,
-    num_random: int = 10,
-    num_policy: int = 10,
-    noise: float = 0.2,
-    noise_clip: float = 0.5,
+    min_q_weight: Annotated[float, NON_NEGATIVE] = 1.0,
+    num_random: Annotated[int, FEW_OR_NONE] = 10,
+    num_policy: Annotated[int, FEW_OR_NONE] = 10,
+    noise: Annotated[float, NON_NEGATIVE] = 0.2,
+    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
 ) -> OfflineMARLLoss:
     """Build :class:`MACQLLoss`."""
     return MACQLLoss(
@@ -85,17 +103,17 @@ def make_cql(
 def make_omar(
     parts: Parts,
     *,
-    rectification: float = 0.5,
+    rectification: Annotated[float, UNIT] = 0.5,
     sampler: Literal["softmax", "cem", "random"] = "softmax",
-    iterations: int = 3,
-    samples: int = 10,
-    sampler_loc: float = 0.0,
-    sampler_scale: float = 2.0,
-    min_q_weight: float = 1.0,
-    num_random: int = 10,
-    num_policy: int = 10,
-    noise: float = 0.2,
-    noise_clip: float = 0.5,
+    iterations: Annotated[int, FEW, ReadWith("sampler", "softmax", "cem")] = 3,
+    samples: Annotated[int, SEVERAL] = 10,
+    sampler_loc: Annotated[float, REAL, ReadWith("sampler", "softmax", "cem")] = 0.0,
+    sampler_scale: Annotated[float, POSITIVE, ReadWith("sampler", "softmax", "cem")] = 2.0,
+    min_q_weight: Annotated[float, NON_NEGATIVE] = 1.0,
+    num_random: Annotated[int, FEW_OR_NONE] = 10,
+    num_policy: Annotated[int, FEW_OR_NONE] = 10,
+    noise: Annotated[float, NON_NEGATIVE] = 0.2,
+    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
 ) -> OfflineMARLLoss:
     """Build :class:`OMARLoss`."""
     return OMARLoss(
@@ -109,20 +127,24 @@ def make_omar(
 
 
 @builds(decomposition="linear")
-def make_icq(parts: Parts, *, beta: float = 1000.0, temperature: float = 10.0) -> OfflineMARLLoss:
+def make_icq(
+    parts: Parts, *, beta: Annotated[float, POSITIVE] = 1000.0, temperature: Annotated[float, NON_NEGATIVE] = 10.0
+) -> OfflineMARLLoss:
     """Build :class:`MAICQLoss`."""
     return MAICQLoss(parts.actor, parts.critic, beta=beta, temperature=temperature, **parts.options)
 
 
 @builds(decomposition="linear", hidden=(256, 256))
-def make_omac(parts: Parts, *, expectile: float = 0.7, temperature: float = 3.0) -> OfflineMARLLoss:
+def make_omac(
+    parts: Parts, *, expectile: Annotated[float, OPEN_UNIT] = 0.7, temperature: Annotated[float, NON_NEGATIVE] = 3.0
+) -> OfflineMARLLoss:
     """Build :class:`OMACLoss`."""
     rules = {"expectile": expectile, "temperature": temperature}
     return OMACLoss(parts.actor, parts.critic, parts.value(), **rules, **parts.options)
 
 
 @builds(decomposition="linear", hidden=(256, 256), num_heads=1)
-def make_omiga(parts: Parts, *, alpha: float = 10.0) -> OfflineMARLLoss:
+def make_omiga(parts: Parts, *, alpha: Annotated[float, POSITIVE] = 10.0) -> OfflineMARLLoss:
     """Build :class:`OMIGALoss`."""
     return OMIGALoss(parts.actor, parts.critic, parts.value(), alpha=alpha, **parts.options)
 
@@ -131,8 +153,8 @@ def make_omiga(parts: Parts, *, alpha: float = 10.0) -> OfflineMARLLoss:
 def make_omsd(
     parts: Parts,
     *,
-    expectile: float = 0.7,
-    beta: float = 0.01,
+    expectile: Annotated[float, OPEN_UNIT] = 0.7,
+    beta: Annotated[float, POSITIVE] = 0.01,
     normalize: bool = False,
     time_weight: Literal["score", "uniform", "variance"] = "score",
 ) -> OfflineMARLLoss:
@@ -150,12 +172,12 @@ def make_omsd(
 def make_bcq(
     parts: Parts,
     *,
-    samples: int = 10,
-    threshold: float = 0.3,
-    min_weight: float = 0.75,
-    perturbation: float = 0.05,
-    kl_weight: float = 0.5,
-    behaviour_hidden: Sequence[int] = (750, 750),
+    samples: Annotated[int, FEW] = 10,
+    threshold: Annotated[float, UNIT] = 0.3,
+    min_weight: Annotated[float, UNIT] = 0.75,
+    perturbation: Annotated[float, POSITIVE] = 0.05,
+    kl_weight: Annotated[float, NON_NEGATIVE] = 0.5,
+    behaviour_hidden: Annotated[Sequence[int], WIDTHS] = (750, 750),
 ) -> OfflineMARLLoss:
     """Build :class:`MABCQLoss`; for a discrete task with a cloned policy in the place of the autoencoder."""
     network = parts.network | {"hidden": behaviour_hidden}
@@ -172,10 +194,10 @@ def make_bcq(
 def make_mac_flow(
     parts: Parts,
     *,
-    alpha: float = 3.0,
+    alpha: Annotated[float, NON_NEGATIVE] = 3.0,
     normalize: bool = True,
-    flow_steps: int = 10,
-    min_weight: float = 0.5,
+    flow_steps: Annotated[int, FEW] = 10,
+    min_weight: Annotated[float, UNIT] = 0.5,
     joint_observation: bool = True,
 ) -> OfflineMARLLoss:
     """Build :class:`MACFlowLoss`; the flow sees all observations, or the state."""

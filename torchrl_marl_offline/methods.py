@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, POSITIVE, WIDTHS, check_all
+from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.method_parts import Parts, builds
 from torchrl_marl_offline.method_systems import (
@@ -38,9 +40,6 @@ POPULATION_SETTINGS = (
 )
 """Settings that may differ between the members of a population: numbers that enter the arithmetic as tensors."""
 
-SIGNED_SETTINGS = ("max_next_value", "sampler_loc")
-"""Settings that may be below 0."""
-
 
 @builds(
     decomposition="mixer",
@@ -55,11 +54,11 @@ def make_recipe(
     *,
     value_learning: Literal["td", "sarsa", "iql"] = "iql",
     extraction: Literal["awr", "brac"] = "awr",
-    temperature: float = AWR.temperature,
-    weights: Literal["tempered", "softmax", "clipped"] = AWR.weights,
-    advantage: Literal["joint", "local"] = "joint",
-    alpha: float = 1.0,
-    expectile: float = 0.9,
+    temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = AWR.temperature,
+    weights: Annotated[Literal["tempered", "softmax", "clipped"], ReadWith("extraction", "awr")] = AWR.weights,
+    advantage: Annotated[Literal["joint", "local"], ReadWith("extraction", "awr")] = "joint",
+    alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac")] = 1.0,
+    expectile: Annotated[float, OPEN_UNIT, ReadWith("value_learning", "iql")] = 0.9,
 ) -> OfflineMARLLoss:
     r"""The recipe: any combination of its axes (Lee et al. 2026, arXiv:2603.08399); by default Mix + SVN + IQL + AWR.
 
@@ -111,9 +110,9 @@ def make_recipe(
 def make_cloning(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (512, 512, 512, 512),
+    hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     share_params: bool = True,
-    scale: float | Literal["learned", "state_dependent"] = "learned",
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned",
 ) -> OfflineMARLLoss:
     """Build :class:`BehaviourCloning` with the recipe's actor."""
     return BehaviourCloning(make_actor(spec, hidden=hidden, share_params=share_params, scale=scale))
@@ -158,12 +157,49 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}.")
-    builder = ALGORITHMS[algorithm]
     known = settings_of(algorithm)
     for name in settings:
         if name not in known:
             raise ValueError(f"{algorithm} has no setting {name!r}; it has {', '.join(known)}.")
-    return builder(spec, **settings)
+    check_settings(algorithm, settings)
+    return ALGORITHMS[algorithm](spec, **settings)
+
+
+def check_settings(algorithm: str, settings: Mapping[str, Any]) -> None:
+    """Check an algorithm's settings as far as they can be without a task.
+
+    Args:
+        algorithm: its name.
+        settings: those that were given.
+
+    Raises:
+        ValueError: a number outside its range, or a setting that changes nothing beside the others.
+    """
+    builder = ALGORITHMS[algorithm]
+    check_all(builder, settings)
+    check_read(builder, settings, settings_of(algorithm) | dict(settings))
+
+
+def is_read(algorithm: str, name: str, settings: Mapping[str, Any]) -> bool:
+    """Say whether an algorithm has a setting that changes something beside ``settings``; others have their defaults."""
+    known = settings_of(algorithm)
+    return name in known and not unread(ALGORITHMS[algorithm], name, known | dict(settings))
+
+
+class _OfAlgorithm:
+    """The condition of a script's option that is a setting of the algorithm that another option names."""
+
+    def refusal(self, option: str, values: Mapping[str, Any], name: Callable[[str], str]) -> str | None:
+        """Return why an option is not read beside ``values``, or None where it is; a value of None is a default."""
+        known, algorithm = settings_of(values["algorithm"]), values["algorithm"]
+        if option not in known:
+            return f"{name(option)} is no setting of {name('algorithm')} {algorithm}; leave it out."
+        asked = {key: value for key, value in values.items() if key in known and value is not None}
+        return unread(ALGORITHMS[algorithm], option, known | asked, name=name)
+
+
+OF_ALGORITHM = _OfAlgorithm()
+"""Marks an option of a script that is a setting of its ``algorithm``."""
 
 
 def settings_of(algorithm: str) -> dict[str, Any]:

@@ -1,11 +1,27 @@
-"""A command line of several commands: ``python -m torchrl_marl_offline.PART COMMAND``."""
+"""Command lines: several commands under one name, ``python -m torchrl_marl_offline.PART COMMAND``, and their parser."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence on stderr, without the usage; options cannot be abbreviated."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        said = re.sub(r"^argument ([^:]+): ", r"\1 ", " ".join(message.split()))
+        print(f"error: {said}; see --help.", file=sys.stderr)
+        sys.exit(2)
 
 
 def subcommand_parser(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Add]:
@@ -13,16 +29,11 @@ def subcommand_parser(prog: str, description: str | None) -> tuple[argparse.Argu
 
     What is parsed has an attribute ``run``: the function of the command that was given.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OneSentenceParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         return command
 

@@ -17,11 +17,13 @@ Whatever else takes that number reads the range from there: a command's option (
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -98,87 +100,181 @@ SIZE = Range(1, limit=2**20)
 SIZE_OR_NONE = Range(0, limit=2**20)
 FEW = Range(1, limit=1024)
 """Heads, members, layers, iterations, workers: what has networks or loops of its own."""
+SEVERAL = Range(2, limit=1024)
+"""The same, where one is not enough: candidates of which some are better."""
 FEW_OR_NONE = Range(0, limit=1024)
+SHARE = Range(0, 1, below=True)
+"""A part of a whole that is not all of it."""
+CAPACITY = Range(1, limit=2**27)
+"""Transitions of a replay buffer."""
+MEMORY = Range(0, limit=2**50)
+"""Bytes."""
+FRAMES = Range(0, above=True, limit=1000)
+"""Frames per second."""
 WIDTHS = Range(1, limit=2**14)
 """Widths of layers."""
 THREADS = Range(1, limit=1024)
 THREADS_OR_AUTO = Range(0, limit=1024)
 """0 leaves the choice to torch or to the machine."""
-SEED = Range(0, limit=2**32 - 1)
-"""What torch, numpy and every environment take."""
+PREFETCH = Range(0, 1)
+"""Threads that prepare samples: more would draw in any order."""
+SEED = Range(0, limit=2**53)
+OPSET = Range(7, limit=100)
+"""Of ONNX."""
+HOURS = Range(0, limit=1e6)
+GIBIBYTES = Range(0, limit=2**20)
+RUN_SEED = Range(0, limit=2**31 - 1)
+"""A run's, from which those of its parts are counted."""
+EVALUATED = Range(1, limit=100_000)
+"""Episodes of an evaluation during training; a last one may have several times as many."""
 
 
 def checked(subject: Subject) -> Subject:
     """Refuse numbers outside the ranges that a function, or a class's ``__init__``, declares.
 
-    Works on functions, methods and dataclasses; a class that is decorated is checked where it is made. ``None`` is
-    legal where it is the default or in the annotation. Annotations are read at the first call, so that names which only
-    a type checker imports do no harm.
+    Works on functions, methods and classes. Below ``@dataclass`` a class is checked in its ``__post_init__``, and so
+    are the dataclasses derived from it. ``None`` is legal where it is the default or in the annotation. Annotations are
+    read at the first call, so that names which only a type checker imports do no harm.
 
     Raises:
         ValueError: at the call, for a number outside its range, for NaN, and for what is no such number: a bool, a
             string, or a fraction where whole numbers are counted.
     """
-    if isinstance(subject, type):
-        subject.__init__ = checked(subject.__init__)
-        return subject
-    signature = inspect.signature(subject)
+    if not isinstance(subject, type):
+        return _checked_call(subject, subject)
+    if "__init__" in vars(subject):
+        source = subject if is_dataclass(subject) else subject.__init__
+        subject.__init__ = _checked_call(subject.__init__, source)
+    else:
+        _check_after_init(subject)
+    return subject
 
-    @functools.wraps(subject)
+
+def _checked_call(function: Callable, source: Callable) -> Callable:
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            given = signature.bind_partial(*args, **kwargs).arguments
         except TypeError:
-            return subject(*args, **kwargs)  # which says what is wrong with the call
-        check_all(subject, given)
-        return subject(*args, **kwargs)
+            return function(*args, **kwargs)  # which says what is wrong with the call
+        check_all(source, given)
+        _check_read(source, given)
+        return function(*args, **kwargs)
 
     return call
 
 
-def check_all(subject: Callable, values: Mapping[str, Any]) -> None:
+def _check_read(source: Callable, given: Mapping[str, Any]) -> None:
+    from torchrl_marl_offline.core.relevance import check_read  # which needs this module
+
+    defaults = {name: default for name, (_, default) in parameters_of(source).items()}
+    check_read(source, given, defaults | dict(given))
+
+
+def _check_after_init(kind: type) -> None:
+    before = getattr(kind, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        check_all(kind, {name: getattr(self, name) for name in _of_class(kind)})
+        if before is not None:
+            before(self)
+
+    kind.__post_init__ = __post_init__
+
+
+def check_all(subject: Callable, values: Mapping[str, Any], *, name: Callable[[str], str] = str) -> None:
     """Check values of some of a callable's parameters, whatever else it takes.
+
+    Args:
+        subject: the function or class that declares them.
+        values: by name.
+        name: writes a parameter's name as its user does, such as ``--name``.
 
     Raises:
         ValueError: as :func:`checked`.
     """
-    for name, (hint, default) in declared(subject).items():
-        if name in values and not (values[name] is None and default is None):
-            check(name, values[name], hint)
+    for parameter, (hint, default) in declared(subject).items():
+        if parameter in values and not (values[parameter] is None and default is None):
+            check(name(parameter), values[parameter], hint)
 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
     """Return name -> (annotation, default) of the parameters of a callable that declare a range."""
-    return _declared(inspect.unwrap(subject.__init__ if isinstance(subject, type) else subject))
+    return _declared(subject.__init__ if isinstance(subject, type) and not _is_data(subject) else subject)
 
 
 @functools.cache
-def _declared(function: Callable) -> Mapping[str, tuple[Any, Any]]:
+def _declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
+    return {name: found for name, found in parameters_of(subject).items() if range_of(found[0]) is not None}
+
+
+def _is_data(kind: type) -> bool:
+    return "__dataclass_fields__" in vars(kind)
+
+
+def parameters_of(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
+    """Return name -> (annotation, default) of the parameters of a function or a class."""
+    if isinstance(subject, type):
+        return _of_class(subject) if _is_data(subject) else _of_function(inspect.unwrap(subject.__init__))
+    return _of_function(inspect.unwrap(subject))
+
+
+@functools.cache
+def _of_function(function: Callable) -> Mapping[str, tuple[Any, Any]]:
     found = {}
+    names = getattr(function, "__globals__", {})
     for parameter in inspect.signature(function).parameters.values():
-        hint = annotation(function, parameter.annotation)
-        if range_of(hint) is not None:
-            found[parameter.name] = (hint, parameter.default)
+        hint = _meaning(parameter.annotation, names)
+        hint = tuple[hint, ...] if parameter.kind is parameter.VAR_POSITIONAL else hint
+        found[parameter.name] = (hint, parameter.default)
     return found
 
 
-def annotation(function: Callable, text: Any) -> Any:
+@functools.cache
+def _of_class(kind: type) -> Mapping[str, tuple[Any, Any]]:
+    """Return the fields of a dataclass; each one's annotation is read in the module that wrote it."""
+    hints = {}
+    for base in reversed(kind.__mro__):
+        names = getattr(sys.modules.get(base.__module__), "__dict__", {})
+        hints |= {name: _meaning(text, names) for name, text in vars(base).get("__annotations__", {}).items()}
+    return {f.name: (hints[f.name], f.default) for f in fields(kind) if f.init}
+
+
+def _meaning(annotation: Any, names: Mapping[str, Any]) -> Any:
     """Return what an annotation means; names that are not there at run time mean anything."""
-    names = _Names(getattr(function, "__globals__", {}))
-    holder = SimpleNamespace(__annotations__={"it": text})
+    if annotation is inspect.Parameter.empty:
+        return Any
+    holder = SimpleNamespace(__annotations__={"it": annotation})
     try:
-        return get_type_hints(holder, globalns={}, localns=names, include_extras=True)["it"]
-    except (TypeError, SyntaxError):
+        return get_type_hints(holder, globalns={}, localns=_Names(names), include_extras=True)["it"]
+    except (TypeError, AttributeError, SyntaxError):
         return Any
 
 
 class _Names(dict):
-    """A module's names; those that only a type checker knows are ``Any``."""
+    """A module's names; those that only a type checker knows stand for anything that is no number."""
 
     def __missing__(self, name: str) -> Any:
-        import builtins
+        return getattr(builtins, name, _Unknown)
 
-        return getattr(builtins, name, Any)
+
+class _UnknownKind(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+    def __getitem__(cls, _: Any) -> Any:
+        return cls
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return not isinstance(value, int | float)
+
+
+class _Unknown(metaclass=_UnknownKind):
+    """What an annotation names that is not there at run time."""
 
 
 def range_of(hint: Any) -> Range | None:
@@ -297,7 +393,7 @@ def shown(value: Any) -> str:
 
 
 def argument(hint: Any) -> Callable[[str], Any]:
-    """Return the ``type=`` of an argparse option whose range is that of an annotation.
+    """Return the ``type=`` of an argparse option whose range is that of an annotation, which is its ``hint``.
 
     Args:
         hint: such as ``Annotated[int, SIZE]``.
@@ -316,6 +412,7 @@ def argument(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(refusal))
         return number
 
+    read.hint = hint
     return read
 
 

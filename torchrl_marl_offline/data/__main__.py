@@ -13,15 +13,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, RUN_SEED, argument
 from torchrl_marl_offline.data.card import describe
 from torchrl_marl_offline.data.inspection import compare, inspect_source
 from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.published import SOURCES, list_datasets
 from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
-from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
+from torchrl_marl_offline.data.validation import DatasetWarning, validate
 from torchrl_marl_offline.subcommands import subcommand_parser
 
 
@@ -32,18 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     parsed = _parser().parse_args(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", DatasetWarning)
-            warnings.showwarning = _show_warning
-            return parsed.run(parsed)
-    except (DatasetError, FileExistsError, ImportError, OSError, TypeError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interruption:
-        told = str(interruption) or "interrupted; nothing was written."
-        print(f"error: {told}", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _run(parsed), "interrupted; nothing was written.", told=(TypeError, ValueError))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DatasetWarning)
+        warnings.showwarning = _show_warning
+        return parsed.run(parsed)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -81,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("task", metavar="TASK", help="family/task, e.g. mpe/simple_spread")
     command.add_argument("folder", type=user_path, metavar="FOLDER", help="of this recording")
     command.add_argument("--qualities", nargs="+", metavar="QUALITY", help="also mixtures, e.g. medium-expert")
-    command.add_argument("--transitions", type=int, default=100_000, help="of every quality but medium-replay")
-    command.add_argument("--seed", type=int, default=0)
+    transitions = argument(Annotated[int, COUNT])
+    command.add_argument("--transitions", type=transitions, default=100_000, help="of every quality but medium-replay")
+    command.add_argument("--seed", type=argument(Annotated[int, RUN_SEED]), default=0)
     _add_options(command, "a setting of the recording, e.g. updates=20000 or num_envs=128")
     return parser
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.ranges import REAL, WIDTHS, checked
 from torchrl_marl_offline.data.assembly import (
     assemble,
     open_masks_of_the_dead,
@@ -39,6 +40,7 @@ Arrays = Array | Sequence | Mapping[str, Any]
 """One array; or a list of one for each episode; or a mapping of one for each agent, or a list of those."""
 
 
+@checked
 def from_arrays(
     *,
     observations: Arrays,
@@ -53,8 +55,8 @@ def from_arrays(
     next_action_mask: Arrays | None = None,
     agent_mask: Arrays | None = None,
     success: Arrays | None = None,
-    n_actions: int | None = None,
-    action_bounds: tuple[float, float] = (-1.0, 1.0),
+    n_actions: Annotated[int | None, WIDTHS] = None,
+    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
     task: str | None = None,
     spec: TaskSpec | None = None,
     metadata: dict[str, Any] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,6 +15,7 @@ from torchrl.data import (
 )
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
 
 if TYPE_CHECKING:
@@ -134,16 +135,17 @@ class EpisodeSliceSampler(Sampler):
         """Forget nothing: the dataset stays."""
 
 
+@checked
 def make_replay_buffer(
     data: TensorDictBase,
     *,
-    batch_size: int | None,
+    batch_size: Annotated[int | None, SIZE],
     device: torch.device | str | None = None,
-    slice_len: int | None = None,
+    slice_len: Annotated[int | None, SIZE] = None,
     short_episodes: Literal["pad", "drop"] = "pad",
-    seed: int | None = None,
+    seed: Annotated[int | None, SEED] = None,
     keys: Sequence[NestedKey] | None = None,
-    prefetch: int | None = None,
+    prefetch: Annotated[int | None, PREFETCH] = None,
     buffer_class: type[ReplayBuffer] = TensorDictReplayBuffer,
 ) -> TensorDictReplayBuffer:
     """Return a buffer that draws with replacement from a generator of its own.
@@ -173,8 +175,6 @@ def make_replay_buffer(
         KeyError: a key of ``keys`` is not in the dataset.
         ValueError: an option is out of range, or no episode is as long as ``slice_len`` where short ones are dropped.
     """
-    if prefetch not in (None, 0, 1):
-        raise ValueError(f"prefetch must be None, 0 or 1, got {prefetch}; more threads would draw in any order.")
     if keys is not None:
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
         masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
 from torchrl_marl_offline.data.assembly import assemble, open_masks_of_the_dead, open_unused_masks, usable_mask
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import (
@@ -36,13 +37,14 @@ _HERE = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 _KEPT = (*_HERE, ACTION, *map(next_key, (*_HERE, REWARD, TERMINATED, TRUNCATED, SUCCESS)))
 
 
+@checked
 def collect(
     env: EnvBase,
     policy: Policy | None = None,
     *,
-    episodes: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
+    episodes: Annotated[int | None, COUNT] = None,
+    steps: Annotated[int | None, COUNT] = None,
+    seed: Annotated[int | None, SEED] = None,
     exploration: Literal["sample", "mode"] = "sample",
     metadata: dict[str, Any] | None = None,
     progress: bool = False,
@@ -68,8 +70,8 @@ def collect(
             made for other sizes than the environment's; or an agent lives and its mask allows it no action.
         RuntimeError: an episode outlasts ``env.max_episode_steps``: the environment does not truncate.
     """
-    if (episodes is None) == (steps is None) or (episodes or steps or 0) < 1:
-        raise ValueError(f"Give either episodes or steps, at least 1; got episodes={episodes} and steps={steps}.")
+    if (episodes is None) == (steps is None):
+        raise ValueError(f"Give either episodes or steps; got episodes={episodes} and steps={steps}.")
     from torchrl.envs.utils import ExplorationType, set_exploration_type  # slow to import
 
     kinds = {"sample": ExplorationType.RANDOM, "mode": ExplorationType.DETERMINISTIC}

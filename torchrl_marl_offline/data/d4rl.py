@@ -9,11 +9,12 @@ timed out does not count in training. Rewards and flags may be columns, ``[T, 1]
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import REAL, WIDTHS, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
@@ -27,12 +28,13 @@ REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
 
 
+@checked
 def read_d4rl(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: tuple[float, float] = (-1.0, 1.0),
-    n_actions: int | None = None,
+    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    n_actions: Annotated[int | None, WIDTHS] = None,
 ) -> OfflineDataset:
     """Read one file.
 

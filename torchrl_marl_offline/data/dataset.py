@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE, checked
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.fingerprints import fingerprint
@@ -199,17 +200,18 @@ class OfflineDataset:
         metadata = self.metadata | {"provenance": [*self.metadata.get("provenance", []), told]}
         return OfflineDataset(renumber(self.data[rows.to(self.device)], lengths), self.spec, metadata, check=False)
 
-    def split(self, *, fraction: float, seed: int) -> tuple[OfflineDataset, OfflineDataset]:
+    @checked
+    def split(
+        self, *, fraction: Annotated[float, OPEN_UNIT], seed: Annotated[int, SEED]
+    ) -> tuple[OfflineDataset, OfflineDataset]:
         """Split by episode into ``(train, held_out)``; episodes keep their order, the provenance says what was done.
 
         Args:
             fraction: share of the episodes that is held out, in (0, 1); at least one episode stays on either side.
             seed: seed of the permutation that chooses them.
         """
-        if not 0.0 < fraction < 1.0 or self.n_episodes < 2:
-            raise ValueError(
-                f"split needs a fraction in (0, 1) and two episodes or more, got {fraction} and {self.n_episodes}."
-            )
+        if self.n_episodes < 2:
+            raise ValueError(f"split needs two episodes or more, got {self.n_episodes}.")
         n_held_out = min(max(round(fraction * self.n_episodes), 1), self.n_episodes - 1)
         order = torch.randperm(self.n_episodes, generator=torch.Generator().manual_seed(seed))
         held_out = torch.zeros(self.n_episodes, dtype=torch.bool)
@@ -258,16 +260,17 @@ class OfflineDataset:
         dataset.inspection = None if found is None else Inspection.from_dict(found)
         return dataset
 
+    @checked
     def replay_buffer(
         self,
         *,
-        batch_size: int,
+        batch_size: Annotated[int, SIZE],
         device: torch.device | str | None = None,
-        slice_len: int | None = None,
+        slice_len: Annotated[int | None, SIZE] = None,
         short_episodes: Literal["pad", "drop"] = "pad",
-        seed: int | None = None,
+        seed: Annotated[int | None, SEED] = None,
         keys: Sequence[NestedKey] | None = None,
-        prefetch: int | None = None,
+        prefetch: Annotated[int | None, PREFETCH] = None,
     ) -> TensorDictReplayBuffer:
         """Return a buffer that samples from this dataset; see :func:`~.buffers.make_replay_buffer`."""
         from torchrl_marl_offline.data.buffers import make_replay_buffer

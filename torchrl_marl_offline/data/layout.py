@@ -26,7 +26,9 @@ key                            shape, dtype             meaning
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from torchrl_marl_offline.core.ranges import REAL, SIZE, checked
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -53,6 +55,7 @@ def next_key(key: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+@checked
 class TaskSpec:
     """The sizes that networks, readers and environments have to agree on.
 
@@ -68,20 +71,17 @@ class TaskSpec:
         task: the task's name, ``"family/task"``, or ``None``.
     """
 
-    n_agents: int
-    observation_size: int
-    state_size: int
-    action_size: int
+    n_agents: Annotated[int, SIZE]
+    observation_size: Annotated[int, SIZE]
+    state_size: Annotated[int, SIZE]
+    action_size: Annotated[int, SIZE]
     discrete: bool = False
-    action_low: float = -1.0
-    action_high: float = 1.0
+    action_low: Annotated[float, REAL] = -1.0
+    action_high: Annotated[float, REAL] = 1.0
     has_action_mask: bool = False
     task: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_agents", "observation_size", "state_size", "action_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TaskSpec.{name} must be at least 1, got {getattr(self, name)}.")
         if not self.discrete and not self.action_low < self.action_high:
             raise ValueError(
                 f"TaskSpec.action_low must lie below action_high, got {self.action_low} and {self.action_high}."

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import REAL, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -22,11 +23,12 @@ from torchrl_marl_offline.data.validation import DatasetError, reading
 from torchrl_marl_offline.data.values import as_array, flag_array
 
 
+@checked
 def read_minari(
     source: str | Path,
     *,
     task: str | None = None,
-    action_bounds: tuple[float, float] | None = None,
+    action_bounds: Annotated[tuple[float, float] | None, REAL] = None,
     rescale_actions: bool = False,
 ) -> OfflineDataset:
     """Read a Minari dataset.

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
@@ -35,12 +36,13 @@ def read_omar_npy(path: str | Path, **options: Any) -> OfflineDataset:
         return open_omar_npy(path, **options).to_dataset()
 
 
+@checked
 def open_omar_npy(
     path: str | Path,
     *,
     task: str | None = None,
-    episode_length: int | None = None,
-    action_bounds: tuple[float, float] = (-1.0, 1.0),
+    episode_length: Annotated[int | None, COUNT] = None,
+    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
 ) -> RowStream:
     """Open a folder for reading in blocks.
 

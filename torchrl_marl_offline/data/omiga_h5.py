@@ -18,12 +18,13 @@ of ZhengYinan-AIR/OMIGA). Episodes of 1,000 transitions were stopped by the time
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
@@ -55,12 +56,13 @@ def read_omiga_h5(path: str | Path, **options: Any) -> OfflineDataset:
         return open_omiga_h5(path, **options).to_dataset()
 
 
+@checked
 def open_omiga_h5(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: tuple[float, float] = (-1.0, 1.0),
-    time_limit: int | None = 1000,
+    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    time_limit: Annotated[int | None, COUNT] = 1000,
 ) -> RowStream:
     """Open one of OMIGA's HDF5 files for reading in blocks.
 

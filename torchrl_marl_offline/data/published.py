@@ -177,6 +177,9 @@ def list_datasets(
         task: only of tasks that start with this, ``"smac_v1"`` or ``"smac_v1/3m"``.
         cache: the cache folder, which tells of sets that have no published card; see :func:`~.caching.cache_folder`.
 
+    Raises:
+        ValueError: there is no such source or task.
+
     Example:
         >>> from torchrl_marl_offline.data import list_datasets
         >>> list(list_datasets("omiga", "mamujoco/2ant"))[0]
@@ -188,6 +191,10 @@ def list_datasets(
     for card in _cards().values():
         if source in (None, card.source) and (task is None or f"{card.task}/".startswith(f"{task.rstrip('/')}/")):
             found |= {known.id: known for known in _filled(card, cache)}
+    if not found:
+        tasks = sorted({card.task for card in _cards().values() if source in (None, card.source)})
+        near = difflib.get_close_matches(task, tasks, n=3, cutoff=0.3) or tasks[:3]
+        raise ValueError(f"There is no published task {task!r}; near are {', '.join(near)}.")
     return found
 
 

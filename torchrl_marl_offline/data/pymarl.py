@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -80,14 +81,15 @@ def recognise(n_agents: int, observation_size: int, state_size: int | None, n_ac
     return None
 
 
+@checked
 def read_pymarl(
     path: str | Path,
     *,
     task: str | Literal["auto"] | None = "auto",
-    time_limit: int | Literal["auto"] | None = "auto",
+    time_limit: Annotated[int | Literal["auto"] | None, COUNT] = "auto",
     final_row: bool | Literal["auto"] = "auto",
-    n_actions: int | None = None,
-    action_bounds: tuple[float, float] | None = None,
+    n_actions: Annotated[int | None, WIDTHS] = None,
+    action_bounds: Annotated[tuple[float, float] | None, REAL] = None,
     state: str | None = None,
     legals: str | None = None,
 ) -> OfflineDataset:

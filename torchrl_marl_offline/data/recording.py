@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data.collection import Policy
 
 
+@checked
 def record_mixed_skill(
-    task: str, folder: str | Path, *, episodes: int = 4000, seed: int = 0, num_envs: int = 1000, progress: bool = False
+    task: str,
+    folder: str | Path,
+    *,
+    episodes: Annotated[int, COUNT] = 4000,
+    seed: Annotated[int, SEED] = 0,
+    num_envs: Annotated[int, SIZE] = 1000,
+    progress: bool = False,
 ) -> OfflineDataset:
     """Record ``task`` with policies of mixed skill, one drawn per episode; a dataset that is there already is loaded.
 
@@ -65,7 +73,10 @@ def record_mixed_skill(
     return dataset
 
 
-def make_simulator(dataset: OfflineDataset, *, num_envs: int, device: torch.device | str = "cpu") -> EnvBase | None:
+@checked
+def make_simulator(
+    dataset: OfflineDataset, *, num_envs: Annotated[int, SIZE], device: torch.device | str = "cpu"
+) -> EnvBase | None:
     """Make the environment that a dataset came from, or return ``None`` where there is none.
 
     None is what there is for tasks that are not this library's, and for StarCraft II where the game is not installed:

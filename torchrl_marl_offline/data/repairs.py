@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, checked
 from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import Inspection
@@ -24,12 +26,13 @@ from torchrl_marl_offline.data.streaming import write_blocks
 from torchrl_marl_offline.data.validation import DatasetError, check_values, values_are_checked
 
 
+@checked
 def repair(
     dataset: OfflineDataset,
     inspection: Inspection | None = None,
     *,
     codes: Sequence[str] | None = None,
-    episode_length: int | None = None,
+    episode_length: Annotated[int | None, COUNT] = None,
     path: str | Path | None = None,
     overwrite: bool = False,
 ) -> OfflineDataset:

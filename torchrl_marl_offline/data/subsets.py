@@ -7,17 +7,21 @@ again on the same data it gives the same rows. None repeats an episode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
+from torchrl_marl_offline.core.ranges import COUNT, OPEN_UNIT, POSITIVE, RATE, SEED, UNIT, checked
 from torchrl_marl_offline.data.dataset import concatenate
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.dataset import OfflineDataset
 
 
-def hold_out(dataset: OfflineDataset, *, fraction: float, seed: int) -> tuple[OfflineDataset, OfflineDataset]:
+@checked
+def hold_out(
+    dataset: OfflineDataset, *, fraction: Annotated[float, OPEN_UNIT], seed: Annotated[int, SEED]
+) -> tuple[OfflineDataset, OfflineDataset]:
     """Split by episode into ``(train, held_out)``: :meth:`OfflineDataset.split` as a function.
 
     Args:
@@ -28,8 +32,13 @@ def hold_out(dataset: OfflineDataset, *, fraction: float, seed: int) -> tuple[Of
     return dataset.split(fraction=fraction, seed=seed)
 
 
+@checked
 def select_by_return(
-    dataset: OfflineDataset, *, low: float = 0.0, high: float = 1.0, reduce: Literal["mean", "sum"] = "mean"
+    dataset: OfflineDataset,
+    *,
+    low: Annotated[float, UNIT] = 0.0,
+    high: Annotated[float, UNIT] = 1.0,
+    reduce: Literal["mean", "sum"] = "mean",
 ) -> OfflineDataset:
     """Keep the episodes whose return lies between two quantiles, in their order.
 
@@ -45,8 +54,8 @@ def select_by_return(
     Raises:
         ValueError: the quantiles are out of order, or no episode lies between them.
     """
-    if not 0.0 <= low < high <= 1.0:
-        raise ValueError(f"select_by_return needs 0 <= low < high <= 1, got {low} and {high}.")
+    if not low < high:
+        raise ValueError(f"select_by_return needs low below high, got {low} and {high}.")
     ranked = torch.argsort(dataset.episode_returns(reduce), stable=True)
     kept = ranked[round(low * len(ranked)) : round(high * len(ranked))]
     if len(kept) == 0:
@@ -54,7 +63,10 @@ def select_by_return(
     return _part(dataset, kept, "select_by_return", low=low, high=high, reduce=reduce)
 
 
-def subsample(dataset: OfflineDataset, *, fraction: float, seed: int) -> OfflineDataset:
+@checked
+def subsample(
+    dataset: OfflineDataset, *, fraction: Annotated[float, RATE], seed: Annotated[int, SEED]
+) -> OfflineDataset:
     """Keep a random share of the episodes, in their order; with one seed a smaller share lies within a larger one.
 
     Args:
@@ -62,18 +74,17 @@ def subsample(dataset: OfflineDataset, *, fraction: float, seed: int) -> Offline
         fraction: in (0, 1]; at least one episode is kept.
         seed: chooses them.
     """
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"subsample needs a fraction in (0, 1], got {fraction}.")
     kept = _permutation(dataset.n_episodes, seed)[: max(1, round(fraction * dataset.n_episodes))]
     return _part(dataset, kept, "subsample", fraction=fraction, seed=seed)
 
 
+@checked
 def mixture(
     datasets: Sequence[OfflineDataset],
-    weights: Sequence[float],
+    weights: Annotated[Sequence[float], POSITIVE],
     *,
-    seed: int,
-    episodes: int | None = None,
+    seed: Annotated[int, SEED],
+    episodes: Annotated[int | None, COUNT] = None,
 ) -> OfflineDataset:
     """Mix datasets of one task: each gives its weight's share of the episodes, chosen at random, none twice.
 
@@ -87,8 +98,8 @@ def mixture(
         ValueError: weights and datasets do not fit together, or a dataset has too few episodes.
         DatasetError: the datasets' sizes or leaves differ.
     """
-    if len(weights) != len(datasets) or not datasets or min(weights) <= 0:
-        raise ValueError(f"mixture needs one weight above 0 for each dataset, got {list(weights)}.")
+    if len(weights) != len(datasets) or not datasets:
+        raise ValueError(f"mixture needs one weight for each dataset, got {list(weights)}.")
     shares = [weight / sum(weights) for weight in weights]
     most = min(dataset.n_episodes / share for dataset, share in zip(datasets, shares))
     if episodes is None:

@@ -32,12 +32,13 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, WIDTHS, checked
 from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
@@ -73,15 +74,16 @@ def read_vault(path: str | Path, **options: Any) -> OfflineDataset:
         return open_vault(path, **options).to_dataset()
 
 
+@checked
 def open_vault(
     path: str | Path,
     *,
     task: str | None = None,
-    seeds: Sequence[int] | None = None,
-    n_actions: int | None = None,
-    action_bounds: tuple[float, float] = (-1.0, 1.0),
-    time_limit: int | None = None,
-    episode_length: int | None = None,
+    seeds: Annotated[Sequence[int] | None, SEED] = None,
+    n_actions: Annotated[int | None, WIDTHS] = None,
+    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    time_limit: Annotated[int | None, COUNT] = None,
+    episode_length: Annotated[int | None, COUNT] = None,
     state: str | None = None,
     legals: str | None = None,
 ) -> RowStream:

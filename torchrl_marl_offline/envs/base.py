@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, checked
 from torchrl_marl_offline.data.assembly import usable_mask
 from torchrl_marl_offline.data.layout import (
     ACTION,
@@ -89,23 +90,20 @@ class TeamEnv(EnvBase):
     checks_masks = False
     """Whether masks are somebody else's: then each is looked at, which on a GPU the host waits for."""
 
+    @checked
     def __init__(
         self,
         *,
         spec: TaskSpec,
-        num_envs: int,
+        num_envs: Annotated[int, SIZE],
         device: torch.device | str,
-        seed: int | None,
-        max_episode_steps: int,
-        reference_returns: tuple[float, float] | None = None,
+        seed: Annotated[int | None, SEED],
+        max_episode_steps: Annotated[int, COUNT],
+        reference_returns: Annotated[tuple[float, float] | None, REAL] = None,
         has_success: bool = False,
         has_agent_mask: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-        if max_episode_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_episode_steps}.")
         super().__init__(device=torch.device(device), batch_size=[num_envs])
         self.num_envs = num_envs
         self.task_spec = spec

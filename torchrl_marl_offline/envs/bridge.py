@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, Shape, board, discs, on_board
@@ -50,13 +53,14 @@ class Bridge(TeamEnv):
         adjacent: start on the bridge, as in the recordings; otherwise before it, at (1, 1) and (1, 4).
     """
 
+    @checked
     def __init__(
         self,
         *,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 50,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 50,
         adjacent: bool = True,
     ) -> None:
         spec = TaskSpec(

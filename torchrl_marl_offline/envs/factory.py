@@ -6,11 +6,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.core.ranges import SEED, SIZE, checked
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 
@@ -97,12 +98,13 @@ def list_tasks() -> dict[str, str]:
     return tasks
 
 
+@checked
 def make_env(
     task: str,
     *,
-    num_envs: int = 1,
+    num_envs: Annotated[int, SIZE] = 1,
     device: torch.device | str = "cpu",
-    seed: int | None = None,
+    seed: Annotated[int | None, SEED] = None,
     **options,
 ) -> EnvBase:
     """Make a batched TorchRL environment in the library's key layout.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 
@@ -28,7 +31,14 @@ class TwoStep(TeamEnv):
     payoffs = (((7.0, 7.0), (7.0, 7.0)), ((0.0, 1.0), (1.0, 8.0)))
     _END = 3
 
-    def __init__(self, *, num_envs: int = 1, device: torch.device | str = "cpu", seed: int | None = None) -> None:
+    @checked
+    def __init__(
+        self,
+        *,
+        num_envs: Annotated[int, SIZE] = 1,
+        device: torch.device | str = "cpu",
+        seed: Annotated[int | None, SEED] = None,
+    ) -> None:
         spec = TaskSpec(
             n_agents=2, observation_size=3, state_size=3, action_size=2, discrete=True, task="games/two_step"
         )
@@ -72,15 +82,16 @@ class MatrixGame(TeamEnv):
         terminates: whether the end is a termination, not a truncation.
     """
 
+    @checked
     def __init__(
         self,
         *,
         task: str,
-        payoff: tuple[tuple[float, ...], ...],
-        num_envs: int,
+        payoff: Annotated[tuple[tuple[float, ...], ...], REAL],
+        num_envs: Annotated[int, SIZE],
         device: torch.device | str,
-        seed: int | None,
-        max_steps: int,
+        seed: Annotated[int | None, SEED],
+        max_steps: Annotated[int, COUNT],
         terminates: bool,
     ) -> None:
         table = torch.tensor(payoff)
@@ -129,13 +140,14 @@ class Xor(MatrixGame):
 
     payoff = ((0.0, 1.0), (1.0, -2.0))
 
+    @checked
     def __init__(
         self,
         *,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 50,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 50,
     ) -> None:
         super().__init__(
             task="games/xor",
@@ -168,12 +180,13 @@ class Climb(MatrixGame):
     payoff = ((10.0, 9.0), (8.0, 0.0))
     penalty_payoff = ((5.0, 0.0, -50.0), (0.0, 0.0, -50.0), (-50.0, -50.0, 100.0))
 
+    @checked
     def __init__(
         self,
         *,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
+        seed: Annotated[int | None, SEED] = None,
         penalty: bool = False,
     ) -> None:
         super().__init__(

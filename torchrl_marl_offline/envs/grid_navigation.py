@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Annotated
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, FEW, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, board, discs, on_board
@@ -57,14 +59,15 @@ class GridNavigation(TeamEnv):
         agents: number of agents ``n`` and of landmarks, 2 to 5.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 50,
-        agents: int = 2,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 50,
+        agents: Annotated[int, FEW] = 2,
     ) -> None:
         if agents not in _SIDES:
             raise ValueError(f"agents must be one of {sorted(_SIDES)} in games/grid_navigation, got {agents!r}.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import Scene, arena, discs
@@ -37,13 +40,14 @@ class Pursuit(TeamEnv):
     n_forests: int = 0
     published_returns: tuple[float, float]
 
+    @checked
     def __init__(
         self,
         *,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 25,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 25,
         opponent: Opponent = "evade",
         dtype: torch.dtype = torch.float32,
         integration: Integration = "velocity_first",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges
 from torchrl_marl_offline.envs.base import EpisodesLostError, Game, Outcome, TeamEnv, View
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 _MASK, _SEEN = "action_mask", "observation"
 
 
+@checked
 def from_pettingzoo(
     env: ParallelEnv | AECEnv | Callable[[], ParallelEnv | AECEnv],
     *,
-    num_envs: int = 1,
+    num_envs: Annotated[int, SIZE] = 1,
     device: torch.device | str = "cpu",
-    seed: int | None = None,
-    max_steps: int | None = None,
+    seed: Annotated[int | None, SEED] = None,
+    max_steps: Annotated[int | None, COUNT] = None,
 ) -> PettingZooTeam:
     """Bring a cooperative PettingZoo environment into the key layout, as :func:`~torchrl_marl_offline.make_env` does.
 
@@ -64,8 +66,6 @@ def from_pettingzoo(
         >>> env.rollout(3)["agents", "action_mask"].shape  # one agent has 3 actions, the other 5
         torch.Size([2, 3, 2, 5])
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
     if hasattr(env, "possible_agents"):
         if num_envs > 1:
             raise ValueError(f"One environment was given for num_envs={num_envs}: give a function that makes one.")

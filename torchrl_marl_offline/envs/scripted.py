@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, REAL, SEED, UNIT, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
@@ -73,15 +74,16 @@ class SpreadController(TensorDictModuleBase):
         seed: of the noise; ``None`` takes torch's global generator.
     """
 
+    @checked
     def __init__(
         self,
         kind: SpreadKind = "optimal",
         *,
-        gain: float = 4.0,
-        damping: float = 1.5,
-        noise: float = 0.0,
-        offset: tuple[float, float] | None = None,
-        seed: int | None = None,
+        gain: Annotated[float, NON_NEGATIVE] = 4.0,
+        damping: Annotated[float, NON_NEGATIVE] = 1.5,
+        noise: Annotated[float, NON_NEGATIVE] = 0.0,
+        offset: Annotated[tuple[float, float] | None, REAL] = None,
+        seed: Annotated[int | None, SEED] = None,
     ) -> None:
         if kind not in get_args(SpreadKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(SpreadKind))}, got {kind!r}.")
@@ -140,11 +142,16 @@ class GridController(TensorDictModuleBase):
         seed: of the chance; ``None`` takes torch's global generator.
     """
 
-    def __init__(self, kind: GridKind = "optimal", *, epsilon: float = 0.0, seed: int | None = None) -> None:
+    @checked
+    def __init__(
+        self,
+        kind: GridKind = "optimal",
+        *,
+        epsilon: Annotated[float, UNIT] = 0.0,
+        seed: Annotated[int | None, SEED] = None,
+    ) -> None:
         if kind not in get_args(GridKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(GridKind))}, got {kind!r}.")
-        if not 0.0 <= epsilon <= 1.0:
-            raise ValueError(f"epsilon must lie in [0, 1], got {epsilon}.")
         self.in_keys, self.out_keys = [OBSERVATION, ACTION_MASK], [ACTION]
         super().__init__()
         self.kind, self.epsilon = kind, epsilon
@@ -206,20 +213,21 @@ class MixedSkill(TensorDictModuleBase):
         >>> data = make_env("mpe/simple_spread", num_envs=8, seed=0).rollout(25, policy)
     """
 
+    @checked
     def __init__(
         self,
         policies: Sequence[TensorDictModuleBase],
         *,
-        probabilities: Sequence[float] | None = None,
+        probabilities: Annotated[Sequence[float] | None, NON_NEGATIVE] = None,
         per: Literal["episode", "agent"] = "episode",
-        seed: int | None = None,
+        seed: Annotated[int | None, SEED] = None,
     ) -> None:
         if per not in ("episode", "agent"):
             raise ValueError(f"per must be 'episode' or 'agent', got {per!r}.")
         probabilities = [1.0] * len(policies) if probabilities is None else list(probabilities)
-        if len(probabilities) != len(policies) or min(probabilities) < 0 or sum(probabilities) <= 0:
+        if len(probabilities) != len(policies) or sum(probabilities) <= 0:
             raise ValueError(
-                f"probabilities must be {len(policies)} numbers >= 0, one for each policy, got {probabilities}."
+                f"probabilities must be {len(policies)} numbers, one a policy and not all 0, got {probabilities}."
             )
         in_keys = dict.fromkeys(key for policy in policies for key in policy.in_keys)
         self.in_keys, self.out_keys = [*in_keys, STEP_COUNT], [ACTION, SKILL]

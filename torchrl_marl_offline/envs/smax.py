@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs import smax_battles
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
@@ -49,20 +50,19 @@ class Smax(TeamEnv):
         RuntimeError: JAX does not see the device.
     """
 
+    @checked
     def __init__(
         self,
         *,
         scenario: str,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 100,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 100,
         **options: Hashable,
     ) -> None:
         if options.get("action_type", "discrete") != "discrete":
             raise ValueError(f"action_type must be 'discrete' for smax/{scenario}, got {options['action_type']!r}.")
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         self._battle = scenario, tuple(sorted(options.items()))
         self._bring_jax(num_envs, torch.device(device))
         game = self._rules.game

@@ -7,12 +7,13 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import GROUP
 from torchrl_marl_offline.envs.starcraft_battle import StarCraftBattle
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smacv2_arguments
@@ -47,22 +48,21 @@ class StarCraftTeam(TorchRLTeam):
         ValueError: ``workers`` is neither.
     """
 
+    @checked
     def __init__(
         self,
         *,
         task: str,
         settings: dict[str, Any],
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int | None = None,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int | None, COUNT] = None,
         workers: Literal["processes", "serial"] = "processes",
         **options: Any,
     ) -> None:
         if workers not in ("processes", "serial"):
             raise ValueError(f"workers must be 'processes' or 'serial', got {workers!r}.")
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         _require_game(task)
         self._launch = partial(_launch, settings | options, num_envs, torch.device(device), workers)
         self._seed = _any_seed() if seed is None else seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,18 +13,20 @@ from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import Compose, EnvBase, StepCounter, TransformedEnv, VmasEnv
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
 from torchrl_marl_offline.data.layout import DONE, STATE, SUCCESS, TERMINATED, TRUNCATED, TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.time_limit import time_limit
 
 
+@checked
 def from_torchrl(
     env: EnvBase,
     *,
     group_map: dict[str, Sequence[str]] | Sequence[str] | None = None,
-    seed: int | None = None,
-    max_steps: int | None = None,
+    seed: Annotated[int | None, SEED] = None,
+    max_steps: Annotated[int | None, COUNT] = None,
 ) -> TorchRLTeam:
     """Bring a TorchRL environment whose agents are in groups into the key layout of this library.
 

@@ -10,12 +10,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import unwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
@@ -63,14 +64,15 @@ class VmasScenario(TeamEnv):
         **options: the scenario's own, such as ``n_agents``.
     """
 
+    @checked
     def __init__(
         self,
         *,
         scenario: str,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int = 100,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int, COUNT] = 100,
         starts: Literal["batched", "independent"] = "batched",
         **options: Any,
     ) -> None:

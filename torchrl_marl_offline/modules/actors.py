@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
@@ -45,21 +46,18 @@ class GaussianHead(nn.Module):
         ``[*B, n, o]`` to loc and scale ``[*B, n, a]``.
     """
 
+    @checked
     def __init__(
         self,
         spec: TaskSpec,
         *,
-        scale: float | Literal["learned", "state_dependent"] = 1.0,
+        scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 1.0,
         batch_norm: bool = False,
         **network,
     ) -> None:
         super().__init__()
         self.state_dependent = scale == "state_dependent"
         self.fixed_scale = None if isinstance(scale, str) else float(scale)
-        if isinstance(scale, str) and scale not in ("learned", "state_dependent"):
-            raise ValueError(f"scale must be a positive number, 'learned' or 'state_dependent', got {scale!r}.")
-        if self.fixed_scale is not None and not self.fixed_scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         outputs = spec.action_size * (2 if self.state_dependent else 1)
         self.network = _normalized(
             AgentNetwork(spec.observation_size, outputs, spec.n_agents, **network), spec, batch_norm
@@ -173,18 +171,19 @@ class ObservationNorm(nn.Module):
 
 
 @remembers_build
+@checked
 def make_actor(
     spec: TaskSpec,
     *,
     distribution: Distribution = "gaussian",
-    scale: float | Literal["learned", "state_dependent"] = 1.0,
-    hidden: Sequence[int] = (512, 512, 512, 512),
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 1.0,
+    hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     share_params: bool = True,
     activation: str = "gelu",
     layer_norm: bool = False,
     batch_norm: bool = False,
-    final_scale: float = 0.01,
-    observation_norm: tuple[Sequence[float], Sequence[float]] | None = None,
+    final_scale: Annotated[float, NON_NEGATIVE] = 0.01,
+    observation_norm: Annotated[tuple[Sequence[float], Sequence[float]] | None, REAL] = None,
 ) -> ProbabilisticActor:
     """Build the agents' policies as a TorchRL actor.
 

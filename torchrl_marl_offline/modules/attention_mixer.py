@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import FEW, SIZE, WIDTHS, checked
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer
 
 
@@ -42,15 +44,16 @@ class AttentionMixer(StateConditionedMixer):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(
         self,
-        n_agents: int,
-        state_size: int,
-        observation_size: int,
+        n_agents: Annotated[int, SIZE],
+        state_size: Annotated[int, SIZE],
+        observation_size: Annotated[int, SIZE],
         *,
-        attention_heads: int = 4,
-        embed_size: int = 32,
-        hidden_size: int = 128,
+        attention_heads: Annotated[int, FEW] = 4,
+        embed_size: Annotated[int, WIDTHS] = 32,
+        hidden_size: Annotated[int, WIDTHS] = 128,
         monotonic: bool = True,
         layer_norm: bool = True,
     ) -> None:

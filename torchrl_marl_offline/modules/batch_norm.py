@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+
+from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, UNIT, checked
 
 
 class BatchNorm(nn.Module):
@@ -38,7 +41,13 @@ class BatchNorm(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, *shape: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    @checked
+    def __init__(
+        self,
+        *shape: Annotated[int, SIZE],
+        momentum: Annotated[float, UNIT] = 0.1,
+        eps: Annotated[float, POSITIVE] = 1e-5,
+    ) -> None:
         super().__init__()
         self.shape, self.momentum, self.eps = shape, momentum, eps
         self.register_buffer("mean", torch.zeros(shape))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
@@ -106,16 +108,17 @@ class BehaviourPolicy(nn.Module):
 
 
 @remembers_build
+@checked
 def make_vae(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (750, 750),
-    perturbation_hidden: Sequence[int] = (400, 300),
+    hidden: Annotated[Sequence[int], WIDTHS] = (750, 750),
+    perturbation_hidden: Annotated[Sequence[int], WIDTHS] = (400, 300),
     share_params: bool = True,
     activation: str = "relu",
-    latent_size: int | None = None,
-    latent_clip: float = 0.5,
-    perturbation: float = 0.05,
+    latent_size: Annotated[int | None, WIDTHS] = None,
+    latent_clip: Annotated[float, POSITIVE] = 0.5,
+    perturbation: Annotated[float, POSITIVE] = 0.05,
 ) -> TensorDictSequential:
     """Build a generative model of each agent's continuous action with a perturbation of what it generates.
 
@@ -143,9 +146,6 @@ def make_vae(
     if spec.discrete:
         raise ValueError("make_vae is for continuous actions; for a discrete task use make_behaviour_policy.")
     latent_size = 2 * spec.action_size if latent_size is None else latent_size
-    for name, value in (("latent_size", latent_size), ("latent_clip", latent_clip), ("perturbation", perturbation)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
     shared = {"share_params": share_params, "activation": activation, "layer_norm": False}
     encoder = ActionEncoder(spec, latent_size, hidden=hidden, **shared)
     decoder = ActionDecoder(spec, latent_size, latent_clip, hidden=hidden, **shared)
@@ -160,10 +160,11 @@ def make_vae(
 
 
 @remembers_build
+@checked
 def make_behaviour_policy(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (256, 256),
+    hidden: Annotated[Sequence[int], WIDTHS] = (256, 256),
     share_params: bool = True,
     activation: str = "relu",
     layer_norm: bool = False,

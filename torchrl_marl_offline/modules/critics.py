@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import FEW, WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
@@ -22,6 +23,8 @@ Decomposition = Literal[
     "centralized", "mixer", "vdn", "independent", "linear", "nonmonotonic", "qatten", "qplex", "graph"
 ]
 DECOMPOSITIONS: tuple[Decomposition, ...] = get_args(Decomposition)
+TEAM: tuple[Decomposition, ...] = tuple(name for name in DECOMPOSITIONS if name not in ("independent", "graph"))
+"""Those with a value of the team; the others' agents learn each for itself."""
 READ_BY: dict[str, tuple[Decomposition, ...]] = {
     "mixer": ("mixer",),
     "frozen": ("mixer", "nonmonotonic", "linear", "qatten", "qplex"),
@@ -43,12 +46,13 @@ class CentralizedCritic(nn.Module):
         state ``[*B, s]`` (or observations ``[*B, n, o]``, flattened) and the joint action to ``[*B, H]``.
     """
 
+    @checked
     def __init__(
         self,
         spec: TaskSpec,
         *,
         with_action: bool = True,
-        num_heads: int = 2,
+        num_heads: Annotated[int, FEW] = 2,
         joint_observation: bool = False,
         batch_norm: bool = False,
         **network,
@@ -68,20 +72,21 @@ class CentralizedCritic(nn.Module):
         return out.movedim(0, -1).reshape(*x.shape[:-1], -1)
 
 
+@checked
 def make_critic(
     spec: TaskSpec,
     *,
     decomposition: Decomposition = "mixer",
-    num_heads: int = 2,
-    hidden: Sequence[int] = (512, 512, 512, 512),
+    num_heads: Annotated[int, FEW] = 2,
+    hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     share_params: bool = True,
     joint_observation: bool = False,
     mixer: nn.Module | None = None,
     monotonic: bool = True,
     frozen: bool = False,
-    embed_size: int = 32,
-    mixer_hidden_size: int = 128,
-    attention_heads: int = 4,
+    embed_size: Annotated[int, WIDTHS] = 32,
+    mixer_hidden_size: Annotated[int, WIDTHS] = 128,
+    attention_heads: Annotated[int, FEW] = 4,
     activation: str = "gelu",
     layer_norm: bool = True,
     batch_norm: bool = False,
@@ -164,11 +169,12 @@ def make_critic(
     return TensorDictSequential(local, TensorDictModule(mixer, in_keys=in_keys, out_keys=[ACTION_VALUE]))
 
 
+@checked
 def make_value(
     spec: TaskSpec,
     *,
     decomposition: Decomposition = "mixer",
-    hidden: Sequence[int] = (512, 512, 512, 512),
+    hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     share_params: bool = True,
     joint_observation: bool = False,
     activation: str = "gelu",

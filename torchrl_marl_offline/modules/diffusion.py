@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
@@ -47,8 +49,14 @@ class NoisePredictor(SequentialNetwork):
         time ``[*B, n, 1]``, to ``[*B, n, a]``.
     """
 
+    @checked
     def __init__(
-        self, spec: TaskSpec, *, beta_range: tuple[float, float] = (0.1, 20.0), time_size: int = 16, **network
+        self,
+        spec: TaskSpec,
+        *,
+        beta_range: Annotated[tuple[float, float], POSITIVE] = (0.1, 20.0),
+        time_size: Annotated[int, WIDTHS] = 16,
+        **network,
     ) -> None:
         super().__init__(spec, spec.action_size + time_size, spec.action_size, **network)
         self.range, self.beta_range, self.time_size = ActionRange.of(spec), tuple(beta_range), time_size
@@ -70,16 +78,17 @@ class NoisePredictor(SequentialNetwork):
 
 
 @remembers_build
+@checked
 def make_score(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (256, 256, 256),
+    hidden: Annotated[Sequence[int], WIDTHS] = (256, 256, 256),
     share_params: bool = True,
     joint_observation: bool = False,
     activation: str = "silu",
     layer_norm: bool = True,
-    beta_range: tuple[float, float] = (0.1, 20.0),
-    time_size: int = 16,
+    beta_range: Annotated[tuple[float, float], POSITIVE] = (0.1, 20.0),
+    time_size: Annotated[int, WIDTHS] = 16,
 ) -> TensorDictModule:
     r"""Build a sequential diffusion model of a continuous task's joint actions, for its score.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_marl_offline.core.ranges import FEW, WIDTHS, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
@@ -29,7 +32,10 @@ class GreedyCritic(nn.Module):
         actions ``[*B, n, A]``, to values and advantages ``[*B, n, H]`` each.
     """
 
-    def __init__(self, spec: TaskSpec, *, num_heads: int = 2, batch_norm: bool = False, **network) -> None:
+    @checked
+    def __init__(
+        self, spec: TaskSpec, *, num_heads: Annotated[int, FEW] = 2, batch_norm: bool = False, **network
+    ) -> None:
         super().__init__()
         self.spec = spec
         observed, n = spec.observation_size, spec.n_agents
@@ -111,8 +117,14 @@ class DuplexMixer(StateConditionedMixer):
         True
     """
 
+    @checked
     def __init__(
-        self, spec: TaskSpec, *, attention_heads: int = 4, hidden_size: int = 128, layer_norm: bool = True
+        self,
+        spec: TaskSpec,
+        *,
+        attention_heads: Annotated[int, FEW] = 4,
+        hidden_size: Annotated[int, WIDTHS] = 128,
+        layer_norm: bool = True,
     ) -> None:
         n = spec.n_agents
         sizes = (n, n, attention_heads, attention_heads * n)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import WIDTHS, checked
 from torchrl_marl_offline.data.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
@@ -52,10 +54,11 @@ class JointVelocity(nn.Module):
 
 
 @remembers_build
+@checked
 def make_flow(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (512, 512, 512, 512),
+    hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     joint_observation: bool = True,
     activation: str = "gelu",
     layer_norm: bool = False,

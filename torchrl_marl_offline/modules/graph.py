@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import FEW, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.local_critic import LocalCritic
 from torchrl_marl_offline.modules.networks import StackedMLP, project_agents
@@ -58,12 +61,13 @@ class GraphCritic(LocalCritic):
         observation ``[*B, n, o]`` and action ``[*B, n]`` or ``[*B, n, a]`` to the team's ``[*B, H]``.
     """
 
+    @checked
     def __init__(
         self,
         spec: TaskSpec,
         *,
         with_action: bool = True,
-        num_heads: int = 2,
+        num_heads: Annotated[int, FEW] = 2,
         share_params: bool = True,
         **network,
     ) -> None:

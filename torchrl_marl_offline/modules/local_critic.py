@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import FEW, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
@@ -37,12 +40,13 @@ class LocalCritic(nn.Module):
         observation ``[*B, n, o]`` and action (see :func:`encode_action`) to ``[*B, n, H]``.
     """
 
+    @checked
     def __init__(
         self,
         spec: TaskSpec,
         *,
         with_action: bool = True,
-        num_heads: int = 2,
+        num_heads: Annotated[int, FEW] = 2,
         batch_norm: bool = False,
         **network,
     ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules.models.multiagent import Mixer
 
+from torchrl_marl_offline.core.ranges import SIZE, WIDTHS, checked
 from torchrl_marl_offline.modules.networks import StackedLayerNorm, StackedLinear
 
 
@@ -88,13 +90,14 @@ class HyperNetworkMixer(StateConditionedMixer):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(
         self,
-        n_agents: int,
-        state_size: int,
+        n_agents: Annotated[int, SIZE],
+        state_size: Annotated[int, SIZE],
         *,
-        embed_size: int = 32,
-        hidden_size: int = 128,
+        embed_size: Annotated[int, WIDTHS] = 32,
+        hidden_size: Annotated[int, WIDTHS] = 128,
         monotonic: bool = True,
         layer_norm: bool = True,
     ) -> None:
@@ -147,12 +150,13 @@ class LinearMixer(StateConditionedMixer):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(
         self,
-        n_agents: int,
-        state_size: int,
+        n_agents: Annotated[int, SIZE],
+        state_size: Annotated[int, SIZE],
         *,
-        hidden_size: int = 128,
+        hidden_size: Annotated[int, WIDTHS] = 128,
         monotonic: bool = True,
         layer_norm: bool = True,
     ) -> None:
@@ -185,7 +189,8 @@ class SumMixer(Mixer):
 
     accepts_heads = True
 
-    def __init__(self, n_agents: int) -> None:
+    @checked
+    def __init__(self, n_agents: Annotated[int, SIZE]) -> None:
         super().__init__(needs_state=False, state_shape=(), n_agents=n_agents, device=None)
 
     def forward(self, values: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, SIZE, WIDTHS, checked
 
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
 
@@ -40,7 +43,13 @@ class StackedLinear(nn.Module):
         ``[*stack, in, out]`` and the bias ``[*stack, 1, out]``.
     """
 
-    def __init__(self, in_features: int, out_features: int, stack: Sequence[int] = ()) -> None:
+    @checked
+    def __init__(
+        self,
+        in_features: Annotated[int, SIZE],
+        out_features: Annotated[int, SIZE],
+        stack: Annotated[Sequence[int], SIZE] = (),
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.stack = in_features, out_features, tuple(stack)
         self.weight = nn.Parameter(torch.empty(*self.stack, in_features, out_features))
@@ -86,16 +95,17 @@ class StackedMLP(nn.Module):
         ``[*stack, rows, in]`` or broadcastable, to ``[*stack, rows, out]``.
     """
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        hidden: Sequence[int] = (512, 512, 512, 512),
+        in_features: Annotated[int, SIZE],
+        out_features: Annotated[int, SIZE],
+        hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
         *,
-        stack: Sequence[int] = (),
+        stack: Annotated[Sequence[int], SIZE] = (),
         activation: str = "gelu",
         layer_norm: bool = True,
-        final_scale: float = 1.0,
+        final_scale: Annotated[float, NON_NEGATIVE] = 1.0,
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
@@ -134,7 +144,13 @@ class StackedMLP(nn.Module):
 class StackedLayerNorm(nn.Module):
     """Layer normalization over the last dimension with parameters ``[*stack, 1, width]``."""
 
-    def __init__(self, width: int, stack: Sequence[int] = (), eps: float = 1e-6) -> None:
+    @checked
+    def __init__(
+        self,
+        width: Annotated[int, SIZE],
+        stack: Annotated[Sequence[int], SIZE] = (),
+        eps: Annotated[float, POSITIVE] = 1e-6,
+    ) -> None:
         super().__init__()
         self.width, self.eps, self.stack = width, eps, tuple(stack)
         self.weight = nn.Parameter(torch.empty(*self.stack, 1, width) if self.stack else torch.empty(width))
@@ -189,13 +205,14 @@ class AgentNetwork(nn.Module):
         ``[*B, n, in]`` to ``[H, *B, n, out]`` (the leading ``H`` only if ``num_heads`` is given).
     """
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        n_agents: int,
+        in_features: Annotated[int, SIZE],
+        out_features: Annotated[int, SIZE],
+        n_agents: Annotated[int, SIZE],
         *,
-        num_heads: int | None = None,
+        num_heads: Annotated[int | None, FEW] = None,
         share_params: bool = True,
         **mlp,
     ) -> None:

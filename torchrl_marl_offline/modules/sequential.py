@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.ranges import WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.critics import encode_action
@@ -80,10 +82,11 @@ class SequentialPolicy(SequentialNetwork):
 
 
 @remembers_build
+@checked
 def make_sequential_policy(
     spec: TaskSpec,
     *,
-    hidden: Sequence[int] = (256, 256, 256),
+    hidden: Annotated[Sequence[int], WIDTHS] = (256, 256, 256),
     share_params: bool = True,
     joint_observation: bool = False,
     activation: str = "silu",

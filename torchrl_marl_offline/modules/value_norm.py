@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torchrl.modules.value_norm import ValueNorm
 
+from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, checked
 from torchrl_marl_offline.objectives.functional import masked_mean
 
 
@@ -37,8 +40,13 @@ class ScaleInvariantValueNorm(ValueNorm):
 
     accepts_mask = True
 
+    @checked
     def __init__(
-        self, *, shape: int | tuple[int, ...] = 1, epsilon: float = 1e-6, device: torch.device | None = None
+        self,
+        *,
+        shape: Annotated[int | tuple[int, ...], SIZE] = 1,
+        epsilon: Annotated[float, POSITIVE] = 1e-6,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__(shape=shape, epsilon=epsilon, device=device)
         self.register_buffer("loc", torch.zeros(self.shape, device=device))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, checked
 from torchrl_marl_offline.objectives.candidates import candidate_values
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import masked_mean, mean_magnitude
@@ -64,6 +65,7 @@ class PolicyGradient(PolicyExtraction):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class TD3BC(PolicyGradient):
     r"""TD3+BC's actor (Fujimoto and Gu 2021).
 
@@ -81,13 +83,8 @@ class TD3BC(PolicyGradient):
         ``policy_qvalue`` (mean), ``action_error`` (mean of the squared error).
     """
 
-    alpha: float = 2.5
+    alpha: Annotated[float, NON_NEGATIVE] = 2.5
     metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "action_error")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha < 0:
-            raise ValueError(f"alpha must not be negative, got {self.alpha}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return alpha."""

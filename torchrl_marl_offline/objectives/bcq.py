@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT, checked
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -25,7 +26,7 @@ from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import masked_mean, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
 from torchrl_marl_offline.objectives.policies import is_discrete
-from torchrl_marl_offline.objectives.value_learning import ValueLearning, check_min_weight
+from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.estimates import Estimates
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class VAELearning(BehaviourLearning):
     r"""A conditional variational autoencoder of each agent's action, and the perturbation of what it generates.
 
@@ -53,13 +55,9 @@ class VAELearning(BehaviourLearning):
         ``behaviour_error`` (mean of the squared error), ``behaviour_divergence``, ``perturbation_qvalue``.
     """
 
-    kl_weight: float = 0.5
+    kl_weight: Annotated[float, NON_NEGATIVE] = 0.5
     given_keys: ClassVar[tuple[NestedKey, ...]] = (LATENT,)
     metrics: ClassVar[tuple[str, ...]] = ("behaviour_error", "behaviour_divergence", "perturbation_qvalue")
-
-    def __post_init__(self) -> None:
-        if self.kl_weight < 0:
-            raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}.")
 
     def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return both models' losses of each agent's action, ``[*B, n]``."""
@@ -85,6 +83,7 @@ class VAELearning(BehaviourLearning):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class BatchConstraint:
     """The actions that the model of the data allows, of which rules take the best.
 
@@ -93,14 +92,8 @@ class BatchConstraint:
         threshold: discrete actions are allowed whose probability is at least this share of the likeliest one's.
     """
 
-    samples: int = 10
-    threshold: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be positive, got {self.samples}.")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+    samples: Annotated[int, FEW] = 10
+    threshold: Annotated[float, UNIT] = 0.3
 
     @torch.no_grad()
     def allowed(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
@@ -139,6 +132,7 @@ class BatchConstraint:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class BCQ(BatchConstraint, ValueLearning):
     r"""Bootstrap at the best action that the model of the data allows (Fujimoto et al. 2019, eq. 13).
 
@@ -157,13 +151,9 @@ class BCQ(BatchConstraint, ValueLearning):
         min_weight: :math:`\lambda`.
     """
 
-    min_weight: float = 0.75
+    min_weight: Annotated[float, UNIT] = 0.75
     needs_actor: ClassVar[bool] = True
     needs_behaviour: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_min_weight(self.min_weight)
 
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the target critic at every agent's best action."""
@@ -175,6 +165,7 @@ class BCQ(BatchConstraint, ValueLearning):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class BCQDistillation(BatchConstraint, PolicyExtraction):
     r"""The policy regresses on the best action that the model of the data allows.
 

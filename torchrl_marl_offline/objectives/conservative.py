@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE, checked
 from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
 from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, shifted_sample
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class CQL(TD):
     r""":class:`TD` and a penalty on values of actions that are not the data's (Kumar et al. 2020).
 
@@ -46,20 +48,15 @@ class CQL(TD):
         ``critic_penalty``: the weighted penalty, before any division by a scale.
     """
 
-    min_q_weight: float = 1.0
-    num_random: int = 10
-    num_policy: int = 10
+    min_q_weight: Annotated[float, NON_NEGATIVE] = 1.0
+    num_random: Annotated[int, FEW_OR_NONE] = 10
+    num_policy: Annotated[int, FEW_OR_NONE] = 10
     metrics: ClassVar[tuple[str, ...]] = ("critic_penalty",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_q_weight < 0:
-            raise ValueError(f"min_q_weight must not be negative, got {self.min_q_weight}.")
-        if min(self.num_random, self.num_policy) < 0 or self.num_random + self.num_policy < 1:
-            raise ValueError(
-                "num_random and num_policy must not be negative, and one of them positive; got "
-                f"{self.num_random} and {self.num_policy}."
-            )
+        if self.num_random + self.num_policy < 1:
+            raise ValueError("Of num_random and num_policy one must be above 0; both are 0.")
 
     def coefficients(self) -> dict[str, float]:
         """Return the weight."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, POSITIVE, REAL, checked
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, tempered_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
@@ -54,6 +55,7 @@ class PolicyExtraction(ABC):
 
 
 @dataclass(frozen=True)
+@checked
 class AWR(PolicyExtraction):
     r"""Advantage-weighted regression (Peng et al. 2019; Lee et al. 2026, eq. 11).
 
@@ -90,18 +92,16 @@ class AWR(PolicyExtraction):
         ``capped_weights``, the share of the batch that has the largest weight.
     """
 
-    temperature: float = 3.0
+    temperature: Annotated[float, NON_NEGATIVE] = 3.0
     advantage: Literal["local", "joint", "weighted"] = "local"
     weights: Literal["tempered", "softmax", "clipped"] = "tempered"
-    min_sample_size: float = 0.04
+    min_sample_size: Annotated[float, OPEN_UNIT] = 0.04
     standardize: bool = True
-    exponent_range: tuple[float, float] = (-50.0, 10.0)
-    max_weight: float = 100.0
+    exponent_range: Annotated[tuple[float, float], REAL] = (-50.0, 10.0)
+    max_weight: Annotated[float, POSITIVE] = 100.0
     baseline: Literal["mode", "expected"] = "mode"
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}.")
         if self.advantage not in ("local", "joint", "weighted"):
             raise ValueError(f"advantage must be 'local', 'weighted' or 'joint', got {self.advantage!r}.")
         if self.weights not in ("tempered", "softmax", "clipped"):
@@ -110,8 +110,6 @@ class AWR(PolicyExtraction):
             raise ValueError(f"baseline must be 'mode' or 'expected', got {self.baseline!r}.")
         if self.weights == "tempered" and not self.standardize:
             raise ValueError("weights='tempered' standardizes always; leave standardize out, or ask for other weights.")
-        if not 0.0 < self.min_sample_size < 1.0:
-            raise ValueError(f"min_sample_size must lie between 0 and 1, got {self.min_sample_size}.")
         if self.weights != "tempered" and self.min_sample_size != AWR.min_sample_size:
             raise ValueError("min_sample_size is read by weights='tempered' alone; leave it out.")
         bounds = {"exponent_range": AWR.exponent_range, "max_weight": AWR.max_weight}
@@ -160,6 +158,7 @@ class AWR(PolicyExtraction):
 
 
 @dataclass(frozen=True)
+@checked
 class BRAC(PolicyExtraction):
     r"""Behaviour-regularized actor-critic (Wu et al. 2019; Lee et al. 2026, eqs 3 and 4).
 
@@ -177,14 +176,10 @@ class BRAC(PolicyExtraction):
         ``policy_qvalue`` (mean), ``log_prob``.
     """
 
-    alpha: float = 1.0
+    alpha: Annotated[float, NON_NEGATIVE] = 1.0
     normalize: bool = True
     sample: bool = True
     metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "log_prob")
-
-    def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise ValueError(f"alpha must not be negative, got {self.alpha}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return alpha."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, checked
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
 from torchrl_marl_offline.modules.networks import mask_logits
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -55,6 +56,7 @@ class FlowMatching(BehaviourLearning):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class FlowDistillation(PolicyExtraction):
     r"""One-step policies that follow the flow of the joint behaviour and the critic (Lee et al. 2025, eq. 9).
 
@@ -78,17 +80,11 @@ class FlowDistillation(PolicyExtraction):
         ``policy_qvalue`` (mean), ``distillation_error`` (mean, without :math:`\alpha`).
     """
 
-    alpha: float = 3.0
+    alpha: Annotated[float, NON_NEGATIVE] = 3.0
     normalize: bool = True
-    steps: int = 10
+    steps: Annotated[int, FEW] = 10
     needs_behaviour: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "distillation_error")
-
-    def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise ValueError(f"alpha must not be negative, got {self.alpha}.")
-        if self.steps < 1:
-            raise ValueError(f"steps must be positive, got {self.steps}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return alpha."""

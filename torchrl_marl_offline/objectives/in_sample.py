@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import POSITIVE, REAL, checked
 from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+@checked
 class ICQ(SARSA):
     r"""Implicit constraint Q-learning (Yang et al. 2021): :class:`SARSA` that leans to the batch's better successors.
 
@@ -32,11 +34,7 @@ class ICQ(SARSA):
         beta: :math:`\beta`; may be scheduled as ``loss.beta = 100.0``.
     """
 
-    beta: float = 1000.0
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}.")
+    beta: Annotated[float, POSITIVE] = 1000.0
 
     def coefficients(self) -> dict[str, float]:
         """Return beta."""
@@ -53,6 +51,7 @@ class ICQ(SARSA):
 
 
 @dataclass(frozen=True)
+@checked
 class OMAC(IQL):
     r"""Coupled value factorization (Wang and Zhan 2023): :class:`IQL` with an expectile for each agent.
 
@@ -69,6 +68,7 @@ class OMAC(IQL):
 
 
 @dataclass(frozen=True)
+@checked
 class OMIGA(ValueLearning):
     r"""Implicit global-to-local value regularization (Wang et al. 2023).
 
@@ -87,14 +87,10 @@ class OMIGA(ValueLearning):
         exponent_range: bounds of the exponent.
     """
 
-    regularization: float = 10.0
-    exponent_range: tuple[float, float] = (-10.0, 10.0)
+    regularization: Annotated[float, POSITIVE] = 10.0
+    exponent_range: Annotated[tuple[float, float], REAL] = (-10.0, 10.0)
     needs_value: ClassVar[bool] = True
     needs_target_value: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.regularization > 0:
-            raise ValueError(f"regularization must be positive, got {self.regularization}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return the regularization."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
@@ -16,6 +16,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, _vmap_func, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.estimates import Estimates, NetworkPasses
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
@@ -153,6 +154,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     behaviour_network_params: TensorDictParams
     target_behaviour_network_params: TensorDictParams
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase | None,
@@ -167,8 +169,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         value_norm: ValueNorm | None = None,
         heads: Literal["all", "min"] = "all",
         team_reward: Literal["mean", "sum"] = "mean",
-        max_next_value: float | None = None,
-        num_qvalue_nets: int = 1,
+        max_next_value: Annotated[float | None, REAL] = None,
+        num_qvalue_nets: Annotated[int, FEW] = 1,
         reduction: Literal["mean", "sum", "none"] = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
@@ -391,7 +393,10 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
 
         Raises:
             NotImplementedError: for estimators that need more than the next value.
+            ValueError: ``gamma`` or ``lmbda`` is not between 0 and 1.
         """
+        for name in {"gamma", "lmbda"} & hyperparams.keys():
+            check(name, hyperparams[name], Annotated[float, DISCOUNT])
         value_type = self.default_value_estimator if value_type is None else value_type
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("value_network", None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import UNIT, checked
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.candidates import best_candidate, candidate_values, every_action, legal_actions
 from torchrl_marl_offline.objectives.functional import masked_mean
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class OMAR(PolicyGradient):
     r"""Actor rectification (Pan et al. 2022, eq. 2).
 
@@ -44,14 +46,9 @@ class OMAR(PolicyGradient):
         ``policy_qvalue`` (mean), ``rectified_qvalue`` (mean value of the best actions).
     """
 
-    rectification: float = 0.5
+    rectification: Annotated[float, UNIT] = 0.5
     sampler: ActionSampler = field(default_factory=SoftmaxSampler)
     metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "rectified_qvalue")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.rectification <= 1.0:
-            raise ValueError(f"rectification must lie between 0 and 1, got {self.rectification}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return the rectification."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, checked
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning
 from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
@@ -19,6 +21,7 @@ class TDLoss(OfflineMARLLoss):
     The actor is asked, not trained. Options: those of :class:`OfflineMARLLoss`.
     """
 
+    @checked
     def __init__(self, actor: TensorDictModuleBase, critic: Critic, **options) -> None:
         super().__init__(actor, critic, value_learning=TD(), extraction=None, **options)
 
@@ -29,6 +32,7 @@ class SARSALoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`.
     """
 
+    @checked
     def __init__(self, critic: Critic, **options) -> None:
         super().__init__(None, critic, value_learning=SARSA(), extraction=None, **options)
 
@@ -39,8 +43,14 @@ class IQLLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rule's ``expectile``.
     """
 
+    @checked
     def __init__(
-        self, critic: Critic, value: TensorDictModuleBase, *, expectile: float = IQL.expectile, **options
+        self,
+        critic: Critic,
+        value: TensorDictModuleBase,
+        *,
+        expectile: Annotated[float, OPEN_UNIT] = IQL.expectile,
+        **options,
     ) -> None:
         super().__init__(None, critic, value, value_learning=IQL(expectile), extraction=None, **options)
 
@@ -54,6 +64,7 @@ class AWRLoss(OfflineMARLLoss):
     ``rule`` gives the settings of :class:`AWR`; further options: those of :class:`OfflineMARLLoss`.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
@@ -72,6 +83,7 @@ class BRACLoss(OfflineMARLLoss):
     As :class:`AWRLoss`; no state-value network is asked.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, checked
 from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
 
 Score = Callable[[Tensor], Tensor]
@@ -17,6 +18,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class ActionSampler(ABC):
     """Base class of the zeroth-order searches for an agent's best action.
 
@@ -25,14 +27,8 @@ class ActionSampler(ABC):
         samples: candidates of each iteration.
     """
 
-    iterations: int = 3
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.samples < 2:
-            raise ValueError(
-                f"A sampler needs an iteration and two samples at least, got {self.iterations} and {self.samples}."
-            )
+    iterations: Annotated[int, FEW] = 3
+    samples: Annotated[int, SEVERAL] = 10
 
     @abstractmethod
     def propose(self, score: Score, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -46,6 +42,7 @@ class ActionSampler(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class GaussianSampler(ActionSampler):
     """A search by a Gaussian, each component on its own, that each iteration moves.
 
@@ -56,8 +53,8 @@ class GaussianSampler(ActionSampler):
         scale: first standard deviation, in halves of the action range.
     """
 
-    loc: float = 0.0
-    scale: float = 2.0
+    loc: Annotated[float, REAL] = 0.0
+    scale: Annotated[float, POSITIVE] = 2.0
 
     def propose(self, score: Score, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the last iteration's candidates, clipped to the bounds, and their values."""
@@ -82,6 +79,7 @@ class GaussianSampler(ActionSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class SoftmaxSampler(GaussianSampler):
     r"""OMAR's own: the mean of all candidates, weighted by their values (eq. 3).
 
@@ -100,7 +98,7 @@ class SoftmaxSampler(GaussianSampler):
         centre: :math:`c`: ``"previous"``, the mean that the candidates were drawn around, or ``"updated"``.
     """
 
-    beta: float = 1.0
+    beta: Annotated[float, POSITIVE] = 1.0
     centre: Literal["previous", "updated"] = "previous"
 
     def __post_init__(self) -> None:
@@ -117,6 +115,7 @@ class SoftmaxSampler(GaussianSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class CEMSampler(GaussianSampler):
     """The cross-entropy method (table 2): mean and deviation of the elites, which stay among the candidates.
 
@@ -130,12 +129,12 @@ class CEMSampler(GaussianSampler):
         elites: how many of the best candidates make the next Gaussian.
     """
 
-    elites: int = 5
+    elites: Annotated[int, SEVERAL] = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.elites <= self.samples:
-            raise ValueError(f"elites must lie between 2 and samples ({self.samples}), got {self.elites}.")
+        if self.elites > self.samples:
+            raise ValueError(f"elites must be at most samples ({self.samples}), got {self.elites}.")
 
     def refine(self, candidates: Tensor, values: Tensor, loc: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Keep the best."""
@@ -146,6 +145,7 @@ class CEMSampler(GaussianSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class RandomSampler(ActionSampler):
     """Random search (table 2): all candidates at once, uniform between the bounds."""
 

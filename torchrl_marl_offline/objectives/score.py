@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import POSITIVE, RATE, checked
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
@@ -29,6 +30,7 @@ Times = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class ScoreMatching(BehaviourLearning):
     r"""Denoising score matching (Vincent 2011; Ho et al. 2020) of every agent's action, given the previous agents'.
 
@@ -44,7 +46,7 @@ class ScoreMatching(BehaviourLearning):
         ``denoising_error`` (mean over the action's components).
     """
 
-    times: Times = (1e-3, 1.0)
+    times: Annotated[Times, RATE] = (1e-3, 1.0)
     given_keys: ClassVar[tuple[NestedKey, ...]] = (NOISY_ACTION, DIFFUSION_TIME)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_error",)
 
@@ -83,6 +85,7 @@ class SequentialCloning(BehaviourLearning):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class ScoreRegularized(PolicyGradient):
     r"""Score-regularized policy optimization (Chen et al. 2023), agents in sequence (Qiao et al. 2025).
 
@@ -118,9 +121,9 @@ class ScoreRegularized(PolicyGradient):
         predicted in its actions, to be compared with ``denoising_error``; of discrete policies the cross-entropy).
     """
 
-    beta: float = 0.01
+    beta: Annotated[float, POSITIVE] = 0.01
     normalize: bool = False
-    times: Times = (0.02, 0.98)
+    times: Annotated[Times, RATE] = (0.02, 0.98)
     time_weight: Literal["score", "uniform", "variance"] = "score"
     others: Literal["data", "policy"] = "policy"
     sample: bool = False
@@ -130,8 +133,6 @@ class ScoreRegularized(PolicyGradient):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_times(self.times)
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}.")
         if self.time_weight not in ("score", "uniform", "variance"):
             raise ValueError(f"time_weight must be 'score', 'uniform' or 'variance', got {self.time_weight!r}.")
 
@@ -240,5 +241,5 @@ def _acting_agents(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tens
 
 
 def _check_times(times: Times) -> None:
-    if not 0.0 < times[0] < times[1] <= 1.0:
-        raise ValueError(f"times must be two rising numbers in (0, 1], got {times}.")
+    if not times[0] < times[1]:
+        raise ValueError(f"times must be two rising numbers, got {times}.")

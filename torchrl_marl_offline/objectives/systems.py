@@ -6,11 +6,12 @@ option of :class:`OfflineMARLLoss` goes with each, unless it says otherwise: "X 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, OPEN_UNIT, POSITIVE, UNIT, checked
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
 from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
@@ -47,14 +48,15 @@ class MATD3BCLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         *,
-        alpha: float = TD3BC.alpha,
-        noise: float = 0.2,
-        noise_clip: float = TD.noise_clip,
+        alpha: Annotated[float, NON_NEGATIVE] = TD3BC.alpha,
+        noise: Annotated[float, NON_NEGATIVE] = 0.2,
+        noise_clip: Annotated[float, NON_NEGATIVE] = TD.noise_clip,
         others: Literal["data", "policy"] = TD3BC.others,
         **options,
     ) -> None:
@@ -88,6 +90,7 @@ class MACQLLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
@@ -121,12 +124,13 @@ class OMARLoss(MACQLLoss):
     Options: those of :class:`MACQLLoss` and the rule's ``rectification`` (:math:`\tau`) and ``sampler``.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         *,
-        rectification: float = OMAR.rectification,
+        rectification: Annotated[float, UNIT] = OMAR.rectification,
         sampler: ActionSampler = SoftmaxSampler(),  # noqa: B008
         others: Literal["data", "policy"] = OMAR.others,
         **options,
@@ -158,13 +162,14 @@ class MAICQLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rules' ``beta`` and ``temperature``.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         *,
-        beta: float = ICQ.beta,
-        temperature: float = 10.0,
+        beta: Annotated[float, POSITIVE] = ICQ.beta,
+        temperature: Annotated[float, NON_NEGATIVE] = 10.0,
         advantage: Literal["local", "joint", "weighted"] = "weighted",
         **options,
     ) -> None:
@@ -190,14 +195,15 @@ class OMACLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rules' ``expectile`` and ``temperature``.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         value: TensorDictModuleBase,
         *,
-        expectile: float = 0.7,
-        temperature: float = 3.0,
+        expectile: Annotated[float, OPEN_UNIT] = 0.7,
+        temperature: Annotated[float, NON_NEGATIVE] = 3.0,
         advantage: Literal["local", "joint", "weighted"] = "weighted",
         **options,
     ) -> None:
@@ -232,13 +238,14 @@ class OMIGALoss(OfflineMARLLoss):
     :math:`= 1 / \alpha` of the policy. Options: those of :class:`OfflineMARLLoss`.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         value: TensorDictModuleBase,
         *,
-        alpha: float = OMIGA.regularization,
+        alpha: Annotated[float, POSITIVE] = OMIGA.regularization,
         **options,
     ) -> None:
         learning = OMIGA(alpha)
@@ -277,6 +284,7 @@ class OMSDLoss(OfflineMARLLoss):
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
@@ -284,8 +292,8 @@ class OMSDLoss(OfflineMARLLoss):
         value: TensorDictModuleBase,
         behaviour: TensorDictModuleBase,
         *,
-        expectile: float = 0.7,
-        beta: float = ScoreRegularized.beta,
+        expectile: Annotated[float, OPEN_UNIT] = 0.7,
+        beta: Annotated[float, POSITIVE] = ScoreRegularized.beta,
         normalize: bool = ScoreRegularized.normalize,
         time_weight: Literal["score", "uniform", "variance"] = ScoreRegularized.time_weight,
         behaviour_learning: ScoreMatching | SequentialCloning = ScoreMatching(),  # noqa: B008
@@ -326,16 +334,17 @@ class MABCQLoss(OfflineMARLLoss):
     ``kl_weight``.
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         behaviour: TensorDictModuleBase,
         *,
-        samples: int = BCQ.samples,
-        threshold: float = BCQ.threshold,
-        min_weight: float = BCQ.min_weight,
-        kl_weight: float = VAELearning.kl_weight,
+        samples: Annotated[int, FEW] = BCQ.samples,
+        threshold: Annotated[float, UNIT] = BCQ.threshold,
+        min_weight: Annotated[float, UNIT] = BCQ.min_weight,
+        kl_weight: Annotated[float, NON_NEGATIVE] = VAELearning.kl_weight,
         **options,
     ) -> None:
         constraint = {"samples": samples, "threshold": threshold}
@@ -379,16 +388,17 @@ class MACFlowLoss(OfflineMARLLoss):
     ``min_weight`` (with two heads 0.5 is their mean, 1 their minimum).
     """
 
+    @checked
     def __init__(
         self,
         actor: TensorDictModuleBase,
         critic: Critic,
         behaviour: TensorDictModuleBase,
         *,
-        alpha: float = FlowDistillation.alpha,
+        alpha: Annotated[float, NON_NEGATIVE] = FlowDistillation.alpha,
         normalize: bool = FlowDistillation.normalize,
-        flow_steps: int = FlowDistillation.steps,
-        min_weight: float = 0.5,
+        flow_steps: Annotated[int, FEW] = FlowDistillation.steps,
+        min_weight: Annotated[float, UNIT] = 0.5,
         **options,
     ) -> None:
         super().__init__(

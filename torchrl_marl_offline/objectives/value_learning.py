@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT, checked
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, sampled_action
@@ -66,6 +67,7 @@ class ValueLearning(ABC):
 
 
 @dataclass(frozen=True)
+@checked
 class TD(ValueLearning):
     r"""Bootstrap at the policy's action: :math:`\min_k \bar Q^k_{tot}(s', \pi(o'))` (eq. 2).
 
@@ -81,16 +83,11 @@ class TD(ValueLearning):
             two heads 0.5, their mean.
     """
 
-    noise: float = 0.0
-    noise_clip: float = 0.5
+    noise: Annotated[float, NON_NEGATIVE] = 0.0
+    noise_clip: Annotated[float, NON_NEGATIVE] = 0.5
     sample: bool = False
-    min_weight: float = 1.0
+    min_weight: Annotated[float, UNIT] = 1.0
     needs_actor: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.noise < 0 or self.noise_clip < 0:
-            raise ValueError(f"noise and noise_clip must not be negative, got {self.noise} and {self.noise_clip}.")
-        check_min_weight(self.min_weight)
 
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the target critic at the policy's action."""
@@ -127,6 +124,7 @@ class SARSA(ValueLearning):
 
 
 @dataclass(frozen=True)
+@checked
 class IQL(ValueLearning):
     r"""Implicit Q-learning: bootstrap at :math:`V_{tot}(s')` (eq. 9), an expectile of :math:`Q_{tot}(s, u)` (eq. 10).
 
@@ -137,12 +135,8 @@ class IQL(ValueLearning):
         expectile: :math:`\tau` in (0, 1); above 0.5 it leans to the better actions of the data.
     """
 
-    expectile: float = 0.9
+    expectile: Annotated[float, OPEN_UNIT] = 0.9
     needs_value: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.expectile < 1.0:
-            raise ValueError(f"expectile must lie between 0 and 1, got {self.expectile}.")
 
     def coefficients(self) -> dict[str, float]:
         """Return the expectile."""
@@ -159,9 +153,3 @@ class IQL(ValueLearning):
     def element_loss(self, loss: OfflineMARLLoss, value: Tensor, target: Tensor) -> Tensor:
         """Return the expectile regression of ``value`` to ``target``, element by element."""
         return expectile_weighted_square(target - value, loss.expectile)
-
-
-def check_min_weight(min_weight: float) -> None:
-    """Refuse a weight of the smallest head that is not a share."""
-    if not 0.0 <= min_weight <= 1.0:
-        raise ValueError(f"min_weight must lie between 0 and 1, got {min_weight}.")

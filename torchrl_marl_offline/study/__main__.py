@@ -11,8 +11,11 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
+from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import GIBIBYTES, argument, option_of
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
@@ -30,21 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     parsed = _parser().parse_args(arguments)
-    try:
-        return parsed.run(parsed)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; what was trained is saved, the same command goes on.", file=sys.stderr)
-        return 130
+    interrupted = "interrupted; what was trained is saved, the same command goes on."
+    return exit_status(lambda: parsed.run(parsed), interrupted, told=(ValueError,))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser, add = subcommand_parser("python -m torchrl_marl_offline.study", __doc__)
     command = add("run", _run, "Train what is left of a study, and write its table.")
     _add_study(command)
-    command.add_argument("--hours", type=_not_negative, default=0.0, help="save and stop after so many")
+    command.add_argument(
+        "--hours", type=argument(option_of(Machine, "hours")), default=0.0, help="save and stop after so many"
+    )
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these methods and datasets alone")
     command.add_argument(
         "--ray",
@@ -52,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         help="train on a Ray cluster (local: start one here); the output must lie on storage that all machines share",
     )
     _add_machine(command)
+    threads = argument(option_of(Machine, "threads"))
+    command.add_argument(
+        "--threads",
+        type=threads,
+        default=0,
+        help="of a worker; by default its share of the cores, at most OMP_NUM_THREADS",
+    )
     command = add("plan", _plan, "Say what would be trained, and in which populations.")
     _add_study(command)
     _add_machine(command)
@@ -73,19 +79,17 @@ def _add_study(command: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=int, default=0, help="populations at once; by default one a GPU or CPU core")
+    workers, memory = argument(option_of(Machine, "workers")), argument(Annotated[float, GIBIBYTES])
+    command.add_argument("--workers", type=workers, default=0, help="populations at once; by default one a GPU or core")
     command.add_argument(
-        "--threads", type=int, default=0, help="of a worker; by default its share of the cores, at most OMP_NUM_THREADS"
-    )
-    command.add_argument(
-        "--memory", type=_not_negative, default=0.0, metavar="GIB", help="of a device; by default 4/5 of what is free"
+        "--memory", type=memory, default=0.0, metavar="GIB", help="of a device; by default 4/5 of what is free"
     )
 
 
 def _machine(parsed: argparse.Namespace) -> Machine:
     return Machine(
         workers=parsed.workers,
-        threads=parsed.threads,
+        threads=getattr(parsed, "threads", 0),
         memory=parsed.memory * GIB,
         hours=getattr(parsed, "hours", 0.0),
         ray=getattr(parsed, "ray", None),
@@ -148,13 +152,6 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
 
 
 if __name__ == "__main__":

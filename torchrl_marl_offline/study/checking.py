@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from torchrl_marl_offline.core.ranges import check
 
 Kind = TypeVar("Kind")
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
@@ -64,7 +66,7 @@ def build(kind: type[Kind], table: Mapping[str, Any], where: str) -> Kind:
     Raises:
         StudyError: a key is unknown or lacking, or a value is of another kind.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     check_keys(table, [f.name for f in fields(kind)], where)
     values = {name: converted(value, hints[name], f"{where} {name}") for name, value in table.items()}
     for f in fields(kind):
@@ -73,19 +75,20 @@ def build(kind: type[Kind], table: Mapping[str, Any], where: str) -> Kind:
     return kind(**values)
 
 
-def converted(value: Any, hint: Any, where: str, *, signed: bool = False) -> Any:
+def converted(value: Any, hint: Any, where: str) -> Any:
     """Return ``value`` as ``hint`` wants it: a whole number as a float, a list as a tuple.
 
     Args:
         value: as TOML has it.
-        hint: the type.
+        hint: the type, with the range of its numbers (:mod:`~torchrl_marl_offline.core.ranges`).
         where: names it in errors.
-        signed: a number may be below 0.
 
     Raises:
-        StudyError: it is of another kind, a number below 0 though not ``signed``, or none of a literal's words.
+        StudyError: it is of another kind, a number outside its range, or none of a literal's words.
     """
     origin, choices = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _in_range(converted(value, choices[0], where), hint, where)
     if origin is Literal:
         if value in choices:
             return value
@@ -95,22 +98,28 @@ def converted(value: Any, hint: Any, where: str, *, signed: bool = False) -> Any
             return None
         for choice in choices:
             try:
-                return converted(value, choice, where, signed=signed)
+                return converted(value, choice, where)
             except StudyError as error:
                 last = error
         raise last
     if origin in (tuple, Sequence):
         if not isinstance(value, list | tuple) or not value:
             raise StudyError(f"{where} must be a list with at least one value, got {value!r}.")
-        return tuple(converted(item, choices[0], where, signed=signed) for item in value)
+        return tuple(converted(item, choices[0], where) for item in value)
     if origin is Mapping or hint is Any:
         return value
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**53 else value  # one that is too large is refused as it was written
     if hint not in _KINDS or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise StudyError(f"{where} must be {_KINDS.get(hint, 'something else')}, got {value!r}.")
-    if isinstance(value, int | float) and value < 0 and not signed:
-        raise StudyError(f"{where} must not be negative, got {value!r}.")
+    return value
+
+
+def _in_range(value: Any, hint: Any, where: str) -> Any:
+    try:
+        check(where, value, hint)
+    except ValueError as error:
+        raise StudyError(str(error)) from None
     return value

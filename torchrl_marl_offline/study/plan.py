@@ -14,7 +14,7 @@ from typing import Any
 
 from torchrl_marl_offline.methods import POPULATION_SETTINGS
 from torchrl_marl_offline.study.checking import StudyError, check_keys
-from torchrl_marl_offline.study.runs import Run, expand, slug
+from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
 
@@ -186,7 +186,7 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
             raise StudyError(f"{where} holds the run {run.name}, which {study.file} does not name; {remedy}.")
         now = json.loads(json.dumps(dict(named[run.name].settings)))
         for key in {**run.settings, **now}:
-            if run.settings.get(key) != now.get(key):
+            if run.settings.get(key) != now.get(key) and is_read(key, run.settings):
                 raise StudyError(
                     f"{where} holds {run.name} with {key} = {run.settings.get(key)!r}, {study.file} says "
                     f"{now.get(key)!r}; {remedy}."

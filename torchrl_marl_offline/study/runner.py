@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO, checked
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
@@ -26,6 +27,7 @@ from torchrl_marl_offline.study.workers import Backend, LocalWorkers
 
 
 @dataclass(frozen=True)
+@checked
 class Machine:
     """What a study may use.
 
@@ -39,10 +41,10 @@ class Machine:
         ray_options: further arguments of :func:`ray.init`.
     """
 
-    workers: int = 0
-    threads: int = 0
-    memory: float = 0.0
-    hours: float = 0.0
+    workers: Annotated[int, THREADS_OR_AUTO] = 0
+    threads: Annotated[int, THREADS_OR_AUTO] = 0
+    memory: Annotated[float, MEMORY] = 0.0
+    hours: Annotated[float, HOURS] = 0.0
     ray: str | None = None
     ray_options: dict[str, Any] = field(default_factory=dict)
 
@@ -94,12 +96,16 @@ def run_study(
     check_installed()
     study = study if isinstance(study, Study) else read_study(study)
     output = study.settings.output
+    seen = Plan.load(output)
+    plan = make_plan(study, machine)
+    jobs = make_jobs(study, plan, machine, only)  # all that can be refused is, before anything is written
     with _only_runner(output):
-        plan = make_plan(study, machine)
+        if Plan.load(output) != seen:  # another runner was here in between
+            plan = make_plan(study, machine)
+            jobs = make_jobs(study, plan, machine, only)
         plan.save(output)
         with replacing_file(output / "study.toml") as temporary:
             shutil.copyfile(study.file, temporary)
-        jobs = make_jobs(study, plan, machine, only)
         bar = StudyProgress(jobs, show=progress)
         say(f"{plan.name}: {bar.line()}, in {output}")
         try:

@@ -8,21 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torchrl_marl_offline.methods import settings_of
-from torchrl_marl_offline.modules.critics import READ_BY
+from torchrl_marl_offline import methods
+from torchrl_marl_offline.core.ranges import check_all, parameters_of
+from torchrl_marl_offline.core.relevance import ReadWith, conditions_of
+from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
-
-READ_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    "temperature": ("extraction", ("awr",)),
-    "weights": ("extraction", ("awr",)),
-    "advantage": ("extraction", ("awr",)),
-    "alpha": ("extraction", ("brac",)),
-    "expectile": ("value_learning", ("iql",)),
-    "frozen": ("decomposition", READ_BY["frozen"]),
-}
-"""Settings that change nothing unless another has one of some values: runs that differ in them alone would be equal."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +79,8 @@ def _runs_of(
     for key in (*own, *table.grid):
         if not is_read(key, {**shared, **own}, {**grid, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")
-            other, values = READ_ONLY_WITH.get(key, (None, ()))
-            named = " or ".join(map(repr, values))
-            why = f"only {other} = {named} reads it" if key in settings_of(algorithm) else f"{algorithm} has none"
+            conditions = [f"only {_told(one)} reads it" for one in _conditions(algorithm, key)]
+            why = conditions[0] if conditions else f"{algorithm} has none"
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
     seen = set()
     for values in itertools.product(*grid.values()):
@@ -108,7 +99,12 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     algorithm = given.get("algorithm", "recipe")
     defaults = {"algorithm": algorithm, **asdict(TrainingSettings()), **settings_of(algorithm)}
     settings = check_run_settings({name: given.get(name, default) for name, default in defaults.items()}, "a run")
-    return {name: value for name, value in settings.items() if is_read(name, settings)}
+    settings = {name: value for name, value in settings.items() if is_read(name, settings)}
+    try:
+        check_all(ALGORITHMS[algorithm], settings)
+    except ValueError as error:
+        raise StudyError(f"A run of {algorithm}: {error}") from None
+    return settings
 
 
 def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]] | None = None) -> bool:
@@ -123,14 +119,19 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
     if name == "algorithm" or name in {f.name for f in fields(TrainingSettings)}:
         return True
     for algorithm in grid.get("algorithm", [given.get("algorithm", "recipe")]):
-        defaults = settings_of(algorithm)
-        other, wanted = READ_ONLY_WITH.get(name, (name, None))
-        is_free = wanted is None or other not in defaults  # it has no companion to depend on
-        if name in defaults and (
-            is_free or any(value in wanted for value in grid.get(other, [given.get(other, defaults[other])]))
-        ):
+        others = {one.other for one in _conditions(algorithm, name)} & set(grid)
+        points = itertools.product(*(grid[other] for other in others))
+        if any(methods.is_read(algorithm, name, {**given, **dict(zip(others, point))}) for point in points):
             return True
     return False
+
+
+def _told(condition: ReadWith) -> str:
+    return condition.words(condition.other + ("" if condition.above is not None else " ="))
+
+
+def _conditions(algorithm: str, name: str) -> list[ReadWith]:
+    return conditions_of(parameters_of(ALGORITHMS[algorithm]).get(name, (None,))[0])
 
 
 def _word(value: Any) -> str:

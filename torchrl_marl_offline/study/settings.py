@@ -7,15 +7,45 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.methods import ALGORITHMS, SIGNED_SETTINGS, settings_of
+from torchrl_marl_offline.core.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FEW,
+    LEARNING_RATE,
+    NON_NEGATIVE,
+    OPEN_UNIT,
+    RATE,
+    RUN_SEED,
+    SIZE,
+    checked,
+    range_of,
+)
+from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import StudyError, build, check_keys, converted, subtable
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
 
+Metric = Literal[
+    "auto",
+    "normalized",
+    "success",
+    "return",
+    "length",
+    "agreement",
+    "agreement_choice",
+    "action_error",
+    "q_correlation",
+    "q_slope",
+    "q_bias",
+    "illegal_actions",
+]
+"""Columns of the results by which runs can be compared."""
+
 
 @dataclass(frozen=True)
+@checked
 class TrainingSettings:
     """Settings of a run that are not the loss's: those of the paper (arXiv:2603.08399, app. D) by default.
 
@@ -30,16 +60,17 @@ class TrainingSettings:
         precision: of the matrix products.
     """
 
-    steps: int = 500_000
-    batch_size: int = 640
-    lr: float = 3e-4
-    tau: float = 0.005
-    actor_every: int = 1
-    clip_grad_norm: float = 0.0
+    steps: Annotated[int, COUNT] = 500_000
+    batch_size: Annotated[int, SIZE] = 640
+    lr: Annotated[float, LEARNING_RATE] = 3e-4
+    tau: Annotated[float, RATE] = 0.005
+    actor_every: Annotated[int, COUNT] = 1
+    clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
+@checked
 class EvaluationSettings:
     """The table ``[evaluation]``.
 
@@ -53,15 +84,16 @@ class EvaluationSettings:
             judged by their agreement with these.
     """
 
-    every: int = 50_000
-    episodes: int = 10
+    every: Annotated[int, COUNT] = 50_000
+    episodes: Annotated[int, SIZE] = 10
     modes: tuple[Literal["mode", "sample"], ...] = ("mode",)
-    seed: int = 1000
-    num_envs: int = 4096
-    held_out: float = 0.1
+    seed: Annotated[int, RUN_SEED] = 1000
+    num_envs: Annotated[int, SIZE] = 4096
+    held_out: Annotated[float, OPEN_UNIT] = 0.1
 
 
 @dataclass(frozen=True)
+@checked
 class StudySettings:
     """The table ``[study]``; beside these it takes the settings that all runs share (``steps``, ``hidden``, ...).
 
@@ -83,15 +115,15 @@ class StudySettings:
 
     name: str
     output: Path
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], RUN_SEED] = (0, 1, 2, 3, 4)
     device: str = "auto"
-    members: int = 64
+    members: Annotated[int, SIZE] = 64
     compile: Literal["auto", "on", "off"] = "auto"
-    log_every: int = 100
-    checkpoint_every: int = 0
+    log_every: Annotated[int, COUNT] = 100
+    checkpoint_every: Annotated[int, COUNT_OR_NONE] = 0
     keep_checkpoints: bool = False
-    last_k: int = 5
-    metric: str = "auto"
+    last_k: Annotated[int, COUNT] = 5
+    metric: Metric = "auto"
 
 
 @dataclass(frozen=True)
@@ -183,7 +215,7 @@ def read_study(path: str | Path) -> Study:
     settings.setdefault("name", path.stem)
     settings["output"] = os.path.normpath(path.parent / user_path(settings.get("output", f"runs/{settings['name']}")))
     if isinstance(settings.get("seeds"), int) and not isinstance(settings["seeds"], bool):
-        settings["seeds"] = list(range(settings["seeds"]))
+        settings["seeds"] = list(range(converted(settings["seeds"], Annotated[int, FEW], "[study] seeds")))
     methods = tuple(_method(name, content) for name, content in subtable(table, "methods").items())
     if not methods:
         raise StudyError(f"{path} has no method; add a table such as [methods.recipe].")
@@ -232,11 +264,17 @@ def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
 
 
 def _run_settings() -> dict[str, Any]:
-    hints = {"algorithm": Literal[tuple(ALGORITHMS)], **get_type_hints(TrainingSettings)}
+    hints = {"algorithm": Literal[tuple(ALGORITHMS)], **get_type_hints(TrainingSettings, include_extras=True)}
     for algorithm, builder in ALGORITHMS.items():
-        known = get_type_hints(builder)
-        hints |= {name: known[name] for name in settings_of(algorithm)}
+        known = get_type_hints(builder, include_extras=True)
+        for name in settings_of(algorithm):
+            same = range_of(hints.get(name, known[name])) == range_of(known[name])
+            hints[name] = known[name] if same else _without_range(known[name])  # then each run's own is asked
     return hints
+
+
+def _without_range(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 RUN_SETTINGS: dict[str, Any] = _run_settings()
@@ -250,10 +288,7 @@ def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         StudyError: an unknown setting, or a value of another kind.
     """
     check_keys(table, RUN_SETTINGS, where)
-    return {
-        name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}", signed=name in SIGNED_SETTINGS))
-        for name, value in table.items()
-    }
+    return {name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}")) for name, value in table.items()}
 
 
 def _json_ready(value: Any) -> Any:

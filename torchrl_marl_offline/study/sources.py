@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, checked
 from torchrl_marl_offline.study.checking import StudyError, build
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+@checked
 class DatasetSource:
     """The table ``[datasets.NAME]``: a ``source``, or a ``task`` to record.
 
@@ -38,10 +40,10 @@ class DatasetSource:
     repair: bool = False
     task: str | None = None
     quality: str | None = None
-    episodes: int = 4000
-    transitions: int = 100_000
-    fraction: float = 1.0
-    seed: int = 0
+    episodes: Annotated[int, COUNT] = 4000
+    transitions: Annotated[int, COUNT] = 100_000
+    fraction: Annotated[float, RATE] = 1.0
+    seed: Annotated[int, RUN_SEED] = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -150,16 +152,32 @@ def _source(table: Any, folder: Path) -> DatasetSource:
     source = build(DatasetSource, table, where)
     if (source.source is None) == (source.task is None):
         raise StudyError(f"{where} needs either a source to load or a task to record.")
-    if not 0.0 < source.fraction <= 1.0:
-        raise StudyError(f"{where} fraction must lie above 0 and not above 1, got {source.fraction:g}.")
     of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
     if source.source is not None and of_recording:
         raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")
+    if source.quality is not None:
+        _check_recording(source, where)
     if source.task is not None and "repair" in table:
         raise StudyError(f"{where} repair belongs to a source; leave it out.")
     if source.source is None:
         return source
     return build(DatasetSource, {**table, "source": _absolute(source.source, folder)}, where)
+
+
+def _check_recording(source: DatasetSource, where: str) -> None:
+    """Refuse what :func:`~torchrl_marl_offline.record` would refuse, long before it is asked."""
+    from torchrl_marl_offline.training.graded_recording import QUALITIES, RecordSettings, parts_of
+
+    if not set(parts_of(source.quality)) <= set(QUALITIES):
+        raise StudyError(
+            f"{where} quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {source.quality!r}."
+        )
+    try:
+        RecordSettings(source.task, **{"seed": source.seed, **source.options})
+    except (ValueError, TypeError) as error:
+        raise StudyError(
+            f"{where} options: {str(error).removeprefix('RecordSettings.__init__() ').rstrip('.')}."
+        ) from None
 
 
 def _default_name(table: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl.checkpoint import (
     Checkpoint,
@@ -23,6 +23,7 @@ from torchrl.checkpoint import (
 )
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, checked
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,8 @@ class CheckpointManager:
         True
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+    @checked
+    def __init__(self, directory: str | Path, *, keep: Annotated[int, COUNT] = 3) -> None:
         self.directory = user_path(directory)
         self._newest = CheckpointRotation(self.directory, keep_last=keep)
         self._best = CheckpointRotation(self.directory, keep_last=1, prefix="best")

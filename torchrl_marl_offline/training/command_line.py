@@ -1,24 +1,34 @@
-"""The command line of a training script: settings, presets, ``config.json``, and errors in one sentence."""
+"""The command line of a training script: settings, presets, ``config.json``; all is checked before anything is done."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
+import inspect
+import io
 import itertools
 import json
-import linecache
+import os
 import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+from torchrl_marl_offline.core.errors import plain_errors
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
+from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.training.summary import write_json_atomic
+
+__all__ = ["SettingsError", "check_device", "expand_settings", "parse_settings", "plain_errors", "write_config"]
 
 Settings = TypeVar("Settings")
 CONFIG_FILE = "config.json"
+LONGEST_NAME = 200
+"""Bytes of a folder's name: those of files and locks beside it are made of it, and a file system allows 255."""
 
 
 class SettingsError(ValueError):
@@ -28,10 +38,12 @@ class SettingsError(ValueError):
 def parse_settings(
     kind: type[Settings], *, presets: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] | None = None
 ) -> Settings:
-    """Read a dataclass of settings from the command line.
+    """Read a dataclass of settings from the command line, and refuse what cannot be done before anything is.
 
     ``--preset NAME`` changes defaults; an argument that is given wins over it. With ``--resume DIR`` all settings are
-    those of ``DIR/config.json``, and an argument that says otherwise is an error.
+    those of ``DIR/config.json``, and an argument that says otherwise is an error. Numbers have the ranges of the
+    fields' annotations (:mod:`~torchrl_marl_offline.core.ranges`), which ``--help`` shows; an option that is given
+    where it changes nothing (:mod:`~torchrl_marl_offline.core.relevance`) is an error, too.
 
     Args:
         kind: a dataclass whose fields all have defaults, with the fields ``preset``, ``resume`` and ``output``.
@@ -39,10 +51,11 @@ def parse_settings(
         arguments: by default those of the process.
 
     Raises:
-        SettingsError: an unknown preset, a folder without ``config.json``, or an argument against it.
+        SettingsError: an unknown preset, a folder without ``config.json``, or an argument against it; a number outside
+            its range, an option that is not read, a device that is not there, a folder that cannot be written or
+            holds an earlier run.
+        SystemExit: an argument that cannot be read at all; status 2, after one sentence on stderr.
     """
-    import tyro
-
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--preset", default=kind().preset)
@@ -58,20 +71,167 @@ def parse_settings(
         start = kind(**{"preset": early.preset, **presets[early.preset]})
     else:
         raise SettingsError(f"--preset must be one of {', '.join(presets)}, got {early.preset!r}.")
-    settings = _with_full_paths(tyro.cli(kind, default=start, args=arguments))
+    settings = _with_full_paths(_read(kind, start, arguments))
     if early.resume is not None:
         _check_agreement(start, settings)
+    check_settings(kind, settings, () if early.resume is not None else _given(kind, arguments))
     return settings
+
+
+def _read(kind: type[Settings], start: Settings, arguments: Sequence[str]) -> Settings:
+    """Let tyro read the arguments; what it says of a wrong one becomes a sentence."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, default=start, args=arguments, registry=_with_ranges(kind))
+    except SystemExit as end:
+        if end.code:
+            print(f"error: {_sentence_in(said.getvalue())}; see --help.", file=sys.stderr)
+        raise
+
+
+def _sentence_in(box: str) -> str:
+    """Return what a box of tyro's says, without its frame, title and further paragraphs."""
+    lines = box.splitlines()
+    words = [line.strip(" │╭╮╰╯─-|") for line in lines]
+    bars = [number for number, line in enumerate(lines) if "──" in line or ("--" in line and not words[number])]
+    said = words[bars[0] + 1 : bars[1]] if len(bars) > 1 else words
+    return " ".join(filter(None, said)).rstrip(".")
+
+
+def _with_ranges(kind: type) -> Any:
+    """Return tyro's rule for a class of settings whose help also says the ranges of the numbers."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type is not kind:
+            return None
+        hints, told = get_type_hints(kind), _texts_of(kind)
+        return StructConstructorSpec(
+            kind,
+            tuple(
+                StructFieldSpec(f.name, hints[f.name], getattr(info.default, f.name), helptext=told.get(f.name))
+                for f in fields(kind)
+            ),
+        )
+
+    return registry
+
+
+def _texts_of(kind: type) -> dict[str, str]:
+    """Return the docstring of each field of a class of settings, with its range."""
+    texts = {}
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    except OSError:  # typed in by hand
+        body = []
+    for field, after in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            texts[field.target.id] = inspect.cleandoc(after.value.value)
+    for name, (hint, _) in parameters_of(kind).items():
+        if (legal := range_of(hint)) is not None:
+            texts[name] = f"{texts.get(name, '')} [{legal}]"
+    return texts
+
+
+def _given(kind: type, arguments: Sequence[str]) -> list[str]:
+    """Return the names of the fields that the arguments name."""
+    words = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+    return [f.name for f in fields(kind) if f.name in words or f"no_{f.name}" in words]
+
+
+def flag(name: str) -> str:
+    """Return an option's name as it stands on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_settings(kind: type[Settings], settings: Settings, given: Sequence[str] = ()) -> None:
+    """Refuse settings that cannot be trained with, before anything is done.
+
+    Args:
+        kind: their class.
+        settings: of a script.
+        given: names of those that were given explicitly.
+
+    Raises:
+        SettingsError: see :func:`parse_settings`.
+    """
+    values = {f.name: getattr(settings, f.name) for f in fields(kind)}
+    try:
+        check_all(kind, values, name=flag)
+        check_read(kind, given, values, name=flag)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if "device" in values:
+        check_device(values["device"])
+    if values["output"] is not None:
+        check_output(values["output"], is_new=values["resume"] is None)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is no CPU or CUDA device, or is not there.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    import torch
+
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()):
+        raise SettingsError(f"--device must be cpu or cuda, got {device!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda needs an NVIDIA GPU and a CUDA build of torch; use --device cpu.")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
+
+
+def check_output(folder: Path, *, is_new: bool) -> None:
+    """Refuse a folder that cannot be made or written, or that holds an earlier run.
+
+    Args:
+        folder: the run's.
+        is_new: the run is not one that goes on.
+
+    Raises:
+        SettingsError: it cannot be used; nothing was made.
+    """
+    for part in folder.absolute().parts:
+        if len(os.fsencode(part)) > LONGEST_NAME:
+            raise SettingsError(f"--output {part[:40]}...: a folder's name may have {LONGEST_NAME} bytes; shorten it.")
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise SettingsError(f"--output {str(folder)[:40]}...: {error.strerror}; name another folder.") from error
+    if not there.is_dir():
+        raise SettingsError(f"--output {folder}: {there} is a file; name another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"--output {folder}: {there} may not be written; name another folder.")
+    if is_new:
+        check_is_new(folder)
+
+
+def check_is_new(folder: Path) -> None:
+    """Refuse a folder that belongs to an earlier run.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise SettingsError(f"{folder} holds an earlier run; go on with --resume {folder}, or name another --output.")
 
 
 def _check_agreement(stored: Any, given: Any) -> None:
     for field in fields(stored):
         old, new = getattr(stored, field.name), getattr(given, field.name)
         if old != new:
-            flag = "--" + field.name.replace("_", "-")
             raise SettingsError(
-                f"{flag} is {new} on the command line, but the run in {stored.resume} was started with {old}; leave it "
-                "out to go on, or start a new run in another folder."
+                f"{flag(field.name)} is {new} on the command line, but the run in {stored.resume} was started with "
+                f"{old}; leave it out to go on, or start a new run in another folder."
             )
 
 
@@ -81,8 +241,7 @@ def write_config(folder: Path, settings: Any) -> None:
     Raises:
         SettingsError: the folder has one already: it belongs to an earlier run.
     """
-    if (folder / CONFIG_FILE).exists():
-        raise SettingsError(f"{folder} holds an earlier run; go on with --resume {folder}, or name another --output.")
+    check_is_new(folder)
     write_json_atomic(folder / CONFIG_FILE, {k: v for k, v in asdict(settings).items() if k != "resume"})
 
 
@@ -127,8 +286,9 @@ def _restore(value: Any, hint: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+@checked
 def expand_settings(
-    settings: Settings, *, seeds: int, grid: Sequence[str] = (), may_differ: Sequence[str]
+    settings: Settings, *, seeds: Annotated[int, FEW], grid: Sequence[str] = (), may_differ: Sequence[str]
 ) -> dict[str, Settings]:
     """Return the members of a population: every combination of a grid, with ``seeds`` seeds each.
 
@@ -142,7 +302,7 @@ def expand_settings(
         A name such as ``"temperature=3-seed=0"``, which can name a folder, -> settings.
 
     Raises:
-        SettingsError: a name that cannot differ, a value that is no number, or no seed.
+        SettingsError: a name that cannot differ, a value that is no number, outside its range or there twice.
 
     Example:
         >>> from dataclasses import dataclass
@@ -153,45 +313,42 @@ def expand_settings(
         >>> list(expand_settings(Args(), seeds=2, grid=["lr=0.1,0.2"], may_differ=["lr"]))
         ['lr=0.1-seed=0', 'lr=0.1-seed=1', 'lr=0.2-seed=0', 'lr=0.2-seed=1']
     """
-    if seeds < 1:
-        raise SettingsError(f"--seeds must be at least 1, got {seeds}.")
+    names = [name for name in may_differ if hasattr(settings, name) and name != "seed"]
     axes: dict[str, list[Any]] = {}
     for word in grid:
         name, equals, values = word.partition("=")
         name = name.replace("-", "_")
-        if not equals or not values or name not in may_differ or name == "seed":
-            known = ", ".join(n for n in may_differ if n != "seed")
-            raise SettingsError(f"--grid takes NAME=VALUE,VALUE,... with a name out of {known}; got {word!r}.")
-        value = getattr(settings, name)
-        kind = float if value is None else type(value)
-        try:
-            axes[name] = [kind(value) for value in values.split(",")]
-        except ValueError as error:
-            raise SettingsError(f"--grid {word} wants numbers between its commas.") from error
+        if not equals or not values or name not in names:
+            raise SettingsError(
+                f"--grid takes NAME=VALUE,VALUE,... with a name out of {', '.join(names)}; got {word!r}."
+            )
+        if name in axes:
+            raise SettingsError(f"--grid gives {name} twice; put its values behind one {name}=.")
+        axes[name] = _axis(settings, name, values)
     axes["seed"] = list(range(settings.seed, settings.seed + seeds))
+    _check_axis(settings, "seed", axes["seed"][-1:], "--seeds")
     points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
-    return {"-".join(f"{k}={v:g}" for k, v in point.items()): replace(settings, **point) for point in points}
+    members = {"-".join(f"{k}={v:g}" for k, v in point.items()): replace(settings, **point) for point in points}
+    if len(members) < len(points):
+        raise SettingsError(f"--grid {' '.join(grid)} names a value twice; leave one out.")
+    return members
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the process with one sentence for Ctrl-C and for an error that a ``raise`` of this library or of the script
-    made: it names its remedy. Any other is a defect, and keeps its traceback.
-    """
+def _axis(settings: Any, name: str, values: str) -> list[Any]:
+    default = getattr(settings, name)
+    kind = float if default is None else type(default)
     try:
-        yield
-    except KeyboardInterrupt:
-        print(
-            "Interrupted outside of training; start again, or go on with --resume and the run's folder.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except Exception as error:
-        frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
-        module = frame.f_globals.get("__name__", "")
-        ours = module == "__main__" or module.partition(".")[0] == __name__.partition(".")[0]
-        if not ours or not linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise "):
-            raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(1)
+        axis = [kind(value) for value in values.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"--grid {name}={values} wants numbers between its commas.") from error
+    _check_axis(settings, name, axis, f"--grid {name}")
+    return axis
+
+
+def _check_axis(settings: Any, name: str, values: Sequence[Any], where: str) -> None:
+    hint = parameters_of(type(settings))[name][0]
+    for value in values:
+        try:
+            check(where, value, hint)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, REWARD, next_key
 from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
@@ -88,7 +89,8 @@ class Evaluation:
         random, expert = self.reference_returns
         return 100 * (self.mean - random) / (expert - random)
 
-    def confidence_interval(self, level: float = 0.95) -> Interval:
+    @checked
+    def confidence_interval(self, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
         """Student's t interval of the mean return across episodes; needs two episodes."""
         return mean_confidence_interval(self.returns, level)
 
@@ -107,7 +109,10 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, env: EnvBase, *, episodes: int, seed: int, mode: Mode = "mode") -> Evaluation:
+@checked
+def evaluate(
+    policy: Policy, env: EnvBase, *, episodes: Annotated[int, SIZE], seed: Annotated[int, SEED], mode: Mode = "mode"
+) -> Evaluation:
     """Run ``policy`` for ``episodes`` whole episodes in a batched environment.
 
     Args:
@@ -240,8 +245,6 @@ def evaluation_mode(policy: Any) -> Iterator[None]:
 
 def check_arguments(env: EnvBase, episodes: int, mode: str) -> None:
     """Raise where an evaluation could not be run as asked."""
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}.")
     if mode not in EXPLORATION:
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     if len(env.batch_size) != 1:

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict
@@ -39,6 +39,8 @@ from torchrl.envs import set_exploration_type
 
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import OPSET, checked
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode
 from torchrl_marl_offline.training.policies import BUILDERS, load_policy
@@ -100,13 +102,14 @@ class ExportMetadata:
     versions: dict[str, str]
 
 
+@checked
 def export_policy(
     policy: TensorDictModuleBase | str | Path,
     path: str | Path,
     *,
     format: Format = "torch",
     mode: Mode = "mode",
-    opset: int = ONNX_OPSET,
+    opset: Annotated[int, OPSET, ReadWith("format", "onnx")] = ONNX_OPSET,
 ) -> Path:
     """Write a policy as a program for a batch of any size, in one step.
 
@@ -119,7 +122,7 @@ def export_policy(
         format: ``"torch"`` (a :class:`torch.export.ExportedProgram`) or ``"onnx"``.
         mode: ``"mode"`` executes the policy's deterministic action, ``"sample"`` draws from it, with the runtime's
             random numbers.
-        opset: of ONNX; not looked at for torch.
+        opset: of ONNX; refused for torch, which reads none.
 
     Returns:
         The path.

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE, checked
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.published import list_datasets
@@ -35,6 +36,7 @@ _STRIDE = 1_000_003  # between the seeds of two rounds' environments, so that th
 
 
 @dataclass(frozen=True)
+@checked
 class RecordSettings:
     """What a recording depends on; the same settings give equal files.
 
@@ -56,27 +58,28 @@ class RecordSettings:
     """
 
     task: str
-    seed: int = 0
-    updates: int = 40_000
-    num_envs: int = 64
-    transitions_per_update: int = 32
-    batch_size: int = 256
-    tau: float = 0.02
-    eval_every: int = 500
-    eval_episodes: int = 320
-    levels: Mapping[str, float] = field(default_factory=dict)
+    seed: Annotated[int, RUN_SEED] = 0
+    updates: Annotated[int, COUNT] = 40_000
+    num_envs: Annotated[int, SIZE] = 64
+    transitions_per_update: Annotated[int, SIZE] = 32
+    batch_size: Annotated[int, SIZE] = 256
+    tau: Annotated[float, RATE] = 0.02
+    eval_every: Annotated[int, COUNT] = 500
+    eval_episodes: Annotated[int, SIZE] = 320
+    levels: Annotated[Mapping[str, float], REAL] = field(default_factory=dict)
     compile: bool = True
     task_options: Mapping[str, Any] = field(default_factory=dict)
     learner: Mapping[str, Any] = field(default_factory=dict)
 
 
+@checked
 def record(
     task: str,
     folder: str | Path,
     *,
     qualities: Sequence[str] = QUALITIES,
-    transitions: int = 100_000,
-    levels: Mapping[str, float] | None = None,
+    transitions: Annotated[int, COUNT] = 100_000,
+    levels: Annotated[Mapping[str, float] | None, REAL] = None,
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, OfflineDataset]:
@@ -152,12 +155,12 @@ class _Recording:
     def __init__(self, settings: RecordSettings, folder: Path, transitions: int, progress: bool) -> None:
         self.settings, self.folder, self.transitions, self.progress = settings, folder, transitions, progress
         self.behaviour, self.policies = folder / "behaviour", folder / "behaviour" / "snapshots"
-        self._claim()
         torch.manual_seed(settings.seed)
         self.env = make_env(settings.task, num_envs=settings.num_envs, **settings.task_options)
         self.learner: OnlineLearner = make_online_learner(self.env, **settings.learner)
         self.warm_up = math.ceil(5000 / (settings.num_envs * self.env.max_episode_steps))  # rounds of random play
         self.replay: OnlineReplay | None = None
+        self._claim()  # after everything that could be refused
 
     # Training
 
@@ -305,8 +308,12 @@ class _Recording:
             )
 
 
+@checked
 def choose_level(
-    history: Sequence[Mapping[str, Any]], quality: str, levels: Mapping[str, float], random_return: float
+    history: Sequence[Mapping[str, Any]],
+    quality: str,
+    levels: Annotated[Mapping[str, float], REAL],
+    random_return: Annotated[float, REAL],
 ) -> Mapping[str, Any]:
     """Return the snapshot of a quality.
 

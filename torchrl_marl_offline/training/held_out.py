@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
 from torchrl_marl_offline.training.evaluation import Policy, evaluation_mode, preserved_rng, raise_on_illegal_action
 
@@ -79,15 +80,16 @@ class HeldOutEvaluation:
 
 
 @torch.no_grad()
+@checked
 def evaluate_held_out(
     policy: Policy | LossModule,
     dataset: OfflineDataset,
     *,
     qvalue: Callable[[TensorDictBase], Tensor] | None = None,
-    gamma: float = 0.99,
+    gamma: Annotated[float, DISCOUNT] = 0.99,
     team_reward: Literal["mean", "sum"] = "mean",
-    bins: int = 10,
-    batch_size: int = 4096,
+    bins: Annotated[int, SIZE] = 10,
+    batch_size: Annotated[int, SIZE] = 4096,
     device: torch.device | str | None = None,
 ) -> HeldOutEvaluation:
     """Hold a policy, and its values, against recorded episodes.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -20,6 +20,8 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, checked
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
@@ -123,38 +125,37 @@ class Trainer:
         >>> trainer.train()                                                                          # doctest: +SKIP
     """
 
+    @checked
     def __init__(
         self,
         loss: LossModule,
         buffer: ReplayBuffer | OnlineReplay,
         *,
-        steps: int,
-        lr: float = 3e-4,
+        steps: Annotated[int, COUNT],
+        lr: Annotated[float, LEARNING_RATE, ReadWith("optimizer", None)] = 3e-4,
         optimizer: torch.optim.Optimizer | None = None,
         target_updater: TargetNetUpdater | None = None,
-        tau: float = 0.005,
-        actor_every: int = 1,
+        tau: Annotated[float, RATE, ReadWith("target_updater", None)] = 0.005,
+        actor_every: Annotated[int, COUNT] = 1,
         evaluators: Mapping[str, Evaluator] | None = None,
-        eval_every: int | None = None,
+        eval_every: Annotated[int | None, COUNT] = None,
         eval_at_start: bool = False,
-        log_every: int = 100,
-        checkpoint_every: int | None = None,
-        keep_checkpoints: int = 3,
+        log_every: Annotated[int, COUNT] = 100,
+        checkpoint_every: Annotated[int | None, COUNT, ReadWith("output", given=True)] = None,
+        keep_checkpoints: Annotated[int, COUNT, ReadWith("output", given=True)] = 3,
         stop_when: Callable[[], bool] | None = None,
-        keep_best: tuple[str, str] | None = None,
+        keep_best: Annotated[tuple[str, str] | None, ReadWith("output", given=True)] = None,
         output: str | Path | None = None,
         resume_folder: str | Path | None = None,
-        clip_grad_norm: float | None = None,
+        clip_grad_norm: Annotated[float | None, POSITIVE] = None,
         compile: Literal["off", "on", "auto"] | Mapping[str, Any] = "off",
         precision: Precision = "fp32",
-        deadline: float | None = None,
+        deadline: Annotated[float | None, REAL] = None,
         distributed: SingleProcess | None = None,
-        profile: bool | int = False,
+        profile: bool | Annotated[int, SIZE] = False,
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
-        every = {"steps": steps, "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
-        _check_positive(every | {"actor_every": actor_every})
         self.processes = SingleProcess() if distributed is None else distributed
         is_main = self.processes.is_main
         self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
@@ -187,7 +188,12 @@ class Trainer:
         self.profiler = self._make_profiler(profile) if is_main else None
 
     def train(self) -> TrainingFinished | TrainingInterrupted:
-        """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run."""
+        """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run.
+
+        Raises:
+            ValueError: an evaluator that is never asked, or ``keep_best`` of one that is not there.
+        """
+        self._check_evaluators()
         with self.processes.watched(), profiled(self.profiler):
             return self._train()
 
@@ -289,8 +295,30 @@ class Trainer:
             if self.progress:
                 bar.write(f"step {self.step:>7}  {name}: " + one_line(metrics))
             if self.keep_best is not None and self.keep_best[0] == name:
-                self._keep_if_best(float(metrics[self.keep_best[1]]))
+                self._keep_if_best(self._best_metric(metrics))
         self.finished = self.processes.from_main(self.stop_when is not None and self.stop_when())
+
+    def _best_metric(self, metrics: Mapping[str, Any]) -> float:
+        name, metric = self.keep_best
+        if metric not in metrics:
+            raise ValueError(
+                f"keep_best names {metric!r}, which {name!r} does not measure; it has {', '.join(metrics)}."
+            )
+        return float(metrics[metric])
+
+    def _check_evaluators(self) -> None:
+        """Refuse evaluators that would never be asked, and a best one of none."""
+        if not self.processes.is_main:
+            return
+        if self.keep_best is not None and self.keep_best[0] not in self.evaluators:
+            known = ", ".join(map(repr, self.evaluators)) or "none"
+            raise ValueError(f"keep_best names the evaluator {self.keep_best[0]!r}; there is {known}.")
+        if self.evaluators and self.eval_every is None and not self.eval_at_start:
+            raise ValueError("The evaluators would never be asked; give eval_every, or leave them out.")
+        if not self.evaluators and (self.eval_at_start or (self.eval_every is not None and self.stop_when is None)):
+            raise ValueError(
+                "eval_every and eval_at_start are read only with evaluators; give some, or leave them out."
+            )
 
     def _keep_if_best(self, value: float) -> None:
         if value > self.best and self.checkpoints is not None:
@@ -459,9 +487,3 @@ def one_line(metrics: Mapping[str, Any]) -> str:
     """Return the numbers of an evaluation in one line."""
     shown = {name: value for name, value in metrics.items() if not name.endswith(("_low", "_high", "_std"))}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float))
-
-
-def _check_positive(numbers: Mapping[str, int | None]) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")

@@ -6,11 +6,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 
+from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, UNIT, checked
 from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -77,25 +78,24 @@ class OnlineReplay:
         ValueError: a round is larger than ``capacity``, or ``update_to_data`` is not above 0.
     """
 
+    @checked
     def __init__(
         self,
         source: Source,
         *,
-        capacity: int,
-        batch_size: int,
-        update_to_data: float,
+        capacity: Annotated[int, CAPACITY],
+        batch_size: Annotated[int, SIZE],
+        update_to_data: Annotated[float, POSITIVE],
         journal: str | Path,
         offline: OfflineDataset | None = None,
-        offline_fraction: float = 0.5,
-        offline_until: int | None = None,
+        offline_fraction: Annotated[float, UNIT] = 0.5,
+        offline_until: Annotated[int | None, COUNT] = None,
         prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         keys: Sequence[NestedKey] | None = None,
         keep_all: bool = True,
         device: torch.device | str = "cpu",
-        seed: int = 0,
+        seed: Annotated[int, SEED] = 0,
     ) -> None:
-        if not update_to_data > 0:
-            raise ValueError(f"update_to_data must be above 0, got {update_to_data}.")
         self.source, self.capacity, self.update_to_data = source, capacity, update_to_data
         self.journal, self.keep_all = Path(journal), keep_all
         self.prepare, self.keys = prepare, keys
@@ -132,7 +132,8 @@ class OnlineReplay:
         self.samples += 1
         return self._mixed.sample(self.batch_size)
 
-    def experience(self, transitions: int | None = None) -> OfflineDataset:
+    @checked
+    def experience(self, transitions: Annotated[int | None, COUNT] = None) -> OfflineDataset:
         """Return all episodes so far, in the order of their rounds, or those within the first ``transitions`` rows.
 
         Raises:
@@ -253,14 +254,15 @@ class CollectorSource:
         seed: of the environments.
     """
 
+    @checked
     def __init__(
         self,
         env: EnvBase,
         policy: TensorDictModuleBase,
         *,
-        steps_per_round: int,
+        steps_per_round: Annotated[int, SIZE],
         exploration: Literal["mode", "sample"] = "mode",
-        seed: int = 0,
+        seed: Annotated[int, SEED] = 0,
     ) -> None:
         if exploration not in EXPLORATION:
             raise ValueError(f"exploration must be 'mode' or 'sample', got {exploration!r}.")

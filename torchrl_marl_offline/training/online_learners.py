@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -16,6 +16,7 @@ from torchrl.modules import AdditiveGaussianModule, EGreedyModule, QValueModule,
 from torchrl.objectives import LossModule, TD3Loss
 from torchrl.objectives.multiagent import QMixerLoss
 
+from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, WIDTHS, checked
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -141,14 +142,15 @@ def make_online_learner(env: EnvBase, **options: Any) -> OnlineLearner:
     return (make_qmix if TaskSpec.from_env(env).discrete else make_matd3)(env, **options)
 
 
+@checked
 def make_matd3(
     env: EnvBase,
     *,
-    hidden: Sequence[int] = (128, 128),
-    lr: float = 1e-3,
-    gamma: float = 0.95,
-    noise: float = 0.3,
-    policy_delay: int = 2,
+    hidden: Annotated[Sequence[int], WIDTHS] = (128, 128),
+    lr: Annotated[float, LEARNING_RATE] = 1e-3,
+    gamma: Annotated[float, DISCOUNT] = 0.95,
+    noise: Annotated[float, NON_NEGATIVE] = 0.3,
+    policy_delay: Annotated[int, COUNT] = 2,
 ) -> OnlineLearner:
     """Build MATD3: decentralized deterministic policies and two centralized critics of the team's mean reward.
 
@@ -187,13 +189,14 @@ def make_matd3(
     return OnlineLearner("MATD3", loss, actor, explorer, optimizer, lambda share: None, delay)
 
 
+@checked
 def make_qmix(
     env: EnvBase,
     *,
-    hidden: Sequence[int] = (128, 128),
-    lr: float = 1e-3,
-    gamma: float = 0.95,
-    noise: float = 0.05,
+    hidden: Annotated[Sequence[int], WIDTHS] = (128, 128),
+    lr: Annotated[float, LEARNING_RATE] = 1e-3,
+    gamma: Annotated[float, DISCOUNT] = 0.95,
+    noise: Annotated[float, NON_NEGATIVE] = 0.05,
 ) -> OnlineLearner:
     """Build QMIX: greedy policies over local action values, trained through a monotonic mixer.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+
+from torchrl_marl_offline.core.ranges import LEARNING_RATE, checked
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
 
 
-def default_optimizer(loss: LossModule, *, lr: float = 3e-4) -> torch.optim.Adam:
+@checked
+def default_optimizer(loss: LossModule, *, lr: Annotated[float, LEARNING_RATE] = 3e-4) -> torch.optim.Adam:
     """Adam over the parameters of ``loss`` that require gradients, in the fused form: one kernel for all of them."""
     return torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=lr, fused=True)
 

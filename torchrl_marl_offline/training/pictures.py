@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, REAL, checked
 from torchrl_marl_offline.training.logging import Row, read_csv
 from torchrl_marl_offline.training.statistics import Interval
 
@@ -41,15 +42,16 @@ _STYLE = {
 }
 
 
+@checked
 def plot_learning_curves(
     runs: Mapping[str, str | Path] | str | Path,
     path: str | Path,
     *,
     metric: str = "return",
     metric_label: str | None = None,
-    data_mean: float | None = None,
+    data_mean: Annotated[float | None, REAL] = None,
     panels: Mapping[str, str] | None = None,
-    starts: Mapping[str, int] | None = None,
+    starts: Annotated[Mapping[str, int] | None, COUNT_OR_NONE] = None,
     title: str | None = None,
 ) -> Path:
     """Draw evaluation over the steps, and beside it what training reports (|Q|, SVN's σ, AWR's sample size, ...).

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, checked
 from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
@@ -288,15 +289,16 @@ class PopulationBuffer:
         slice_len: rows of a slice of an episode; see :func:`make_replay_buffer`.
     """
 
+    @checked
     def __init__(
         self,
         data: TensorDictBase,
         *,
-        batch_size: int,
-        seeds: Sequence[int],
+        batch_size: Annotated[int, SIZE],
+        seeds: Annotated[Sequence[int], SEED],
         device: torch.device | str | None = None,
         keys: Sequence[NestedKey] | None = None,
-        slice_len: int | None = None,
+        slice_len: Annotated[int | None, SIZE] = None,
     ) -> None:
         options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len}
         first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
@@ -336,7 +338,8 @@ class PopulationBuffer:
             for generator, saved in zip(getattr(self, name), state[name], strict=True):
                 restore_generator(generator, saved)
 
-    def member(self, index: int) -> ReplayBuffer:
+    @checked
+    def member(self, index: Annotated[int, COUNT_OR_NONE]) -> ReplayBuffer:
         """Return an ordinary buffer over the same data that goes on with a member's minibatches."""
         generator = torch.Generator(device=self.storage.device)
         generator.set_state(self.generators[index].get_state())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, checked
 from torchrl_marl_offline.objectives.functional_parameters import copy_with_networks
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
@@ -74,19 +75,20 @@ class PopulationTrainer(Trainer):
         >>> trainer.train()                                                                          # doctest: +SKIP
     """
 
+    @checked
     def __init__(
         self,
         losses: Mapping[str, LossModule],
         buffer: PopulationBuffer,
         *,
-        steps: int,
-        lr: float | Sequence[float] = 3e-4,
-        tau: float = 0.005,
-        actor_every: int = 1,
+        steps: Annotated[int, COUNT],
+        lr: Annotated[float | Sequence[float], LEARNING_RATE] = 3e-4,
+        tau: Annotated[float, RATE] = 0.005,
+        actor_every: Annotated[int, COUNT] = 1,
         evaluators: Mapping[str, PopulationEvaluator] | None = None,
         output: str | Path | None = None,
         compile: str = "off",
-        members_at_once: int | None = None,
+        members_at_once: Annotated[int | None, SIZE] = None,
         **options: Any,
     ) -> None:
         if len(buffer.generators) != len(losses):
@@ -211,7 +213,10 @@ class PopulationTrainer(Trainer):
         self.finished = self.stop_when is not None and self.stop_when()
 
     @torch.no_grad()
-    def evaluate(self, env: EnvBase, *, episodes: int, seed: int, mode: Mode = "mode") -> dict[str, Evaluation]:
+    @checked
+    def evaluate(
+        self, env: EnvBase, *, episodes: Annotated[int, SIZE], seed: Annotated[int, SEED], mode: Mode = "mode"
+    ) -> dict[str, Evaluation]:
         """Run every member for ``episodes`` whole episodes, all in one batched environment.
 
         Args:

@@ -282,12 +282,10 @@ def make_profiler(
     """Return what ``Trainer(profile=...)`` asks for: true for :data:`DEFAULT_STEPS` steps, or their number.
 
     Raises:
-        ValueError: there is no folder to write to, or the number is negative.
+        ValueError: there is no folder to write to.
     """
-    if profile is False or profile == 0:
+    if profile is False:
         return None
-    if profile < 0:
-        raise ValueError(f"profile must be true, or a number of steps, got {profile}.")
     if output is None:
         raise ValueError("A profile needs a folder to write to; give Trainer(output=...).")
     steps = DEFAULT_STEPS if profile is True else profile

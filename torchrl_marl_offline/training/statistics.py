@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE, checked
 
 
 class Interval(NamedTuple):
@@ -27,7 +29,8 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2
 
 
-def mean_confidence_interval(values: Sequence[float] | Tensor, level: float = 0.95) -> Interval:
+@checked
+def mean_confidence_interval(values: Sequence[float] | Tensor, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
     """Student's t interval of the mean: ``mean ± t · s / √k`` with ``k - 1`` degrees of freedom.
 
     Args:
@@ -48,8 +51,13 @@ def mean_confidence_interval(values: Sequence[float] | Tensor, level: float = 0.
     return Interval(mean, mean - half, mean + half)
 
 
+@checked
 def bootstrap_confidence_interval(
-    values: Sequence[float] | Tensor, level: float = 0.95, *, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float] | Tensor,
+    level: Annotated[float, OPEN_UNIT] = 0.95,
+    *,
+    resamples: Annotated[int, SIZE] = 10_000,
+    seed: Annotated[int, SEED] = 0,
 ) -> Interval:
     """Percentile bootstrap interval of the mean; reproducible for a ``seed`` and independent of the global RNG.
 
@@ -59,7 +67,6 @@ def bootstrap_confidence_interval(
         resamples: number of means drawn with replacement.
         seed: seed of the drawing.
     """
-    _check_level(level)
     values = _as_finite_vector(values)
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (resamples, len(values)), generator=generator)
@@ -69,13 +76,13 @@ def bootstrap_confidence_interval(
     return Interval(values.mean().item(), low, high)
 
 
-def student_t_quantile(level: float, degrees: int) -> float:
+@checked
+def student_t_quantile(level: Annotated[float, OPEN_UNIT], degrees: int) -> float:
     """Return ``t`` with ``P(|T| < t) = level`` for Student's T of ``degrees`` degrees of freedom.
 
     The distribution function is the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4; it is inverted by
     bisection.
     """
-    _check_level(level)
     if degrees < 1:
         raise ValueError(f"Student's t needs at least 1 degree of freedom, got {degrees}.")
     low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(degrees)), in which the sum is smooth and bounded
@@ -98,11 +105,6 @@ def _central_probability(angle: float, degrees: int) -> float:
         if term < 1e-18:
             break
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"The confidence level must lie between 0 and 1, got {level}.")
 
 
 def _as_finite_vector(values: Sequence[float] | Tensor) -> Tensor:

@@ -7,14 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.core.ranges import COUNT, checked
 from torchrl_marl_offline.training.logging import Row
 
 
+@checked
 def summarize_evaluations(
-    rows: Sequence[Row], metric: str = "return", *, last_k: int = 5, lower_is_better: bool = False
+    rows: Sequence[Row], metric: str = "return", *, last_k: Annotated[int, COUNT] = 5, lower_is_better: bool = False
 ) -> dict[str, dict[str, float]]:
     """Put the three usual readings of a learning curve side by side, for each evaluator.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
+
+from torchrl_marl_offline.core.ranges import RATE, checked
 
 
 class ForeachSoftUpdate(SoftUpdate):
@@ -22,7 +24,8 @@ class ForeachSoftUpdate(SoftUpdate):
         tau: how far a target goes towards its source in one step.
     """
 
-    def __init__(self, loss_module: Any, *, tau: float) -> None:
+    @checked
+    def __init__(self, loss_module: Any, *, tau: Annotated[float, RATE]) -> None:
         super().__init__(loss_module, tau=tau)
         self.refresh()
 

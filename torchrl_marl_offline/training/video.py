@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from tensordict import TensorDictBase
@@ -13,6 +13,7 @@ from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import DONE, next_key
 from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode, evaluation_mode, preserved_rng
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
+@checked
 def record_video(
     env: EnvBase,
     policy: Callable[[TensorDictBase], TensorDictBase],
     path: str | os.PathLike,
     *,
-    seed: int = 0,
+    seed: Annotated[int, SEED] = 0,
     mode: Mode = "mode",
-    index: int = 0,
-    max_frames: int = 500,
-    frames_per_second: float = 10.0,
+    index: Annotated[int, COUNT_OR_NONE] = 0,
+    max_frames: Annotated[int, SIZE] = 500,
+    frames_per_second: Annotated[float, FRAMES] = 10.0,
 ) -> Path:
     """Play an episode and write what ``env.render(index)`` shows of it, the start and the end included.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, THREADS, checked
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.mamujoco.names import split_name
@@ -59,17 +60,18 @@ class MultiAgentMujoco(TeamEnv):
         torch.Size([64, 10, 6, 9])
     """
 
+    @checked
     def __init__(
         self,
         *,
         name: str,
-        num_envs: int = 1,
+        num_envs: Annotated[int, SIZE] = 1,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
-        max_steps: int | None = None,
-        agent_obsk: int | None = 1,
+        seed: Annotated[int | None, SEED] = None,
+        max_steps: Annotated[int | None, COUNT] = None,
+        agent_obsk: Annotated[int | None, COUNT_OR_NONE] = 1,
         backend: Literal["mujoco", "warp"] | None = None,
-        threads: int | None = None,
+        threads: Annotated[int | None, THREADS] = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> None:

@@ -92,8 +92,6 @@ class ThreadedMujoco:
         threads = torch.get_num_threads() if threads is None else threads
         if device.type != "cpu":
             raise ValueError(f"backend 'mujoco' runs on the CPU; for {str(device)!r} take backend 'warp'.")
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}.")
         if model.na:
             raise ValueError("Models whose actuators have activations are not supported.")
         self.model, self.frame_skip, self.threads = model, frame_skip, threads
