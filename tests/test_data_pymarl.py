@@ -191,7 +191,7 @@ def test_other_formats_are_refused(tmp_path):
     write_h5(tmp_path / "omiga.h5", {"s": np.zeros(3), "o": np.zeros(3), "a": np.zeros(3)})
     with pytest.raises(DatasetError, match=r"lacks obs, .*it has a, o, s"):
         load_dataset(f"pymarl:{tmp_path / 'omiga.h5'}")
-    with pytest.raises(DatasetError, match="load it as 'pymarl:"):
+    with pytest.raises(DatasetError, match="lacks d, r for omiga_h5: load it as 'omiga_h5:"):
         load_dataset(tmp_path / "omiga.h5")
 
 

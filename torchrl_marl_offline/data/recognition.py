@@ -67,8 +67,16 @@ def _of_folder(path: Path) -> tuple[str, Path] | None:
 def _of_file(path: Path) -> tuple[str, Path]:
     if path.name == "main_data.hdf5":
         return "minari", path.parent.parent
-    with reading(path), open_hdf5(path, "HDF5") as file:
-        names = sorted(file)
+    try:
+        with reading(path), open_hdf5(path, "HDF5") as file:
+            names = sorted(file)
+    except DatasetError as error:
+        if "is not an HDF5 file" not in str(error):
+            raise
+        raise DatasetError(
+            f"{path} is not an HDF5 file, as those of pymarl:, omiga_h5: and d4rl: are, and no other single file is "
+            "known; give the folder of the dataset, or pass its arrays to from_arrays()."
+        ) from error
     fitting = [name for name, arrays in HDF5_NAMES.items() if arrays <= set(names)]
     if len(fitting) == 1:
         return fitting[0], path
