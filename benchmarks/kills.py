@@ -235,6 +235,13 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def _content(path: Path) -> bytes:
+    try:
+        return _meaning(path)
+    except Exception:  # half a file, which a killed process left
+        return path.read_bytes()
+
+
+def _meaning(path: Path) -> bytes:
     if path.suffix == ".csv" and path.name != "results.csv":
         return repr([_unmeasured(row) for row in read_csv(path)]).encode()
     if path.suffix == ".json" and path.stat().st_size < 100_000:

@@ -7,8 +7,6 @@ object is touched, and the one before it is taken instead, with a warning.
 
 from __future__ import annotations
 
-import shutil
-import time
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +22,8 @@ from torchrl.checkpoint import (
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, checked
+
+from torchrl_marl_offline.core.files import remove_if_abandoned
 
 if TYPE_CHECKING:
     import torch
@@ -132,10 +132,10 @@ class CheckpointManager:
         return None
 
     def _remove_leftovers(self) -> None:
-        """Drop hidden half-written files of a killed run; young ones may belong to a writer that is alive."""
-        for path in self.directory.glob(".*-*"):
-            if path.name.startswith((".checkpoint-", ".best-")) and time.time() - path.stat().st_mtime > 3600:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Delete the hidden half-written files of a killed run."""
+        for entry in self.directory.glob(".*-*"):
+            if entry.name.startswith((".checkpoint-", ".best-")):
+                remove_if_abandoned(entry)
 
 
 class BufferState:
