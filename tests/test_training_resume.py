@@ -382,6 +382,17 @@ def test_a_run_that_was_killed_in_its_last_moments_is_whole_when_it_is_resumed(t
         assert str(policies[0]) == str(policies[1])
 
 
+@pytest.mark.fault("2.3")
+def test_what_a_killed_writer_left_is_gone_when_the_run_goes_on(tmp_path):
+    trained(tmp_path, steps=1)
+    checkpoints = tmp_path / "checkpoints"
+    whole = {path.name for path in checkpoints.iterdir()}
+    (checkpoints / ".checkpoint-000000000002.torchrl.stage-1f" / "components").mkdir(parents=True)
+    (checkpoints / ".best-000000000002.torchrl.archive-2e").write_bytes(b"half")
+    make_trainer(tmp_path, steps=1).resume()
+    assert {path.name for path in checkpoints.iterdir()} == whole
+
+
 def test_a_prefetching_buffer_is_refused_where_checkpoints_are_asked_for(tmp_path):
     buffer = make_buffer()
     buffer._prefetch = True

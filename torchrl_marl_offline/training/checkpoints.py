@@ -20,10 +20,9 @@ from torchrl.checkpoint import (
     StateDictCheckpointAdapter,
 )
 
+from torchrl_marl_offline.core.files import remove_if_abandoned
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, checked
-
-from torchrl_marl_offline.core.files import remove_if_abandoned
 
 if TYPE_CHECKING:
     import torch
