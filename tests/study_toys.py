@@ -102,7 +102,8 @@ def train_toy(job: Job, progress: Progress, *, seconds: float = 0.0) -> Trained:
         if step % job.evaluation.every == 0:
             for table, value in zip(tables, values):
                 table.append({"step": step, "evaluator": "mode", "return": value, "normalized": value})
-    return Trained(True, step, {}, 1.0)
+    impossible = {run.name: 20 for run in runs if run.method == "mix-vdn" and run.seed == 1}
+    return Trained(True, step, {}, 1.0, impossible)
 
 
 def train_slowly(job: Job, progress: Progress) -> Trained:

@@ -115,6 +115,16 @@ def test_the_report_of_a_study(tmp_path, capsys):
     assert cells[4].startswith(f"{chosen['normalized'].mean():.4g} [")
 
 
+@pytest.mark.fault("3.16")
+def test_runs_with_impossible_values_are_named(tmp_path):
+    quietly(write_study(tmp_path))
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert "> **The values of 2 runs exceeded what the rewards of their data allow" in text
+    assert "spread--mix-vdn--temperature=1--seed=1, spread--mix-vdn--temperature=3--seed=1." in text
+    frame = read_results(tmp_path / "out")
+    assert set(frame[frame["impossible_step"].notna()]["run"].str[-6:]) == {"seed=1"}
+
+
 def test_a_study_without_a_grid_says_nothing_of_one(tmp_path):
     quietly(write_study(tmp_path, STUDY.replace("temperature = [1, 3.0]", "")))
     assert "Of a grid" not in write_study_report(tmp_path / "out")[1].read_text()

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,12 +83,14 @@ class Trained:
         step: updates made.
         diverged: name of a run -> the step at which it stopped being finite.
         seconds: spent on updates, over all parts of the job.
+        impossible: name of a run -> the step at which its values exceeded what the rewards of the data allow.
     """
 
     finished: bool
     step: int
     diverged: dict[str, int]
     seconds: float
+    impossible: dict[str, int] = field(default_factory=dict)
 
 
 TrainFunction = Callable[[Job, Progress], Trained]
@@ -138,6 +140,7 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
                     "steps": trained.step,
                     "members": len(job.population.runs),
                     "diverged": trained.diverged,
+                    "impossible": trained.impossible,
                     "seconds": trained.seconds,
                     "device": job.device,
                     "threads": job.threads,

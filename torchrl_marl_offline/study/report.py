@@ -134,6 +134,12 @@ def _opening(report: _Report) -> list[Block]:
     if diverged:
         text = f"{diverged} runs stopped being finite; each counts with the last evaluations that were."
         blocks.append(Text(text, warning=True))
+    impossible = report.frame[report.frame["impossible_step"].notna()]["run"].unique().tolist()
+    if impossible:
+        shown = ", ".join(impossible[:8]) + (f" and {len(impossible) - 8} more" if len(impossible) > 8 else "")
+        text = f"The values of {len(impossible)} runs exceeded what the rewards of their data allow, so that their "
+        text += f"policies follow an error: {shown}."
+        blocks.append(Text(text, warning=True))
     if any(choice.candidates > 1 for choice in report.choices.values()):
         blocks.append(
             Text(

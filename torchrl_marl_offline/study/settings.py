@@ -105,6 +105,9 @@ class StudySettings:
         members: most runs of one population, whatever the memory.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
+        on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:
+            ``"warn"`` names it on the report, ``"stop"`` also leaves it out from there on; see
+            :class:`~torchrl_marl_offline.training.value_alarm.ValueAlarm`.
         log_every: updates between rows of ``train.csv``.
         checkpoint_every: updates between checkpoints of a population; 0 for a tenth of its steps.
         keep_checkpoints: keep the checkpoints of a finished population (its policies are kept anyway).
@@ -119,6 +122,7 @@ class StudySettings:
     device: str = "auto"
     members: Annotated[int, SIZE] = 64
     compile: Literal["auto", "on", "off"] = "auto"
+    on_impossible_values: Literal["warn", "stop", "ignore"] = "warn"
     log_every: Annotated[int, COUNT] = 100
     checkpoint_every: Annotated[int, COUNT_OR_NONE] = 0
     keep_checkpoints: bool = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RESULTS, TIMINGS, JOBS, DATA = "results.parquet", "timings.csv", "jobs", "data"
 IDENTITY = ("study", "dataset", "method", "run", "seed")
 MEASURED = ("evaluator", "step", "return", "normalized", "success")
-STATE = ("diverged", "diverged_step", "finished")
+STATE = ("diverged", "diverged_step", "impossible_step", "finished")
 
 
 def job_folder(output: Path, population: Population) -> Path:
@@ -39,8 +39,8 @@ def collect_results(plan: Plan, output: Path) -> pandas.DataFrame:
     Returns:
         A frame with the columns ``study``, ``dataset``, ``method``, ``run``, ``seed``, every setting, ``evaluator``,
         ``step``, ``return``, ``normalized``, ``success`` and what else was measured, ``diverged`` (the run stopped
-        being finite, at ``diverged_step``; empty where that is not known yet) and ``finished``; sorted, equal for equal
-        runs.
+        being finite, or was stopped, at ``diverged_step``; empty where that is not known yet), ``impossible_step`` (its
+        values exceeded what the rewards allow) and ``finished``; sorted, equal for equal runs.
     """
     import pandas
 
@@ -94,6 +94,7 @@ def _population_rows(plan: Plan, population: Population, output: Path) -> list[d
         if result is not None:
             step = result["diverged"].get(run.name)
             facts |= {"diverged": step is not None, "diverged_step": step}
+            facts |= {"impossible_step": result.get("impossible", {}).get(run.name)}
         rows += [facts | row for row in (read_csv(file) if file.exists() else [])]
     return rows
 
@@ -128,7 +129,9 @@ def _dtype(name: str, values: Sequence[Any]) -> str:
     """Choose a column type that can be empty, from the values that are there."""
     if name in ("diverged", "finished") or (values and all(isinstance(value, bool) for value in values)):
         return "boolean"
-    if name in ("seed", "step", "diverged_step") or (values and all(isinstance(value, int) for value in values)):
+    if name in ("seed", "step", "diverged_step", "impossible_step") or (
+        values and all(isinstance(value, int) for value in values)
+    ):
         return "Int64"
     if values and all(isinstance(value, int | float) for value in values):
         return "float64"

@@ -53,7 +53,7 @@ def train_population(job: Job, progress: Progress) -> Trained:
     with redirect_stdout(io.StringIO()):  # its advice on how to go on is that of a run alone
         result = trainer.train()
     finished = not isinstance(result, TrainingInterrupted)
-    return Trained(finished, trainer.step, trainer.frozen, trainer.seconds)
+    return Trained(finished, trainer.step, trainer.frozen, trainer.seconds, trainer.impossible)
 
 
 def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
@@ -84,6 +84,7 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
         keep_checkpoints=2,
         output=job.folder,
         compile=job.study.compile,
+        on_impossible_values=job.study.on_impossible_values,
         deadline=job.deadline,
         progress=False,
     )

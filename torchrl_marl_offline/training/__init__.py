@@ -45,6 +45,7 @@ from torchrl_marl_offline.training.statistics import (
 )
 from torchrl_marl_offline.training.summary import summarize_evaluations, write_json_atomic
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
+from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, ImpossibleValueWarning
 from torchrl_marl_offline.training.video import record_video
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "ForeachSoftUpdate",
     "HeldOutEvaluation",
     "IllegalActionError",
+    "ImpossibleValueError",
+    "ImpossibleValueWarning",
     "Interval",
     "NonFiniteLossError",
     "OnlineLearner",

@@ -43,6 +43,7 @@ from torchrl_marl_offline.training.optimizer import can_be_captured, default_opt
 from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
+from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
@@ -116,6 +117,9 @@ class Trainer:
             :func:`distributed_from_environment`. The first alone evaluates, logs and writes files.
         profile: account for where a step goes, in ``output/profile``: true, or the number of steps to time; see
             :class:`~torchrl_marl_offline.training.profiling.Profiler`.
+        on_impossible_values: what happens at the first logging point at which mean ``|Q|`` exceeds what the rewards of
+            the data allow: ``"warn"``, ``"stop"`` by an error, or ``"ignore"``; see
+            :class:`~torchrl_marl_offline.training.value_alarm.ValueAlarm`.
         logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed.
         progress: show a bar, and a line per evaluation.
 
@@ -153,6 +157,7 @@ class Trainer:
         deadline: Annotated[float | None, REAL] = None,
         distributed: SingleProcess | None = None,
         profile: bool | Annotated[int, SIZE] = False,
+        on_impossible_values: OnImpossibleValues = "warn",
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
@@ -179,6 +184,7 @@ class Trainer:
         self.deadline = math.inf if deadline is None else deadline
         self.compile, self.precision = check_compile(compile), check_precision(precision)
         self.clip_grad_norm = clip_grad_norm
+        self.alarm = self._make_alarm(buffer, on_impossible_values)
         self._gradients: Callable[[TensorDictBase], dict[str, torch.Tensor]] | None = None
         self._gradient_norm = self._make_gradient_norm()
         self._step_on = self._take_step
@@ -273,6 +279,9 @@ class Trainer:
     def _make_gradient_norm(self) -> Callable[[], dict[str, torch.Tensor]]:
         return GradientNorm(self.loss, self.clip_grad_norm)
 
+    def _make_alarm(self, buffer: Any, action: OnImpossibleValues) -> ValueAlarm:
+        return ValueAlarm(self.loss, buffer, action)
+
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.steps)
 
@@ -282,7 +291,18 @@ class Trainer:
         metrics = self._window.means()  # waits for the device, so that its time counts
         self.seconds += time.perf_counter() - began
         self.logger.log_train(self.step, metrics | {"seconds": self.seconds})
+        self._check_values(metrics)
         self._window.clear()
+
+    def _check_values(self, means: Mapping[str, Any]) -> None:
+        """Warn of values that the rewards do not allow, or stop."""
+        message = self.alarm.check(self.step, means, self._window.first)
+        if self.alarm.action == "stop":
+            message = self.processes.from_main(message)
+            if message is not None:
+                raise ImpossibleValueError(self.step, message)
+        elif message is not None and self.processes.is_main:
+            self.alarm.warn(message)
 
     def _evaluate(self, bar: Any) -> None:
         for name, evaluator in self.evaluators.items():
@@ -375,6 +395,7 @@ class Trainer:
             "finished": self.finished,
             "compile": "on" if isinstance(self.compile, Mapping) else self.compile,
             "window": self._window.state_dict(),
+            "alarm": self.alarm.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -383,6 +404,7 @@ class Trainer:
         if self.compile == "auto":
             self.compile = state["compile"]  # what was chosen at the start, so that the numbers stay the same
         self._window.load_state_dict(state["window"], next(self.loss.parameters()).device)
+        self.alarm.load_state_dict(state.get("alarm", self.alarm.state_dict()))  # earlier versions had none
 
     def _components(self) -> dict[str, Any]:
         components = {

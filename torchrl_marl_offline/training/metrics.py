@@ -67,6 +67,10 @@ class MetricWindow:
         """Return the mean (of a population: the means) of each metric over the window; here the host waits."""
         return dict(zip(self.names, torch.stack(self._rows).double().mean(0).tolist()))
 
+    def first(self) -> dict[str, float]:
+        """Return the metrics of the first step of the window; here the host waits."""
+        return dict(zip(self.names, self._rows[0].double().tolist()))
+
     def first_non_finite(self) -> tuple[int, str] | None:
         """Return (row, name) of the first loss term or gradient norm that is not finite, or ``None``."""
         if not self._rows:

@@ -34,6 +34,7 @@ from torchrl_marl_offline.training.population_optimizer import (
     PopulationGradientNorm,
     PopulationSoftUpdate,
 )
+from torchrl_marl_offline.training.value_alarm import OnImpossibleValues, ValueAlarm
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -63,7 +64,8 @@ class PopulationTrainer(Trainer):
             for each.
         compile: as in :class:`Trainer`.
         members_at_once: how many members are one computation; see :class:`PopulationGradients`.
-        **options: ``eval_every``, ``eval_at_start``, ``log_every``, ``checkpoint_every``, ``keep_checkpoints``,
+        **options: ``on_impossible_values`` (``"stop"`` leaves the member out, as one that is not finite; the others go
+            on), ``eval_every``, ``eval_at_start``, ``log_every``, ``checkpoint_every``, ``keep_checkpoints``,
             ``clip_grad_norm``, ``precision``, ``deadline``, ``resume_folder``, ``progress`` of :class:`Trainer`.
 
     Example:
@@ -179,9 +181,30 @@ class PopulationTrainer(Trainer):
 
     # ------------------------------------------------- logging and evaluation
 
+    def _make_alarm(self, buffer: Any, action: OnImpossibleValues) -> ValueAlarm:
+        return ValueAlarm(self.population, buffer, action, self.members)
+
+    @property
+    def impossible(self) -> dict[str, int]:
+        """The members whose values exceeded what the rewards of the data allow, and the logging point of each."""
+        return dict(self.alarm.found)
+
+    def _check_values(self, means: Mapping[str, Any]) -> None:
+        """Warn of members whose values the rewards do not allow, or leave them out from now on."""
+        before = set(self.alarm.found)
+        message = self.alarm.check(self.step, means, self._window.first)
+        if message is None:
+            return
+        self.alarm.warn(message)
+        for index, name in enumerate(self.members):
+            if self.alarm.action == "stop" and name in self.alarm.found.keys() - before and self.active[index]:
+                self.active[index] = False  # in place: a GPU replays the step that reads it
+                self._frozen_at[index] = self.step
+
     def _log(self) -> None:
         means = self._window.means()
         self._report_frozen()
+        self._check_values(means)
         for index, (name, logger) in enumerate(self.loggers.items()):
             if name not in self._reported:
                 row = {metric: values[index] for metric, values in means.items()}
@@ -193,11 +216,13 @@ class PopulationTrainer(Trainer):
             if name not in self._reported:
                 self._reported.add(name)
                 if self.progress:
-                    print(
-                        f"step {self.step:>7}  {name} is not finite since step {at}: it keeps its last finite "
-                        "parameters, the others go on",
-                        flush=True,
-                    )
+                    why = self._why_frozen(name)
+                    text = f"{name} {why} since step {at}: it keeps its last finite parameters, the others go on"
+                    print(f"step {self.step:>7}  {text}", flush=True)
+
+    def _why_frozen(self, name: str) -> str:
+        stopped = self.alarm.action == "stop" and self.alarm.found.get(name) == self.frozen[name]
+        return "has impossible values" if stopped else "is not finite"
 
     def _evaluate(self, bar: Any) -> None:
         self._report_frozen()
@@ -329,6 +354,7 @@ class PopulationTrainer(Trainer):
         self.population.write_member(name, loss)  # again: a new target updater starts from targets equal to sources
         alone.step, alone.seconds, alone.finished, alone.compile = self.step, self.seconds, self.finished, self.compile
         alone._window = self._window.column(index)
+        alone.alarm.load_state_dict(self.alarm.member_state(index))
         manager = CheckpointManager(self.member_folder(name) / "checkpoints", keep=1)
         with preserved_rng():
             noise = self.buffer.noise_generators[index]  # alone, it is drawn from the device's own generator
