@@ -184,7 +184,7 @@ def main(args: Args) -> None:
     training.plot_learning_curves(
         stages, folder / "learning_curves.png", data_mean=mean, starts=starts, title=args.task
     )
-    print(f"the recorded data: {mean:.3g}; curves, checkpoints and policy.pt in {folder}")
+    print(f"the recorded data: {mean:.3g}; curves in {folder}, checkpoints and policy.pt in {folder / 'online'}")
 
 
 def run(trainer: marl.Trainer, stage: str) -> tuple[int, int]:

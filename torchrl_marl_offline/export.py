@@ -20,7 +20,7 @@ from torchrl_marl_offline.subcommands import OneSentenceParser
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, export, and say what was written."""
     from torchrl_marl_offline.training.export import ONNX_OPSET, SUFFIXES, export_policy
-    from torchrl_marl_offline.training.policies import POLICY_FILE
+    from torchrl_marl_offline.training.policies import policy_file
 
     parser = OneSentenceParser(
         prog="python -m torchrl_marl_offline.export",
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.opset is not None and parsed.format != "onnx":
         parser.error("--opset is read only with --format onnx; leave it out")
-    source = parsed.policy / POLICY_FILE if parsed.policy.is_dir() else parsed.policy
+    source = policy_file(parsed.policy)
     output = parsed.output or source.with_suffix(SUFFIXES[parsed.format])
     export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset or ONNX_OPSET)
     print(f"{output}: {parsed.format}, {output.stat().st_size:,} bytes")

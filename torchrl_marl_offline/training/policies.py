@@ -69,15 +69,15 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
     """Read a policy that :func:`save_policy` wrote; nothing in the file is executed.
 
     Args:
-        path: the file, or the folder of a run that holds ``policy.pt``.
+        path: the file, or the folder of a run: its ``policy.pt``, else that of its stage ``online``, else the only one
+            of its subfolders.
         device: where the policy goes.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or the folder leaves open which.
         ValueError: the file is damaged or something else.
     """
-    path = user_path(path)
-    file = path / POLICY_FILE if path.is_dir() else path
+    file = policy_file(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"There is no policy at {file}; name a file of save_policy(), or a run's folder with one."
@@ -90,3 +90,22 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
     except Exception as error:  # a damaged file raises almost anything
         raise ValueError(f"{file} is no whole policy of save_policy(): {type(error).__name__}: {error}") from error
     return SavedPolicy(policy.to(device), spec, content["metadata"])
+
+
+def policy_file(path: str | Path) -> Path:
+    """Return the file of a policy, given it or a run's folder; a run of two stages, offline then online, has two.
+
+    Raises:
+        FileNotFoundError: the folder has none of its own, and several below it.
+    """
+    folder = user_path(path)
+    if not folder.is_dir():
+        return folder
+    own, online = folder / POLICY_FILE, folder / "online" / POLICY_FILE
+    below = [file for pattern in ("*", "members/*") for file in sorted(folder.glob(f"{pattern}/{POLICY_FILE}"))]
+    if own.is_file() or not below:
+        return own
+    if online in below or len(below) == 1:
+        return online if online in below else below[0]
+    shown = ", ".join(str(file.parent) for file in below[:4]) + (", ..." if len(below) > 4 else "")
+    raise FileNotFoundError(f"{folder} has no policy of its own but {len(below)} below it; name one of {shown}.")
