@@ -178,10 +178,26 @@ def parse_method_study(
     return args, jobs, chosen
 
 
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, without a display and in the product's colours, which the colour-blind tell apart."""
+    import matplotlib
+
+    from torchrl_marl_offline.training.pictures import COLOURS
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
+    return matplotlib.pyplot
+
+
 def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[float]], *, label: str) -> None:
-    """Draw the mean of a method's curves and the range over its seeds."""
+    """Draw the mean of a method's curves and the range over its seeds; lines differ in dashes, too."""
+    from torchrl_marl_offline.training.pictures import DASHES
+
     values = torch.tensor(curves)
-    axis.plot(steps, values.mean(0), marker="o", label=label)
+    dash = DASHES[len(axis.get_lines()) % len(DASHES)]
+    axis.plot(steps, values.mean(0), marker="o", ls=dash, label=label)
     axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.15)
 
 
@@ -189,11 +205,7 @@ def plot_execution_curves(
     rows: Sequence[dict[str, Any]], path: Path, *, levels: dict[str, float], ylabel: str, title: str
 ) -> None:
     """Draw the curves of every method, executed by mode and sampled: mean and range over seeds, and constant levels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
     for axis, how in zip(axes, ("mode", "sampled")):
         for method in dict.fromkeys(row["method"] for row in rows):

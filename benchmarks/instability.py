@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from arguments import as_amount, as_count, as_few, as_share, script_parser
-from common import machine, make_loss, run_jobs, table
+from common import machine, make_loss, pyplot, run_jobs, table
 
 from torchrl_marl_offline import BRAC, TD, OfflineDataset, Trainer, collect, evaluate, make_env
 from torchrl_marl_offline.envs import SpreadController
@@ -70,11 +70,7 @@ def instability(
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the curves, mean and range over seeds, a line per variant and choice of heads."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     labels = {"qvalue_abs": "mean |Q|", "td_error_abs": "mean |TD error|", "grad_norm": "gradient norm"}
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
     for axis, name in zip(axes, CURVES):

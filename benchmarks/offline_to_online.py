@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from arguments import as_count, as_few, as_size, script_parser
-from common import draw_seeds, machine, make_loss, run_jobs, table
+from common import draw_seeds, machine, make_loss, pyplot, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
 from torchrl_marl_offline.data import record_mixed_skill
@@ -101,11 +101,7 @@ def fine_tune(
 
 def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
     """Draw the curves of both methods for every task: mean and range over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 4.5), squeeze=False)
     for axis, task in zip(axes[0], tasks):
         for method in EXTRACTIONS:

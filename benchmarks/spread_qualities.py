@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import draw_seeds, machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
+from common import draw_seeds, machine, make_loss, parse_method_study, pyplot, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
 from torchrl_marl_offline.training import read_csv
@@ -73,11 +73,7 @@ def learning(
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw a panel for every quality: mean and range over seeds of each method, executed by mode, and the data."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     qualities = [quality for quality in QUALITIES if any(row["quality"] == quality for row in rows)]
     figure, axes = plt.subplots(1, len(qualities), figsize=(4.2 * len(qualities), 4), squeeze=False)
     for axis, quality in zip(axes[0], qualities):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from arguments import as_count, as_few, as_size, script_parser
-from common import machine, make_loss, run_jobs, table
+from common import machine, make_loss, pyplot, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
@@ -75,11 +75,7 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the mean value tables (± 2 standard deviations over seeds) of every method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     methods = list(dict.fromkeys(row["method"] for row in rows if row["values"] is not None))
     figure, axes = plt.subplots(len(methods), 3, figsize=(8, 2.6 * len(methods)), squeeze=False, layout="constrained")
     for line, method in zip(axes, methods):

@@ -202,7 +202,7 @@ def train_one(
         return {}, {}
     final = make_evaluators(name, loss, args, env, held_out, episodes=5 * args.eval_episodes, seed=2000 + args.seed)
     finals = {f"{name}, {way}": measure() for way, measure in final.items()}
-    summary = training.summarize_evaluations(logger.eval.rows, metric, lower_is_better=metric == "action_error")
+    summary = training.summarize_evaluations(logger.eval.rows, metric)
     return finals, {f"{name}, {way}": curve for way, curve in summary.items()}
 
 

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+import matplotlib.image
 import numpy
 import pandas
 import pytest
-from study_toys import STUDY, Inline, quietly, write_study
+from study_toys import STUDY, Inline, quietly, train_toy, write_study
 
-from torchrl_marl_offline.study import Plan, StudyError, read_results
+import torchrl_marl_offline.study.scores as scores_module
+from torchrl_marl_offline.study import Plan, StudyError, read_results, read_study
 from torchrl_marl_offline.study.__main__ import main
 from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
+from torchrl_marl_offline.study.figures import plot_curves
+from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import (
     Score,
+    averaged_in_words,
     choose,
     choose_metrics,
     mean_and_iqm,
@@ -21,6 +27,8 @@ from torchrl_marl_offline.study.scores import (
     score_matrix,
     scores_of,
 )
+from torchrl_marl_offline.training import CsvTable, read_csv
+from torchrl_marl_offline.training.held_out import DIAGNOSES
 
 TWO = STUDY.replace("[grid]", '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n\n[grid]')
 
@@ -51,7 +59,7 @@ def test_the_best_setting_has_the_best_mean_over_all_seeds():
     choice = choose(scores, {"d": "return"})["d", "mode", "m"]
     assert choice.setting == "lr 1" and choice.candidates == 2
     assert choice.values("average_of_last") == [6.0, 4.0]  # by seed
-    assert choose(scores, {"d": "action_error"})["d", "mode", "m"].setting == "lr 2"
+    assert choose(scores, {"d": "agreement"}) == choose(scores, {"d": "action_error"}) == {}
 
 
 def test_datasets_are_put_together_by_the_seeds_that_all_have():
@@ -115,9 +123,137 @@ def test_the_report_of_a_study(tmp_path, capsys):
     assert cells[4].startswith(f"{chosen['normalized'].mean():.4g} [")
 
 
+# ------------------------------------------------------------------- without a simulator
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(scores_module, "RESAMPLES", 20)
+
+
+def without_simulator(names=("spread",)):
+    """Make the toys' evaluations of some datasets those of held-out episodes."""
+
+    def train(job: Job, progress: Progress) -> Trained:
+        trained = train_toy(job, progress)
+        if job.population.dataset in names:
+            for file in job.folder.glob("members/*/eval.csv"):
+                table = CsvTable(file.with_name("new.csv"))
+                for row in read_csv(file):
+                    table.append({"step": row["step"], "evaluator": "held-out episodes", "agreement": row["return"]})
+                file.with_name("new.csv").rename(file)
+        return trained
+
+    return train
+
+
+@pytest.mark.fault("3.12")
+def test_agreement_with_the_data_is_a_diagnosis_that_nothing_is_ranked_or_chosen_by(tmp_path, few_resamples):
+    """One dataset has a simulator, one has none: of the second every setting is shown, in the plan's order."""
+    quietly(write_study(tmp_path, TWO, seeds=2), train=without_simulator(("spread",)))
+    plan, frame = Plan.load(tmp_path / "out"), read_results(tmp_path / "out")
+    metrics = choose_metrics(frame, "auto")
+    assert metrics == {"spread": "agreement", "other": "normalized"}
+    assert {dataset for dataset, _, _ in choose(scores_of(plan, frame, metrics), metrics)} == {"other"}
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    own = text[text.index("\n## spread") : text.index("\n## other")]
+    assert "share of recorded actions that the policy takes" in own and "is a diagnosis: cloning is best at it" in own
+    rows = [line.split(" | ") for line in own.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert [row[:2] for row in rows] == [
+        ["| mix-mixer", "temperature 1.0"],
+        ["| mix-mixer", "temperature 3.0"],
+        ["| mix-vdn", "temperature 1.0"],
+        ["| mix-vdn", "temperature 3.0"],
+        ["| cloning", ""],
+    ]
+    for word in ("best:", "IQM", "average of last", "methods-spread", "profile", "Every setting of the grid"):
+        assert word not in own, word
+    assert "## 2 datasets" not in text  # one alone is compared
+    assert "methods-other" in text and "best: mean" in text
+    pictures = {file.name for file in (tmp_path / "out" / "report").iterdir()}
+    assert not {name for name in pictures if "agreement" in name or name.startswith("methods-spread")}
+
+
+@pytest.mark.fault("3.12")
+def test_a_study_without_any_simulator_is_reported_too(tmp_path, few_resamples):
+    quietly(write_study(tmp_path, seeds=1), train=without_simulator(), only=["cloning"])
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert "| cloning |  | 1 | 0 | " in text and "is a diagnosis" in text and "profile" not in text
+    assert "Of a grid" not in text
+
+
+@pytest.mark.fault("3.12")
+@pytest.mark.parametrize("metric", DIAGNOSES)
+def test_a_study_may_not_compare_by_a_diagnosis(tmp_path, metric):
+    file = write_study(tmp_path, STUDY.replace("steps = 40", f'steps = 40\nmetric = "{metric}"'))
+    with pytest.raises(StudyError, match=rf"metric '{metric}' says how like the recorded data .*leave metric out"):
+        read_study(file)
+    with pytest.raises(StudyError, match=rf"metric '{metric}' says how like"):
+        choose_metrics(pandas.DataFrame({"dataset": ["a"], metric: [1.0]}), metric)
+
+
+@pytest.mark.fault("3.12")
+def test_datasets_without_a_simulator_keep_their_diagnosis_beside_a_metric_that_is_named():
+    frame = pandas.DataFrame({"dataset": ["a", "b", "c"], "return": [1.0, None, None]})
+    frame["agreement"], frame["action_error"] = [None, 0.5, None], [None, None, 0.1]
+    expected = {"a": "return", "b": "agreement", "c": "action_error"}
+    assert choose_metrics(frame, "return") == choose_metrics(frame, "auto") == expected
+
+
+# ------------------------------------------------------------------- what a page says
+
+
+@pytest.mark.fault("6.3")
+def test_averages_say_over_how_many_evaluations_they_go(tmp_path, few_resamples):
+    quietly(write_study(tmp_path, STUDY.replace("every = 10", "every = 20"), seeds=1), only=["cloning"])
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert "| average of last 2: mean | average of last 2: IQM |" in text
+    assert "average of last 5" not in text
+    mixed = [replace(score(), averaged=count) for count in (2, 5, 3)]
+    assert averaged_in_words(mixed) == "average of last 2 to 5"
+
+
+@pytest.mark.fault("6.3")
+def test_settings_that_all_runs_share_are_those_of_all_methods(tmp_path, few_resamples):
+    quietly(write_study(tmp_path, seeds=1))
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    shared = text[text.index("Settings that all runs share") :].partition("</details>")[0]
+    own = text[text.index("<summary>Settings of mix-vdn") :].partition("</details>")[0]
+    cloning = text[text.index("<summary>Settings of cloning") :].partition("</details>")[0]
+    assert "| batch_size | 32 |" in shared
+    for name in ("expectile", "svn", "decomposition", "algorithm", "temperature"):
+        assert f"| {name} |" not in shared
+    assert "| decomposition | vdn |" in own and "| expectile | 0.9 |" in own and "temperature" not in own
+    assert "| algorithm | cloning |" in cloning and "batch_size" not in cloning
+
+
+@pytest.mark.fault("6.3")
+def test_a_table_of_six_intervals_fits_a_page():
+    cells = ["mix-vdn", "temperature 1", "5", "0", *["1234.5 [1200.1, 1300.9]"] * 6]
+    html = to_html([Table([f"average of last {i}: mean" for i in range(10)], [cells])], "t")
+    assert html.count('<td class="number">1234.5<br>[1200.1, 1300.9]</td>') == 6
+    assert "<td>temperature 1</td>" in html and '<td class="number">5</td>' in html
+    style = html[html.index("th, td {") :].partition("}")[0]
+    assert "overflow-wrap" in style and "nowrap" not in style  # headers wrap
+    printed = html[html.index("@media print") :]
+    assert "overflow-x: visible" in printed and "size: landscape" in html
+
+
+@pytest.mark.fault("6.3")
+def test_a_curve_of_one_point_can_be_seen(tmp_path):
+    seen = []
+    for curve in ({10: [1.0, 2.0]}, {10: [1.0, 2.0], 20: [2.0, 3.0]}):
+        path = plot_curves({"m": curve}, tmp_path / f"{len(curve)}.png", label="y", title="t")
+        pixels = matplotlib.image.imread(path)[..., :3]
+        blue = numpy.array([0x00, 0x72, 0xB2]) / 255
+        inside = pixels[:, : int(0.7 * pixels.shape[1])]  # without the legend
+        seen.append(int((abs(inside - blue).max(-1) < 0.1).sum()))
+    assert seen[0] > 30 and seen[1] > 30
+
+
 @pytest.mark.fault("3.16")
-def test_runs_with_impossible_values_are_named(tmp_path):
-    quietly(write_study(tmp_path))
+def test_runs_with_impossible_values_are_named(tmp_path, few_resamples):
+    quietly(write_study(tmp_path, seeds=2))
     text = write_study_report(tmp_path / "out")[1].read_text()
     assert "> **The values of 2 runs exceeded what the rewards of their data allow" in text
     assert "spread--mix-vdn--temperature=1--seed=1, spread--mix-vdn--temperature=3--seed=1." in text

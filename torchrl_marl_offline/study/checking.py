@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from torchrl_marl_offline.core.ranges import check
 
+from torchrl_marl_offline.training.held_out import DIAGNOSES
+
 Kind = TypeVar("Kind")
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
 
@@ -46,6 +48,19 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> No
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}."
             raise StudyError(f"{where} has an unknown key {name!r}; {remedy}")
+
+
+def check_metric(name: str) -> None:
+    """Raise for a metric that must not be compared.
+
+    Raises:
+        StudyError: it says how like the data policies are, not what they earn.
+    """
+    if name in DIAGNOSES:
+        raise StudyError(
+            f"[study] metric {name!r} says how like the recorded data a policy is, not what it earns: cloning has the "
+            "best by construction. It is reported as a diagnosis; leave metric out, or name one of a simulator."
+        )
 
 
 def subtable(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right; overflow-wrap: anywhere; }
+td.number { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
 div.wide { overflow-x: auto; }
 img { max-width: 100%; height: auto; }
 p.warning { background: #fff3cd; border-left: 4px solid #e69f00; padding: .5rem .8rem; }
+@page { size: landscape; margin: 12mm; }
+@media print {
+  body { font-size: 9pt; max-width: none; margin: 0; padding: 0; }
+  div.wide { overflow-x: visible; }
+  th, td { padding: .1rem .25rem; }
+  tr, img { break-inside: avoid; }
+}
 footer { color: #666; font-size: 13px; margin-top: 2rem; }
 """
 
@@ -88,6 +97,15 @@ def _markdown(block: Block, folder: Path) -> str:
             return table
 
 
+def _html_cell(cell: str) -> str:
+    """Put an interval below its mean, so that a table of six of them fits a page."""
+    number, bracket, interval = cell.partition(" [")
+    if not re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?|-?inf|nan|", number):
+        return f"<td>{escape(cell)}</td>"
+    below = f"<br>[{escape(interval)}" if bracket else ""
+    return f'<td class="number">{escape(number)}{below}</td>'
+
+
 def _html(block: Block) -> str:
     match block:
         case Heading():
@@ -101,9 +119,7 @@ def _html(block: Block) -> str:
             return f'<p><img src="data:image/png;base64,{data}" alt="{caption}"><br><small>{caption}</small></p>'
         case Table():
             head = "".join(f"<th>{escape(cell)}</th>" for cell in block.header)
-            rows = "\n".join(
-                "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
-            )
+            rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in block.rows)
             table = f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
             if block.summary:
                 return f"<details><summary>{escape(block.summary)}</summary>{table}</details>"

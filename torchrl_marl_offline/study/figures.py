@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchrl_marl_offline.training.pictures import COLOURS, DASHES, new_figure, save_figure
+from torchrl_marl_offline.training.pictures import COLOURS, DASHES, new_figure, point_marker, save_figure
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def _plot(
         colour = COLOURS[index % len(COLOURS)]
         means, lows, highs = zip(*intervals)
         dash = DASHES[(index // len(COLOURS) + index) % len(DASHES)]
-        axis.plot(positions, means, color=colour, ls=dash, label=name, lw=1.6)
+        axis.plot(positions, means, color=colour, ls=dash, label=name, lw=1.6, marker=point_marker(positions))
+        if len(positions) == 1:  # a band needs two
+            axis.vlines(positions, lows, highs, color=colour, lw=1.2)
         axis.fill_between(positions, lows, highs, color=colour, alpha=0.13, linewidth=0)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(title, loc="left")

@@ -17,11 +17,13 @@ from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, 
 from torchrl_marl_offline.study.figures import plot_curves, plot_profile
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
+from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import (
     COMPARABLE,
     READINGS,
     Choice,
     Score,
+    averaged_in_words,
     choose,
     choose_metrics,
     mean_and_iqm,
@@ -30,6 +32,7 @@ from torchrl_marl_offline.study.scores import (
     scores_of,
 )
 from torchrl_marl_offline.study.table import job_folder, read_results, write_results
+from torchrl_marl_offline.training.held_out import OF_RECORDED_ACTIONS
 from torchrl_marl_offline.training.pictures import plot_methods
 from torchrl_marl_offline.training.statistics import Interval
 
@@ -40,9 +43,16 @@ LABELS = {
     "return": "return per episode",
     "normalized": "normalized score (0 random, 100 expert)",
     "success": "success rate",
-    "agreement": "share of recorded actions",
-    "action_error": "mean error of actions",
+    "agreement": "share of recorded actions that the policy takes",
+    "agreement_choice": "share of recorded actions that the policy takes, where there is a choice",
+    "action_error": "mean distance from recorded actions",
 }
+
+DIAGNOSIS = (
+    "There is no simulator of this task, so that nothing here says what a policy earns. How like the recorded actions "
+    "its own are is a diagnosis: cloning is best at it by construction, and a policy that improves on the data may "
+    "differ more. Methods are not ranked by it, and of a grid every setting is shown."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class _Report:
     @property
     def evaluators(self) -> list[str]:
         return list(dict.fromkeys(evaluator for _, evaluator, _ in self.choices))
+
+    def is_diagnosed(self, dataset: str) -> bool:
+        """Whether a dataset has no simulator, so that nothing of it is compared."""
+        return self.metrics.get(dataset) in OF_RECORDED_ACTIONS
 
     @property
     def methods(self) -> list[str]:
@@ -152,7 +166,7 @@ def _opening(report: _Report) -> list[Block]:
 
 
 def _aggregates(report: _Report) -> list[Block]:
-    """Put datasets together whose scores mean the same."""
+    """Put datasets together whose scores mean the same; those without a simulator have none."""
     blocks: list[Block] = []
     for evaluator, metric in itertools.product(report.evaluators, COMPARABLE):
         datasets = [name for name in report.plan.datasets if report.metrics.get(name) == metric]
@@ -163,7 +177,7 @@ def _aggregates(report: _Report) -> list[Block]:
         if len(datasets) > 1:
             rows = [[name, *map(_cell, _intervals(choices))] for name, choices in found.items()]
             title = f"{len(datasets)} datasets, {LABELS[metric]}, {_executed(evaluator)}"
-            blocks += [Heading(title), Table(_header(report, ["method"]), rows)]
+            blocks += [Heading(title), Table(_header(found, ["method"]), rows)]
             text = "Mean and interquartile mean over runs and datasets; 95 % intervals by the stratified bootstrap."
             blocks.append(Text(f"{text} Datasets: {', '.join(datasets)}."))
         blocks += _profile(report, evaluator, metric, found)
@@ -175,8 +189,12 @@ def _executed(evaluator: str) -> str:
     return words.get(evaluator, evaluator)
 
 
-def _header(report: _Report, first: Sequence[str]) -> list[str]:
-    names = {"average_of_last": f"average of last {report.plan.last_k}", "last": "last", "best": "best"}
+def _averaged(found: Mapping[str, Sequence[Choice]]) -> str:
+    return averaged_in_words(score for choices in found.values() for choice in choices for score in choice.scores)
+
+
+def _header(found: Mapping[str, Sequence[Choice]], first: Sequence[str]) -> list[str]:
+    names = {"average_of_last": _averaged(found), "last": "last", "best": "best"}
     return [*first, *(f"{names[reading]}: {what}" for reading in READINGS for what in ("mean", "IQM"))]
 
 
@@ -209,7 +227,7 @@ def _profile(report: _Report, evaluator: str, metric: str, found: Mapping[str, S
         label=LABELS[metric],
         title=f"performance profile, {_executed(evaluator)}",
     )
-    text = f"Share of runs whose average of the last {report.plan.last_k} evaluations is above a score; bands: 95 %."
+    text = f"Share of runs whose {_averaged(found)} evaluations is above a score; bands: 95 %."
     return [Picture(path, text)]
 
 
@@ -221,11 +239,15 @@ def _dataset(report: _Report, dataset: str) -> list[Block]:
     for evaluator in list(dict.fromkeys(part["evaluator"].dropna())):
         found, label = report.of(evaluator, [dataset]), report.label(dataset)
         blocks.append(Heading(f"{label}, {_executed(evaluator)}", 3))
+        if report.is_diagnosed(dataset):
+            blocks += [Text(DIAGNOSIS), *_diagnosis(report, dataset, evaluator)]
+            blocks.append(_curves(report, part, dataset, evaluator))
+            continue
         if found:
             intervals = {name: _intervals(choices) for name, choices in found.items()}
             blocks.append(_dataset_table(report, found, intervals))
             path = report.picture(f"methods {dataset} {evaluator}")
-            note = f"average of last {report.plan.last_k}; bars: mean, lines: 95 % bootstrap interval over seeds"
+            note = f"{_averaged(found)}; bars: mean, lines: 95 % bootstrap interval over seeds"
             blocks.append(
                 Picture(plot_methods({k: v[0] for k, v in intervals.items()}, path, label=label, note=note), note)
             )
@@ -242,25 +264,58 @@ def _dataset_table(
         (choice,) = choices
         diverged = sum(score.diverged for score in choice.scores)
         rows.append([name, choice.setting, str(len(choice.scores)), str(diverged), *map(_cell, intervals[name])])
-    return Table(_header(report, ["method", "setting", "seeds", "diverged"]), rows)
+    return Table(_header(found, ["method", "setting", "seeds", "diverged"]), rows)
+
+
+def _diagnosis(report: _Report, dataset: str, evaluator: str) -> list[Table]:
+    """Return every method's every setting, in the plan's order: the last evaluation, no best and no choice."""
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in report.scores:
+        if (score.run.dataset, score.evaluator) == (dataset, evaluator):
+            groups.setdefault((score.run.method, score.setting), []).append(score)
+    rows = []
+    for (method, setting), group in groups.items():
+        diverged = sum(score.diverged for score in group)
+        mean, _ = mean_and_iqm(score_matrix([Choice(tuple(group), 1)], "last"))
+        rows.append([method, setting, str(len(group)), str(diverged), _cell(mean)])
+    header = ["method", "setting", "seeds", "diverged", "at the last evaluation: mean"]
+    return [Table(header, rows)] if rows else []
 
 
 def _curves(report: _Report, part: pandas.DataFrame, dataset: str, evaluator: str) -> Picture:
-    """Draw the chosen settings; of a method that has none yet, all runs."""
+    """Draw the chosen settings; of a method that has none yet, all runs; without a simulator each setting."""
     metric = report.metrics[dataset]
     measured = part[(part["evaluator"] == evaluator) & part[metric].notna()]
     curves = {}
     for method in report.methods:
         rows = measured[measured["method"] == method]
+        if report.is_diagnosed(dataset):
+            curves |= _by_setting(report, rows, method, metric)
+            continue
         choice = report.choices.get((dataset, evaluator, method))
         if choice is not None:
             rows = rows[rows["run"].isin([score.run.name for score in choice.scores])]
         if len(rows):
-            curves[method] = {int(step): group.tolist() for step, group in rows.groupby("step")[metric]}
+            curves[method] = _by_step(rows, metric)
     title = f"{dataset}, {_executed(evaluator)}"
     path = report.picture(f"curves {dataset} {evaluator}")
     plot_curves(curves, path, label=report.label(dataset), title=title)
     return Picture(path, "Learning curves: mean over seeds, band: Student's 95 % interval.")
+
+
+def _by_step(rows: pandas.DataFrame, metric: str) -> dict[int, list[float]]:
+    return {int(step): group.tolist() for step, group in rows.groupby("step")[metric]}
+
+
+def _by_setting(report: _Report, rows: pandas.DataFrame, method: str, metric: str) -> dict[str, Mapping]:
+    """Return a curve for each setting of a method's grid."""
+    settings: dict[str, list[str]] = {}
+    for run in report.plan.runs:
+        if run.method == method:
+            words = ", ".join(f"{name} {value}" for name, value in run.grid.items())
+            settings.setdefault(f"{method} {words}".strip(), []).append(run.name)
+    parts = {label: rows[rows["run"].isin(runs)] for label, runs in settings.items()}
+    return {label: _by_step(part, metric) for label, part in parts.items() if len(part)}
 
 
 def _grid_table(report: _Report, dataset: str, evaluator: str) -> list[Table]:
@@ -275,17 +330,29 @@ def _grid_table(report: _Report, dataset: str, evaluator: str) -> list[Table]:
     for (method, setting), group in settings.items():
         means = [sum(getattr(score, reading) for score in group) / len(group) for reading in READINGS]
         rows.append([method, setting, str(len(group)), *(f"{mean:.4g}" for mean in means)])
-    header = ["method", "setting", "seeds", f"average of last {report.plan.last_k}", "last", "best"]
+    averaged = averaged_in_words(score for group in settings.values() for score in group)
+    header = ["method", "setting", "seeds", averaged, "last", "best"]
     return [Table(header, rows, summary="Every setting of the grid: means over seeds")]
 
 
 def _closing(report: _Report) -> list[Block]:
     names = ("torch", "torchrl", "tensordict", "torchrl-marl-offline", "rliable")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    fixed = {}
-    for name in dict.fromkeys(name for run in report.plan.runs for name in run.settings):
-        values = {str(run.settings[name]) for run in report.plan.runs if name in run.settings}
-        if len(values) == 1:
-            fixed[name] = values.pop()
-    blocks: list[Block] = [Table(["setting", "value"], list(fixed.items()), summary="Settings that all runs share")]
+    shared = _shared(report.plan.runs)
+    blocks: list[Block] = [Table(["setting", "value"], list(shared.items()), summary="Settings that all runs share")]
+    for method in report.methods:
+        own = _shared([run for run in report.plan.runs if run.method == method])
+        rows = [(name, value) for name, value in own.items() if name not in shared]
+        if rows:
+            blocks.append(Table(["setting", "value"], rows, summary=f"Settings of {method}"))
     return [*blocks, Text(f"Report made with {versions}, Python {platform.python_version()}.")]
+
+
+def _shared(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the settings that every one of the runs has, with one value."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            found.setdefault(name, set()).add(str(value))
+    everywhere = [name for name in found if all(name in run.settings for run in runs)]
+    return {name: next(iter(found[name])) for name in everywhere if len(found[name]) == 1}

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.checking import StudyError, check_metric
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.training.held_out import OF_RECORDED_ACTIONS
 from torchrl_marl_offline.training.statistics import Interval
 
 if TYPE_CHECKING:
@@ -17,19 +18,18 @@ if TYPE_CHECKING:
 
 Reading = Literal["average_of_last", "last", "best"]
 READINGS: tuple[Reading, ...] = ("average_of_last", "last", "best")
-METRICS = ("normalized", "success", "return", "agreement", "action_error")
+METRICS = ("normalized", "success", "return")
 """What may be compared, in the order of preference."""
 
-COMPARABLE = ("normalized", "success", "agreement")
+COMPARABLE = ("normalized", "success")
 """Those that mean the same on every dataset, so that datasets may be put together."""
 
-LOWER_IS_BETTER = ("action_error",)
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Score:
-    """The readings of one finished run by one evaluator."""
+    """The readings of one finished run by one evaluator; ``averaged`` evaluations are in ``average_of_last``."""
 
     run: Run
     evaluator: str
@@ -37,6 +37,7 @@ class Score:
     last: float
     best: float
     diverged: bool
+    averaged: int = 1
 
     @property
     def setting(self) -> str:
@@ -67,17 +68,23 @@ class Choice:
 
 
 def choose_metrics(frame: pandas.DataFrame, wanted: str) -> dict[str, str]:
-    """Return, for each dataset, the column that is compared: ``wanted``, or for ``"auto"`` the first that it has.
+    """Return, for each dataset, the column that is shown.
+
+    It is compared: ``wanted``, or for ``"auto"`` the first that the dataset has. A dataset without a simulator has no
+    such column, but a diagnosis: how like its actions the policies' are. That is shown, and nothing is chosen by it.
 
     Raises:
         StudyError: a dataset lacks it, or nothing has been evaluated.
     """
+    check_metric(wanted)
     if not len(frame):
         raise StudyError("No run of this study has been evaluated yet; run it first.")
     chosen = {}
     for dataset, part in frame.groupby("dataset"):
         has = [name for name in dict.fromkeys((*METRICS, wanted)) if name in part and part[name].notna().any()]
         usable = [name for name in has if wanted in ("auto", name)]
+        if not has:
+            usable = [name for name in OF_RECORDED_ACTIONS if name in part and part[name].notna().any()]
         if not usable:
             raise StudyError(f"{dataset} was not evaluated for {wanted!r}; set [study] metric to one of {has}.")
         chosen[str(dataset)] = usable[0]
@@ -95,33 +102,42 @@ def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -
             continue
         part, metric = rows[run.name], metrics[run.dataset]
         records = part[["evaluator", "step", metric]].dropna().to_dict("records")
-        curves = summarize_evaluations(records, metric, last_k=plan.last_k, lower_is_better=metric in LOWER_IS_BETTER)
         diverged = bool(part["diverged"].any())
-        for evaluator, curve in curves.items():
-            scores.append(Score(run, evaluator, *(curve[reading] for reading in READINGS), diverged))
+        for evaluator, curve in summarize_evaluations(records, metric, last_k=plan.last_k).items():
+            readings = (curve[reading] for reading in READINGS)
+            scores.append(Score(run, evaluator, *readings, diverged, curve["averaged"]))
     return scores
 
 
 def choose(scores: Iterable[Score], metrics: Mapping[str, str]) -> dict[tuple[str, str, str], Choice]:
     """Choose every method's setting: the best mean over the seeds of the average of the last evaluations.
 
-    Settings with fewer finished seeds than another do not compete with it.
+    Settings with fewer finished seeds than another do not compete with it. Where there is a diagnosis alone, nothing is
+    chosen: of agreement with the data, cloning has the most by construction, whatever it earns.
 
     Returns:
         (dataset, evaluator, method) -> choice.
     """
     groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
     for score in scores:
+        if metrics[score.run.dataset] in OF_RECORDED_ACTIONS:
+            continue
         key = (score.run.dataset, score.evaluator, score.run.method)
         groups.setdefault(key, {}).setdefault(score.setting, []).append(score)
     choices = {}
     for key, settings in groups.items():
-        sign = -1 if metrics[key[0]] in LOWER_IS_BETTER else 1
         most = max(map(len, settings.values()))
         complete = [tuple(group) for group in settings.values() if len(group) == most]
-        best = max(complete, key=lambda group: sign * sum(score.average_of_last for score in group) / len(group))
+        best = max(complete, key=lambda group: sum(score.average_of_last for score in group) / len(group))
         choices[key] = Choice(tuple(sorted(best, key=lambda score: score.run.seed)), len(complete))
     return choices
+
+
+def averaged_in_words(scores: Iterable[Score]) -> str:
+    """Say over how many evaluations averages of the last really go: ``"average of last 2"``."""
+    counts = {score.averaged for score in scores}
+    low, high = min(counts), max(counts)
+    return f"average of last {low}" if low == high else f"average of last {low} to {high}"
 
 
 def score_matrix(choices: Sequence[Choice], reading: Reading) -> numpy.ndarray:

@@ -24,7 +24,7 @@ from torchrl_marl_offline.core.ranges import (
     range_of,
 )
 from torchrl_marl_offline.methods import ALGORITHMS, settings_of
-from torchrl_marl_offline.study.checking import StudyError, build, check_keys, converted, subtable
+from torchrl_marl_offline.study.checking import StudyError, build, check_keys, check_metric, converted, subtable
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
 
 Metric = Literal[
@@ -33,13 +33,6 @@ Metric = Literal[
     "success",
     "return",
     "length",
-    "agreement",
-    "agreement_choice",
-    "action_error",
-    "q_correlation",
-    "q_slope",
-    "q_bias",
-    "illegal_actions",
 ]
 """Columns of the results by which runs can be compared."""
 
@@ -81,7 +74,8 @@ class EvaluationSettings:
         seed: of the environments. Every member of a population plays in environments of its own.
         num_envs: environments that step at once, over all members of a population.
         held_out: share of the episodes that is kept out of training where a dataset has no simulator: runs are then
-            judged by their agreement with these.
+            held against these. What that says, agreement and calibration, is a diagnosis: it stands on the report, and
+            nothing is ranked or chosen by it.
     """
 
     every: Annotated[int, COUNT] = 50_000
@@ -112,7 +106,8 @@ class StudySettings:
         checkpoint_every: updates between checkpoints of a population; 0 for a tenth of its steps.
         keep_checkpoints: keep the checkpoints of a finished population (its policies are kept anyway).
         last_k: how many evaluations at the end are averaged where settings are compared.
-        metric: what is compared: ``"return"``, ``"normalized"``, ``"success"`` or another column of the results;
+        metric: what is compared: ``"return"``, ``"normalized"``, ``"success"`` or another column of the results, but
+            none of :data:`~torchrl_marl_offline.training.held_out.DIAGNOSES`;
             ``"auto"`` takes the first of normalized, success and return that every dataset has.
     """
 
@@ -232,6 +227,7 @@ def read_study(path: str | Path) -> Study:
     )
     for method in methods:
         check_keys(method.on, [source.name for source in datasets], f"[methods.{method.name}.on]")
+    check_metric(settings.get("metric", "auto"))
     return Study(
         file=path,
         settings=build(StudySettings, settings, "[study]"),

@@ -23,6 +23,12 @@ from torchrl_marl_offline.training.evaluation import Policy, evaluation_mode, pr
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
 
+OF_RECORDED_ACTIONS = ("agreement", "agreement_choice", "action_error")
+"""Columns that say how like the recorded actions a policy's are: of a clone the best, whatever it earns."""
+
+DIAGNOSES = (*OF_RECORDED_ACTIONS, "q_correlation", "q_slope", "q_bias", "illegal_actions", "rows")
+"""All columns of an evaluation on held-out episodes; none says what a policy earns, so that none is selected by."""
+
 
 @dataclass(frozen=True)
 class Calibration:

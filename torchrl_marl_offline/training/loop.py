@@ -29,6 +29,7 @@ from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.distributed import SingleProcess
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
+from torchrl_marl_offline.training.held_out import DIAGNOSES
 from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.metrics import (
@@ -101,7 +102,8 @@ class Trainer:
         checkpoint_every: steps between checkpoints; ``None`` for one at the start and one at the end.
         keep_checkpoints: how many of the newest are kept.
         stop_when: asked after every evaluation; when it returns true, the run is finished before ``steps``.
-        keep_best: ``(evaluator, metric)`` whose highest value marks the checkpoint that is kept beside the newest.
+        keep_best: ``(evaluator, metric)`` whose highest value marks the checkpoint that is kept beside the newest; not
+            agreement with recorded actions, which is highest where least is learned beyond them.
         output: folder of the CSV files, of ``checkpoints/`` and of the newest policy (``policy.pt``, where the actor is
             one of :func:`~torchrl_marl_offline.make_actor`); ``None`` writes nothing.
         resume_folder: the folder named in the advice on how to go on; by default ``output``.
@@ -161,6 +163,7 @@ class Trainer:
         logger: RunLogger | None = None,
         progress: bool = True,
     ) -> None:
+        _check_best(keep_best)
         self.processes = SingleProcess() if distributed is None else distributed
         is_main = self.processes.is_main
         self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
@@ -509,3 +512,11 @@ def one_line(metrics: Mapping[str, Any]) -> str:
     """Return the numbers of an evaluation in one line."""
     shown = {name: value for name, value in metrics.items() if not name.endswith(("_low", "_high", "_std"))}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, int | float))
+
+
+def _check_best(keep_best: tuple[str, str] | None) -> None:
+    if keep_best is not None and keep_best[1] in DIAGNOSES:
+        raise ValueError(
+            f"keep_best must not be by {keep_best[1]!r}, which says how like the recorded data a policy is, not what "
+            "it earns; name a metric of a simulator, or leave it out."
+        )

@@ -96,9 +96,8 @@ def plot_learning_curves(
         for index, (name, rows) in enumerate(train.items()):
             points = [(row["step"], row[column]) for row in rows if column in row]
             if points:
-                axis.plot(
-                    *zip(*points), color=COLOURS[index % len(COLOURS)], ls=DASHES[index % len(DASHES)], label=name
-                )
+                look = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)]}
+                axis.plot(*zip(*points), **look, marker=point_marker(points), label=name)
         axis.set_ylabel(label)
         if column in ("qvalue_abs", "value_norm_scale", "grad_norm"):
             _log_scale_if_wide(axis)
@@ -110,6 +109,11 @@ def plot_learning_curves(
     if title:
         figure.suptitle(title)
     return save_figure(figure, path)
+
+
+def point_marker(points: Sequence[Any]) -> str | None:
+    """Return the marker of a curve: a curve of one point has no line that would show it."""
+    return "o" if len(points) == 1 else None
 
 
 def _shifted(rows: Sequence[Row], start: int) -> list[Row]:

@@ -182,7 +182,6 @@ class Profiler:
         self._seen, self._is_beside = 0, False
         self._clock: PartClock | None = None
         self._trace: torch.profiler.profile | None = None
-        self._printed: set[str] | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -197,6 +196,7 @@ class Profiler:
             print(f"profile: {self._seen} steps are within the warm-up of {WARM_UP}; nothing was timed", flush=True)
         else:
             self._write()
+            print(f"\n{self.account.text()}{self.folder}: this account and a trace of {TRACED} more steps", flush=True)
 
     def __call__(self, name: str) -> AbstractContextManager:
         """Return the context of a part."""
@@ -264,12 +264,7 @@ class Profiler:
         self._trace = None
 
     def _write(self) -> None:
-        text = self.account.text()
-        write_text_atomic(self.folder / "account.txt", text)
-        evaluations = {name for name in self.beside if name.startswith("evaluation")}
-        if evaluations != self._printed:  # again, where the first evaluation came later
-            self._printed = evaluations
-            print(f"\n{text}{self.folder}: this account and a trace of {TRACED} more steps", flush=True)
+        write_text_atomic(self.folder / "account.txt", self.account.text())
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

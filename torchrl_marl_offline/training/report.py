@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.training.evaluation import Evaluation
+from torchrl_marl_offline.training.held_out import DIAGNOSES
 from torchrl_marl_offline.training.pictures import plot_methods
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 from torchrl_marl_offline.training.summary import write_json_atomic
@@ -14,6 +15,12 @@ from torchrl_marl_offline.training.summary import write_json_atomic
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.training.held_out import HeldOutEvaluation
+
+DIAGNOSIS = (
+    "What held-out episodes say is a diagnosis, not a score: cloning agrees most with the data by construction. What a "
+    "policy earns needs a simulator."
+)
+NOTHING_ILLEGAL = "No action mask: there is nothing illegal to propose."
 
 
 def format_table(rows: Sequence[Sequence[Any]], *, header: Sequence[str]) -> str:
@@ -54,7 +61,8 @@ def write_report(
         The table with a note under it.
     """
     summary = {
-        name: {"final": result.summary(), "during training": curves.get(name)} for name, result in finals.items()
+        name: {"final": result.summary(), "during training": _unselected(curves.get(name), result)}
+        for name, result in finals.items()
     }
     returns = {name: result.returns for name, result in finals.items() if isinstance(result, Evaluation)}
     recorded = mean_confidence_interval(data.episode_returns())
@@ -70,8 +78,9 @@ def write_report(
     for name, interval in intervals.items():
         readings = [curves.get(name, {}).get(reading) for reading in ("last", "best", "average_of_last")]
         rows.append([_starred(name, better), interval.mean, f"[{interval.low:.4g}, {interval.high:.4g}]", *readings])
-    averaged = int(next(iter(curves.values()))["averaged"])
-    header = ["return per episode", "mean", "95 % interval", "last", "best", f"average of last {averaged}"]
+    averaged = sorted({int(curve["averaged"]) for curve in curves.values()})
+    words = " to ".join(map(str, dict.fromkeys((averaged[0], averaged[-1]))))
+    header = ["return per episode", "mean", "95 % interval", "last", "best", f"average of last {words}"]
     episodes = len(next(iter(returns.values())))
     note = (
         f"Means over {episodes} episodes after training; the intervals are across these episodes of one run, not "
@@ -115,7 +124,9 @@ def write_population_report(
     }
     if metric == "return":
         intervals = {f"data ({data.n_episodes} episodes)": mean_confidence_interval(data.episode_returns())} | intervals
-    plot_methods(intervals, folder / "methods.png")
+    is_diagnosis = metric in DIAGNOSES
+    if not is_diagnosis:  # bars would rank
+        plot_methods(intervals, folder / "methods.png")
     rows = [
         [label, len(groups.get(label, [])) or None, i.mean, f"[{i.low:.4g}, {i.high:.4g}]"]
         for label, i in intervals.items()
@@ -123,6 +134,7 @@ def write_population_report(
     summary = {name: {member: r.summary() for member, r in members.items()} for name, members in finals.items()}
     write_json_atomic(folder / "summary.json", {"finals": summary, "frozen": frozen})
     note = "Means over seeds after training; the intervals are 95 % Student t intervals across seeds."
+    note += f"\n{DIAGNOSIS}" if is_diagnosis else ""
     left_out = "".join(f"\nLeft out, not finite since step {at}: {name}" for name, at in frozen.items())
     return f"{format_table(rows, header=[metric, 'seeds', 'mean', '95 % interval'])}\n{note}{left_out}"
 
@@ -144,7 +156,15 @@ def _held_out_table(finals: Mapping[str, HeldOutEvaluation]) -> str:
     columns = list(dict.fromkeys(column for summary in summaries.values() for column in summary))
     table = format_table([[c, *(s.get(c) for s in summaries.values())] for c in columns], header=["", *summaries])
     checked = sum(result.checked_actions for result in finals.values())
-    return f"{table}\nIllegal proposals among {checked} checked, by mode and sampled: 0. Returns need a simulator."
+    legal = f"Illegal proposals among {checked} checked, by mode and sampled: 0." if checked else NOTHING_ILLEGAL
+    return f"{table}\n{legal}\n{DIAGNOSIS}"
+
+
+def _unselected(curve: Mapping[str, float] | None, result: Evaluation | HeldOutEvaluation) -> Mapping | None:
+    """Leave out the best of a diagnosis: it would be an evaluation chosen by likeness to the data."""
+    if curve is None or isinstance(result, Evaluation):
+        return curve
+    return {name: curve[name] for name in ("last", "last_step")}
 
 
 def _starred(name: str, better: set[str]) -> str:
