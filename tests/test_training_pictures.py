@@ -5,7 +5,13 @@ import math
 import pytest
 
 from torchrl_marl_offline.training import Interval, RunLogger
-from torchrl_marl_offline.training.pictures import TRAINING_PANELS, _shifted, plot_learning_curves, plot_methods
+from torchrl_marl_offline.training.pictures import (
+    COLOURS,
+    TRAINING_PANELS,
+    _shifted,
+    plot_learning_curves,
+    plot_methods,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -72,6 +78,26 @@ def test_only_the_columns_that_exist_get_a_panel(tmp_path):
     with pytest.raises(FileNotFoundError):
         plot_learning_curves(tmp_path / "nowhere", tmp_path / "c.png")
     assert not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.fault("6.3")
+def test_curves_of_one_point_can_be_seen(tmp_path):
+    """A run that has been logged once, and evaluated once: each panel shows a dot."""
+    from matplotlib.colors import to_rgb
+
+    for logged in (1, 2):
+        logger = RunLogger(tmp_path / str(logged))
+        for step in range(100, 100 * logged + 1, 100):
+            logger.log_train(step, dict.fromkeys(TRAINING_PANELS, 3.0))
+            logger.log_eval(step, "mode", {"return": 2.0})
+        image = pixels(plot_learning_curves(tmp_path / str(logged), tmp_path / f"{logged}.png"))[..., :3]
+        blue = abs(image - to_rgb(COLOURS[0])).max(-1) < 0.1
+        panels = len(TRAINING_PANELS) + 1
+        rows, columns = -(-panels // 3), 3
+        height, width = image.shape[0] // rows, image.shape[1] // columns
+        for panel in range(panels):
+            y, x = (panel // columns) * height, (panel % columns) * width
+            assert blue[y : y + height, x : x + width].sum() > 10, (logged, panel)
 
 
 def test_methods_with_intervals(tmp_path):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +76,65 @@ def test_what_cannot_be_saved_or_loaded_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="is no whole policy of save_policy"):
             load_policy(path)
+
+
+@pytest.mark.fault("6.1")
+def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
+    """Offline then online: the last stage's policy; one subfolder alone: its policy; several: the message names them."""
+    spec = make_env("games/xor").task_spec
+
+    def place(*names: str) -> None:
+        for number, name in enumerate(names):
+            save_policy(tmp_path / name / "policy.pt", make_actor(spec, hidden=(8,)), {"step": number, "place": name})
+
+    def found() -> str:
+        return load_policy(tmp_path).metadata["place"]
+
+    place("offline")
+    assert found() == "offline"  # stopped before the second stage
+    place("online", "cloning")
+    assert found() == "online"
+    shutil.rmtree(tmp_path / "online")
+    with pytest.raises(
+        FileNotFoundError, match=r"no policy of its own but 2 below it; name one of .*cloning, .*offline"
+    ):
+        load_policy(tmp_path)
+    place(".")
+    assert found() == "."
+    shutil.rmtree(tmp_path)
+    place("members/seed=0", "members/seed=1")
+    with pytest.raises(FileNotFoundError, match=r"name one of .*seed=0"):
+        load_policy(tmp_path)
+
+
+def help_of_all_commands(capsys) -> dict[str, str]:
+    import torchrl_marl_offline.data.__main__ as of_data
+    import torchrl_marl_offline.study.__main__ as of_studies
+
+    mains = {"data": of_data.main, "study": of_studies.main}
+    for name in ("evaluate", "export"):  # the first puts its function in its own place where it is imported
+        source = Path(marl.__file__).with_name(f"{name}.py")
+        mains[name] = runpy.run_path(str(source), run_name="help")["main"]
+    commands = {"data": ["", "inspect", "convert", "list", "verify", "record"]}
+    commands["study"] = ["", "run", "plan", "list", "report"]
+    texts = {}
+    for name, main in mains.items():
+        for command in commands.get(name, [""]):
+            with pytest.raises(SystemExit):
+                main([*([command] if command else []), "--help"])
+            texts[f"{name} {command}"] = capsys.readouterr().out
+    return texts
+
+
+@pytest.mark.fault("6.1")
+def test_no_help_shows_the_marks_of_documentation(capsys):
+    texts = help_of_all_commands(capsys)
+    assert len(texts) == 13 and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+    for name, text in texts.items():
+        assert not re.search(r":[a-z]+:|`|~torchrl", text), name
+    for script in (Path(__file__).parents[1] / "examples").glob("*.py"):  # tyro shows these of a script's settings
+        settings = re.search(r"class Args.*?\n\n\n", script.read_text(), re.DOTALL)
+        assert settings is None or "`" not in settings.group(), script
 
 
 def test_the_module_of_the_command_is_the_function_when_it_is_imported():

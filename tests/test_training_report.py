@@ -8,7 +8,15 @@ import pytest
 import torch
 from data_toys import episodes
 
-from torchrl_marl_offline.training import Evaluation, HeldOutEvaluation, format_table, write_report
+from torchrl_marl_offline.training import (
+    Evaluation,
+    HeldOutEvaluation,
+    Trainer,
+    format_table,
+    write_population_report,
+    write_report,
+)
+from torchrl_marl_offline.training.held_out import DIAGNOSES
 from torchrl_marl_offline.training.report import best_ways
 
 
@@ -56,3 +64,40 @@ def test_held_out_episodes(tmp_path):
     assert "agreement" in table
     assert "among 40 checked" in table
     assert not (tmp_path / "methods.png").exists()
+
+
+@pytest.mark.fault("3.12")
+def test_what_held_out_episodes_say_is_not_ranked_nor_chosen_from(tmp_path):
+    cloning = HeldOutEvaluation(10, 0.8, torch.tensor([0.8]), None, None, 40, 0, None)
+    curve = {"last": 0.8, "last_step": 10, "best": 0.9, "best_step": 5, "average_of_last": 0.7, "averaged": 2}
+    name, data = "cloning, held out", episodes((3, 5))
+    table = write_report(tmp_path, finals={name: cloning}, curves={name: curve}, data=data)
+    assert "is a diagnosis, not a score" in table and "best" not in table and "*" not in table
+    assert json.loads((tmp_path / "summary.json").read_text())[name]["during training"] == {
+        "last": 0.8,
+        "last_step": 10,
+    }
+    finals = {name: {"seed=0": cloning}}
+    table = write_population_report(tmp_path, finals=finals, metric="agreement", data=data, frozen={})
+    assert "is a diagnosis, not a score" in table and not (tmp_path / "methods.png").exists()
+    for metric in DIAGNOSES:
+        with pytest.raises(ValueError, match=rf"keep_best must not be by '{metric}'"):
+            Trainer(torch.nn.Linear(1, 1), None, steps=1, keep_best=("held out", metric))
+
+
+@pytest.mark.fault("6.3")
+def test_nothing_is_said_of_illegal_proposals_where_nothing_was_checked(tmp_path):
+    cloning = HeldOutEvaluation(10, None, None, None, 0.3, 0, 0, None)
+    table = write_report(tmp_path, finals={"cloning, held out": cloning}, curves={}, data=episodes((3, 5)))
+    assert "among 0" not in table and "there is nothing illegal to propose" in table
+
+
+@pytest.mark.fault("6.3")
+def test_an_average_says_over_how_many_evaluations_it_goes(tmp_path):
+    curves = {
+        f"{name}, mode": {"last": 1.0, "best": 1.0, "average_of_last": 1.0, "averaged": count}
+        for name, count in (("recipe", 2), ("cloning", 5))
+    }
+    data = episodes((3, 5))
+    finals = {name: Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([5, 5])) for name in curves}
+    assert "average of last 2 to 5" in write_report(tmp_path, finals=finals, curves=curves, data=data)
