@@ -80,7 +80,7 @@ def test_what_cannot_be_saved_or_loaded_is_named(tmp_path):
 
 @pytest.mark.fault("6.1")
 def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
-    """Offline then online: the last stage's policy; one subfolder alone: its policy; several: the message names them."""
+    """Offline then online: the last stage's policy; one subfolder alone: its; several: the message names them."""
     spec = make_env("games/xor").task_spec
 
     def place(*names: str) -> None:
