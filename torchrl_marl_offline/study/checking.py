@@ -11,7 +11,6 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torchrl_marl_offline.core.ranges import check
-
 from torchrl_marl_offline.training.held_out import DIAGNOSES
 
 Kind = TypeVar("Kind")
