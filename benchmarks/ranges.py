@@ -71,6 +71,7 @@ WITHOUT_RANGE: dict[str, str] = {
         ),
         _RESULT,
     ),
+    "AWR.weight": _STEP,
     **dict.fromkeys(("BoundedNormal", "OneStep", "OneStepCategorical", "TanhNormal"), _STEP),
     **dict.fromkeys(("ActionSampler.propose", "CEMSampler.propose", "RandomSampler.propose"), _STEP),
     **dict.fromkeys(("GaussianSampler.propose", "SoftmaxSampler.propose"), _STEP),
