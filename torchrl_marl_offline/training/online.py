@@ -294,8 +294,9 @@ class CollectorSource:
             return {"episodes": None}
         return {
             "episodes": episodes,
-            # where the collector stands: the observation that comes next, and what goes with it
-            "carried": flat_tensors(self._collector._carrier),
+            # where the collector stands: the observation that comes next, and what goes with it but its own numbers
+            # of trajectories, which nothing here reads
+            "carried": flat_tensors(self._collector._carrier.exclude("collector")),
             "policy": {name: buffer.clone() for name, buffer in _buffers(self.policy).items()},
         }
 
@@ -312,7 +313,10 @@ class CollectorSource:
             self._rounds = None
             self._warn_of_lost_episodes(str(error))
             return
-        put_flat_tensors(self._collector._carrier, state["carried"], device=self.env.device)
+        carrier = self._collector._carrier
+        own = carrier.get("collector")
+        put_flat_tensors(carrier, state["carried"], device=self.env.device)
+        carrier.set("collector", own)
         for name, buffer in _buffers(self.policy).items():
             if name in state["policy"]:
                 buffer.copy_(state["policy"][name])
