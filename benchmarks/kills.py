@@ -155,7 +155,11 @@ def finetune_online(folder: Path) -> None:
         keep_all=False,
         seed=4,
     )
-    _go_on(marl.Trainer(loss, replay, steps=40, **(_settings(folder / "run", loss) | {"evaluators": {}})))
+    _go_on(
+        marl.Trainer(
+            loss, replay, steps=40, **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None})
+        )
+    )
 
 
 JOBS: dict[str, Job] = {
