@@ -6,7 +6,7 @@ import pytest
 import torch
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from tensordict.nn import TensorDictModule
-from torch.distributions import Categorical
+from torch.distributions import Geometric
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
@@ -89,16 +89,19 @@ def test_an_action_key_that_the_critic_does_not_read() -> None:
 
 
 def test_a_discrete_policy_without_a_gradient_through_its_action() -> None:
-    logits = TensorDictModule(
-        AgentNetwork(4, 4, 3, hidden=(4,)), in_keys=[("agents", "observation")], out_keys=["logits"]
+    rates = TensorDictModule(AgentNetwork(4, 1, 3, hidden=(4,)), in_keys=[("agents", "observation")], out_keys=["rate"])
+
+    class Counts(Geometric):
+        deterministic_sample = property(lambda self: self.mode.long())
+
+    actor = ProbabilisticActor(
+        rates,
+        in_keys={"logits": "rate"},
+        out_keys=[("agents", "action")],
+        distribution_class=lambda logits: Counts(logits=logits.squeeze(-1)),
     )
-
-    class Plain(Categorical):
-        deterministic_sample = property(lambda self: self.mode)
-
-    actor = ProbabilisticActor(logits, in_keys=["logits"], out_keys=[("agents", "action")], distribution_class=Plain)
     loss = BRACLoss(actor, Case("vdn", discrete=True).critic())
-    with pytest.raises(ValueError, match="Plain passes none; give the actor this library's MaskedCategorical"):
+    with pytest.raises(ValueError, match="Counts passes none; give the actor a categorical distribution"):
         loss(make_batch(DISCRETE, 4))
 
 

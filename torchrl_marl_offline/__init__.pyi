@@ -11,10 +11,12 @@ from .data import convert_dataset as convert_dataset
 from .data import from_arrays as from_arrays
 from .data import list_datasets as list_datasets
 from .data import load_dataset as load_dataset
+from .data.next_action import NextAction as NextAction
 from .envs import from_pettingzoo as from_pettingzoo
 from .envs import from_torchrl as from_torchrl
 from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
+from .envs import register_environment as register_environment
 from .methods import make_loss as make_loss
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer

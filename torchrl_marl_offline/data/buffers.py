@@ -21,6 +21,8 @@ from torchrl_marl_offline.data.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, 
 if TYPE_CHECKING:
     from tensordict import NestedKey
 
+    from torchrl_marl_offline.data.dataset import OfflineDataset
+
 _MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
 
 
@@ -137,7 +139,7 @@ class EpisodeSliceSampler(Sampler):
 
 @checked
 def make_replay_buffer(
-    data: TensorDictBase,
+    data: TensorDictBase | OfflineDataset,
     *,
     batch_size: Annotated[int | None, SIZE],
     device: torch.device | str | None = None,
@@ -159,7 +161,7 @@ def make_replay_buffer(
     ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's.
 
     Args:
-        data: transitions ``[T]``.
+        data: transitions ``[T]``, or a dataset.
         batch_size: rows of a sample; ``None``: ``sample(n)`` says.
         device: put all of it on that device once; by default sampling reads where it lies, a memory map included.
         slice_len: rows of a slice; must divide ``batch_size``.
@@ -173,8 +175,10 @@ def make_replay_buffer(
 
     Raises:
         KeyError: a key of ``keys`` is not in the dataset.
+        TypeError: ``data`` is neither transitions nor a dataset.
         ValueError: an option is out of range, or no episode is as long as ``slice_len`` where short ones are dropped.
     """
+    data = _transitions(data)
     if keys is not None:
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
         masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
@@ -196,6 +200,14 @@ def make_replay_buffer(
         generator=generator,
         prefetch=prefetch,
     )
+
+
+def _transitions(data: TensorDictBase | OfflineDataset) -> TensorDictBase:
+    if isinstance(data, TensorDictBase):
+        return data
+    if not isinstance(getattr(data, "data", None), TensorDictBase):
+        raise TypeError(f"A buffer is made of transitions or of a dataset, got a {type(data).__name__}.")
+    return data.data
 
 
 def _slice_sampler(

@@ -79,18 +79,19 @@ def make_simulator(
 ) -> EnvBase | None:
     """Make the environment that a dataset came from, or return ``None`` where there is none.
 
-    None is what there is for tasks that are not this library's, and for StarCraft II where the game is not installed:
+    None is what there is for tasks that are neither this library's nor named by
+    :func:`~torchrl_marl_offline.envs.register_environment`, and for StarCraft II where the game is not installed:
     its recordings are trained on without it.
 
     Raises:
         ModuleNotFoundError: if there is one, but its library is not installed.
         DatasetError: if its sizes are not the dataset's.
     """
-    from torchrl_marl_offline.envs.factory import FAMILIES, make_env
+    from torchrl_marl_offline.envs.factory import has_environment, make_env
 
     # A published set is named after its publication; its card tells the environment.
     task = dataset.metadata.get("env") or dataset.spec.task
-    if task is None or task.partition("/")[0] not in FAMILIES:
+    if not has_environment(task):
         return None
     options: dict[str, Any] = dataset.metadata.get("task_options", {})
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_marl_offline.envs.factory import list_tasks, make_env
+from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
@@ -15,4 +15,5 @@ __all__ = [
     "from_torchrl",
     "list_tasks",
     "make_env",
+    "register_environment",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
@@ -12,6 +13,7 @@ import torch
 from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.ranges import SEED, SIZE, checked
+from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 
@@ -84,6 +86,61 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_REGISTERED: dict[str, Callable[..., EnvBase]] = {}
+"""Environments of the user's own, by ``"family/task"``."""
+
+
+def register_environment(task: str, factory: Callable[..., EnvBase], *, replace: bool = False) -> None:
+    """Name an environment of one's own: ``make_env(task)``, studies and evaluations then know it.
+
+    Data recorded in it carries the name, so that it has a simulator wherever the same call was made before.
+
+    Args:
+        task: ``"family/task"``.
+        factory: called with ``num_envs``, ``device``, ``seed`` and the options of :func:`make_env`; returns an
+            environment in the library's layout, for instance of :func:`from_torchrl` or :func:`from_pettingzoo`.
+        replace: take the place of an earlier one of this name; never of the library's own.
+
+    Raises:
+        TypeError: the factory cannot be called.
+        ValueError: the name is not ``"family/task"``, or is taken.
+
+    Examples:
+        >>> def make(*, num_envs, device, seed, **options):
+        ...     env = VmasEnv("balance", num_envs=num_envs, device=device, **options)
+        ...     return from_torchrl(env, max_steps=100, seed=seed)
+        >>> register_environment("mine/balance", make)
+        >>> data = collect(make_env("mine/balance", num_envs=4, seed=0), episodes=4)
+    """
+    family, _, name = task.partition("/")
+    if not family or not name or task != task.strip():
+        raise ValueError(f"An environment is named 'family/task', got {task!r}.")
+    if not callable(factory):
+        raise TypeError(f"The factory of {task!r} must be callable, got {factory!r}.")
+    if family in FAMILIES:
+        raise ValueError(f"{family!r} is a family of the library's own; name {task!r} under another.")
+    if task in _REGISTERED and not replace and _REGISTERED[task] is not factory:
+        raise ValueError(f"{task!r} is taken by another environment; pass replace=True to take its place.")
+    _REGISTERED[task] = factory
+
+
+def has_environment(task: str | None) -> bool:
+    """Whether :func:`make_env` has this task, or, where its library is missing, the family."""
+    return task is not None and (task in _REGISTERED or task.partition("/")[0] in FAMILIES)
+
+
+def _make_registered(task: str, **options) -> EnvBase:
+    env = _REGISTERED[task](**options)
+    spec = getattr(env, "task_spec", None)
+    if not isinstance(spec, TaskSpec) or len(env.batch_size) != 1:
+        raise TypeError(
+            f"The factory of {task!r} returned a {type(env).__name__} without a task_spec or a batch size [num_envs]; "
+            "bring it into the layout with from_torchrl or from_pettingzoo."
+        )
+    env.task_spec = dataclasses.replace(spec, task=task)
+    return env
+
+
 def list_tasks() -> dict[str, str]:
     """Return every known task, ``"family/task"``, with ``"installed"`` or what to install for it.
 
@@ -95,7 +152,7 @@ def list_tasks() -> dict[str, str]:
             tasks[f"{name}/*"] = family.install
         else:
             tasks |= {f"{name}/{task}": "installed" for task in _tasks_of(family)}
-    return tasks
+    return tasks | dict.fromkeys(_REGISTERED, "installed")
 
 
 @checked
@@ -129,6 +186,8 @@ def make_env(
         >>> env.rollout(10, break_when_any_done=False)["next", "agents", "reward"].shape
         torch.Size([4, 10, 3, 1])
     """
+    if task in _REGISTERED:
+        return _make_registered(task, num_envs=num_envs, device=device, seed=seed, **options)
     family_name, _, name = task.partition("/")
     family = FAMILIES.get(family_name)
     if family is not None and family.library is not None and find_spec(family.library) is None:
@@ -137,7 +196,10 @@ def make_env(
     if name not in tasks:
         known = [known for known, status in list_tasks().items() if status == "installed"]
         close = get_close_matches(task, known, n=5, cutoff=0.4) or known[:5]
-        raise ValueError(f"Unknown task {task!r}; close names are {', '.join(close)} (list_tasks() has all).")
+        raise ValueError(
+            f"Unknown task {task!r}; close names are {', '.join(close)} (list_tasks() has all, and "
+            "register_environment names one of your own)."
+        )
     module, _, attribute = tasks[name].partition(":")
     make = getattr(import_module(f"torchrl_marl_offline.envs.{module}"), attribute)
     if family.name_option is not None:

@@ -144,6 +144,19 @@ class MaskedCategorical(Categorical):
         return straight_through(self.probs, self.logits.argmax(-1))
 
 
+class RelaxedCategorical(MaskedCategorical):
+    """A :class:`MaskedCategorical` whose samples have the gradient of a Gumbel-softmax (Jang et al. 2017).
+
+    What TorchRL's :class:`~torchrl.modules.OneHotCategorical` has with ``ReparamGradientStrategy.RelaxedOneHot``, at
+    its temperature of 1.
+    """
+
+    def straight_through_sample(self) -> Tensor:
+        """Draw a one-hot action ``[*B, A]`` with the gradient of the softmax of the perturbed logits."""
+        perturbed = self.logits - exponential_like(self.logits).log()
+        return straight_through(perturbed.softmax(-1), perturbed.argmax(-1))
+
+
 class OneStep(_ActsByMode, _WithoutDensity, Distribution):
     r"""Actions :math:`\mathrm{clip}(f(o, z))` of standard normal noise z, which have samples but no density.
 

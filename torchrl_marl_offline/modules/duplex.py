@@ -96,8 +96,9 @@ class DuplexMixer(StateConditionedMixer):
     :math:`V_{tot} = \sum_a w_a(s) V_a + b_a(s)` of the values given.
 
     What differs from the paper: the hypernetworks have the recipe's hidden layer and normalization, and
-    :math:`w, b, \lambda` are the same for all critic heads. The gradient through the advantages, which the paper stops,
-    is the local critic's business.
+    :math:`w, b, \lambda` are the same for all critic heads. As in the authors' code, :math:`w_a A_a` of the correction
+    gets no gradient: only :math:`\lambda` learns from it. Where the action has a gradient, as a policy's has, the
+    advantages pass it on.
 
     Args:
         spec: the task's sizes.
@@ -167,7 +168,10 @@ class DuplexMixer(StateConditionedMixer):
         if action is None:
             return total
         importance = self.importance(state, action, key, attention)
-        return total + ((importance - 1.0) * w * advantage).sum(-2)
+        weighted = w * advantage
+        # the authors' ``adv_q.detach()``; policies that the value is to move follow it through their action
+        weighted = weighted if action.requires_grad else weighted.detach()
+        return total + ((importance - 1.0) * weighted).sum(-2)
 
     def credit(self, values: Tensor, state: Tensor, action: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a = \lambda_a(s, u) w_a(s)`, V fixed, as ``values`` are."""

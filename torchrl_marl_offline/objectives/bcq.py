@@ -25,7 +25,7 @@ from torchrl_marl_offline.objectives.estimates import joined
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import masked_mean, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
-from torchrl_marl_offline.objectives.policies import is_discrete
+from torchrl_marl_offline.objectives.policies import is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class BCQ(BatchConstraint, ValueLearning):
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the target critic at every agent's best action."""
         if loss._is_central:
-            action = loss.policy(next_tensordict).deterministic_sample
+            action = mode_of(loss.policy(next_tensordict))
             next_tensordict = next_tensordict.copy().set(loss.tensor_keys.action, action)
         action, _ = self.best(loss, next_tensordict, target=True, min_weight=self.min_weight)
         return soft_clipped(loss.action_value(next_tensordict, action, target=True).total, self.min_weight)
@@ -193,9 +193,9 @@ class BCQDistillation(BatchConstraint, PolicyExtraction):
         policy = estimates.policy
         action, value = self.best(loss, tensordict)
         if is_discrete(policy):
-            error = -policy.log_prob(action.argmax(-1))  # [*B, n]
+            error = -log_prob_of(policy, action, rule=type(self).__name__)  # [*B, n]
         else:
-            error = (policy.deterministic_sample - action).pow(2).mean(-1)
+            error = (mode_of(policy) - action).pow(2).mean(-1)
         found = zip(self.metrics, (value, error.detach()))
         return error, {name: masked_mean(x, loss.agent_mask(tensordict, x)) for name, x in found}
 

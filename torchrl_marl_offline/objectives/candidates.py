@@ -41,34 +41,59 @@ def candidate_values(
     Returns:
         ``[*B, K, n, H]``.
     """
-    count = actions.shape[-3]
     if not (loss._is_central or (team and loss.is_team)):
-        return loss._critic(_repeated(loss, tensordict, count), actions, target=target, detach=detach)
+        return _valued(loss, tensordict, actions, 1, target=target, detach=detach)
     recorded = recorded_action(loss, tensordict, actions)
-    n = actions.shape[-2]
-    own = torch.eye(n, dtype=torch.bool, device=actions.device).unsqueeze(-1)
+    own = torch.eye(actions.shape[-2], dtype=torch.bool, device=actions.device).unsqueeze(-1)
     joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
-    values = loss.action_value(_repeated(loss, tensordict, count, n), joint, target=target, detach=detach)
-    return values.total.squeeze(-2)  # [*B, K, n, 1, H]
+    return _valued(loss, tensordict, joint, 2, target=target, detach=detach).squeeze(-2)  # [*B, K, n, 1, H]
 
 
-def _repeated(loss: OfflineMARLLoss, tensordict: TensorDictBase, *counts: int) -> TensorDict:
-    """Return what the critic and the mixer read, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``."""
+def _valued(
+    loss: OfflineMARLLoss, tensordict: TensorDictBase, actions: Tensor, samples: int, *, target: bool, detach: bool
+) -> Tensor:
+    """Evaluate the critic (alone, of ``[*B, K, n, a]``; with its mixer, of ``[*B, K, n, n, a]``) at samples.
+
+    Networks with memory take the last dimension of the batch for time. Samples lie before it, unless it is known that
+    every row is for itself.
+    """
+    batch = tensordict.ndim
+    counts = actions.shape[batch : batch + samples]
+    behind, front = tuple(range(batch, batch + samples)), tuple(range(samples))
+    first = not loss._rows_are_independent
+    actions = actions.movedim(behind, front) if first else actions
+    rows = _repeated(loss, tensordict, *counts, first=first)
+    if samples == 1:
+        values = loss._critic(rows, actions, target=target, detach=detach)
+    else:
+        values = loss.action_value(rows, actions, target=target, detach=detach).total
+    return values.movedim(front, behind) if first else values
+
+
+def _repeated(loss: OfflineMARLLoss, tensordict: TensorDictBase, *counts: int, first: bool) -> TensorDict:
+    """Return what the critic and the mixer read, each row ``counts`` times; see :func:`repeated`."""
     mixer_keys = loss.mixer_network.in_keys if loss.mixer_network is not None else []
     keys = map(unravel_key, [*loss.qvalue_network.in_keys, *mixer_keys])
-    return repeated(tensordict, [key for key in keys if key != unravel_key(loss.tensor_keys.action)], *counts)
+    keys = [key for key in keys if key != unravel_key(loss.tensor_keys.action)]
+    return repeated(tensordict, keys, *counts, first=first)
 
 
-def repeated(tensordict: TensorDictBase, keys: Sequence[NestedKey], *counts: int) -> TensorDict:
-    """Return those of the entries that there are, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``."""
+def repeated(tensordict: TensorDictBase, keys: Sequence[NestedKey], *counts: int, first: bool = False) -> TensorDict:
+    """Return those of the entries that there are, each row ``counts`` times: ``[*B]`` to ``[*B, *counts]``.
+
+    With ``first``, to ``[*counts, *B]``.
+    """
     batch = tensordict.batch_size
+    shape = [*counts, *batch] if first else [*batch, *counts]
     entries = {}
     for key in dict.fromkeys(keys):
         entry = tensordict.get(key, None)
         if entry is not None:
             trailing = entry.shape[len(batch) :]
-            entries[key] = entry.reshape(*batch, *(1,) * len(counts), *trailing).expand(*batch, *counts, *trailing)
-    return TensorDict(entries, [*batch, *counts])
+            entry = entry if first else entry.reshape(*batch, *(1,) * len(counts), *trailing)
+            entry = entry.expand(*shape, *trailing)
+            entries[key] = entry.contiguous() if first else entry  # networks of others may want to view it
+    return TensorDict(entries, shape)
 
 
 def best_candidate(actions: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

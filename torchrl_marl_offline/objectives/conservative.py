@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE, checked
 from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
-from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
-from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, shifted_sample
+from torchrl_marl_offline.objectives.noise import uniform_like
+from torchrl_marl_offline.objectives.policies import bounds_of, drawn_actions, is_deterministic, is_discrete, mode_of
 from torchrl_marl_offline.objectives.value_learning import TD
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class CQL(TD):
     Args:
         min_q_weight: :math:`\alpha`; may be scheduled as ``loss.min_q_weight = 1.0``.
         num_random: uniform actions.
-        num_policy: actions of the current policy.
+        num_policy: actions of the current policy. A deterministic one has no density to divide by: these are uniform,
+            too, as all are in OMAR's released code.
         noise: see :class:`TD`.
         noise_clip: see :class:`TD`.
 
@@ -79,11 +80,13 @@ class CQL(TD):
     @torch.no_grad()
     def _sampled(self, policy: Distribution) -> tuple[Tensor, Tensor]:
         """Return actions ``[*B, K, n, a]`` and the logarithms of the densities that they were drawn with."""
-        mode = policy.deterministic_sample.unsqueeze(-3)  # [*B, 1, n, a]
+        mode = mode_of(policy).unsqueeze(-3)  # [*B, 1, n, a]
         low, high = bounds_of(policy, "CQL")
-        shape = (*mode.shape[:-3], self.num_random, *mode.shape[-2:])
+        count = self.num_random + (self.num_policy if is_deterministic(policy) else 0)
+        shape = (*mode.shape[:-3], count, *mode.shape[-2:])
         uniform = low + (high - low) * uniform_like(mode.expand(shape))
         volume = (torch.zeros_like(uniform) + (high - low)).log()
-        shape = (*mode.shape[:-3], self.num_policy, *mode.shape[-2:])
-        own, log_prob = shifted_sample(policy, normal_like(mode.expand(shape)))
+        if is_deterministic(policy):
+            return uniform, -volume.sum(-1)
+        own, log_prob = drawn_actions(policy, self.num_policy, rule="CQL")
         return torch.cat([uniform, own], -3), torch.cat([-volume.sum(-1), log_prob], -2)

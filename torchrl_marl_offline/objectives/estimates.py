@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
 from torch import Tensor
 from torch.distributions import Distribution
+from torchrl.modules import Actor, Delta, GRUModule, LSTMModule
 
 from torchrl_marl_offline.objectives.candidates import expected_value
-from torchrl_marl_offline.objectives.functional_parameters import parameters_in
+from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.objectives.parts import part
-from torchrl_marl_offline.objectives.policies import is_discrete
+from torchrl_marl_offline.objectives.policies import Bounds, bounds_or_none, is_discrete, mode_of, per_agent
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+
+
+IS_INIT = "is_init"
+"""Where an episode begins, of TorchRL's networks with memory."""
 
 
 class Values(NamedTuple):
@@ -76,6 +86,10 @@ class NetworkPasses:
             key = unravel_key(key)
             name = joined(key)
             entry = given[name] if name in given else tensordict.get(key, None)
+            if entry is None and key in self._memory_keys:
+                if key != IS_INIT:  # a hidden state, which its module takes for zeros
+                    continue
+                entry = torch.zeros(*tensordict.batch_size, 1, dtype=torch.bool, device=tensordict.device)
             if entry is not None:
                 entries[key] = entry
             elif name not in given:
@@ -84,7 +98,10 @@ class NetworkPasses:
 
     def _lacks(self, key: NestedKey, tensordict: TensorDictBase) -> str:
         found = ", ".join(sorted(map(joined, tensordict.keys(True, True))))
-        return f"{type(self).__name__} needs the entry {joined(key)}, which the batch lacks; it has {found}."
+        remedy = ""
+        if unravel_key(key) == unravel_key(("next", self.tensor_keys.action)):
+            remedy = " The transform torchrl_marl_offline.NextAction adds it to a replay buffer of TorchRL's."
+        return f"{type(self).__name__} needs the entry {joined(key)}, which the batch lacks; it has {found}.{remedy}"
 
     def action_value(
         self, tensordict: TensorDictBase, action: Tensor, *, target: bool = False, detach: bool = False
@@ -121,7 +138,7 @@ class NetworkPasses:
         given = {joined(of_action): action}
         with part("forward target critic" if target else "forward critic"):
             if self._ensemble:
-                stacked = self._vmap_qvalue_network(self._inputs(self.qvalue_network, tensordict, **given), params)
+                stacked = self._of_ensemble(self._inputs(self.qvalue_network, tensordict, **given), params)
                 found = {key: _full_precision(stacked.get(key)) for key in keys}  # [E, *B, (n,) H]
                 found = {key: value.movedim(0, -2).flatten(-2) for key, value in found.items()}
             else:
@@ -129,6 +146,18 @@ class NetworkPasses:
         values = found[keys[0]]
         beside = {joined(other): action if other == of_action else found[other] for other in read}
         return values.unsqueeze(-2) if self._is_central else values, beside  # [*B, H] -> [*B, 1, H]
+
+    def _of_ensemble(self, inputs: TensorDict, params: TensorDictBase) -> TensorDictBase:
+        """Return the outputs of all critics of an ensemble, ``[E, *B]``."""
+        network = self.qvalue_network
+
+        def one(inputs: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
+            with parameters_in(network, params):
+                return network(inputs)
+
+        if self.deactivate_vmap:
+            return torch.stack([one(inputs.copy(), member) for member in tree_of(params).unbind(0)])
+        return torch.vmap(one, (None, 0), randomness=self.vmap_randomness)(inputs, params)
 
     def _read_beside_values(self) -> list[NestedKey]:
         """Return what the mixer reads of a joint action beside local values: the action, other outputs of the critic.
@@ -243,19 +272,40 @@ class NetworkPasses:
         return Values(critic, mixed[..., :heads].detach()), Values(state, mixed[..., heads:])
 
     def policy(self, tensordict: TensorDictBase) -> Distribution:
-        """Return the agents' action distribution."""
+        """Return the agents' action distribution; of a deterministic actor, its action's :class:`Delta`."""
         actor = self.actor_network
-        inputs = self._inputs(actor, tensordict)
         with part("forward actor"), parameters_in(actor, self.actor_network_params):
-            if isinstance(actor, ProbabilisticTensorDictSequential) and len(actor.module) == 2:
-                head, distribution = actor.module
-                return distribution.get_dist(inputs.update(self._evaluate(head, None, inputs)))
+            policy = per_agent(self._distribution(actor, tensordict))
+        if self._bounds_given or ("action_low" in self._buffers and bounds_or_none(policy) is None):
+            policy.action_bounds = Bounds(self.action_low, self.action_high)
+        return policy
+
+    def _distribution(self, actor: TensorDictModuleBase, tensordict: TensorDictBase) -> Distribution:
+        inputs = self._inputs(actor, tensordict)
+        if self._deterministic:
+            action = self._evaluate(actor, None, inputs).get(unravel_key(self.tensor_keys.action))
+            if action is None:
+                raise ValueError(
+                    f"The actor writes {actor.out_keys}, not the action {self.tensor_keys.action!r}; name its action "
+                    "by set_keys(action=...)."
+                )
+            if not action.is_floating_point():
+                raise ValueError(
+                    "The actor is deterministic and writes whole numbers; give it a categorical distribution of its "
+                    "scores (ProbabilisticActor), through which a gradient can pass."
+                )
+            return Delta(action)
+        if not isinstance(actor, TensorDictSequential) or not _ends_in_its_distribution(actor):
             return actor.get_dist(inputs)
+        *heads, distribution = actor.module
+        for head in heads:
+            inputs.update(self._evaluate(head, None, inputs))
+        return distribution.get_dist(inputs)
 
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:
         """Return the mode of the policy, without gradient."""
         with torch.no_grad():
-            return self.policy(tensordict).deterministic_sample
+            return mode_of(self.policy(tensordict))
 
     def behaviour_outputs(
         self, tensordict: TensorDictBase, *, module: str | None = None, detach: bool = False, **given: Tensor
@@ -355,7 +405,7 @@ class Estimates:
                     local = expected_value(loss, tensordict, self.policy)
                     state = loss._mixed(tensordict, local, False)
                 else:
-                    state = loss.action_value(tensordict, self.policy.deterministic_sample)
+                    state = loss.action_value(tensordict, mode_of(self.policy))
         if kind == "joint" or action.local is None or state.local is None:
             return (action.total_min - state.total_min).squeeze(-1).detach()
         advantage = (action.local_min - state.local_min).detach()
@@ -365,6 +415,38 @@ class Estimates:
 def joined(key: NestedKey) -> str:
     """Return a nested key as one name, its parts joined by dots."""
     return key if isinstance(key, str) else ".".join(key)
+
+
+def memory_keys(*networks: TensorDictModuleBase | None) -> frozenset[NestedKey]:
+    """Return what TorchRL's networks with memory read beside their input: hidden states, and where episodes begin."""
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    recurrent = [module for module in modules if isinstance(module, (LSTMModule, GRUModule))]
+    return frozenset(unravel_key(key) for module in recurrent for key in module.in_keys[1:])
+
+
+def rows_are_independent(network: TensorDictModuleBase | None) -> bool:
+    """Whether a network is known to look at one row of a batch at a time, as all of this library's do.
+
+    Networks of others may have memory: they read time along the batch's last dimension.
+    """
+    if network is None:
+        return True
+    known = ("torchrl_marl_offline.", "tensordict.", "torch.nn.modules.container", *_POINTWISE)
+    return all(type(module).__module__.startswith(known) for module in network.modules())
+
+
+_POINTWISE = tuple(f"torch.nn.modules.{name}" for name in ("linear", "activation", "normalization", "dropout"))
+
+
+def is_deterministic_actor(actor: TensorDictModuleBase) -> bool:
+    """Whether an actor writes one action, without a distribution."""
+    random = any(isinstance(module, ProbabilisticTensorDictModule) for module in actor.modules())
+    return isinstance(actor, Actor) or not (random or hasattr(actor, "get_dist"))
+
+
+def _ends_in_its_distribution(actor: TensorDictSequential) -> bool:
+    *heads, last = actor.module
+    return isinstance(last, ProbabilisticTensorDictModule) and all(map(is_deterministic_actor, heads))
 
 
 def _is_plain(network: TensorDictModuleBase) -> bool:

@@ -23,7 +23,7 @@ from torchrl_marl_offline.objectives.functional import (
     scale_invariant,
     standardize,
 )
-from torchrl_marl_offline.objectives.policies import differentiable_action
+from torchrl_marl_offline.objectives.policies import differentiable_action, log_prob_of
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.estimates import Estimates
@@ -36,11 +36,13 @@ class PolicyExtraction(ABC):
     Attributes:
         needs_critic: whether the loss must own a critic.
         needs_behaviour: whether the rule asks a model of the data's actions.
+        needs_log_prob: whether the rule asks the policy for log-probabilities, which a deterministic one has not.
         metrics: names of the metrics that :meth:`element_loss` returns.
     """
 
     needs_critic: ClassVar[bool] = True
     needs_behaviour: ClassVar[bool] = False
+    needs_log_prob: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("log_prob",)
 
     def coefficients(self) -> dict[str, float]:
@@ -100,6 +102,7 @@ class AWR(PolicyExtraction):
     exponent_range: Annotated[tuple[float, float], REAL] = (-50.0, 10.0)
     max_weight: Annotated[float, POSITIVE] = 100.0
     baseline: Literal["mode", "expected"] = "mode"
+    needs_log_prob: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.advantage not in ("local", "joint", "weighted"):
@@ -130,7 +133,7 @@ class AWR(PolicyExtraction):
         self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the log-probability of the dataset's actions."""
-        log_prob = estimates.policy.log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
+        log_prob = log_prob_of(estimates.policy, tensordict.get(loss.tensor_keys.action), rule="AWR")  # [*B, n]
         advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected").expand_as(log_prob)
         with torch.no_grad():
             mask = loss.agent_mask(tensordict, log_prob)
@@ -179,6 +182,7 @@ class BRAC(PolicyExtraction):
     alpha: Annotated[float, NON_NEGATIVE] = 1.0
     normalize: bool = True
     sample: bool = True
+    needs_log_prob: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("policy_qvalue", "log_prob")
 
     def coefficients(self) -> dict[str, float]:
@@ -190,7 +194,7 @@ class BRAC(PolicyExtraction):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and clone."""
         policy = estimates.policy
-        log_prob = policy.log_prob(tensordict.get(loss.tensor_keys.action))  # [*B, n]
+        log_prob = log_prob_of(policy, tensordict.get(loss.tensor_keys.action), rule="BRAC")  # [*B, n]
         action = differentiable_action(policy, sample=self.sample, rule="BRAC")
         value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
         mask = loss.agent_mask(tensordict, value)
@@ -211,10 +215,11 @@ class Cloning(PolicyExtraction):
     """
 
     needs_critic: ClassVar[bool] = False
+    needs_log_prob: ClassVar[bool] = True
 
     def element_loss(
         self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of the dataset's actions."""
-        log_prob = estimates.policy.log_prob(tensordict.get(loss.tensor_keys.action))
+        log_prob = log_prob_of(estimates.policy, tensordict.get(loss.tensor_keys.action), rule="Cloning")
         return -log_prob, {"log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,16 +13,33 @@ from torch import Tensor, nn
 from torchrl.modules.models.multiagent import Mixer
 from torchrl.modules.value_norm import ValueNorm
 from torchrl.objectives.common import LossModule
-from torchrl.objectives.utils import ValueEstimators, _vmap_func, get_value_estimator_entry
+from torchrl.objectives.utils import ValueEstimators, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked
+from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.estimates import Estimates, NetworkPasses
+from torchrl_marl_offline.objectives.estimates import (
+    IS_INIT,
+    Estimates,
+    NetworkPasses,
+    is_deterministic_actor,
+    memory_keys,
+    rows_are_independent,
+)
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.functional import masked_mean, team_reward
+from torchrl_marl_offline.objectives.functional_parameters import (
+    check_uses_given_parameters,
+    fit_batch_sizes,
+    parameters_in,
+)
 from torchrl_marl_offline.objectives.masking import Masking
+from torchrl_marl_offline.objectives.policies import no_density
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
+
+_ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
+_ROLES |= {"value_network": "state-value network", "behaviour_network": "behaviour model"}
 
 
 class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
@@ -46,6 +63,10 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             :class:`~torchrl.modules.models.multiagent.Mixer`, ours included). ``H`` may be 1.
         value: the state-value network of implicit Q-learning.
 
+    Networks may have memory (:class:`~torchrl.modules.LSTMModule`, :class:`~torchrl.modules.GRUModule`), which reads
+    the last batch dimension as time: hidden states that a batch lacks are zeros, as in TorchRL's losses, and where it
+    lacks ``"is_init"``, memory starts anew behind every ``done``.
+
     Keyword Args:
         value_learning: :class:`TD`, :class:`SARSA`, :class:`IQL`, or None for no critic term.
         extraction: :class:`AWR`, :class:`BRAC`, :class:`Cloning`, or None for no actor term.
@@ -63,7 +84,11 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             data (critic clipping; Kim and Sycara 2025); a buffer, as ``loss.max_next_value = 300.0``. None for none.
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
             a list gives its own length.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        action_spec: bounds of continuous actions, for rules that search or sample between them (:class:`CQL`,
+            :class:`OMAR`, :class:`TD` with noise): a TorchRL spec, such as ``env.full_action_spec``, or
+            ``(low, high)``. Needed where the policy does not tell: it has neither ``low`` and ``high`` nor a bounded
+            support, and the actor no spec, as of a plain network. Samples of the policy are clipped to them.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; None, as in TorchRL's losses, for the default.
         deactivate_vmap: evaluate an ensemble in a loop instead of by vmap.
 
     Output:
@@ -125,18 +150,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
-    _schedulable_buffers = frozenset(
-        {
-            "temperature",
-            "alpha",
-            "expectile",
-            "min_q_weight",
-            "beta",
-            "regularization",
-            "rectification",
-            "max_next_value",
-        }
-    )
+    _coefficients: frozenset[str] = frozenset()
+    """Names of the buffers that may be scheduled as plain numbers: the rules' own, and ``max_next_value``."""
 
     actor_network: TensorDictModule
     actor_network_params: TensorDictParams
@@ -171,10 +186,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         team_reward: Literal["mean", "sum"] = "mean",
         max_next_value: Annotated[float | None, REAL] = None,
         num_qvalue_nets: Annotated[int, FEW] = 1,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        action_spec: ActionSpec | None = None,
+        reduction: Literal["mean", "sum", "none"] | None = "mean",
         deactivate_vmap: bool = False,
     ) -> None:
         super().__init__()
+        reduction = "mean" if reduction is None else reduction
         _check_choice("heads", heads, ("all", "min"))
         _check_choice("team_reward", team_reward, ("mean", "sum"))
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -193,7 +210,11 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
         if behaviour is not None:
             self.convert_to_functional(behaviour, "behaviour_network")
+        critics = critic if isinstance(critic, (list, tuple)) else [critic]
+        self._memory_keys = memory_keys(actor, *critics, value, mixer, behaviour)
+        self._register_bounds(action_spec, actor)
         self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
+        self._check_metrics()
         self._make_vmap()
 
     @classmethod
@@ -201,6 +222,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         rule = extraction if extraction is not None else value_learning
         if actor is None and (extraction is not None or (value_learning is not None and value_learning.needs_actor)):
             raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
+        if extraction is not None and extraction.needs_log_prob and is_deterministic_actor(actor):
+            raise ValueError(no_density(type(extraction).__name__))
         if critic is None and (value_learning is not None or (extraction is not None and extraction.needs_critic)):
             rule = value_learning if value_learning is not None else extraction
             raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
@@ -233,6 +256,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 )
         if self.extraction is None:
             self._held += ("actor_network_params",)
+        self._deterministic = actor is not None and is_deterministic_actor(actor)
         if actor is not None:
             self.convert_to_functional(actor, "actor_network")
         if critic is None:
@@ -248,6 +272,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         )
         self._ensemble = expand is not None
         self.__dict__["mixer_network"] = mixer
+        self._rows_are_independent = rows_are_independent(self.qvalue_network) and rows_are_independent(mixer)
         self._mixer_accepts_heads = bool(getattr(getattr(mixer, "module", mixer), "accepts_heads", False))
         self._mixer_has_params = mixer is not None and any(True for _ in mixer.parameters())
         if self._mixer_has_params:
@@ -255,6 +280,21 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         if value is not None:
             target = train and self.value_learning.needs_target_value
             self.convert_to_functional(value, "value_network", create_target_params=target, compare_against=held)
+
+    def _register_bounds(self, action_spec, actor) -> None:
+        self._bounds_given = action_spec is not None
+        spec = action_spec if self._bounds_given else getattr(actor, "spec", None)
+        if spec is None:
+            return
+        try:
+            bounds = bounds_of_spec(spec, self.tensor_keys.action)
+        except ValueError:
+            if self._bounds_given:
+                raise
+            return  # an actor's spec need not have any
+        device = next((p.device for p in self.parameters()), None)
+        for name, bound in zip(("action_low", "action_high"), bounds):
+            self.register_buffer(name, bound.to(device), persistent=False)
 
     def _register_coefficients(self, coefficients: dict[str, float]) -> None:
         for rule in (self.value_learning, self.extraction, self.behaviour_learning):
@@ -267,13 +307,58 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             coefficients = coefficients | own
         device = next((p.device for p in self.parameters()), None)
         for name, coefficient in coefficients.items():
+            if hasattr(self, name):
+                raise ValueError(f"A coefficient cannot be named {name!r}, which {type(self).__name__} has already.")
             self.register_coeff_buffer(name, float(coefficient), device=device, dtype=torch.get_default_dtype())
+        self._coefficients = frozenset(coefficients)
+
+    def __setattr__(self, name: str, value) -> None:
+        """Write numbers into coefficients, so that they may be scheduled as ``loss.temperature = 3.0``."""
+        if isinstance(value, (int, float)) and name in self._coefficients:
+            self._buffers[name].fill_(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _check_metrics(self) -> None:
+        """Refuse names of metrics that would be taken for losses, or for other metrics."""
+        if self.value_learning is not None and set(self.value_learning.metrics) - {"critic_penalty"}:
+            raise ValueError(
+                f"{type(self.value_learning).__name__} declares the metrics {list(self.value_learning.metrics)}; a "
+                "value-learning rule has no other than 'critic_penalty'."
+            )
+        taken = dict.fromkeys(("qvalue", "qvalue_abs", "td_target", "td_error_abs", "value_norm_scale"), "the critic")
+        taken |= dict.fromkeys(("state_value", "td_error"), "the critic")
+        for rule in (self.value_learning, self.extraction, self.behaviour_learning):
+            for name in () if rule is None else rule.metrics:
+                rule_name = type(rule).__name__
+                if name.startswith("loss"):
+                    raise ValueError(
+                        f"{rule_name} declares the metric {name!r}; names that start with 'loss' are summed to what is "
+                        "trained, so give it another."
+                    )
+                if name in taken:
+                    raise ValueError(
+                        f"{rule_name} declares the metric {name!r}, which is that of {taken[name]}, too; give it "
+                        "another name."
+                    )
+                taken[name] = rule_name
+
+    def convert_to_functional(self, module, module_name: str, *args, **options) -> None:
+        """Take a network's parameters, see :class:`~torchrl.objectives.LossModule`.
+
+        Raises:
+            ValueError: for a network that computes with its own, whatever it is given.
+        """
+        members = module if isinstance(module, (list, tuple)) else [module]
+        for member in members:
+            check_uses_given_parameters(member, _ROLES.get(module_name, module_name))
+        super().convert_to_functional(module, module_name, *args, **options)
+        for name in (f"{module_name}_params", f"target_{module_name}_params"):
+            if name in self._modules:
+                fit_batch_sizes(members[0], self._modules[name], tuple(self._modules[name].batch_size))
 
     def _make_vmap(self) -> None:
-        if self._ensemble:
-            self._vmap_qvalue_network = _vmap_func(
-                self.qvalue_network, (None, 0), randomness=self.vmap_randomness, pseudo_vmap=self.deactivate_vmap
-            )
+        """Do nothing: :meth:`NetworkPasses._of_ensemble` asks for the randomness at each call."""
 
     def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what this loss trains; networks that it only asks belong to the optimizer of another."""
@@ -284,9 +369,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
 
     def _reset_module_parameters(self, module_name: str, module: nn.Module) -> None:
         # A mixer without parameters has none to draw, and another loss's networks are not ours to draw anew.
-        name = f"{module_name}_params"
-        if name in self._modules and name not in self._held:
-            super()._reset_module_parameters(module_name, module)
+        if f"{module_name}_params" not in self._modules or f"{module_name}_params" in self._held:
+            return
+        for name in (f"{module_name}_params", f"target_{module_name}_params"):
+            if name in self._modules:
+                with parameters_in(module, self._modules[name]):
+                    module.reset_parameters_recursive()
 
     # ------------------------------------------------------------------ keys
 
@@ -329,7 +417,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 # state values are mixed without an action
                 next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in {*produced, action})]
             keys += [("next", key) for key in next_keys]
-        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+        own = {unravel_key(key) for name in self._memory_keys for key in (name, ("next", name))}
+        self._in_keys = [key for key in dict.fromkeys(map(unravel_key, keys)) if key not in own]
 
     def _behaviour_keys(self) -> list[NestedKey]:
         if "behaviour_network" not in self.__dict__:
@@ -450,6 +539,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         metrics["td_error"] = self._average_agents(tensordict, error)
         term = self._reduce(tensordict, squared, row_mask)
         penalty = self.value_learning.critic_penalty(self, tensordict, estimates)
+        _check_returned(self.value_learning, () if penalty is None else ("critic_penalty",))
         if penalty is not None:
             metrics["critic_penalty"] = masked_mean(penalty.detach(), self.agent_mask(tensordict, penalty))
             scaled = penalty if self.value_norm is None else penalty / self.value_norm.scale()
@@ -477,6 +567,17 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 batch.names = [*[None] * (tensordict.ndim - 1), "time"]
             return self.value_estimator.value_estimate(batch, next_value=next_value)
 
+    def _indexed(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return discrete actions as indices ``[*B, n]``: TorchRL's environments also have ``[*B, n, 1]`` and codes."""
+        found = {}
+        for key in (self.tensor_keys.action, ("next", self.tensor_keys.action)):
+            action = tensordict.get(key, None)
+            if action is None or action.is_floating_point():
+                continue
+            if action.dtype == torch.bool or action.ndim == tensordict.ndim + 2:
+                found[key] = action.squeeze(-1) if action.shape[-1] == 1 else action.long().argmax(-1)
+        return tensordict.copy().update(found) if found else tensordict
+
     def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take the agents' dimension out of the batch size, where dispatch saw it in every entry."""
         action = tensordict.get(self.tensor_keys.action)
@@ -484,6 +585,18 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         if tensordict.ndim <= len(batch_size):
             return tensordict
         return TensorDict({key: tensordict.get(key) for key in tensordict.keys(True, True)}, batch_size)
+
+    def _with_beginnings(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Say where memory starts anew, where the batch does not: behind every row that ended its episode."""
+        done = tensordict.get(("next", self.tensor_keys.done), None)
+        if IS_INIT not in self._memory_keys or done is None or not tensordict.ndim:
+            return tensordict
+        begins = torch.cat([torch.zeros_like(done[..., :1, :]), done[..., :-1, :]], -2)
+        tensordict = tensordict.copy()
+        for key in (IS_INIT, ("next", IS_INIT)):
+            if tensordict.get(key, None) is None:
+                tensordict.set(key, begins)
+        return tensordict
 
     @staticmethod
     def _with_batch(next_td: TensorDictBase, tensordict: TensorDictBase) -> TensorDictBase:
@@ -527,11 +640,13 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         """Return the actor's term and its metrics."""
         estimates = Estimates(self, tensordict) if estimates is None else estimates
         elements, metrics = self.extraction.element_loss(self, tensordict, estimates)  # [*B, n]
+        _check_returned(self.extraction, metrics)
         return self._reduce(tensordict, elements), metrics
 
     def behaviour_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the behaviour model's term and its metrics."""
         elements, metrics = self.behaviour_learning.element_loss(self, tensordict)
+        _check_returned(self.behaviour_learning, metrics)
         return self._reduce(tensordict, elements), metrics
 
     @dispatch
@@ -540,8 +655,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         for key in self.in_keys:
             if tensordict.get(key, None) is None:
                 raise KeyError(self._lacks(key, tensordict))
-        tensordict = self._rooted(tensordict)
-        clean = self._sanitize(tensordict)
+        given = tensordict
+        tensordict = self._rooted(self._indexed(tensordict))
+        clean = self._with_beginnings(self._sanitize(tensordict))
         estimates = Estimates(self, clean)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
@@ -550,7 +666,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             metrics |= found
         if self.value_learning is not None:
             losses["loss_qvalue"], found = self.qvalue_loss(clean, estimates)
-            tensordict.set(self.tensor_keys.priority, found.pop("td_error"))
+            given.set(self.tensor_keys.priority, found.pop("td_error"))
             metrics |= found
             if self.value_learning.needs_value:
                 losses["loss_value"], found = self.value_loss(clean, estimates)
@@ -566,6 +682,14 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _check_returned(rule: PolicyExtraction | BehaviourLearning | ValueLearning, found: Collection[str]) -> None:
+    """Refuse metrics of a rule that are not those that it declares: ``out_keys`` are made of these."""
+    if missing := [name for name in rule.metrics if name not in found]:
+        raise ValueError(f"{type(rule).__name__} declares the metric {missing[0]!r}, and does not return it.")
+    if unknown := [name for name in found if name not in rule.metrics]:
+        raise ValueError(f"{type(rule).__name__} returns {unknown[0]!r}, which is not among its metrics; declare it.")
 
 
 def _parameters(*modules) -> list[nn.Parameter]:

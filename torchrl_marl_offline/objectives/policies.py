@@ -1,18 +1,121 @@
-"""What the rules ask of an action distribution beyond its log-probability."""
+"""What the rules ask of an action distribution, whichever it is: TorchRL's, torch's own, or a user's."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+from tensordict.nn.distributions import Delta as TensorDictDelta
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, Independent, Normal, OneHotCategorical
+from torch.distributions.constraints import interval
+from torchrl.modules import Delta, ReparamGradientStrategy
 
 from torchrl_marl_offline.objectives.noise import normal_like
 
 
+class Bounds(NamedTuple):
+    """The lowest and the highest action: numbers, or tensors that are broadcast to ``[*B, n, a]``."""
+
+    low: Tensor | float
+    high: Tensor | float
+
+
+def per_agent(policy: Distribution) -> Distribution:
+    """Return a distribution of every agent's action in the form that the rules work with.
+
+    Discrete ones become a :class:`MaskedCategorical` of the same logits, whether they write indices or one-hot codes.
+    Continuous ones have the components of one agent's action as their event, so that ``log_prob`` is ``[*B, n]``:
+    ``Normal(loc, scale)`` has none, and ``Independent(..., 2)`` the whole team's.
+    """
+    if hasattr(policy, "straight_through_sample"):
+        return policy
+    root = _root(policy) if isinstance(policy, Independent) else policy
+    if isinstance(root, (Categorical, OneHotCategorical)):
+        return _categorical(root)
+    while isinstance(policy, Independent) and len(policy.event_shape) > 1:
+        policy = policy.base_dist
+    per_component = not policy.event_shape and policy.has_rsample
+    return Independent(policy, 1, validate_args=False) if per_component else policy
+
+
+def _categorical(policy: Categorical | OneHotCategorical) -> Distribution:
+    # not above: distributions draw by the losses' noise, whose package would not be whole yet
+    from torchrl_marl_offline.modules.distributions import MaskedCategorical, RelaxedCategorical
+
+    relaxed = getattr(policy, "grad_method", None) is ReparamGradientStrategy.RelaxedOneHot
+    return (RelaxedCategorical if relaxed else MaskedCategorical)(policy.logits, ~policy.logits.isneginf())
+
+
 def is_discrete(policy: Distribution) -> bool:
     """Whether the actions are indices."""
-    return hasattr(policy, "logits")
+    return hasattr(policy, "straight_through_sample")
+
+
+def is_deterministic(policy: Distribution) -> bool:
+    """Whether it is a single action without a density."""
+    return isinstance(_root(policy), (Delta, TensorDictDelta))
+
+
+def mode_of(policy: Distribution) -> Tensor:
+    """Return the action that a policy takes where nothing is left to chance.
+
+    It is what TorchRL executes: ``deterministic_sample`` where the distribution has one, else its mode, else, of a
+    transformed one, what becomes of its base's mode, else its mean.
+
+    Raises:
+        ValueError: for a distribution that has none of them.
+    """
+    action = getattr(policy, "deterministic_sample", None)
+    if action is not None:
+        return action
+    try:
+        return policy.mode
+    except (AttributeError, NotImplementedError):
+        pass
+    if hasattr(policy, "base_dist"):
+        action = mode_of(policy.base_dist)
+        for transform in getattr(policy, "transforms", ()):
+            action = transform(action)
+        return action
+    try:
+        return policy.mean
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(policy).__name__} has neither a mode nor a mean to act by; give it a property deterministic_sample."
+        ) from error
+
+
+def log_prob_of(policy: Distribution, action: Tensor, *, rule: str) -> Tensor:
+    """Return the log-probability of every agent's action, ``[*B, n]``.
+
+    Args:
+        policy: the agents' distribution.
+        action: as in the layout, or one-hot codes of discrete actions.
+        rule: who asks, for the error.
+
+    Raises:
+        ValueError: for a policy without a density, or with a single one for the whole team.
+    """
+    if is_deterministic(policy):
+        raise ValueError(no_density(rule))
+    discrete = is_discrete(policy)
+    log_prob = policy.log_prob(action.argmax(-1) if discrete and action.is_floating_point() else action)
+    agents = action.shape[:-1] if action.is_floating_point() else action.shape
+    if log_prob.shape != agents:
+        raise ValueError(
+            f"{rule} needs a log-probability of every agent's action, {list(agents)}, and {type(policy).__name__} "
+            f"gives {list(log_prob.shape)}; give the actor a distribution of single agents' actions."
+        )
+    return log_prob
+
+
+def no_density(rule: str) -> str:
+    """Return what is said where ``rule`` asks a deterministic policy for log-probabilities."""
+    return (
+        f"{rule} needs the log-probabilities of a stochastic policy, and the actor is deterministic; take one with a "
+        "distribution, for instance from make_actor(spec), or a rule such as TD3BC, PolicyGradient or OMAR."
+    )
 
 
 def differentiable_action(policy: Distribution, *, sample: bool, rule: str) -> Tensor:
@@ -24,21 +127,21 @@ def differentiable_action(policy: Distribution, *, sample: bool, rule: str) -> T
         rule: who asks, for the error.
 
     Raises:
-        ValueError: for a discrete distribution that passes no gradient.
+        ValueError: for a distribution over whole numbers that passes no gradient.
     """
-    if hasattr(policy, "straight_through_sample"):
+    if is_discrete(policy):
         return policy.straight_through_sample() if sample else policy.straight_through_mode()
-    action = policy.deterministic_sample
+    action = mode_of(policy)
     if not action.is_floating_point():
         raise ValueError(
             f"{rule} sends the critic's gradient through the action, and {type(policy).__name__} passes none; "
-            "give the actor this library's MaskedCategorical, as make_actor does."
+            "give the actor a categorical distribution, as make_actor does."
         )
     return action
 
 
 def sampled_action(policy: Distribution, *, rule: str) -> Tensor:
-    """Return an action that the policy draws by the losses' noise; discrete ones as one-hot codes.
+    """Return an action that the policy draws, see :func:`drawn_actions`; discrete ones as one-hot codes.
 
     Args:
         policy: the agents' distribution.
@@ -48,44 +151,87 @@ def sampled_action(policy: Distribution, *, rule: str) -> Tensor:
         return differentiable_action(policy, sample=True, rule=rule)
     if hasattr(policy, "drawn"):  # of noise that its network took
         return policy.rsample()
-    noise = normal_like(policy.deterministic_sample.unsqueeze(-3))
-    return shifted_sample(policy, noise)[0].squeeze(-3)
+    return drawn_actions(policy, 1, rule=rule)[0].squeeze(-3)
 
 
-def bounds_of(policy: Distribution, rule: str) -> tuple[Tensor | float, Tensor | float]:
-    """Return the lowest and the highest action of a continuous policy."""
-    if not (hasattr(policy, "low") and hasattr(policy, "high")):
+def drawn_actions(policy: Distribution, count: int, *, rule: str) -> tuple[Tensor, Tensor]:
+    """Draw ``count`` actions ``[*B, count, n, a]`` of a continuous policy, and their log-densities ``[*B, count, n]``.
+
+    Gaussian policies, squashed ones too, take the losses' noise; a deterministic one repeats its action, at a density
+    of no meaning; others draw from torch's global generator, with their gradient where they pass one.
+
+    Raises:
+        ValueError: for a policy that cannot be drawn from.
+    """
+    mode = mode_of(policy).unsqueeze(-3)
+    if is_deterministic(policy):
+        action = mode.expand(*mode.shape[:-3], count, *mode.shape[-2:])
+        return action, action[..., 0].new_zeros(action.shape[:-1])
+    if isinstance(_root(policy), Normal):
+        bounds = bounds_of(policy, rule) if bounds_or_none(policy) is not None else None
+        return shifted_sample(policy, normal_like(mode.expand(*mode.shape[:-3], count, *mode.shape[-2:])), bounds)
+    drawn = (policy.rsample if policy.has_rsample else policy.sample)((count,))  # [count, *B, n, a]
+    return drawn.movedim(0, -3), policy.log_prob(drawn).movedim(0, -2)
+
+
+def bounds_or_none(policy: Distribution) -> Bounds | None:
+    """Return the bounds that the loss was given, or else those that the distribution tells; None where neither does."""
+    given = getattr(policy, "action_bounds", None)
+    if given is not None:
+        return given
+    if hasattr(policy, "low") and hasattr(policy, "high"):
+        return Bounds(policy.low, policy.high)
+    while isinstance(policy, Independent):
+        policy = policy.base_dist
+    try:
+        support = policy.support
+    except NotImplementedError:
+        return None
+    return Bounds(support.lower_bound, support.upper_bound) if isinstance(support, interval) else None
+
+
+def bounds_of(policy: Distribution, rule: str) -> Bounds:
+    """Return the lowest and the highest action of a continuous policy.
+
+    Raises:
+        ValueError: where neither the loss nor the distribution knows them.
+    """
+    bounds = bounds_or_none(policy)
+    if bounds is None:
         raise ValueError(
-            f"{rule} needs the bounds of the actions, which {type(policy).__name__} does not tell by low and high; "
-            "give the actor BoundedNormal or TanhNormal, as make_actor does."
+            f"{rule} needs the bounds of the actions, which {type(policy).__name__} does not tell; pass the loss "
+            "action_spec=(low, high), or the environment's action spec."
         )
-    return policy.low, policy.high
+    return bounds
 
 
-def shifted_sample(policy: Distribution, noise: Tensor) -> tuple[Tensor, Tensor]:
+def shifted_sample(policy: Distribution, noise: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
     """Return the actions that a Gaussian policy, bounded or squashed, draws with standard normal ``noise``.
 
     Args:
         policy: of ``[*B, n]`` agents.
         noise: ``[*B, K, n, a]``.
+        bounds: to which the actions are clipped; None for none.
 
     Returns:
         Actions ``[*B, K, n, a]`` and their log-densities ``[*B, K, n]``: of a bounded Gaussian, as everywhere, the
         unclipped one's.
     """
-    root = policy
+    root, transforms = policy, []
     while hasattr(root, "base_dist"):
+        transforms = [*getattr(root, "transforms", ()), *transforms]
         root = root.base_dist
-    if not (hasattr(root, "loc") and hasattr(root, "scale")):
-        raise ValueError(
-            f"Sampling with a density needs a Gaussian policy, not {type(policy).__name__}; build the actor with "
-            "make_actor(distribution='gaussian') or 'tanh_gaussian'."
-        )
     loc, scale = root.loc.unsqueeze(-3), root.scale.unsqueeze(-3)
     action = before = loc + scale * noise
     log_prob = -0.5 * (noise.pow(2) + math.log(2 * math.pi)) - scale.log()
-    for transform in getattr(policy, "transforms", ()):
+    for transform in transforms:
         action = transform(before)
         log_prob = log_prob - transform.log_abs_det_jacobian(before, action)
         before = action
-    return action.clamp(*bounds_of(policy, "Sampling")), log_prob.sum(-1)
+    return action if bounds is None else action.clamp(*bounds), log_prob.sum(-1)
+
+
+def _root(policy: Distribution) -> Distribution:
+    while hasattr(policy, "base_dist"):
+        policy = policy.base_dist
+    return policy

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT, checked
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
-from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, sampled_action
+from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.estimates import Estimates
@@ -92,7 +92,7 @@ class TD(ValueLearning):
     def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
         """Evaluate the target critic at the policy's action."""
         policy = loss.policy(next_tensordict)
-        action = sampled_action(policy, rule=type(self).__name__) if self.sample else policy.deterministic_sample
+        action = sampled_action(policy, rule=type(self).__name__) if self.sample else mode_of(policy)
         if self.noise and not is_discrete(policy):
             low, high = bounds_of(policy, type(self).__name__)
             step = (self.noise * normal_like(action)).clamp(-self.noise_clip, self.noise_clip)

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, checked
 from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
-from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
+from torchrl_marl_offline.objectives.functional_parameters import (
+    GivenTensors,
+    named_tensors,
+    parameters_in,
+    tensors_in,
+    tensors_of,
+)
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.objectives.parts import COMPILED, part
 from torchrl_marl_offline.training.alike import first_difference
@@ -37,6 +49,8 @@ from torchrl_marl_offline.training.gradients import (
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
     from torchrl.objectives import LossModule
+
+    from torchrl_marl_offline.data.dataset import OfflineDataset
 
 
 AT_ONCE_ON_CPU = 8
@@ -122,14 +136,15 @@ class Population(nn.Module):
 
     def act(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Let every member act on its share of ``[P * k]`` rows, by the exploration type in force."""
-        head, choose = self.template.actor_network.module  # the second has no parameters: it takes all rows at once
-        group = "actor_network_params.module.0."
-        tensors = {n.removeprefix(group): t.detach() for n, t in self.tensors().items() if n.startswith(group)}
+        head, choose = _head_and_choice(self.template.actor_network)
+        params = self.template.actor_network_params
+        names = dict(named_tensors(params, "actor_network_params"))
+        tensors = {name: tensor.detach() for name, tensor in self.tensors().items() if name in names}
         inputs = [tensordict.get(key).unflatten(0, (len(self), -1)) for key in head.in_keys]
 
         def one(tensors: dict[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
-            params = TensorDict({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
-            with parameters_in(head, params):
+            own = GivenTensors.like(params, {id(names[name]): tensor for name, tensor in tensors.items()})
+            with parameters_in(self.template.actor_network, own):
                 out = head(TensorDict(dict(zip(head.in_keys, inputs)), [inputs[0].shape[0]]))
             return [out.get(key) for key in head.out_keys]
 
@@ -147,6 +162,14 @@ class Population(nn.Module):
 
 def _form(tensor: Tensor | None) -> str:
     return "not there" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def _head_and_choice(actor: TensorDictModuleBase) -> tuple[TensorDictModuleBase, TensorDictModuleBase]:
+    """Split an actor into what has parameters and what draws, which has none and takes the rows of all at once."""
+    if not isinstance(actor, TensorDictSequential) or not isinstance(actor.module[-1], ProbabilisticTensorDictModule):
+        return actor, TensorDictModule(nn.Identity(), in_keys=actor.out_keys[:1], out_keys=actor.out_keys[:1])
+    *heads, choice = actor.module
+    return (heads[0] if len(heads) == 1 else TensorDictSequential(*heads)), choice
 
 
 class PopulationGradients:
@@ -281,7 +304,7 @@ class PopulationBuffer:
     Member ``k`` draws what ``make_replay_buffer(data, batch_size=, seed=seeds[k])`` would.
 
     Args:
-        data: transitions ``[T]``.
+        data: transitions ``[T]``, or a dataset.
         batch_size: rows ``B`` of each member's batch.
         seeds: one per member.
         device: put the data there once.
@@ -292,7 +315,7 @@ class PopulationBuffer:
     @checked
     def __init__(
         self,
-        data: TensorDictBase,
+        data: TensorDictBase | OfflineDataset,
         *,
         batch_size: Annotated[int, SIZE],
         seeds: Annotated[Sequence[int], SEED],
