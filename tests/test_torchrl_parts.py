@@ -366,7 +366,7 @@ def test_any_distribution_of_continuous_actions_serves_every_rule(make) -> None:
 def test_any_distribution_of_discrete_actions_serves_every_rule(make) -> None:
     batch = make_batch(DISCRETE, 6)
     codes = batch.clone()
-    codes[toys.ACTION] = nn.functional.one_hot(batch[toys.ACTION], 4)  # as one-hot environments record them
+    codes[toys.ACTION] = nn.functional.one_hot(batch[toys.ACTION], 4).bool()  # as one-hot environments record them
     single = batch.clone()
     single[toys.ACTION] = batch[toys.ACTION].unsqueeze(-1)
     for learning in (TD(), TD(sample=True), CQL()):
@@ -380,7 +380,9 @@ def test_any_distribution_of_discrete_actions_serves_every_rule(make) -> None:
                 outputs.append(loss(form.clone()))
             for name, term in outputs[0].items():
                 assert term == outputs[1][name] == outputs[2][name]
-    assert codes.keys() == batch.keys()
+    codes[toys.ACTION] = codes[toys.ACTION].long()  # these might be several numbers for each agent
+    with pytest.raises(ValueError, match=r"one index for each agent, \[\*B, n\], or one-hot codes of dtype bool"):
+        loss(codes)
 
 
 @pytest.mark.fault("4.3")

@@ -168,10 +168,10 @@ class DuplexMixer(StateConditionedMixer):
         if action is None:
             return total
         importance = self.importance(state, action, key, attention)
-        weighted = w * advantage
         # the authors' ``adv_q.detach()``; policies that the value is to move follow it through their action
-        weighted = weighted if action.requires_grad else weighted.detach()
-        return total + ((importance - 1.0) * weighted).sum(-2)
+        if not action.requires_grad:
+            w, advantage = w.detach(), advantage.detach()
+        return total + ((importance - 1.0) * w * advantage).sum(-2)
 
     def credit(self, values: Tensor, state: Tensor, action: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a = \lambda_a(s, u) w_a(s)`, V fixed, as ``values`` are."""

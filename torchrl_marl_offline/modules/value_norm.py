@@ -22,7 +22,8 @@ class ScaleInvariantValueNorm(ValueNorm):
     Prediction and target are both mapped by :math:`(x - \mu) / \sigma`, so the squared error becomes
     :math:`\sigma^{-2} (Q_{tot} - y)^2`: the critic's gradient no longer grows with the values' scale, and the
     Bellman fixed point stays. A TorchRL :class:`~torchrl.modules.value_norm.ValueNorm`: it also serves in
-    TorchRL's own losses.
+    TorchRL's :class:`~torchrl.objectives.multiagent.MAPPOLoss` and
+    :class:`~torchrl.objectives.multiagent.IPPOLoss`, the only ones of its losses that take a value norm.
 
     Unlike running norms it keeps no history: each :meth:`update` replaces the statistics.
 

@@ -10,6 +10,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential, dispatch
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 from torchrl.modules.models.multiagent import Mixer
 from torchrl.modules.value_norm import ValueNorm
 from torchrl.objectives.common import LossModule
@@ -24,6 +25,7 @@ from torchrl_marl_offline.objectives.estimates import (
     Estimates,
     NetworkPasses,
     is_deterministic_actor,
+    joined,
     memory_keys,
     rows_are_independent,
 )
@@ -284,7 +286,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     def _register_bounds(self, action_spec, actor) -> None:
         self._bounds_given = action_spec is not None
         spec = action_spec if self._bounds_given else getattr(actor, "spec", None)
-        if spec is None:
+        if spec is None or not (self._bounds_given or isinstance(spec, TensorSpec)):
             return
         try:
             bounds = bounds_of_spec(spec, self.tensor_keys.action)
@@ -574,8 +576,15 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             action = tensordict.get(key, None)
             if action is None or action.is_floating_point():
                 continue
-            if action.dtype == torch.bool or action.ndim == tensordict.ndim + 2:
-                found[key] = action.squeeze(-1) if action.shape[-1] == 1 else action.long().argmax(-1)
+            if action.dtype == torch.bool:
+                found[key] = action.long().argmax(-1)
+            elif action.ndim == tensordict.ndim + 2:
+                if action.shape[-1] != 1:
+                    raise ValueError(
+                        f"{joined(key)} has whole numbers {list(action.shape)}: discrete actions are one index for "
+                        "each agent, [*B, n], or one-hot codes of dtype bool."
+                    )
+                found[key] = action.squeeze(-1)
         return tensordict.copy().update(found) if found else tensordict
 
     def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:
