@@ -109,6 +109,8 @@ class _Comparison:
             case TensorDictBase():
                 yield from self._mappings(dict(a.items()), dict(b.items()), path)
                 yield from self.compare(a.batch_size, b.batch_size, f"{path}.batch_size")
+            case Iterator():
+                pass  # what a constructor has used up, such as that of TorchRL's MLP
             case Mapping():
                 yield from self._mappings(a, b, path)
             case list():
