@@ -157,7 +157,10 @@ def finetune_online(folder: Path) -> None:
     )
     _go_on(
         marl.Trainer(
-            loss, replay, steps=40, **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None})
+            loss,
+            replay,
+            steps=40,
+            **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None, "eval_every": None}),
         )
     )
 
