@@ -32,10 +32,14 @@ class NextAction(Transform):
         ValueError: for rows of which none is the successor of the one before it, such as single rows drawn at random.
 
     Examples:
-        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(1000), batch_size=32, transform=NextAction())
-        >>> for data in collector:  # of TorchRL, [B, T]
-        ...     buffer.extend(data.reshape(-1))
-        ...     loss(buffer.sample())
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> from torchrl_marl_offline import NextAction, make_env
+        >>> storage = LazyTensorStorage(1000)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, batch_size=8, transform=NextAction())
+        >>> rollout = make_env("mpe/simple_spread", num_envs=4, seed=0).rollout(10)  # or of TorchRL's collectors
+        >>> _ = buffer.extend(rollout.reshape(-1))
+        >>> buffer.sample()["next", "agents", "action"].shape
+        torch.Size([8, 3, 2])
     """
 
     def __init__(

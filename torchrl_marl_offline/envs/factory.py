@@ -106,11 +106,14 @@ def register_environment(task: str, factory: Callable[..., EnvBase], *, replace:
         ValueError: the name is not ``"family/task"``, or is taken.
 
     Examples:
+        >>> from torchrl.envs import VmasEnv
+        >>> from torchrl_marl_offline.envs import from_torchrl, make_env, register_environment
         >>> def make(*, num_envs, device, seed, **options):
         ...     env = VmasEnv("balance", num_envs=num_envs, device=device, **options)
         ...     return from_torchrl(env, max_steps=100, seed=seed)
-        >>> register_environment("mine/balance", make)
-        >>> data = collect(make_env("mine/balance", num_envs=4, seed=0), episodes=4)
+        >>> register_environment("example/balance", make)
+        >>> make_env("example/balance", num_envs=4, seed=0).task_spec.task
+        'example/balance'
     """
     family, _, name = task.partition("/")
     if not family or not name or task != task.strip():
