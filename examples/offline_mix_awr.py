@@ -66,8 +66,8 @@ class Args:
     extraction: Annotated[Literal["awr", "brac"], OF_ALGORITHM] = "awr"
     """How the policy follows the values: weighted cloning, or ascent on Q with a cloning penalty."""
     temperature: Annotated[float | None, NON_NEGATIVE, OF_ALGORITHM] = None
-    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
-    weights: Annotated[Literal["tempered", "softmax", "clipped"] | None, OF_ALGORITHM] = None
+    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), bounded."""
+    weights: Annotated[Literal["bounded", "softmax", "clipped"] | None, OF_ALGORITHM] = None
     """How AWR's weights are made of advantages; clipped: as released."""
     advantage: Annotated[Literal["joint", "local"] | None, OF_ALGORITHM] = None
     """AWR's advantage: the team's, through the mixer, or each agent's own."""

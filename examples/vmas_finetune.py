@@ -69,8 +69,8 @@ class Args:
     extraction: Literal["awr", "brac"] = "awr"
     """How the policy follows the values."""
     temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = marl.AWR.temperature
-    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), or flatter."""
-    weights: Annotated[Literal["tempered", "softmax", "clipped"], ReadWith("extraction", "awr")] = marl.AWR.weights
+    """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), bounded."""
+    weights: Annotated[Literal["bounded", "softmax", "clipped"], ReadWith("extraction", "awr")] = marl.AWR.weights
     """How AWR's weights are made of advantages; clipped: as released."""
     alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac")] = 0.1
     """Weight of BRAC's cloning penalty."""

@@ -372,8 +372,12 @@ def test_what_does_not_fit_together_is_refused() -> None:
 def test_the_preset_is_of_the_published_rules() -> None:
     spec = Case().spec
     loss = make_loss(spec, algorithm="mac_flow")
+    assert loss.extraction == FlowDistillation(alpha=1.0, normalize=True, steps=10) and float(
+        loss.value_estimator.gamma
+    ) == pytest.approx(0.995)
+    loss = make_loss(spec, algorithm="mac_flow_discrete")
     assert loss.value_learning == TD(sample=True, min_weight=0.5)
-    assert loss.extraction == FlowDistillation(alpha=3.0, normalize=True, steps=10)
+    assert loss.extraction == FlowDistillation(alpha=3.0, normalize=False, steps=10)
     assert loss.behaviour_learning == FlowMatching() and float(loss.alpha) == 3.0
     assert loss.actor_network.build["options"]["distribution"] == "one_step"
     widths = [layer.out_features for layer in loss.behaviour_network.module.mlp.layers]

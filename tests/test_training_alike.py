@@ -112,7 +112,7 @@ def unmasked(loss):
 
 
 def soft_rule(loss):
-    loss.extraction = replace(loss.extraction, min_sample_size=0.5)
+    loss.extraction = replace(loss.extraction, max_relative_weight=5.0)
 
 
 def other_rule(loss):
@@ -164,7 +164,7 @@ def fewer_inputs(loss):
         (hooked, r"qvalue_network._forward_hooks"),
         (evaluated, "qvalue_network.training is True in a and False in b"),
         (unmasked, "agent_mask is not there in a and .*lambda.* in b"),
-        (soft_rule, "extraction.min_sample_size is 0.04 in a and 0.5 in b"),
+        (soft_rule, "extraction.max_relative_weight is 30.0 in a and 5.0 in b"),
         (other_rule, "value_learning is IQL.* in a and SARSA.* in b"),
         (held, "_held is "),
         (less_precise, "temperature is .*float32.* in a and .*float64.* in b"),

@@ -635,8 +635,8 @@ def test_other_structural_differences_are_refused(data):
     with pytest.raises(ValueError, match="m1"):
         Population(lam)
     standardized = losses_of(data, {}, {})
-    standardized["m1"].extraction = AWR(1.0, advantage="joint", min_sample_size=0.5)
-    with pytest.raises(ValueError, match=r"extraction\.min_sample_size is 0.04 in m0 and 0.5 in m1"):
+    standardized["m1"].extraction = AWR(1.0, advantage="joint", max_relative_weight=5.0)
+    with pytest.raises(ValueError, match=r"extraction\.max_relative_weight is 30.0 in m0 and 5.0 in m1"):
         Population(standardized)
     kinds = losses_of(data, {}, {})
     kinds["m1"] = AWRLoss(*actor_and_critic(kinds["m1"]), rule=AWR())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.core.ranges import (
     FEW,
@@ -73,7 +73,11 @@ def make_b3c(
     noise: Annotated[float, NON_NEGATIVE] = 0.2,
     noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
 ) -> OfflineMARLLoss:
-    """Build B3C: :class:`MATD3BCLoss` through a mixer; ``max_next_value`` is the largest return in the data."""
+    """Build B3C (arXiv:2501.18138): :class:`MATD3BCLoss` through a mixer, its targets clipped.
+
+    ``max_next_value`` is the largest return in the data. ``alpha`` and the noise are those of TD3+BC: B3C's own were
+    not at hand.
+    """
     if parts.options["max_next_value"] is None:
         raise ValueError("b3c clips its targets: set max_next_value to the largest return in the data.")
     rules = {"alpha": alpha, "noise": noise, "noise_clip": noise_clip, "others": "policy"}
@@ -109,6 +113,7 @@ def make_omar(
     samples: Annotated[int, SEVERAL] = 10,
     sampler_loc: Annotated[float, REAL, ReadWith("sampler", "softmax", "cem")] = 0.0,
     sampler_scale: Annotated[float, POSITIVE, ReadWith("sampler", "softmax", "cem")] = 2.0,
+    sampler_centre: Annotated[Literal["previous", "updated"], ReadWith("sampler", "softmax")] = SoftmaxSampler.centre,
     min_q_weight: Annotated[float, NON_NEGATIVE] = 1.0,
     num_random: Annotated[int, FEW_OR_NONE] = 10,
     num_policy: Annotated[int, FEW_OR_NONE] = 10,
@@ -116,11 +121,12 @@ def make_omar(
     noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5,
 ) -> OfflineMARLLoss:
     """Build :class:`OMARLoss`."""
+    gaussian = {"loc": sampler_loc, "scale": sampler_scale}
     return OMARLoss(
         parts.actor,
         parts.critic,
         rectification=rectification,
-        sampler=_sampler(sampler, iterations, samples, loc=sampler_loc, scale=sampler_scale),
+        sampler=_sampler(sampler, iterations, samples, centre=sampler_centre, **gaussian),
         learning=_conservative(min_q_weight, num_random, num_policy, noise, noise_clip),
         **parts.options,
     )
@@ -143,7 +149,7 @@ def make_omac(
     return OMACLoss(parts.actor, parts.critic, parts.value(), **rules, **parts.options)
 
 
-@builds(decomposition="linear", hidden=(256, 256), num_heads=1)
+@builds(decomposition="linear", hidden=(256, 256), num_heads=1, scale="state_dependent")
 def make_omiga(parts: Parts, *, alpha: Annotated[float, POSITIVE] = 10.0) -> OfflineMARLLoss:
     """Build :class:`OMIGALoss`."""
     return OMIGALoss(parts.actor, parts.critic, parts.value(), alpha=alpha, **parts.options)
@@ -190,20 +196,49 @@ def make_bcq(
     return MABCQLoss(parts.actor, parts.critic, behaviour, **rules, **parts.options)
 
 
-@builds(decomposition="vdn", distribution="one_step", hidden=(256,) * 4, activation="gelu", layer_norm=True)
+# what the two releases of MAC-Flow share
+FLOW = {"decomposition": "vdn", "distribution": "one_step", "activation": "gelu", "layer_norm": True}
+
+
+@builds(**FLOW, hidden=(512,) * 4, gamma=0.995)
 def make_mac_flow(
     parts: Parts,
     *,
-    alpha: Annotated[float, NON_NEGATIVE] = 3.0,
+    alpha: Annotated[float, NON_NEGATIVE] = 1.0,
     normalize: bool = True,
     flow_steps: Annotated[int, FEW] = 10,
     min_weight: Annotated[float, UNIT] = 0.5,
     joint_observation: bool = True,
 ) -> OfflineMARLLoss:
-    """Build :class:`MACFlowLoss`; the flow sees all observations, or the state."""
+    """Build :class:`MACFlowLoss` with the settings of its release for continuous actions.
+
+    The flow sees all observations, or the state.
+    """
+    rules = {"alpha": alpha, "normalize": normalize, "flow_steps": flow_steps, "min_weight": min_weight}
+    return _mac_flow(parts, joint_observation, **rules)
+
+
+@builds(**FLOW, hidden=(256,) * 4)
+def make_mac_flow_discrete(
+    parts: Parts,
+    *,
+    alpha: Annotated[float, NON_NEGATIVE] = 3.0,
+    normalize: bool = False,
+    flow_steps: Annotated[int, FEW] = 10,
+    min_weight: Annotated[float, UNIT] = 0.5,
+    joint_observation: bool = True,
+) -> OfflineMARLLoss:
+    """Build :class:`MACFlowLoss` with the settings of its release for discrete actions: :func:`make_mac_flow`'s rules.
+
+    The released one has memory; this one has none.
+    """
+    rules = {"alpha": alpha, "normalize": normalize, "flow_steps": flow_steps, "min_weight": min_weight}
+    return _mac_flow(parts, joint_observation, **rules)
+
+
+def _mac_flow(parts: Parts, joint_observation: bool, **rules: Any) -> OfflineMARLLoss:
     network = {name: parts.network[name] for name in ("hidden", "activation")}
     behaviour = make_flow(parts.spec, joint_observation=joint_observation, **network)
-    rules = {"alpha": alpha, "normalize": normalize, "flow_steps": flow_steps, "min_weight": min_weight}
     return MACFlowLoss(parts.actor, parts.critic, behaviour, **rules, **parts.options)
 
 
@@ -221,10 +256,14 @@ def _conservative(min_q_weight: float, num_random: int, num_policy: int, noise: 
     )
 
 
-def _sampler(name: str, iterations: int, samples: int, **gaussian: float) -> ActionSampler:
+def _sampler(
+    name: str, iterations: int, samples: int, *, centre: Literal["previous", "updated"], **gaussian: float
+) -> ActionSampler:
     samplers = {"softmax": SoftmaxSampler, "cem": CEMSampler, "random": RandomSampler}
     if name not in samplers:
         raise ValueError(f"sampler must be one of {', '.join(samplers)}; got {name!r}.")
+    if issubclass(samplers[name], SoftmaxSampler):
+        return SoftmaxSampler(iterations=iterations, samples=samples, centre=centre, **gaussian)
     if issubclass(samplers[name], GaussianSampler):
         return samplers[name](iterations=iterations, samples=samples, **gaussian)
     return samplers[name](iterations=iterations, samples=samples)

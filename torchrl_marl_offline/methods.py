@@ -15,6 +15,7 @@ from torchrl_marl_offline.method_systems import (
     make_cql,
     make_icq,
     make_mac_flow,
+    make_mac_flow_discrete,
     make_omac,
     make_omar,
     make_omiga,
@@ -55,8 +56,9 @@ def make_recipe(
     value_learning: Literal["td", "sarsa", "iql"] = "iql",
     extraction: Literal["awr", "brac"] = "awr",
     temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = AWR.temperature,
-    weights: Annotated[Literal["tempered", "softmax", "clipped"], ReadWith("extraction", "awr")] = AWR.weights,
+    weights: Annotated[Literal["bounded", "softmax", "clipped"], ReadWith("extraction", "awr")] = AWR.weights,
     advantage: Annotated[Literal["joint", "local"], ReadWith("extraction", "awr")] = "joint",
+    online_advantage: Annotated[bool, ReadWith("extraction", "awr")] = AWR.online,
     alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac")] = 1.0,
     expectile: Annotated[float, OPEN_UNIT, ReadWith("value_learning", "iql")] = 0.9,
 ) -> OfflineMARLLoss:
@@ -76,8 +78,11 @@ def make_recipe(
     50,000. Temperatures and expectiles were searched for; their values are not in the text.
 
     What differs: both heads are trained (the listing: the smaller one at each row); the weights are
-    those of :class:`AWR`, of the team's advantage by default, where equation 11 has local ones. The released code never
-    trained its mixer, which is ``frozen`` here.
+    those of :class:`AWR`, of the team's advantage by default, where equation 11 has local ones. The released
+    code never trained its mixer, which is ``frozen`` here; fixes the policies' deviation (``scale=1.0``; learned here,
+    so that an ``alpha`` of :class:`BRAC` weighs up to 25 times as much once it is small), and its default ``alpha`` is
+    0.03; clips the weights (``weights="clipped"``); takes the advantage of the online critic
+    (``online_advantage=True``), under :class:`TD` and :class:`SARSA` each agent's own (``advantage="local"``).
 
     Args:
         parts: networks and options, of :func:`~torchrl_marl_offline.method_parts.make_parts`' settings.
@@ -86,11 +91,13 @@ def make_recipe(
         temperature: of :class:`AWR`.
         weights: of :class:`AWR`; ``"clipped"`` is the released code's.
         advantage: of :class:`AWR`.
+        online_advantage: ``online`` of :class:`AWR`.
         alpha: of :class:`BRAC`.
         expectile: of :class:`IQL`.
     """
     rules = {"td": TD, "sarsa": SARSA, "iql": lambda: IQL(expectile)}
-    extractions = {"awr": lambda: AWR(temperature, advantage=advantage, weights=weights), "brac": lambda: BRAC(alpha)}
+    weighted = {"advantage": advantage, "weights": weights, "online": online_advantage}
+    extractions = {"awr": lambda: AWR(temperature, **weighted), "brac": lambda: BRAC(alpha)}
     for name, value, known in (
         ("value_learning", value_learning, rules),
         ("extraction", extraction, extractions),
@@ -131,6 +138,7 @@ ALGORITHMS: dict[str, Callable[..., OfflineMARLLoss]] = {
     "omsd": make_omsd,
     "bcq": make_bcq,
     "mac_flow": make_mac_flow,
+    "mac_flow_discrete": make_mac_flow_discrete,
 }
 """Builders by name; each takes a :class:`TaskSpec` and keyword settings that JSON and TOML can hold."""
 

@@ -82,6 +82,8 @@ class Range:
 
 REAL = Range()
 POSITIVE = Range(0, above=True)
+ABOVE_ONE = Range(1, above=True)
+"""A bound in units of a mean."""
 NON_NEGATIVE = Range(0)
 UNIT = Range(0, 1)
 """A share, a probability, a discount."""

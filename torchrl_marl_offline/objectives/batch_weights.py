@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,58 +33,44 @@ def batch_softmax(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return weight / masked_mean(weight, mask, dims).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-_CANDIDATES = 33
-_EXPONENTS = (1e-4, 1e4)  # of standardized values
+_CANDIDATES, _PASSES = 13, 5
 
 
-def tempered_weights(
-    x: Tensor, temperature: Tensor | float, mask: Tensor | None = None, *, min_sample_size: float
-) -> Tensor:
-    r"""Return :math:`w = e^{\beta x} / \mathbb{E}\,e^{\beta x}` with as much of ``temperature`` as the batch bears.
+def bounded_weights(x: Tensor, temperature: Tensor | float, mask: Tensor | None = None, *, max_weight: float) -> Tensor:
+    r"""Return :math:`\min(e^{\alpha x - \lambda}, w_{max})` of mean 1: exponential weights, none far above the mean.
 
-    :math:`\beta` is the smaller of ``temperature`` and the exponent at which the effective sample size,
-    :math:`(\mathbb{E} w)^2 / \mathbb{E} w^2`, falls to ``min_sample_size``. So the weighted mean of ``x`` never falls
-    where ``temperature`` rises, and no weight is cut: the largest ``x`` have the largest weights, however few they are.
+    Among all weights of mean 1 that are at most :math:`w_{max}` these have the largest
+    :math:`\alpha\,\mathbb{E}[w x] - \mathbb{E}[w \log w]`. So :math:`\mathbb{E}[w x]` never falls where
+    :math:`\alpha` rises, up to equal weights for the largest :math:`1 / w_{max}` of all ``x``; and the effective sample
+    size, :math:`(\mathbb{E} w)^2 / \mathbb{E} w^2`, is at least :math:`1 / w_{max}`.
 
-    The exponent is looked for among candidates, then among candidates between the best two: tensor operations of fixed
-    shapes, for which no host waits.
+    Weights are :math:`\propto e^{\alpha \min(x - t, 0)}`. The :math:`t` above which they are equal is looked for among
+    candidates, then among candidates between the best two, and so on: tensor operations of fixed shapes, for which no
+    host waits.
 
     Args:
         x: ``[*B, k]``, standardized over what ``mask`` admits.
-        temperature: at least 0; 0 gives equal weights.
+        temperature: :math:`\alpha`, at least 0; 0 gives equal weights.
         mask: false for what does not count, which gets the weight 0.
-        min_sample_size: share of the batch, in (0, 1).
+        max_weight: :math:`w_{max}`, above 1.
 
     Shape:
         As ``x``.
     """
-    x = x.detach()
-    x = x - batch_max(x, mask, tuple(range(x.ndim)))
-    limit = _exponent_of_spread(x, math.sqrt(1 / min_sample_size - 1), mask)
-    weight = _powers(limit.clamp_max(temperature) * x, mask)
-    return weight / masked_mean(weight, mask).clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _exponent_of_spread(x: Tensor, spread: float, mask: Tensor | None) -> Tensor:
-    """Return the exponent of ``x`` (at most 0) at which the weights' deviation is ``spread`` times their mean."""
+    x, dims = x.detach(), tuple(range(x.ndim))
+    rows = tuple(dim + 1 for dim in dims)
+    high, low = batch_max(x, mask, dims), -batch_max(-x, mask, dims)
     ramp = torch.arange(_CANDIDATES, device=x.device, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
-    low, step = math.log(_EXPONENTS[0]), math.log(_EXPONENTS[1] / _EXPONENTS[0]) / (_CANDIDATES - 1)
-    for _ in range(2):
-        found = _spread_of(_powers((low + step * ramp).exp() * x, mask), mask).reshape(-1)  # [K], rising
-        below = (found[1:] < spread).sum().clamp_max(_CANDIDATES - 2)  # the last candidate below, but not the last
-        ends = found.gather(0, torch.stack([below, below + 1]))
-        low, step = low + step * below, step / (_CANDIDATES - 1)
-    share = ((spread - ends[0]) / (ends[1] - ends[0]).clamp_min(torch.finfo(x.dtype).tiny)).clamp(0, 1)
-    return (low + step * (_CANDIDATES - 1) * share).exp()
+    for _ in range(_PASSES):
+        step = (high - low) / (_CANDIDATES - 1)
+        weights = _powers(temperature * (x - (high - step * ramp)).clamp_max(0), mask)  # [K, *B, k]
+        above = (masked_mean(weights, mask, rows) * max_weight < 1).sum().clamp_max(_CANDIDATES - 1)
+        low = high - step * above  # the highest candidate at which no weight exceeds the bound
+        high = high - step * (above - 1).clamp_min(0)
+    weight = _powers(temperature * (x - low).clamp_max(0), mask)
+    return weight / masked_mean(weight, mask).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _powers(x: Tensor, mask: Tensor | None) -> Tensor:
     power = x.exp()
     return power if mask is None else torch.where(mask, power, torch.zeros_like(power))
-
-
-def _spread_of(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the standard deviation of each of ``[K, *B, k]`` in units of its mean."""
-    dims = tuple(range(1, weight.ndim))
-    mean = masked_mean(weight, mask, dims).reshape(-1, *(1,) * len(dims)).clamp_min(torch.finfo(weight.dtype).tiny)
-    return masked_mean((weight / mean - 1).pow(2), mask, dims).sqrt()

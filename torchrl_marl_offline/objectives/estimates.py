@@ -388,16 +388,19 @@ class Estimates:
         """Build no graph for values that no term trains, as in a loss with an actor term alone."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and self._loss.value_learning is not None)
 
-    def advantage(self, kind: Literal["local", "joint", "weighted"], *, expected: bool = False) -> Tensor:
+    def advantage(
+        self, kind: Literal["local", "joint", "weighted"], *, expected: bool = False, online: bool = False
+    ) -> Tensor:
         """Return ``[*B, n]`` (or ``[*B, 1]`` for a team) without gradient.
 
         Args:
             kind: see :class:`AWR`.
+            online: with a state-value network, of the critic that is trained, not of its target.
             expected: without a state-value network, subtract the mean over a discrete policy's actions.
         """
         loss, tensordict = self._loss, self._tensordict
         if self._has_state:
-            action, state = self.target, self.state
+            action, state = self.live if online else self.target, self.state
         else:
             action = self.live
             with torch.no_grad():

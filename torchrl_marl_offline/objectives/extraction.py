@@ -14,8 +14,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, POSITIVE, REAL, checked
-from torchrl_marl_offline.objectives.batch_weights import batch_softmax, tempered_weights
+from torchrl_marl_offline.core.ranges import ABOVE_ONE, NON_NEGATIVE, POSITIVE, REAL, checked
+from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
     effective_sample_size,
@@ -75,17 +75,20 @@ class AWR(PolicyExtraction):
             is asked for here. Under a mixer, local values are fitted only in their mixture, so that the difference of
             Q_a and V_a can be mostly noise: measured on ``mpe/simple_spread``, the local one fails where the joint one
             works (``benchmarks/RESULTS.md``).
-        weights: ``"tempered"``: :math:`e^{\beta A}` of the standardized advantages, divided by its mean, where
-            :math:`\beta` is :math:`\alpha`, or less where fewer than ``min_sample_size`` of the batch would count. So a
-            larger :math:`\alpha` never prefers better actions less, and no weight is cut: rare successes count.
-            ``"softmax"``: :math:`e^{\alpha A}`, divided by its mean over the batch, for each agent. ``"clipped"``:
-            :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, as released: above about 2 a larger :math:`\alpha`
-            prefers better actions *less*, because ever more weights are cut (``benchmarks/RESULTS.md``).
-        min_sample_size: smallest effective sample size of tempered weights, as a share of the batch.
+        weights: ``"bounded"``: :math:`e^{\alpha A}` of the standardized advantages, but none above
+            ``max_relative_weight`` times their mean. So a larger :math:`\alpha` never prefers better actions less, up
+            to equal weights for the best of the batch; a share ``1 / max_relative_weight`` of it counts at least; and
+            successes as rare as that decide. ``"softmax"``: :math:`e^{\alpha A}`, divided by its mean over the batch,
+            for each agent. ``"clipped"``: :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, as released: above about
+            2 a larger :math:`\alpha` prefers better actions *less*, because ever more weights are cut
+            (``benchmarks/RESULTS.md``).
+        max_relative_weight: upper bound of bounded weights, in units of their mean.
         standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
-            does; tempered weights always do.
+            does; bounded weights always do.
         exponent_range: bounds of the exponent of clipped weights.
         max_weight: upper bound of clipped weights.
+        online: with a state-value network, take :math:`Q` of the critic that is trained, as the recipe's released code
+            does, in the place of its target's, as implicit Q-learning does. Without one it always is.
         baseline: without a state-value network, the value of the policy's ``"mode"``, or that ``"expected"`` over the
             discrete policy's actions (a centralized critic and continuous policies: the mode's).
 
@@ -96,25 +99,26 @@ class AWR(PolicyExtraction):
 
     temperature: Annotated[float, NON_NEGATIVE] = 3.0
     advantage: Literal["local", "joint", "weighted"] = "local"
-    weights: Literal["tempered", "softmax", "clipped"] = "tempered"
-    min_sample_size: Annotated[float, OPEN_UNIT] = 0.04
+    weights: Literal["bounded", "softmax", "clipped"] = "bounded"
+    max_relative_weight: Annotated[float, ABOVE_ONE] = 30.0
     standardize: bool = True
     exponent_range: Annotated[tuple[float, float], REAL] = (-50.0, 10.0)
     max_weight: Annotated[float, POSITIVE] = 100.0
+    online: bool = False
     baseline: Literal["mode", "expected"] = "mode"
     needs_log_prob: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.advantage not in ("local", "joint", "weighted"):
             raise ValueError(f"advantage must be 'local', 'weighted' or 'joint', got {self.advantage!r}.")
-        if self.weights not in ("tempered", "softmax", "clipped"):
-            raise ValueError(f"weights must be 'tempered', 'softmax' or 'clipped', got {self.weights!r}.")
+        if self.weights not in ("bounded", "softmax", "clipped"):
+            raise ValueError(f"weights must be 'bounded', 'softmax' or 'clipped', got {self.weights!r}.")
         if self.baseline not in ("mode", "expected"):
             raise ValueError(f"baseline must be 'mode' or 'expected', got {self.baseline!r}.")
-        if self.weights == "tempered" and not self.standardize:
-            raise ValueError("weights='tempered' standardizes always; leave standardize out, or ask for other weights.")
-        if self.weights != "tempered" and self.min_sample_size != AWR.min_sample_size:
-            raise ValueError("min_sample_size is read by weights='tempered' alone; leave it out.")
+        if self.weights == "bounded" and not self.standardize:
+            raise ValueError("weights='bounded' standardizes always; leave standardize out, or ask for other weights.")
+        if self.weights != "bounded" and self.max_relative_weight != AWR.max_relative_weight:
+            raise ValueError("max_relative_weight is read by weights='bounded' alone; leave it out.")
         bounds = {"exponent_range": AWR.exponent_range, "max_weight": AWR.max_weight}
         if self.weights != "clipped" and (moved := [k for k, v in bounds.items() if getattr(self, k) != v]):
             raise ValueError(f"{moved[0]} is a bound of weights='clipped'; leave it out, or ask for those.")
@@ -134,7 +138,8 @@ class AWR(PolicyExtraction):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the log-probability of the dataset's actions."""
         log_prob = log_prob_of(estimates.policy, tensordict.get(loss.tensor_keys.action), rule="AWR")  # [*B, n]
-        advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected").expand_as(log_prob)
+        advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected", online=self.online)
+        advantage = advantage.expand_as(log_prob)
         with torch.no_grad():
             mask = loss.agent_mask(tensordict, log_prob)
             weight = self.weight(advantage, loss.temperature, mask)
@@ -151,9 +156,9 @@ class AWR(PolicyExtraction):
 
     def weight(self, advantage: Tensor, temperature: Tensor | float, mask: Tensor | None = None) -> Tensor:
         """Return the weights of a batch of advantages ``[*B, n]``; ``mask`` is false for what does not count."""
-        scaled = standardize(advantage, mask) if self.standardize or self.weights == "tempered" else advantage
-        if self.weights == "tempered":
-            return tempered_weights(scaled, temperature, mask, min_sample_size=self.min_sample_size)
+        scaled = standardize(advantage, mask) if self.standardize or self.weights == "bounded" else advantage
+        if self.weights == "bounded":
+            return bounded_weights(scaled, temperature, mask, max_weight=self.max_relative_weight)
         if self.weights == "softmax":
             return batch_softmax(temperature * scaled, mask)
         bounds = {"exponent_range": self.exponent_range, "max_weight": self.max_weight}

@@ -41,8 +41,9 @@ class MATD3BCLoss(OfflineMARLLoss):
     Published: :math:`\alpha` 2.5; noise 0.2, clipped at 0.5; the actor and the targets are updated at every second step
     of the critic; states are normalized. Independent or centralized critics.
 
-    What differs: the loss has no rhythm (``Trainer(actor_every=2)`` has the published one); the next action is the
-    current policy's, not a target policy's.
+    What differs: states are not normalized (``make_actor(observation_norm=dataset.observation_statistics())``
+    normalizes the policies'); the loss has no rhythm (``Trainer(actor_every=2)`` has the published one); the next
+    action is the current policy's, not a target policy's.
     Continuous actions only, and an actor whose mode is not clipped: ``make_actor(distribution="tanh_gaussian")``.
 
     Options: those of :class:`OfflineMARLLoss`, and the rules'.
@@ -78,7 +79,8 @@ class MACQLLoss(OfflineMARLLoss):
     code 0.95; by the latter 2,000 updates of spread (6,000 of its random set) and tag (1,000 of its medium-replay set),
     1,000 of world.
 
-    What differs: the released code samples uniform actions alone on the particle environments, adds
+    What differs: the released code samples uniform actions alone on the particle environments (on HalfCheetah, the
+    policy's here and next beside them, with importance weights; here always uniform ones and the policy's here), adds
     :math:`10^{-3} \|\pi\|^2` to the actor's term, clips the norms of each agent's two gradients at 0.5, and has target
     policies but no noise on their actions; the noise is algorithm 1's, its size TD3's. It normalizes the inputs of all
     networks by the batch, and so does ``make_loss(spec, algorithm="cql")`` where actions are continuous; a loss that is
@@ -225,10 +227,11 @@ class OMIGALoss(OfflineMARLLoss):
 
     Published: :math:`\alpha` 10 (1 on some data); exponents clipped at :math:`\pm 10`; batches of 128, learning rate
     5e-4, two hidden layers of 256, :math:`\gamma` 0.99, targets' rate 0.005, gradients clipped at norm 1 (each
-    network's own), a tanh-Gaussian actor with a learned scale, a million steps, 10 episodes every 5000.
+    network's own), a tanh-Gaussian actor whose scale is a second output, a million steps, 10 episodes every 5000.
 
-    What differs: two critic heads, of which the smaller counts, where the released code has one
-    (``make_critic(num_heads=1)``).
+    What differs: the released code keeps the policies' means within :math:`\pm 9` and has a mixer of 64 hidden units.
+    One critic head and a deviation that depends on the observation, as released, are the defaults of ``make_loss(spec,
+    algorithm="omiga")``; by hand, ``make_critic(num_heads=1)`` and ``make_actor(scale="state_dependent")``.
 
     Settings: a tanh-Gaussian takes recorded actions at a bound for ones of far-off means. Where there are many of them
     (a sixth of the expert's in ``mpe/simple_spread``), ``distribution="gaussian"`` clones better; the same holds for
@@ -373,12 +376,14 @@ class MACFlowLoss(OfflineMARLLoss):
     "MAC-Flow + Mix" is one with ``"mixer"``, and independent critics are flow Q-learning (Park et al. 2025,
     arXiv:2502.02538) of a joint flow.
 
-    Published: by a summary of the paper, whose text was not at hand, and by copies of its code, :math:`\alpha` 3, to be
-    tuned by task; 10 steps of Euler's method; the mean of two heads; four layers of 256, normalized in critics alone;
-    learning rate 3e-4, targets' rate 0.005, :math:`\gamma` 0.99; on StarCraft, memory by a recurrent network.
+    Published: by its released code, for continuous actions (``algorithm="mac_flow"``) :math:`\alpha` 1 of a normalized
+    critic, four layers of 512, :math:`\gamma` 0.995, the team's value the agents' mean, not their sum; for
+    discrete ones
+    (``"mac_flow_discrete"``) :math:`\alpha` 3 of one that is not, four layers of 256, :math:`\gamma` 0.99, memory by a
+    recurrent network. For both: 10 steps of Euler's method; the mean of two heads; normalized layers in critics alone;
+    learning rate 3e-4, targets' rate 0.005.
 
-    What differs: equation 9 has :math:`Q_{tot}` as it is (``normalize=False``); the released code divides it by its
-    mean size for continuous actions, with :math:`\alpha` 1 then, and not for discrete ones. Its velocity of an agent
+    What differs: equation 9 has :math:`Q_{tot}` as it is (``normalize=False``). The released velocity of an agent
     sees that agent's observation and noise alone, with a time of its own; this one is joint, as in the paper. What is
     executed as the mode is the action without noise, as in the released discrete code; ``"sample"`` executes one of
     noise, as in the continuous. Discrete: the flow's action is a legal one; the critic's gradient goes straight through

@@ -1,0 +1,90 @@
+"""Where released code departs from a paper, both can be had, and the defaults are the ones that the text names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from objective_toys import Case, make_batch
+from torchrl.objectives import SoftUpdate
+
+from torchrl_marl_offline import AWR, TaskSpec, make_loss
+from torchrl_marl_offline.objectives.samplers import SoftmaxSampler
+
+SPEC = TaskSpec(n_agents=2, observation_size=4, state_size=5, action_size=2)
+SMALL = {"hidden": (8,)}
+
+
+def scale_of(loss) -> torch.Tensor:
+    batch = make_batch(SPEC, 6)
+    return loss.actor_network.module[0](batch.clone())["agents", "scale"].detach()
+
+
+@pytest.mark.fault("6.4")
+def test_the_recipes_policies_as_released() -> None:
+    torch.testing.assert_close(scale_of(make_loss(SPEC, scale=1.0, **SMALL)), torch.ones(6, 2, 2))
+    torch.testing.assert_close(scale_of(make_loss(SPEC, **SMALL)), torch.full((6, 2, 2), 0.5))  # learned, from 0.5
+
+
+@pytest.mark.fault("6.4")
+def test_omigas_deviation_depends_on_the_observation() -> None:
+    loss = make_loss(SPEC, algorithm="omiga", **SMALL)
+    assert loss.actor_network.build["options"]["scale"] == "state_dependent"
+    batch = make_batch(SPEC, 6)
+    params = loss.actor_network_params
+    with torch.no_grad(), params.apply(lambda p: p + 0.1 * torch.randn_like(p)).to_module(loss.actor_network):
+        scale = loss.actor_network.module[0](batch)["agents", "scale"]
+    assert scale.std(0).min() > 0
+
+
+@pytest.mark.fault("6.4")
+@pytest.mark.parametrize("kind", ["local", "joint"])
+def test_the_advantage_of_the_online_critic_as_released(kind: str) -> None:
+    case = Case("mixer", "iql", "awr")
+    batch = make_batch(case.spec, 7)
+    found = {}
+    for online in (False, True):
+        torch.manual_seed(0)
+        loss = case.build(extraction=AWR(1.0, kind, online=online))
+        with torch.no_grad():  # targets unlike the live networks
+            for parameter in loss.qvalue_network_params.values(True, True):
+                parameter.mul_(1.5)
+            q = loss.action_value(batch, batch["agents", "action"], target=not online)
+            v = loss.state_value(batch)
+        if kind == "joint":
+            expected = (q.total.amin(-1) - v.total.squeeze(-1)).mean()
+        else:
+            expected = (q.local.amin(-1) - v.local.squeeze(-1)).mean()
+        found[online] = loss(batch)["advantage"]
+        torch.testing.assert_close(found[online], expected)
+    assert not torch.allclose(found[False], found[True])
+
+
+@pytest.mark.fault("6.4")
+def test_the_online_advantage_is_a_setting_and_trains_the_critic_by_its_own_term_alone() -> None:
+    loss = make_loss(SPEC, online_advantage=True, advantage="joint", **SMALL)
+    assert loss.extraction.online
+    SoftUpdate(loss, tau=0.005)
+    loss(make_batch(SPEC, 6))["loss_actor"].backward()
+    assert all(p.grad is None or not p.grad.any() for n, p in loss.named_parameters() if not n.startswith("actor"))
+    assert any(p.grad is not None and p.grad.any() for n, p in loss.named_parameters() if n.startswith("actor"))
+
+
+@pytest.mark.fault("6.4")
+def test_both_releases_of_mac_flow() -> None:
+    found = {}
+    for name in ("mac_flow", "mac_flow_discrete"):
+        loss = make_loss(SPEC, algorithm=name)
+        widths = [layer.out_features for layer in loss.behaviour_network.module.mlp.layers][:-1]
+        rule = loss.extraction
+        found[name] = (rule.alpha, rule.normalize, widths, round(float(loss.value_estimator.gamma), 4))
+    assert found == {
+        "mac_flow": (1.0, True, [512] * 4, 0.995),
+        "mac_flow_discrete": (3.0, False, [256] * 4, 0.99),
+    }
+
+
+@pytest.mark.fault("6.4")
+@pytest.mark.parametrize("centre", ["previous", "updated"])
+def test_omars_centre_is_a_setting(centre: str) -> None:
+    sampler = make_loss(SPEC, algorithm="omar", sampler_centre=centre, **SMALL).extraction.sampler
+    assert isinstance(sampler, SoftmaxSampler) and sampler.centre == centre
