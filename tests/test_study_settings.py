@@ -88,7 +88,8 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
     elsewhere = {"extraction": "brac", "value_learning": "td", "decomposition": "vdn"}[other]
     if setting == "alpha":
         elsewhere = "awr"
-    words = {"advantage": '["joint", "local"]', "weights": '["bounded", "clipped"]', "frozen": "[true, false]"}
+    words = {"advantage": '["joint", "local"]', "weights": '["bounded", "clipped"]'}
+    words |= {"frozen": "[true, false]", "online_advantage": "[true, false]"}
     values = words.get(setting, "[0.5, 0.6]")
     more = f"[grid]\n{setting} = {values}"
     for value in wanted:
