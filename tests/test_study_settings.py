@@ -77,7 +77,7 @@ def test_the_nearer_setting_wins(tmp_path):
 READ_ONLY_WITH = {
     name: (conditions_of(hint)[0].other, conditions_of(hint)[0].values)
     for name, (hint, _) in parameters_of(make_recipe).items()
-    if name in ("temperature", "advantage", "alpha", "expectile", "frozen")
+    if name in ("temperature", "weights", "advantage", "online_advantage", "alpha", "expectile", "frozen")
 }
 
 

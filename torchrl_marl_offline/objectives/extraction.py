@@ -86,7 +86,7 @@ class AWR(PolicyExtraction):
         standardize: bring the advantages of a batch to mean 0 and deviation 1 first, as the recipe's released code
             does; bounded weights always do.
         exponent_range: bounds of the exponent of clipped weights.
-        max_weight: upper bound of clipped weights.
+        max_weight: upper bound of clipped weights, or None for none but the exponent's.
         online: with a state-value network, take :math:`Q` of the critic that is trained, as the recipe's released code
             does, in the place of its target's, as implicit Q-learning does. Without one it always is.
         baseline: without a state-value network, the value of the policy's ``"mode"``, or that ``"expected"`` over the
@@ -103,7 +103,7 @@ class AWR(PolicyExtraction):
     max_relative_weight: Annotated[float, ABOVE_ONE] = 30.0
     standardize: bool = True
     exponent_range: Annotated[tuple[float, float], REAL] = (-50.0, 10.0)
-    max_weight: Annotated[float, POSITIVE] = 100.0
+    max_weight: Annotated[float | None, POSITIVE] = 100.0
     online: bool = False
     baseline: Literal["mode", "expected"] = "mode"
     needs_log_prob: ClassVar[bool] = True
@@ -149,7 +149,8 @@ class AWR(PolicyExtraction):
                 "log_prob": masked_mean(log_prob.detach(), mask),
             }
             if self.weights == "clipped":
-                largest = min(self.max_weight, math.exp(min(self.exponent_range[1], 700.0)))  # e^700: the last float
+                largest = math.exp(min(self.exponent_range[1], 700.0))  # e^700: the last float
+                largest = largest if self.max_weight is None else min(self.max_weight, largest)
                 capped = weight >= largest * (1 - 1e-6)
                 metrics["capped_weights"] = masked_mean(capped.to(weight.dtype), mask)
         return -weight * log_prob, metrics

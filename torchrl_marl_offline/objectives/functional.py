@@ -70,10 +70,11 @@ def advantage_weight(
     temperature: Tensor | float,
     *,
     exponent_range: tuple[float, float] = (-50.0, 10.0),
-    max_weight: float = 100.0,
+    max_weight: float | None = 100.0,
 ) -> Tensor:
     r"""Return :math:`\min(e^{\mathrm{clip}(\alpha A)}, w_{max})`, advantage-weighted regression's weight (eq. 11)."""
-    return (temperature * advantage).clamp(*exponent_range).exp().clamp_max(max_weight)
+    weight = (temperature * advantage).clamp(*exponent_range).exp()
+    return weight if max_weight is None else weight.clamp_max(max_weight)
 
 
 def effective_sample_size(weight: Tensor, mask: Tensor | None = None) -> Tensor:

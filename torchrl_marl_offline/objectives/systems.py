@@ -252,7 +252,7 @@ class OMIGALoss(OfflineMARLLoss):
         **options,
     ) -> None:
         learning = OMIGA(alpha)
-        bounds = {"exponent_range": learning.exponent_range, "max_weight": float("inf")}
+        bounds = {"exponent_range": learning.exponent_range, "max_weight": None}
         weights = AWR(1 / alpha, "weighted", weights="clipped", standardize=False, **bounds)
         super().__init__(actor, critic, value, value_learning=learning, extraction=weights, **options)
 
