@@ -136,7 +136,7 @@ class TestMinari:
         with pytest.raises(DatasetError, match=r"holds no data/main_data\.hdf5"):
             load_dataset(f"minari:{tmp_path}")
         (folder / "data" / "main_data.hdf5").write_bytes(b"nothing")
-        with pytest.raises(DatasetError, match="cannot be read"):
+        with pytest.raises(DatasetError, match="is not an HDF5 file"):
             load_dataset(f"minari:{folder}")
 
 

@@ -24,7 +24,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.data.validation import DatasetError, check_leaves, validate, values_are_checked
+from torchrl_marl_offline.data.validation import DatasetError, check_leaves, reading, validate, values_are_checked
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -257,7 +257,8 @@ class OfflineDataset:
         data, spec, metadata = storage.load(user_path(path), verify=verify)
         found = metadata.pop("inspection", None)
         dataset = cls(data if device is None else data.to(device), spec, metadata, check=False)
-        dataset.inspection = None if found is None else Inspection.from_dict(found)
+        with reading(path):
+            dataset.inspection = None if found is None else Inspection.from_dict(found)
         return dataset
 
     @checked

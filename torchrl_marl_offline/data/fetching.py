@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from torchrl_marl_offline.core.regular_files import open_regular
+from torchrl_marl_offline.core.zip_files import check_members
 from torchrl_marl_offline.data.published import is_quality
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 REPOSITORY = "InstaDeepAI/og-marl"
 REVISION = "main"
 _COPY_BYTES = 2**20
+_MOST_EXPANSION = 20  # a vault's chunks are compressed already
+_MOST_ARCHIVE_BYTES = 50 * 10**9  # huggingface_hub fetches no more over HTTP
 
 
 def is_offline(offline: bool | None) -> bool:
@@ -68,11 +73,12 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
         raise DatasetError(f"{url} states no SHA-256 and size; use a mirror that keeps Hugging Face's headers.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{facts.etag[:16]}.part")
+    _check_room(url, facts.size, target.parent)
     with part.open("ab") as stream:
         if stream.tell() > facts.size:
             stream.truncate(0)
         try:
-            http_get(url, stream, resume_size=stream.tell(), expected_size=facts.size)
+            http_get(url, _UpTo(stream, facts.size), resume_size=stream.tell(), expected_size=facts.size)
         except Exception as error:
             raise OSError(
                 f"{url} broke off after {stream.tell()} of {facts.size} bytes ({_first_line(error)})"
@@ -95,19 +101,16 @@ def unpack_quality(archive: Path, card: DatasetCard, folder: Path) -> Path:
     """
     scenario = card.task.rpartition("/")[2]
     inside = (f"{scenario}.vlt", card.quality)
-    with reading(archive), zipfile.ZipFile(archive) as file:
+    with reading(archive), open_regular(archive) as stream, zipfile.ZipFile(stream) as file:
         members = {}
-        for info in file.infolist():
+        for info in check_members(file, ratio=_MOST_EXPANSION):
             parts = PurePosixPath(info.filename).parts
             start = next((i for i in range(len(parts) - 1) if parts[i : i + 2] == inside), None)
-            if start is None or info.is_dir():
-                continue
-            name = parts[start + 2 :]
-            if not name or ".." in name:
-                raise DatasetError(f"{archive} holds the name {info.filename!r}; fetch it again.")
-            members[name] = info
+            if start is not None and len(parts) > start + 2:
+                members[parts[start + 2 :]] = info
         if not members:
             raise DatasetError(f"{archive} holds no {'/'.join(inside)}; fetch it again.")
+        _check_room(archive, sum(info.file_size for info in members.values()), folder)
         for name, info in members.items():
             path = folder.joinpath(*name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,42 @@ def qualities_in(archive: Path, card: DatasetCard) -> set[str]:
         parts = [PurePosixPath(name).parts for name in file.namelist()]
     found = {names[names.index(folder) + 1] for names in parts if folder in names[:-2]}
     return {name for name in found if is_quality(name)}
+
+
+class _UpTo:
+    """A file that takes no more than was announced: a server may send for ever.
+
+    Args:
+        stream: open for writing.
+        limit: its largest size.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, content: bytes) -> int:
+        """Write bytes.
+
+        Raises:
+            OSError: they are more than were announced.
+        """
+        if self._stream.tell() + len(content) > self._limit:
+            raise OSError("the server sends more than it announced")
+        return self._stream.write(content)
+
+
+def _check_room(source: str | Path, size: int, folder: Path) -> None:
+    """Refuse what the disk cannot hold, before a byte of it is written."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if size > min(free, _MOST_ARCHIVE_BYTES):
+        raise DatasetError(
+            f"{source} takes {size:,} bytes, where {folder} has {free:,} free and {_MOST_ARCHIVE_BYTES:,} are the most "
+            "that is taken from a server; free some space, or name another cache folder."
+        )
 
 
 def _sha256(file: Path) -> str:

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import REAL, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.minari_actions import Actions, action_reader
+from torchrl_marl_offline.data.minari_files import open_minari
 from torchrl_marl_offline.data.validation import DatasetError, reading
 from torchrl_marl_offline.data.values import as_array, flag_array
 
@@ -48,7 +48,8 @@ def read_minari(
         ImportError: minari is not installed.
     """
     with reading(source):
-        dataset, name = _open(source)
+        dataset = open_minari(source)
+        name = dataset.name
         actions = action_reader(dataset.action_space, action_bounds, rescale=rescale_actions)
         bad = BadEpisodes(f"minari:{source}")
         parts = [_rows(episode, actions, bad) for episode in dataset.iterate_episodes()]
@@ -62,25 +63,6 @@ def read_minari(
         arrays["rewards"] = arrays["rewards"][:, None]  # [T] -> [T, n]
         metadata = {"source": f"minari:{source}", "task": task or name} | actions.notes
         return from_arrays(**arrays, **actions.options, task=task or name, metadata=bad.into(metadata))
-
-
-def _open(source: str | Path) -> tuple[Any, str]:
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError("Reading Minari datasets needs minari; install it with pip install minari.") from error
-    folder = user_path(source)
-    if folder.is_dir():
-        if not (folder / "data" / "main_data.hdf5").is_file():
-            raise DatasetError(f"{folder} holds no data/main_data.hdf5; give the folder of one Minari dataset.")
-        return minari.MinariDataset(folder / "data"), folder.name
-    try:
-        return minari.load_dataset(str(source)), str(source)
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{source} is neither a folder nor a dataset that Minari has here; run `minari download {source}`, or give "
-            "the folder that holds data/main_data.hdf5."
-        ) from error
 
 
 def _flat(values: Any) -> np.ndarray:

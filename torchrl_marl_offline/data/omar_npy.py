@@ -18,6 +18,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
+from torchrl_marl_offline.core.regular_files import files_below, require_regular
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
@@ -28,6 +29,7 @@ NAMES = ("obs", "acs", "rews", "next_obs", "dones")
 STATE_NAMES = ("states", "next_states")
 PARTICLE_STEPS, MUJOCO_STEPS = 25, 1000
 _CUTS_TO_COMPARE = 200
+_MOST_PADDING = 10  # how many times the stored numbers padded observations may take
 
 
 def read_omar_npy(path: str | Path, **options: Any) -> OfflineDataset:
@@ -61,6 +63,9 @@ def open_omar_npy(
     path = user_path(path)
     with reading(path):
         folders = _seed_folders(path)
+        for folder in folders:
+            for _ in files_below(folder):
+                pass  # neither a pipe nor a link that leads out
         seeds = [_open_folder(folder) for folder in folders]
         first = seeds[0]
         if any(set(seed) != set(first) for seed in seeds):
@@ -75,6 +80,11 @@ def open_omar_npy(
         agents = sum(name == "obs" for name, _ in first)
         lengths = [len(seed["obs", 0]) for seed in seeds]
         sizes = [first["obs", agent].shape[1] for agent in range(agents)]
+        if agents * max(sizes) > _MOST_PADDING * sum(sizes):
+            raise DatasetError(
+                f"{path} has observations of {min(sizes)} to {max(sizes)} numbers, which would be filled up to the "
+                "widest for every agent; load agents of like sizes by from_arrays()."
+            )
         if episode_length is None:
             episode_length = MUJOCO_STEPS if ("states", 0) in first else PARTICLE_STEPS
         findings: list[str] = []
@@ -149,7 +159,7 @@ def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
                 others = f"other files are of {agents} agents" if agents > 1 else "other files are there"
                 raise DatasetError(f"{file} is missing, though {others}; fetch the folder again.")
             with reading(file):
-                array = np.load(file, mmap_mode="r", allow_pickle=False)
+                array = np.lib.format.open_memmap(require_regular(file), mode="r")  # plain .npy alone, no pickle
             check_type(array.dtype, str(file))
             if name == "acs" and is_index_like(array.dtype):
                 raise DatasetError(

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.validation import DatasetError
 
@@ -272,7 +273,7 @@ def _filled(card: DatasetCard, cache: str | Path | None) -> list[DatasetCard]:
 
 def _with_figures(card: DatasetCard, file: Path) -> DatasetCard | None:
     try:
-        figures = json.loads(file.read_text(encoding="utf-8"))
+        figures = read_json(file)
         figures["returns"] = tuple(map(float, figures["returns"]))
         return replace(card, **{name: figures[name] for name in asdict(card) if name in figures})
     except (OSError, ValueError, TypeError, KeyError):

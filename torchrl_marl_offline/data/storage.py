@@ -1,9 +1,10 @@
 """Datasets on disk: a memory-mapped TensorDict and ``metadata.json``, written as a whole or not at all.
 
 ``PATH/data`` is what ``TensorDict.memmap`` writes; ``PATH/metadata.json`` holds the format's version, the task's sizes,
-the metadata, the size and BLAKE2b checksum of every file under ``data``, and its own checksum. Everything is written
-into a hidden folder beside the target, flushed to the disk, and renamed: a process killed at any moment leaves the
-target as it was.
+the metadata, shape and type of every leaf, the size and BLAKE2b checksum of every file under ``data``, and its own
+checksum. Everything is written into a hidden folder beside the target, flushed to the disk, and renamed: a process
+killed at any moment leaves the target as it was. What is read is what ``metadata.json`` lists, plain numbers of stated
+shapes and types (:mod:`~torchrl_marl_offline.data.mapped_leaves`): nothing in a folder is executed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.files import staged, writing
+from torchrl_marl_offline.core.regular_files import NotRegularError, read_json, require_inside
 from torchrl_marl_offline.data.layout import TaskSpec
-from torchrl_marl_offline.data.mapped_files import map_file, may_write
+from torchrl_marl_offline.data.mapped_leaves import check_files, check_names, listed_leaves, map_leaves
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def save(
     sizes = {
         key: tuple(value.batch_size) for key, value in data.items(include_nested=True) if is_tensor_collection(value)
     }
+    check_names(map(_parts, leaves))
     with replacing(path, overwrite=overwrite) as temporary:
         files = lay_out(temporary / DATA_FOLDER, len(data), shapes, sizes)
         for key, file in files.items():
@@ -164,10 +167,7 @@ def seal(
         metadata: JSON-ready.
     """
     header = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "metadata": metadata}
-    header["leaves"] = {
-        "/".join(key) if isinstance(key, tuple) else key: [list(shape), str(dtype)]
-        for key, (shape, dtype) in leaves.items()
-    }
+    header["leaves"] = {"/".join(_parts(key)): [list(shape), str(dtype)] for key, (shape, dtype) in leaves.items()}
     files = [file for file in sorted((folder / DATA_FOLDER).rglob("*")) if file.is_file()]
     header["files"] = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "blake2b": found}
@@ -175,6 +175,10 @@ def seal(
     }
     header["header"] = _header_checksum(header)
     (folder / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+
+
+def _parts(key: NestedKey) -> tuple[str, ...]:
+    return key if isinstance(key, tuple) else (key,)
 
 
 def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, TaskSpec, dict[str, Any]]:
@@ -192,6 +196,9 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
         what = "is not a folder" if path.exists() else "does not exist"
         raise DatasetError(f"{path} {what}; give the folder that OfflineDataset.save wrote.")
     header = _read_header(path / METADATA_FILE)
+    with reading(path):
+        leaves = listed_leaves(path / METADATA_FILE, header["leaves"])
+        sizes = check_files(path / DATA_FOLDER, leaves, header["files"])
     for name, facts in header["files"].items():
         _check_size(path / name, facts)
     if verify:
@@ -202,21 +209,7 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
                     f"{file} was changed after it was written; restore the folder or record the data again."
                 )
     with reading(path):  # files from before the header had a checksum
-        if all(may_write(path / name) for name in header["files"]):
-            data = TensorDict.load_memmap(str(path / DATA_FOLDER))
-        else:
-            data = _mapped_for_reading(path / DATA_FOLDER, header["leaves"])
-        return data, TaskSpec(**header["spec"]), header["metadata"]
-
-
-def _mapped_for_reading(folder: Path, leaves: dict[str, Any]) -> TensorDict:
-    """Map the files of the leaves that the header lists, ``key/key -> [shape, type]``, none of them writable."""
-    length = next(iter(leaves.values()))[0][0]
-    data = TensorDict(batch_size=[length])
-    for name, (shape, dtype) in leaves.items():
-        file = folder / f"{name}.memmap"
-        data.set(tuple(name.split("/")), map_file(file, getattr(torch, dtype.removeprefix("torch.")), tuple(shape)))
-    return data
+        return map_leaves(path / DATA_FOLDER, leaves, sizes), _task_spec(header["spec"]), header["metadata"]
 
 
 def checksum(file: Path) -> str:
@@ -234,17 +227,31 @@ def _read_header(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DatasetError(f"{file.parent} holds no {METADATA_FILE}; give the folder that OfflineDataset.save wrote.")
     try:
-        header = json.loads(file.read_text(encoding="utf-8"))
+        header = read_json(require_inside(file, file.parent))
         found = header["format"], header["version"]
+    except NotRegularError as error:
+        raise DatasetError(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{file} is damaged or not of a dataset; restore it or record the data again.") from error
     if found != (FORMAT, VERSION):
         raise DatasetError(f"{file} is of format {found}, this library reads {(FORMAT, VERSION)}; record it again.")
     stated = header.pop("header", None)
     parts = {"spec", "metadata", "leaves", "files"}
-    if not parts <= header.keys() or (stated is not None and stated != _header_checksum(header)):
+    whole = parts <= header.keys() and isinstance(header["metadata"], dict)
+    if not whole or (stated is not None and stated != _header_checksum(header)):
         raise DatasetError(f"{file} was changed after it was written; restore it or record the data again.")
     return header
+
+
+def _task_spec(facts: dict[str, Any]) -> TaskSpec:
+    """Return the sizes; they have been written as whole numbers and are read as nothing else."""
+    spec = TaskSpec(**facts)
+    wanted = dict.fromkeys(("n_agents", "observation_size", "state_size", "action_size"), int)
+    wanted |= dict.fromkeys(("discrete", "has_action_mask"), bool)
+    for name, kind in wanted.items():
+        if type(facts.get(name, getattr(spec, name))) is not kind:
+            raise DatasetError(f"has the {name} {facts[name]!r} in its metadata; restore it or record the data again.")
+    return spec
 
 
 def _header_checksum(header: dict[str, Any]) -> str:

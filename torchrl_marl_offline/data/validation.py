@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_marl_offline.core.files import WriteError
+from torchrl_marl_offline.core.regular_files import NotRegularError
 from torchrl_marl_offline.data.layout import (
     ACTION,
     ACTION_MASK,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data.dataset import OfflineDataset
 
 _ROWS_AT_ONCE = 65_536
+_LONGEST_MESSAGE = 2000
 _values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=True)
 
 
@@ -61,7 +63,13 @@ def values_are_checked() -> bool:
 
 
 class DatasetError(ValueError):
-    """A dataset, or the file it should come from, is not what it has to be; the message names the remedy."""
+    """A dataset, or the file it should come from, is not what it has to be; the message names the remedy.
+
+    It is one line that any terminal can print: names from a file may hold anything.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(char if char.isprintable() else "?" for char in str(message))[:_LONGEST_MESSAGE])
 
 
 class DatasetWarning(UserWarning):
@@ -76,10 +84,12 @@ def reading(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except DatasetError as error:
-        if str(path) in str(error):
+    except (DatasetError, NotRegularError) as error:
+        if str(path) not in str(error):
+            raise DatasetError(f"{path}: {error}") from error
+        if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{path}: {error}") from error
+        raise DatasetError(str(error)) from error
     except (ImportError, WriteError):
         raise
     except Exception as error:

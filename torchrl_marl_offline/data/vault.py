@@ -27,7 +27,7 @@ needed; the last row of a truncated episode does not count in training.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,6 +39,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, WIDTHS, checked
+from torchrl_marl_offline.core.regular_files import files_below, read_json
 from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
@@ -61,6 +62,7 @@ STATE_ARRAY, LEGALS_ARRAY = "infos.state", "infos.legals"
 _CACHE_BYTES = 128 * 2**20
 _LOOKS_LIKE = {"state": r"state|share|global|joint", "legals": r"legal|avail|mask|valid"}
 _ROWS_OF_FLAGS = 2**18
+_MOST_EXPANSION, _CHUNK_EXPANSION, _SLACK_BYTES = 250, 10, 2**24  # flashbax makes chunks of 4 MiB
 
 
 def is_vault(path: str | Path) -> bool:
@@ -173,7 +175,8 @@ def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, A
     if not is_vault(path):
         what = "holds no vault (no manifest.ocdbt)" if path.is_dir() else "is not a folder"
         raise DatasetError(f"{path} {what}; give the folder of one quality, <scenario>.vlt/<quality>.")
-    structure = json.loads((path / "metadata.json").read_text(encoding="utf-8"))["structure_shape"]
+    size = sum(file.stat().st_size for file in files_below(path))
+    structure = read_json(path / "metadata.json")["structure_shape"]
     names = [name for name in structure if not isinstance(structure[name], dict)]
     names += [f"{group}.{name}" for group, inner in structure.items() if isinstance(inner, dict) for name in inner]
     missing = [name for name in REQUIRED if name not in names]
@@ -198,12 +201,16 @@ def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, A
         spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
         return tensorstore.open(spec, context=context, open=True, read=True).result()
 
-    length = int(open_array("vault_index").read().result().reshape(-1)[0])
+    index = open_array("vault_index")
+    if index.shape != (1,):
+        raise DatasetError(f"{path} has a vault_index of shape {index.shape}, not of one number; fetch it again.")
+    length = int(index.read().result()[0])
     if length < 1:
         raise DatasetError(f"{path} says that {length} rows were written; fetch it again.")
     arrays = {usual: open_array(f"{name}.") for usual, name in places.items()}
     for usual, array in arrays.items():
         check_type(array.dtype.numpy_dtype, places[usual])
+    _check_sizes(arrays, length, size)
     return arrays, length
 
 
@@ -223,6 +230,25 @@ def _place(path: Path, names: list[str], option: str, usual: str, chosen: str | 
             f"to read it without."
         )
     return None
+
+
+def _check_sizes(arrays: dict[str, Any], length: int, stored: int) -> None:
+    """Refuse arrays that are declared larger than what is stored can be, before a number is read.
+
+    Every chunk takes some bytes, and what a chunk or a row becomes in memory is bounded by the whole folder's size.
+    """
+    for name, array in arrays.items():
+        shape = (array.shape[0], length, *array.shape[2:])
+        chunk = array.chunk_layout.read_chunk.shape or shape
+        chunks = math.prod(-(-size // max(1, part)) for size, part in zip(shape, chunk, strict=True))
+        largest = max(math.prod(chunk), math.prod(shape[2:])) * array.dtype.numpy_dtype.itemsize
+        total = math.prod(shape) * array.dtype.numpy_dtype.itemsize
+        bounds = ((largest, _CHUNK_EXPANSION), (total, _MOST_EXPANSION))
+        if chunks > stored or any(bytes > times * stored + _SLACK_BYTES for bytes, times in bounds):
+            raise DatasetError(
+                f"declares {name} as {shape} in chunks of {tuple(chunk)}, which {stored:,} bytes cannot hold; fetch it "
+                "again."
+            )
 
 
 def _check_shapes(arrays: dict[str, Any], length: int) -> dict[str, int]:

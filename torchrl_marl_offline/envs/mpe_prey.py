@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
 
 if TYPE_CHECKING:
@@ -160,11 +161,12 @@ class PreyNetwork(nn.Module):
                 f"opponent must be 'evade', 'random', 'still', a policy or a file of weights; there is no file {path}."
             )
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_plain_tensors(path, older=True)
             weights = content["agent_params"][-1]["policy"] if "agent_params" in content else content
             network = cls(weights)
         except (
             pickle.UnpicklingError,
+            ValueError,
             RuntimeError,
             KeyError,
             TypeError,

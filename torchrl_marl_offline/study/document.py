@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
+_MARKUP = re.compile(
+    r"[\\`*~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<=\])[(\[:]|!(?=\[)|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=www)\."
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
@@ -75,7 +79,8 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
     """Return one HTML page; pictures are in it."""
     body = "\n".join(map(_html, blocks))
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(_one_line(title))}</title>\n"
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n'
         f"<body>\n{body}\n</body>\n</html>\n"
     )
@@ -84,16 +89,19 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
 def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {block.text}"
+            return f"{'#' * block.level} {_plain(block.text)}"
         case Text():
-            return f"> **{block.text}**" if block.warning else block.text
+            return f"> **{_plain(block.text)}**" if block.warning else _plain(block.text)
         case Picture():
-            return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})"
+            caption = re.sub(r"\\?([\[\]])", r"\\\1", _plain(block.caption))
+            return f"![{caption}]({quote(block.path.relative_to(folder).as_posix())})"
         case Table():
             lines = [block.header, ["---", *["---:"] * (len(block.header) - 1)], *block.rows]
-            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+            table = "\n".join(
+                "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+            )
             if block.summary:
-                return f"<details><summary>{escape(block.summary)}</summary>\n\n{table}\n\n</details>"
+                return f"<details><summary>{escape(_one_line(block.summary))}</summary>\n\n{table}\n\n</details>"
             return table
 
 
@@ -106,21 +114,30 @@ def _html_cell(cell: str) -> str:
     return f'<td class="number">{escape(number)}{below}</td>'
 
 
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _plain(text: str) -> str:
+    """Return Markdown that shows a text as it is: a name from a file may look like a tag, a link or a picture."""
+    return _MARKUP.sub(lambda match: "".join(f"\\{char}" for char in match[0]), _one_line(text))
+
+
 def _html(block: Block) -> str:
     match block:
         case Heading():
-            return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+            return f"<h{block.level}>{escape(_one_line(block.text))}</h{block.level}>"
         case Text():
             kind = ' class="warning"' if block.warning else ""
-            return f"<p{kind}>{escape(block.text)}</p>"
+            return f"<p{kind}>{escape(_one_line(block.text))}</p>"
         case Picture():
             data = base64.b64encode(block.path.read_bytes()).decode("ascii")
-            caption = escape(block.caption, quote=True)
+            caption = escape(_one_line(block.caption), quote=True)
             return f'<p><img src="data:image/png;base64,{data}" alt="{caption}"><br><small>{caption}</small></p>'
         case Table():
-            head = "".join(f"<th>{escape(cell)}</th>" for cell in block.header)
-            rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in block.rows)
+            head = "".join(f"<th>{escape(_one_line(cell))}</th>" for cell in block.header)
+            rows = "\n".join("<tr>" + "".join(map(_html_cell, map(_one_line, row))) + "</tr>" for row in block.rows)
             table = f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
             if block.summary:
-                return f"<details><summary>{escape(block.summary)}</summary>{table}</details>"
+                return f"<details><summary>{escape(_one_line(block.summary))}</summary>{table}</details>"
             return table

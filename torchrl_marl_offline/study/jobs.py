@@ -6,7 +6,6 @@ traceback when it failed, ``checkpoints/`` when it can go on. A lock keeps two p
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.study.plan import Population
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -175,13 +175,13 @@ def job_state(folder: Path) -> State:
 def job_result(folder: Path) -> dict[str, Any] | None:
     """Read what a finished job has written, or return ``None``."""
     file = folder / RESULT
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
 def job_step(folder: Path) -> int:
     """Return how many updates the members of a job have made, as far as its heartbeat tells."""
     try:
-        return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
+        return int(read_json(folder / PROGRESS)["step"])
     except (OSError, ValueError, KeyError):
         return 0
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.methods import POPULATION_SETTINGS
 from torchrl_marl_offline.study.checking import StudyError, check_keys
 from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
@@ -102,7 +103,7 @@ class Plan:
         if not file.exists():
             return None
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             content["evaluation"]["modes"] = tuple(content["evaluation"]["modes"])
             content["evaluation"] = EvaluationSettings(**content["evaluation"])
             content["datasets"] = {name: DatasetSource(**source) for name, source in content["datasets"].items()}
@@ -110,7 +111,11 @@ class Plan:
                 Population(population["name"], tuple(Run(**run) for run in population["runs"]))
                 for population in content["populations"]
             )
-            return cls(**content)
+            plan = cls(**content)
+            names = [population.name for population in plan.populations] + [run.name for run in plan.runs]
+            if any(name != slug([name]) or not name.strip(".") for name in names):
+                raise ValueError("names folders that are none")  # somebody else's plan could name any folder
+            return plan
         except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"{file} is damaged or of another version; give the study another output.") from error
 

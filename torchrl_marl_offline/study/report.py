@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -82,7 +84,12 @@ class _Report:
         return LABELS.get(self.metrics[dataset], self.metrics[dataset])
 
     def picture(self, name: str) -> Path:
-        return self.output / "report" / f"{name.replace(' ', '-').replace('/', '-')}.png"
+        """Return where a picture goes; names of methods and datasets may hold what a file's name must not."""
+        plain = re.sub(r"[ /]", "-", name)
+        if len(plain) > 150 or re.search(r"[^A-Za-z0-9._=+()-]", plain):
+            mark = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+            plain = f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', plain)[:150]}-{mark}"
+        return self.output / "report" / f"{plain}.png"
 
     def of(self, evaluator: str, datasets: Sequence[str]) -> dict[str, list[Choice]]:
         """Return method -> its choices on the datasets, of the methods that have one on each."""

@@ -23,6 +23,7 @@ from torchrl_marl_offline.core.ranges import (
     checked,
     range_of,
 )
+from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import StudyError, build, check_keys, check_metric, converted, subtable
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
@@ -199,11 +200,11 @@ def read_study(path: str | Path) -> Study:
     """
     path = user_path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except OSError as error:
         raise StudyError(f"The study file {path} cannot be read ({error.strerror}); name another.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path} is no TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
     check_keys(table, ("study", "evaluation", "methods", "datasets", "grid"), str(path))
     run_names = tuple(RUN_SETTINGS)
     own = {f.name: f for f in fields(StudySettings)}

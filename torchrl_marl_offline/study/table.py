@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
 from torchrl_marl_offline.study.plan import Plan, Population
@@ -77,7 +78,7 @@ def read_results(output: str | Path) -> pandas.DataFrame:
     file = user_path(output) / RESULTS
     if not file.exists():
         raise StudyError(f"There is no table {file}; run the study, or name the folder of one.")
-    return pandas.read_parquet(file)
+    return pandas.read_parquet(require_regular(file))
 
 
 def _population_rows(plan: Plan, population: Population, output: Path) -> list[dict[str, Any]]:

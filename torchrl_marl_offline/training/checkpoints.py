@@ -2,11 +2,15 @@
 
 One checkpoint is one archive file, written under a hidden name and then renamed, so that a name that can be seen is
 complete. An archive keeps a checksum (CRC-32) of each of its members: a file damaged later is found *before* any live
-object is touched, and the one before it is taken instead, with a warning.
+object is touched, and the one before it is taken instead, with a warning. An archive may come from others: its members
+are those that :meth:`CheckpointManager.save` writes, uncompressed, and hold tensors and numbers alone, or it is refused
+before one of them is read.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,18 +21,49 @@ from torchrl.checkpoint import (
     Checkpoint,
     CheckpointError,
     CheckpointRotation,
+    JSONCheckpointAdapter,
     StateDictCheckpointAdapter,
 )
 
 from torchrl_marl_offline.core.files import remove_if_abandoned
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.ranges import COUNT, checked
+from torchrl_marl_offline.core.regular_files import open_regular, require_regular
+from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
 
 if TYPE_CHECKING:
     import torch
     from torchrl.data import ReplayBuffer
 
 _SUFFIX = ".torchrl"
+_MANIFEST, _MANIFEST_BYTES = "manifest.json", 2**24
+_PAYLOADS = {StateDictCheckpointAdapter.adapter_id: "state.pt", JSONCheckpointAdapter.adapter_id: "value.json"}
+_COMPONENT = re.compile(r"components/\d{4}-[\w.%-]+", re.ASCII)
+
+
+class PlainStateAdapter(StateDictCheckpointAdapter):
+    """TorchRL's adapter of state dicts as one file of ``torch.save``; reading takes no other form.
+
+    TorchRL's own reads whichever form lies there, a TensorDict's folder with its pickles among them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+
+    def load(
+        self,
+        component: Any,
+        path: Path,
+        *,
+        map_location: Any,
+        tensor_load_kwargs: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Restore ``component`` from the file in the folder ``path``."""
+        state = load_plain_tensors(path / self.state_torch, map_location=map_location, **tensor_load_kwargs)
+        component.load_state_dict(state, *args, **kwargs)
 
 
 class CheckpointManager:
@@ -61,10 +96,12 @@ class CheckpointManager:
     def save(self, step: int, *, metadata: Mapping[str, Any] | None = None, **components: Any) -> Path:
         """Write a checkpoint of ``components`` at ``step``, then drop the oldest beyond ``keep``."""
         self._remove_leftovers()
+        self._check_neighbours()
         return self._newest.save(self._checkpoint(components), step=step, metadata={"step": step, **(metadata or {})})
 
     def save_best(self, step: int, *, metadata: Mapping[str, Any] | None = None, **components: Any) -> Path:
         """Write the one checkpoint that is kept as the best, replacing the best before it."""
+        self._check_neighbours()
         return self._best.save(self._checkpoint(components), step=step, metadata={"step": step, **(metadata or {})})
 
     def tidy(self) -> None:
@@ -116,9 +153,14 @@ class CheckpointManager:
         checkpoint = Checkpoint(format="archive")
         for name, component in components.items():
             # One torch.save per component: an Adam state in a file per tensor is hundreds of small files.
-            adapter = StateDictCheckpointAdapter("torch") if hasattr(component, "state_dict") else None
+            adapter = PlainStateAdapter() if hasattr(component, "state_dict") else JSONCheckpointAdapter()
             checkpoint.register(name, component, adapter=adapter)
         return checkpoint
+
+    def _check_neighbours(self) -> None:
+        """Refuse what is no file under a checkpoint's name: TorchRL opens them all, and a pipe would never answer."""
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            require_regular(path)
 
     def _newest_whole(self, prefix: str) -> Path | None:
         for path in sorted(self.directory.glob(f"{prefix}-*{_SUFFIX}"), reverse=True):
@@ -198,9 +240,37 @@ def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
 def find_damage(path: Path) -> str | None:
     """Read a checkpoint through and say what is wrong with it, or ``None`` where its checksums hold."""
     try:
-        Checkpoint.manifest(path)
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
+            _check_archive(archive)
             member = archive.testzip()
+        Checkpoint.manifest(path)
     except Exception as error:  # a damaged archive raises almost anything: BadZipFile, zlib.error, EOFError, ValueError
         return f"{type(error).__name__}: {error}"
     return None if member is None else f"checksum of {member}"
+
+
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """Hold the members of an archive against what its manifest lists, and that against what is written here.
+
+    Raises:
+        ValueError: there is a member or a kind of payload that :class:`CheckpointManager` does not write.
+    """
+    members = {info.filename: info for info in check_members(archive)}
+    manifest = members.pop(_MANIFEST, None)
+    if manifest is None or manifest.file_size > _MANIFEST_BYTES:
+        raise ArchiveError(f"holds no {_MANIFEST}, or too large a one")
+    content = json.loads(archive.read(manifest))
+    if type(content["metadata"]["step"]) is not int:
+        raise ArchiveError(f"has the step {content['metadata']['step']!r}")
+    listed = [_payload(name, record) for name, record in content["components"].items()]
+    strange = sorted({*listed} ^ {*members})
+    if strange or len(set(listed)) < len(listed):
+        raise ArchiveError(f"holds {strange[:1]}, which is none of its components, or lacks it")
+
+
+def _payload(name: str, record: Mapping[str, Any]) -> str:
+    """Return the one member that holds a component."""
+    file = _PAYLOADS.get(record["adapter"])
+    if file is None or record["files"] != [file] or not _COMPONENT.fullmatch(record["path"]):
+        raise ArchiveError(f"holds {name!r} in a form that is not written here")
+    return f"{record['path']}/{file}"

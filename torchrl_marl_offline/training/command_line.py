@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import io
 import itertools
-import json
 import os
 import sys
 import textwrap
@@ -20,6 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from torchrl_marl_offline.core.errors import plain_errors
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.training.summary import write_json_atomic
 
@@ -256,7 +256,7 @@ def read_config(kind: type[Settings], folder: Path) -> Settings:
         raise SettingsError(f"{folder} holds no {CONFIG_FILE}; name the folder of an earlier run (its --output).")
     hints = get_type_hints(kind)
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         if "weights" in hints:
             stored = _with_weights(stored)
         return kind(**{name: _restore(value, hints[name]) for name, value in stored.items()})

@@ -157,7 +157,7 @@ class ManyProcesses(SingleProcess):
         if self.is_main:
             data = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
         torch.distributed.broadcast(data, src=0, group=self.host_group)
-        return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu")
+        return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE, checked
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.published import list_datasets
@@ -300,7 +301,7 @@ class _Recording:
         if not path.exists():
             self.policies.mkdir(parents=True, exist_ok=True)
             write_json_atomic(path, told)
-        elif (there := json.loads(path.read_text())) != told:
+        elif (there := read_json(path)) != told:
             differing = sorted(key for key in told | there if told.get(key) != there.get(key))
             raise DatasetError(
                 f"{self.folder} holds a recording with another {', '.join(differing)} "

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.regular_files import read_text
 
 Row = dict[str, Any]
 
@@ -61,7 +62,7 @@ class CsvTable:
 
 def read_csv(path: str | Path) -> list[Row]:
     """Read a run's CSV file: numbers as float, ``step`` as int, no empty cells, no half-written last line."""
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     whole = text[: text.rfind("\n") + 1]
     return [
         {column: _parse(column, cell) for column, cell in row.items() if cell != ""}
@@ -173,7 +174,7 @@ def _wandb_logger(output: Path, name: str, *, offline: bool, project: str) -> An
             offline=offline,
             save_dir=str(output),
             project=project,
-            id=identity.read_text(encoding="utf-8") if identity.exists() else None,
+            id=read_text(identity) if identity.exists() else None,
             log_env_packages=False,
         )
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
 Source = Callable[[int], OfflineDataset]
+_ROUNDS = re.compile(r"rows-\d+-\d+", re.ASCII)
 
 
 class OnlineReplay:
@@ -170,6 +172,9 @@ class OnlineReplay:
         self.rounds, self.transitions, self.episodes = state["rounds"], state["transitions"], state["episodes"]
         self.samples, self._credit, self._saved = state["samples"], state["credit"], state["transitions"]
         self._files, self._unsaved = [dict(file) for file in state["files"]], []
+        for file in self._files:
+            if not _ROUNDS.fullmatch(str(file["name"])):  # folders of that name are read, and deleted when they are old
+                raise ValueError(f"the checkpoint names {file['name']!r} as a part of the journal, which it cannot be")
         self._buffer.empty()
         # What has left the ring may have left the journal, too, before a later checkpoint was whole.
         needed = [file for file in self._files if file["first"] + file["rows"] > self.transitions - self.capacity]

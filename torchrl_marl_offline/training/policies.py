@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
 
 POLICY_FILE = "policy.pt"
+_SLACK = 2**20  # numbers, beyond the bytes of the file
 BUILDERS = {
     "make_actor": make_actor,
     "make_deterministic_actor": make_deterministic_actor,
@@ -83,9 +87,10 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
             f"There is no policy at {file}; name a file of save_policy(), or a run's folder with one."
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_plain_tensors(file)
         spec = TaskSpec(**content["spec"])
-        policy = BUILDERS[content["builder"]](spec, **content["options"])
+        with _UpTo(file.stat().st_size + _SLACK):
+            policy = BUILDERS[content["builder"]](spec, **content["options"])
         policy.load_state_dict(content["parameters"])
     except Exception as error:  # a damaged file raises almost anything
         raise ValueError(f"{file} is no whole policy of save_policy(): {type(error).__name__}: {error}") from error
@@ -109,3 +114,23 @@ def policy_file(path: str | Path) -> Path:
         return online if online in below else below[0]
     shown = ", ".join(str(file.parent) for file in below[:4]) + (", ..." if len(below) > 4 else "")
     raise FileNotFoundError(f"{folder} has no policy of its own but {len(below)} below it; name one of {shown}.")
+
+
+class _UpTo(TorchDispatchMode):
+    """Refuses tensors larger than what a file can fill, before they take memory.
+
+    Args:
+        elements: the most that one tensor may have.
+    """
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Look at the sizes that an operation is given, then let it run."""
+        for given in args:
+            sizes = given if isinstance(given, list | tuple) else [given, given]  # a number may be both sides, as eye's
+            if all(type(size) is int for size in sizes) and math.prod(sizes) > self.elements:
+                raise ValueError(f"its settings ask for {given} numbers, which its parameters are not")
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,363 @@
+"""Files of every format that lead elsewhere, wait for ever, or declare more than they hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from data_toys import episodes, pymarl_episode_arrays, write_h5
+from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
+from payloads import payload_bytes
+
+from torchrl_marl_offline.data import DatasetError, load_dataset
+from torchrl_marl_offline.data.fetching import _UpTo, unpack_quality
+from torchrl_marl_offline.data.published import card_of
+
+READERS = {
+    "pymarl:": ("a.h5", lambda file: write_h5(file, pymarl_episode_arrays([3, 1, 4], longest=4)), ("obs", "reward")),
+    "omiga_h5:": ("b.h5", lambda file: write_h5(file, omiga_arrays([3, 1, 4])), ("o", "d")),
+    "d4rl:": ("c.h5", lambda file: write_h5(file, d4rl_arrays()), ("observations", "timeouts")),
+}
+FOLDERS = ("omar_npy:", "vault:", "minari:", "")
+
+
+@pytest.fixture
+def mark(tmp_path):
+    return tmp_path / "mark"
+
+
+def folder_of(prefix, tmp_path, monkeypatch):
+    return {
+        "omar_npy:": lambda: write_omar(tmp_path / "seed_0_data", episodes=2, length=25),
+        "vault:": lambda: write_vault(tmp_path / "vault", vault_arrays([3, 1, 4])),
+        "minari:": lambda: write_minari(tmp_path, monkeypatch, [3, 2, 4]),
+        "": lambda: episodes([3, 1, 4]).save(tmp_path / "ours"),
+    }[prefix]()
+
+
+def refused(source, mark=None, match=None) -> str:
+    with pytest.raises(DatasetError, match=match) as caught:
+        load_dataset(source)
+    assert "\n" not in str(caught.value) and (mark is None or not mark.exists())
+    return str(caught.value)
+
+
+def external_link(file, name, values, elsewhere):
+    import h5py
+
+    file[name] = h5py.ExternalLink(elsewhere, name)
+
+
+def soft_link_through_an_external_one(file, name, values, elsewhere):
+    import h5py
+
+    file["door"] = h5py.ExternalLink(elsewhere, "/")
+    file[name] = h5py.SoftLink(f"/door/{name}")
+
+
+def virtual_dataset(file, name, values, elsewhere):
+    import h5py
+
+    layout = h5py.VirtualLayout(values.shape, values.dtype)
+    layout[...] = h5py.VirtualSource(elsewhere, name, values.shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def external_storage(file, name, values, elsewhere):
+    raw = elsewhere.with_suffix(".raw")
+    raw.write_bytes(values.tobytes())
+    file.create_dataset(name, values.shape, values.dtype, external=[(str(raw), 0, values.nbytes)])
+
+
+def link_that_leads_to_itself(file, name, values, elsewhere):
+    import h5py
+
+    file[name] = h5py.SoftLink(f"/{name}")
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.parametrize("prefix", [*READERS, "minari:"])
+@pytest.mark.parametrize(
+    "lead",
+    [external_link, soft_link_through_an_external_one, virtual_dataset, external_storage, link_that_leads_to_itself],
+)
+def test_an_array_of_another_file_is_not_read(tmp_path, monkeypatch, prefix, lead):
+    h5py = pytest.importorskip("h5py")
+    if prefix == "minari:":
+        source = folder_of(prefix, tmp_path, monkeypatch)
+        file, names = source / "data" / "main_data.hdf5", ("episode_1/observations", "episode_2/rewards", "episode_0")
+    else:
+        name, write, names = READERS[prefix]
+        source = file = write(tmp_path / name)
+    elsewhere = shutil.copy(file, tmp_path / "elsewhere.h5")
+    for number, name in enumerate(names):
+        if prefix != "minari:":
+            source = file = tmp_path / f"{number}.h5"
+        shutil.copy(elsewhere, file)
+        with h5py.File(file, "r+") as content:
+            if isinstance(content[name], h5py.Group) and "link" not in lead.__name__:
+                continue
+            values = content[name][()] if isinstance(content[name], h5py.Dataset) else None
+            del content[name]
+            lead(content, name, values, elsewhere)
+        refused(f"{prefix}{source}")
+
+
+@pytest.mark.fault("1.3")
+def test_a_link_within_the_file_is_followed(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    file = write_h5(tmp_path / "d.h5", d4rl_arrays())
+    with h5py.File(file, "r+") as content:
+        content.move("observations", "raw/seen")
+        content["observations"] = h5py.SoftLink("/raw/seen")
+    assert len(load_dataset(f"d4rl:{file}")) == 6
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "device", "link out", "dangling"])
+@pytest.mark.parametrize("prefix", FOLDERS)
+def test_something_else_in_the_place_of_a_file_is_refused_at_once(tmp_path, monkeypatch, prefix, kind):
+    for library in ("tensorstore", "minari"):
+        pytest.importorskip(library)
+    folder = folder_of(prefix, tmp_path / "in", monkeypatch)
+    outside = tmp_path / "outside"
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        shutil.move(file, outside)
+        if kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.symlink_to({"device": "/dev/zero", "link out": outside, "dangling": tmp_path / "nowhere"}[kind])
+        refused(f"{prefix}{folder}")
+        file.unlink()
+        shutil.move(outside, file)
+    load_dataset(f"{prefix}{folder}")
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("prefix", [*READERS, *FOLDERS])
+def test_a_pipe_or_a_device_is_no_dataset(tmp_path, prefix):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        refused(f"{prefix}{path}")
+
+
+@pytest.mark.fault("1.3")
+def test_minari_does_not_make_the_environment_that_a_dataset_names(tmp_path, monkeypatch, mark):
+    folder = folder_of("minari:", tmp_path, monkeypatch)
+    file = folder / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    payload = {"id": "Evil-v0", "entry_point": "os:mknod", "kwargs": {"path": str(mark)}, "additional_wrappers": []}
+    for space in ("observation_space", "action_space"):
+        named = {"env_spec": json.dumps(payload), "eval_env_spec": json.dumps(payload)}
+        file.write_text(json.dumps({name: value for name, value in metadata.items() if name != space} | named))
+        refused(f"minari:{folder}", mark, match=space)
+    file.write_text(json.dumps(metadata | {"data_format": "arrow"}))
+    refused(f"minari:{folder}", mark, match="arrow")
+
+
+@pytest.mark.fault("1.3")
+def test_a_pickle_in_the_place_of_an_array_is_not_executed(tmp_path, mark, monkeypatch):
+    folder = write_omar(tmp_path / "seed_0_data", episodes=2, length=25)
+    objects = io.BytesIO()
+    np.save(objects, np.array([None]), allow_pickle=True)
+    headed = objects.getvalue()[:-4] + payload_bytes(mark)
+    archive = io.BytesIO()
+    np.savez(archive, np.zeros(3))
+    for content in (payload_bytes(mark), headed, archive.getvalue()):
+        (folder / "obs_0.npy").write_bytes(content)
+        refused(f"omar_npy:{folder}", mark)
+    for name, write, _ in READERS.values():
+        file = write(tmp_path / name)
+        file.write_bytes(payload_bytes(mark))
+        for prefix in READERS:
+            refused(f"{prefix}{file}", mark)
+
+
+# Sizes
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+DECLARED = {
+    "pymarl:": lambda n: {
+        "obs": (n, 4, 2, 3),
+        "state": (n, 4, 5),
+        "actions": (n, 4, 2, 1),
+        "avail_actions": (n, 4, 2, 3),
+        "reward": (n, 4, 1),
+        "terminated": (n, 4, 1),
+        "filled": (n, 4, 1),
+    },
+    "omiga_h5:": lambda n: {"o": (n, 2, 2), "s": (n, 2, 3), "a": (n, 2, 1), "r": (n, 1), "d": (n, 1)},
+    "d4rl:": lambda n: {"observations": (n, 2), "actions": (n, 1), "rewards": (n,), "terminals": (n,)},
+}
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.parametrize("stored", ["chunks", "contiguous", "one huge chunk"])
+@pytest.mark.parametrize("prefix", DECLARED)
+def test_declared_rows_that_are_not_there_cost_nothing(tmp_path, prefix, stored):
+    h5py = pytest.importorskip("h5py")
+    file = tmp_path / "declared.h5"
+    rows = 10**8
+    with h5py.File(file, "w") as content:
+        for name, shape in DECLARED[prefix](rows).items():
+            chunks = {"chunks": (1000, *shape[1:]), "contiguous": None, "one huge chunk": (10**7, *shape[1:])}[stored]
+            data = content.create_dataset(name, shape, "f4", chunks=chunks)
+            if stored == "chunks":
+                data[:4] = 1
+    before = peak_bytes()
+    message = refused(f"{prefix}{file}")
+    assert "does not hold" in message or "would become" in message
+    assert peak_bytes() - before < 64 * 2**20  # of 1.6 GB and more
+
+
+@pytest.mark.fault("5.6")
+def test_compressed_zeros_are_not_unpacked(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    file = tmp_path / "zeros.h5"
+    with h5py.File(file, "w") as content:
+        for name, shape in DECLARED["d4rl:"](2**21).items():
+            options = {"chunks": (2**18, *shape[1:]), "compression": "gzip", "compression_opts": 9}
+            content.create_dataset(name, data=np.zeros(shape, np.float32), **options)
+    assert "h5repack" in refused(f"d4rl:{file}")
+
+
+@pytest.mark.fault("5.6")
+def test_a_recording_of_padded_episodes_is_no_bomb(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    file = tmp_path / "padded.h5"
+    arrays = pymarl_episode_arrays([3, 1, 4] * 100, longest=200)
+    with h5py.File(file, "w") as content:
+        for name, values in arrays.items():
+            content.create_dataset(name, data=values, compression="gzip")
+    declared = sum(values.nbytes for values in arrays.values())
+    assert declared > 40 * file.stat().st_size
+    assert len(load_dataset(f"pymarl:{file}")) == 800
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.parametrize("prefix", ["minari:", "vault:", "omar_npy:"])
+def test_sizes_of_the_other_formats_are_looked_at_first(tmp_path, monkeypatch, prefix):
+    folder = folder_of(prefix, tmp_path, monkeypatch)
+    before = peak_bytes()
+    if prefix == "minari:":
+        file = folder / "data" / "metadata.json"
+        metadata = json.loads(file.read_text())
+        box = {"type": "Box", "dtype": "float32", "shape": [10**9], "low": 0.0, "high": 1.0}
+        bits = {"type": "MultiBinary", "n": 10**11}
+        changes = [{"total_episodes": 10**9}, {"total_episodes": "3"}, {"observation_space": json.dumps(box)}]
+        for change in (*changes, {"action_space": json.dumps(bits)}):
+            file.write_text(json.dumps(metadata | change))
+            refused(f"{prefix}{folder}")
+    elif prefix == "vault:":
+        for other in (
+            write_vault(tmp_path / "long", vault_arrays([3]), rows=10**9),
+            wide_chunks(tmp_path / "wide", 10**8),
+        ):
+            assert "cannot hold" in refused(f"{prefix}{other}")
+    else:
+        file = folder / "obs_0.npy"
+        file.write_bytes(headed(file, 10**9))
+        refused(f"{prefix}{folder}")
+    assert peak_bytes() - before < 64 * 2**20
+
+
+def headed(file, rows: int) -> bytes:
+    """The array's bytes under a header that declares more rows."""
+    values = np.load(file)
+    stream = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (rows, *values.shape[1:])}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + values.tobytes()
+
+
+def wide_chunks(folder, chunk_rows):
+    """A vault one of whose arrays comes in chunks of gigabytes."""
+    import tensorstore
+
+    folder = write_vault(folder, vault_arrays([3]))
+    store = {"driver": "ocdbt", "base": folder.as_uri(), "path": "observations."}
+    layout = {"compressor": {"id": "gzip", "level": 1}, "chunks": [1, chunk_rows, 2, 3]}
+    spec = {"driver": "zarr", "kvstore": store, "metadata": layout}
+    options = {"shape": (1, 10**13, 2, 3), "dtype": "float32", "create": True, "delete_existing": True}
+    tensorstore.open(spec, **options).result()
+    return folder
+
+
+# Archives
+
+
+def archive_of(tmp_path, members, **options):
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for info, content in members:
+            archive.writestr(info, content)
+    return path
+
+
+def special(name, kind):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = kind << 16
+    return info
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("3m.vlt/Good/../../../evil", "leads out"),
+        ("../3m.vlt/Good/evil", "leads out"),
+        ("/3m.vlt/Good/evil", "leads out"),
+        ("C:/3m.vlt/Good/evil", "leads out"),
+        ("3m.vlt/Good/..\\..\\evil", "leads out"),
+        (special("3m.vlt/Good/link", 0o120777), "a link or a device"),
+        (special("3m.vlt/Good/pipe", 0o010666), "a link or a device"),
+        ("3m.vlt/Good/manifest.ocdbt/below", "below another file"),
+        ("other/3m.vlt/Good/manifest.ocdbt/../x", "leads out"),
+    ],
+)
+def test_an_archive_unpacks_nothing_outside_its_folder(tmp_path, name, reason):
+    path = archive_of(tmp_path, [("3m.vlt/Good/manifest.ocdbt", b"x"), (name, b"evil")])
+    with pytest.raises(DatasetError, match=reason):
+        unpack_quality(path, card_of("og_marl:smac_v1/3m/Good"), tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked").exists() and not (tmp_path / "evil").exists()
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_becomes_no_more_than_a_vault_can_hold(tmp_path, monkeypatch):
+    card, target = card_of("og_marl:smac_v1/3m/Good"), tmp_path / "unpacked"
+    zeros = [(f"3m.vlt/Good/{i}", bytes(2**22)) for i in range(4)]
+    path = archive_of(tmp_path, zeros, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(DatasetError, match="would become 16,777,216 bytes"):
+        unpack_quality(path, card, target)
+    path = archive_of(tmp_path, [("3m.vlt/Good/a", b"1"), ("3m.vlt/Good/a", b"2")])
+    with pytest.raises(DatasetError, match="twice"):
+        unpack_quality(path, card, target)
+    path = archive_of(tmp_path, [("3m.vlt/Good/a", b"1")])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 0))
+    with pytest.raises(DatasetError, match="0 free"):
+        unpack_quality(path, card, target)
+    assert not target.exists()
+
+
+@pytest.mark.fault("1.3")
+def test_a_server_sends_no_more_than_it_announced(tmp_path):
+    with (tmp_path / "part").open("ab") as stream:
+        sink = _UpTo(stream, 10)
+        sink.write(b"12345")
+        assert sink.tell() == 5
+        with pytest.raises(OSError, match="more than it announced"):
+            sink.write(b"678901")
+    assert (tmp_path / "part").read_bytes() == b"12345"
