@@ -170,6 +170,11 @@ def drawn_actions(policy: Distribution, count: int, *, rule: str) -> tuple[Tenso
     if isinstance(_root(policy), Normal):
         bounds = bounds_of(policy, rule) if bounds_or_none(policy) is not None else None
         return shifted_sample(policy, normal_like(mode.expand(*mode.shape[:-3], count, *mode.shape[-2:])), bounds)
+    if hasattr(policy, "drawn"):
+        raise ValueError(
+            f"Sampling with a density needs a Gaussian policy, not {type(policy).__name__}; build the actor with "
+            "make_actor(distribution='gaussian') or 'tanh_gaussian'."
+        )
     drawn = (policy.rsample if policy.has_rsample else policy.sample)((count,))  # [count, *B, n, a]
     return drawn.movedim(0, -3), policy.log_prob(drawn).movedim(0, -2)
 
