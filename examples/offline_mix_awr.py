@@ -13,7 +13,6 @@ averages them, the recipe prefers the better one.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -257,8 +256,7 @@ def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:
         trainer.resume()
     if trainer.processes.is_main:
         print(f"\n{name}: updates {trainer.step} to {args.steps}, results in {place}")
-    if isinstance(trainer.train(), training.TrainingInterrupted):
-        sys.exit(130)
+    trainer.train()
 
 
 def main(args: Args) -> None:

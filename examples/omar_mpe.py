@@ -14,7 +14,6 @@ The quick preset shows every part at work in minutes; --preset paper has the pap
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -224,8 +223,7 @@ def main(args: Args) -> None:
     if args.resume is not None and trainer.checkpoints.checkpoints():
         trainer.resume()
     print(f"\nOMAR: updates {trainer.step} to {args.steps}, results in {folder}")
-    if isinstance(trainer.train(), training.TrainingInterrupted):
-        sys.exit(130)
+    trainer.train()
     training.plot_learning_curves(
         {"OMAR": folder},
         folder / "learning_curves.png",

@@ -10,7 +10,6 @@ training ended: TorchRL's collector plays, the same loss learns. Nothing explore
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -193,8 +192,7 @@ def run(trainer: marl.Trainer, stage: str) -> tuple[int, int]:
         trainer.resume()
     before = trainer.step, getattr(trainer.buffer, "transitions", 0)
     print(f"\n{stage}: updates {trainer.step} to {trainer.steps}")
-    if isinstance(trainer.train(), training.TrainingInterrupted):
-        sys.exit(130)
+    trainer.train()
     return before
 
 

@@ -168,7 +168,7 @@ def train_toy(folder: Path, processes: SingleProcess, *, slowly: bool = False, f
     buffer.sample = sample_slowly
     if trainer.checkpoints.checkpoints():
         print(f"process {processes.rank} goes on from step {trainer.resume()}")
-    result = trainer.train()
+    result = trainer.train(on_interrupt="return")
     print(f"process {processes.rank} ends: {type(result).__name__} at {result.step}, evaluated by {seen}")
 
 

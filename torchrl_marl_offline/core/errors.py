@@ -30,7 +30,9 @@ def sentence_of(error: BaseException, told: tuple[type[BaseException], ...] = ()
     if not (_is_told(error) or isinstance(error, (OSError, ImportError, *told))):
         return None
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+        return (
+            f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror.rstrip('.')}."
+        )
     return _one_line(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
 
 

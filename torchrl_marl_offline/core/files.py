@@ -29,6 +29,7 @@ _CAUSES = {
     errno.EACCES: ("there is no permission to write there", "change it, or choose another folder"),
     errno.EPERM: ("there is no permission to write there", "change it, or choose another folder"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.EEXIST: ("a file stands where a folder of its path should be", "choose another folder"),
     errno.ENOTDIR: ("a file stands where a folder of its path should be", "choose another folder"),
     errno.EISDIR: ("a folder of that name is there", "choose another name"),
     errno.EMFILE: ("too many files are open", "raise ulimit -n"),
@@ -190,14 +191,14 @@ def remove_leftovers(target: Path) -> None:
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(target.parent) as entries:
         hidden = [entry.name for entry in entries if entry.name.startswith(".")]
         for entry in hidden:
-            match = re.fullmatch(ours, entry)
-            if match or re.fullmatch(earlier, entry):
-                host = match["host"] if match else None
-                remove_if_abandoned(target.parent / entry, elsewhere=host not in (None, socket.gethostname()[:40]))
+            if re.fullmatch(ours, entry) or re.fullmatch(earlier, entry):
+                remove_if_abandoned(target.parent / entry)
 
 
-def remove_if_abandoned(entry: Path, *, elsewhere: bool = False) -> None:
+def remove_if_abandoned(entry: Path) -> None:
     """Delete what a writer left, unless it is still at work; see :func:`remove_leftovers`."""
+    mark = re.search(_MARK, entry.name)
+    elsewhere = mark is not None and mark["host"] != socket.gethostname()[:40]
     try:
         descriptor = os.open(entry, os.O_RDONLY)
     except OSError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ EPISODE_KEYS = (OBSERVATION, STATE, ACTION, next_key(REWARD), next_key(TERMINATE
 """What tells episodes apart."""
 
 _ROWS_AT_ONCE = 16_384
+_BLOCK, _BYTES_LOOKED_AT = 1024, 128 * 2**20
 _ROWS_IN_CACHE = 2_048
 _SPREAD = np.uint64(0xBF58476D1CE4E5B9)
 
@@ -129,6 +130,28 @@ def content_checksum(dataset: OfflineDataset) -> str:
             block = leaf[start : start + _ROWS_AT_ONCE].as_subclass(torch.Tensor)
             digest.update(block.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def spread_checksums(rows: Callable[[torch.Tensor], TensorDictBase], length: int) -> dict[str, str]:
+    """Return a BLAKE2b digest of each leaf: of all rows where they are few, else of blocks spread over them evenly.
+
+    Args:
+        rows: returns the rows at ``[k]`` int64, as a storage's ``get``.
+        length: how many there are.
+    """
+    digests: dict[str, Any] = {}
+    size = max(1, sum(leaf.nbytes for leaf in rows(torch.zeros(1, dtype=torch.int64)).values(True, True)))
+    blocks = max(8, _BYTES_LOOKED_AT // (size * _BLOCK))
+    count = -(-length // _BLOCK)
+    chosen = range(count) if count <= blocks else sorted({i * (count - 1) // (blocks - 1) for i in range(blocks)})
+    for block in chosen:
+        part = rows(torch.arange(block * _BLOCK, min((block + 1) * _BLOCK, length)))
+        for key, leaf in part.items(include_nested=True, leaves_only=True):
+            digest = digests.setdefault(_name(key), hashlib.blake2b(str(leaf.dtype).encode(), digest_size=8))
+            digest.update(
+                leaf.as_subclass(torch.Tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            )
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def fingerprint(dataset: OfflineDataset) -> str:

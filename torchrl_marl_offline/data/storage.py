@@ -284,7 +284,12 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     if path.exists():
         aside = path.with_name(temporary.name + "-old")
         os.replace(path, aside)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if not path.exists():
+            raise
+        raise FileExistsError(f"{path} was written by another process meanwhile; choose another folder.") from error
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the rename itself

@@ -51,7 +51,7 @@ def train_population(job: Job, progress: Progress) -> Trained:
     if progress.stop_requested(job):
         raise KeyboardInterrupt
     with redirect_stdout(io.StringIO()):  # its advice on how to go on is that of a run alone
-        result = trainer.train()
+        result = trainer.train(on_interrupt="return")
     finished = not isinstance(result, TrainingInterrupted)
     return Trained(finished, trainer.step, trainer.frozen, trainer.seconds, trainer.impossible)
 

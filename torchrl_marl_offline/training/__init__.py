@@ -23,7 +23,7 @@ from torchrl_marl_offline.training.evaluation import (
 from torchrl_marl_offline.training.export import export_policy
 from torchrl_marl_offline.training.graded_recording import RecordSettings, choose_level, published_levels, record
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
-from torchrl_marl_offline.training.logging import CsvTable, RunLogger, read_csv
+from torchrl_marl_offline.training.logging import CsvError, CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.loop import (
     Trainer,
     TrainingFinished,
@@ -38,6 +38,7 @@ from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, sav
 from torchrl_marl_offline.training.population import Population, PopulationBuffer
 from torchrl_marl_offline.training.population_trainer import PopulationTrainer
 from torchrl_marl_offline.training.report import format_table, write_population_report, write_report
+from torchrl_marl_offline.training.run_lock import RunInUseError
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,
@@ -53,6 +54,7 @@ __all__ = [
     "Calibration",
     "CheckpointManager",
     "CollectorSource",
+    "CsvError",
     "CsvTable",
     "Evaluation",
     "ForeachSoftUpdate",
@@ -69,6 +71,7 @@ __all__ = [
     "PopulationTrainer",
     "ProcessFailedError",
     "RecordSettings",
+    "RunInUseError",
     "RunLogger",
     "SavedPolicy",
     "SettingsError",

@@ -10,13 +10,17 @@ before one of them is read.
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 import warnings
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from torchrl.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,15 +29,16 @@ from torchrl.checkpoint import (
     StateDictCheckpointAdapter,
 )
 
-from torchrl_marl_offline.core.files import remove_if_abandoned
+from torchrl_marl_offline.core.files import remove_if_abandoned, staged, writing
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.ranges import COUNT, checked
 from torchrl_marl_offline.core.regular_files import open_regular, require_regular
 from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
+from torchrl_marl_offline.data.fingerprints import spread_checksums
+from torchrl_marl_offline.training.restoring import Holder, restore
 
 if TYPE_CHECKING:
-    import torch
     from torchrl.data import ReplayBuffer
 
 _SUFFIX = ".torchrl"
@@ -94,15 +99,32 @@ class CheckpointManager:
         self._best = CheckpointRotation(self.directory, keep_last=1, prefix="best")
 
     def save(self, step: int, *, metadata: Mapping[str, Any] | None = None, **components: Any) -> Path:
-        """Write a checkpoint of ``components`` at ``step``, then drop the oldest beyond ``keep``."""
-        self._remove_leftovers()
-        self._check_neighbours()
-        return self._newest.save(self._checkpoint(components), step=step, metadata={"step": step, **(metadata or {})})
+        """Write a checkpoint of ``components`` at ``step``, then drop the oldest beyond ``keep``.
+
+        Raises:
+            WriteError: it cannot be written, for instance on a full disk; those before it stay.
+        """
+        return self._save(self._newest, step, metadata, components)
 
     def save_best(self, step: int, *, metadata: Mapping[str, Any] | None = None, **components: Any) -> Path:
         """Write the one checkpoint that is kept as the best, replacing the best before it."""
-        self._check_neighbours()
-        return self._best.save(self._checkpoint(components), step=step, metadata={"step": step, **(metadata or {})})
+        return self._save(self._best, step, metadata, components)
+
+    def _save(
+        self, rotation: CheckpointRotation, step: int, metadata: Mapping[str, Any] | None, components: Mapping[str, Any]
+    ) -> Path:
+        """Write the archive beside its place, where the next writer finds and deletes what a killed one leaves."""
+        path = self.directory / f"{rotation.prefix}-{step:012d}{_SUFFIX}"
+        with writing(path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            self._check_neighbours()
+            with staged(path, folder=True) as folder:
+                checkpoint = self._checkpoint(components)
+                written = checkpoint.save(folder / path.name, metadata={"step": step, **(metadata or {})})
+                os.replace(written, path)
+            rotation.prune()
+        return path
 
     def tidy(self) -> None:
         """Delete what a killed writer left, and the checkpoints beyond ``keep`` that it did not come to delete."""
@@ -110,6 +132,12 @@ class CheckpointManager:
             self._remove_leftovers()
             self._newest.prune()
             self._best.prune()
+
+    def _remove_leftovers(self) -> None:
+        """Delete the hidden half-written files of a killed run."""
+        for entry in self.directory.glob(".*-*"):
+            if entry.name.startswith((".checkpoint-", ".best-")):
+                remove_if_abandoned(entry)
 
     def checkpoints(self) -> list[Path]:
         """Return the files by step, oldest first, damaged ones included."""
@@ -131,7 +159,7 @@ class CheckpointManager:
 
         Raises:
             FileNotFoundError: if there is no checkpoint, or only damaged ones.
-            CheckpointError: if ``path`` is damaged or does not fit the components.
+            CheckpointError: if ``path`` is damaged or does not fit the components; then none of them is changed.
         """
         if path is None:
             path = self.latest()
@@ -141,9 +169,13 @@ class CheckpointManager:
                 )
         elif (damage := find_damage(Path(path))) is not None:
             raise CheckpointError(f"The checkpoint {path} is damaged ({damage}); load an earlier one.")
+        live = {name: component for name, component in components.items() if hasattr(component, "state_dict")}
+        held = {name: Holder() for name in live}
         try:
-            result = self._checkpoint(components).load(path, map_location=map_location)
-        except CheckpointError as error:
+            with writing(Path(tempfile.gettempdir(), "the checkpoint's copy")):
+                result = self._checkpoint({**components, **held}).load(path, map_location=map_location)
+            restore(live, {name: holder.state for name, holder in held.items()})
+        except (CheckpointError, ValueError) as error:
             raise CheckpointError(
                 f"The checkpoint {path} does not fit this run; resume it with the settings it was started with: {error}"
             ) from error
@@ -153,7 +185,7 @@ class CheckpointManager:
         checkpoint = Checkpoint(format="archive")
         for name, component in components.items():
             # One torch.save per component: an Adam state in a file per tensor is hundreds of small files.
-            adapter = PlainStateAdapter() if hasattr(component, "state_dict") else JSONCheckpointAdapter()
+            adapter = _Payload() if hasattr(component, "state_dict") else JSONCheckpointAdapter()
             checkpoint.register(name, component, adapter=adapter)
         return checkpoint
 
@@ -172,11 +204,16 @@ class CheckpointManager:
             )
         return None
 
-    def _remove_leftovers(self) -> None:
-        """Delete the hidden half-written files of a killed run."""
-        for entry in self.directory.glob(".*-*"):
-            if entry.name.startswith((".checkpoint-", ".best-")):
-                remove_if_abandoned(entry)
+
+class _Payload(PlainStateAdapter):
+    """One ``torch.save`` per component, through a stream, whose errors say why it cannot be written."""
+
+    def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        path.mkdir(parents=True, exist_ok=True)
+        state = component.state_dict(*args, **kwargs)
+        with (path / self.state_torch).open("wb") as stream:
+            torch.save(state, stream)
+        return state
 
 
 class BufferState:
@@ -204,15 +241,23 @@ class BufferState:
             "sampler": dict(self.buffer.sampler.state_dict()),
             "generator": None if generator is None else generator.get_state(),
             "size": len(self.buffer),
+            "batch_size": getattr(self.buffer, "_batch_size", None),
+            "content": content_of(self.buffer),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; the dataset must have the same number of rows."""
-        if state["size"] != len(self.buffer):
-            raise ValueError(f"the checkpoint was trained on {state['size']} rows, this buffer has {len(self.buffer)}")
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_state_dict` refuses, and change nothing."""
+        check_content(self.buffer, state)
         generator = self._generator
         if (generator is None) != (state["generator"] is None):
             raise ValueError("the buffer has a generator of its own in only one of the checkpoint and this run")
+        if generator is not None:
+            check_generator(generator, state["generator"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; the dataset must be the same, and the size of a batch."""
+        self.check_state_dict(state)
+        generator = self._generator
         self.buffer.sampler.load_state_dict(state["sampler"])
         if generator is not None:
             restore_generator(generator, state["generator"])
@@ -229,12 +274,56 @@ def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
     Raises:
         ValueError: for a state of another kind of device, whose numbers this one cannot draw.
     """
+    check_generator(generator, state)
+    generator.set_state(state.cpu())
+
+
+def check_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Refuse a state of another kind of device.
+
+    Raises:
+        ValueError: see :func:`restore_generator`.
+    """
     if state.numel() != generator.get_state().numel():
         raise ValueError(
             f"the checkpoint's random numbers are of another kind of device than {generator.device.type!r}; go on "
             "where the run was, or start a new one from its policy"
         )
-    generator.set_state(state.cpu())
+
+
+_CONTENT: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def content_of(buffer: Any) -> dict[str, str] | None:
+    """Return a checksum of each leaf of what a buffer samples from, as it was when this was first asked for.
+
+    ``None`` where its storage does not hold rows of tensors.
+    """
+    if buffer not in _CONTENT:
+        try:
+            storage = buffer.storage
+            place = getattr(storage, "device", "cpu")
+            _CONTENT[buffer] = spread_checksums(lambda index: storage.get(index.to(place)), len(storage))
+        except Exception:  # a storage of another kind, of which nothing is known
+            return None
+    return _CONTENT[buffer]
+
+
+def check_content(buffer: Any, state: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data than a checkpoint was trained on, or with batches of another size.
+
+    Raises:
+        ValueError: they differ. A checkpoint of an earlier version tells the number of rows alone.
+    """
+    remedy = "go on with that of the run, or start a new run"
+    if state["size"] != len(buffer):
+        raise ValueError(f"the checkpoint was trained on {state['size']} rows, this buffer has {len(buffer)}; {remedy}")
+    own, saved = content_of(buffer) or {}, state.get("content") or {}
+    if others := [name for name in own if name in saved and own[name] != saved[name]]:
+        raise ValueError(f"the checkpoint was trained on other data of the same length ({others[0]} differs); {remedy}")
+    sizes = state.get("batch_size"), getattr(buffer, "_batch_size", getattr(buffer, "batch_size", None))
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(f"batch_size was {sizes[0]} and is {sizes[1]} now; {remedy}")
 
 
 def find_damage(path: Path) -> str | None:

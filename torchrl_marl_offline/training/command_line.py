@@ -21,6 +21,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
+from torchrl_marl_offline.training.run_lock import claim_folder
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 __all__ = ["SettingsError", "check_device", "expand_settings", "parse_settings", "plain_errors", "write_config"]
@@ -66,6 +67,8 @@ def parse_settings(
         raise SettingsError(f"{error}; see --help.") from error
     if early.resume is not None:
         folder = user_path(early.resume)
+        if (folder / CONFIG_FILE).is_file():
+            claim_folder(folder)
         start = replace(read_config(kind, folder), resume=folder, output=folder)
     elif early.preset in presets:
         start = kind(**{"preset": early.preset, **presets[early.preset]})
@@ -240,8 +243,10 @@ def write_config(folder: Path, settings: Any) -> None:
 
     Raises:
         SettingsError: the folder has one already: it belongs to an earlier run.
+        RunInUseError: another process works there.
     """
     check_is_new(folder)
+    claim_folder(folder)
     write_json_atomic(folder / CONFIG_FILE, {k: v for k, v in asdict(settings).items() if k != "resume"})
 
 

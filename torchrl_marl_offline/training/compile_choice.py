@@ -1,4 +1,4 @@
-"""Whether compiling pays: measured at the start of a run, on its own batches, without a trace on it."""
+"""Whether compiling pays: predicted, then measured, at the start of a run on its own batches, without a trace on it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.training.compile_costs import CompileCosts, kind_of, machine_of
+from torchrl_marl_offline.training.compile_failures import failures_are_raised, why_it_failed
 from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.gradients import leaf_device
 from torchrl_marl_offline.training.online import OnlineReplay
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
 
 Differentiate = Callable[[TensorDictBase], dict[str, Tensor]]
-WORTH_TRYING = 60.0
-"""Seconds that a run must be expected to last, as it stands, before compiling is tried."""
 REPEATS = 7
 
 
@@ -54,11 +55,12 @@ def choose_compile(
     state: Any,
     steps: int,
     agreed: Callable[[float], float] = lambda seconds: seconds,
+    precision: str = "fp32",
 ) -> CompileChoice:
     """Time a few steps as they stand and compiled, and choose what ends ``steps`` steps sooner.
 
-    Compiling is not tried where the run is too short for it, and is given up where there is no compiler. The warm-up
-    is then the only loss.
+    Compiling is not tried where it is expected to cost more than it saves: by what it cost and brought here the last
+    time (:class:`~.compile_costs.CompileCosts`), or by a safe figure. It is given up where there is no compiler.
 
     Args:
         make: ``make(compiled=)`` returns the function that differentiates a batch.
@@ -67,6 +69,7 @@ def choose_compile(
         state: saves and restores the buffer's sampling, by ``state_dict`` and ``load_state_dict``.
         steps: how many steps the run has.
         agreed: makes one time of what each of several processes measured, which must choose alike.
+        precision: of the matrix products.
     """
     eager = make(compiled=False)
     if isinstance(buffer, OnlineReplay):
@@ -74,16 +77,21 @@ def choose_compile(
     with _untouched(state, loss):
         batch = buffer.sample()
         plain = agreed(_seconds(eager, batch))
-        if plain * steps < WORTH_TRYING:
-            return CompileChoice(False, eager, f"compile: off, {1e3 * plain:.1f} ms a step are soon done")
+        costs, step = CompileCosts(), (kind_of(loss, batch, precision), machine_of(leaf_device(batch)))
+        expected = costs.expected(*step)
+        price, saved = agreed(expected.seconds), plain * steps * (1 - agreed(expected.ratio))
+        if saved <= price:
+            why = f"{1e3 * plain:.1f} ms a step; compiling would take {price:.0f} s to save {max(saved, 0.0):.0f} s"
+            return CompileChoice(False, eager, f"compile: off, {why} ({expected.measured})")
         compiled = make(compiled=True)
         began = time.perf_counter()
         try:
-            compiled(batch.copy())
+            with failures_are_raised():
+                compiled(batch.copy())
         except Exception as error:  # whatever the compiler of this machine, or none, raises
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-            return CompileChoice(False, eager, f"compile: off, it failed here ({type(error).__name__}: {reason})")
+            return CompileChoice(False, eager, f"compile: off, {why_it_failed(error)}")
         warm_up, fast = time.perf_counter() - began, agreed(_seconds(compiled, batch))
+        costs.remember(*step, warm_up, fast / plain)
     found = f"{1e3 * plain:.1f} ms a step as it stands, {1e3 * fast:.1f} ms compiled (in {warm_up:.0f} s)"
     if fast < plain:
         return CompileChoice(True, compiled, f"compile: on, {found}")

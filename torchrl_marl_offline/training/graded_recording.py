@@ -27,6 +27,7 @@ from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.online_learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training.policies import load_policy, save_policy
+from torchrl_marl_offline.training.run_lock import COMMAND_FILE, RunLock
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
@@ -116,7 +117,8 @@ def record(
     Raises:
         ValueError: an unknown quality or setting.
         DatasetError: the folder holds a recording with other settings.
-        KeyboardInterrupt: the training was asked to stop; it has saved itself.
+        TrainingInterrupted: the training was asked to stop; it has saved itself.
+        RunInUseError: another process is recording there.
     """
     base = [part for quality in qualities for part in parts_of(quality)]
     if unknown := [part for part in base if part not in QUALITIES]:
@@ -201,11 +203,14 @@ class _Recording:
             trainer.resume()
             if self.learner.delay is not None:
                 self.learner.delay.count = trainer.step
-        result = trainer.train()
-        if isinstance(result, TrainingInterrupted):
-            raise KeyboardInterrupt(
-                f"Interrupted at update {result.step} of {settings.updates}, saved; call record() again to go on."
-            )
+        try:
+            trainer.train()
+        except TrainingInterrupted as stopped:
+            raise TrainingInterrupted(
+                stopped.step,
+                stopped.checkpoint,
+                f"Interrupted at update {stopped.step} of {settings.updates}, saved; call record() again to go on.",
+            ) from None
 
     def _round(self, number: int) -> OfflineDataset:
         """Gather one episode of every environment."""
@@ -296,6 +301,8 @@ class _Recording:
 
     def _claim(self) -> None:
         """Write the settings, or compare them with those of the recording that is there."""
+        self._lock = RunLock(self.folder, COMMAND_FILE)
+        self._lock.acquire()
         path = self.folder / "recording.json"
         told = json.loads(json.dumps({**asdict(self.settings), "transitions": self.transitions}))
         if not path.exists():

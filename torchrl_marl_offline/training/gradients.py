@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
 
 from torchrl_marl_offline.objectives.functional_parameters import tensors_in, tensors_of
 from torchrl_marl_offline.objectives.noise import NoiseRequest, given_noise, recorded_noise
 from torchrl_marl_offline.objectives.parts import COMPILED, heard_by, part
+from torchrl_marl_offline.training.compile_failures import is_of_compiler, say_that_it_failed
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.metrics import scalars
 
@@ -40,12 +42,32 @@ class Gradients:
     ) -> None:
         self.loss, self.precision = loss, precision
         self._forward = loss if forward is None else forward
+        self._proven = forward is None
+
+    def _first_output(self, batch: TensorDictBase) -> TensorDictBase:
+        """Call what was given in place of the loss; where compiling fails here, the loss takes over."""
+        saved = {name: value.clone() for name, value in self.loss.named_buffers()}
+        generators = GlobalRNGState().state_dict()
+        try:
+            output = self._forward(batch)
+        except Exception as error:
+            if not is_of_compiler(error):
+                raise
+            say_that_it_failed(error)
+            self._forward = self.loss
+            GlobalRNGState().load_state_dict(generators)
+            with torch.no_grad():
+                for name, value in self.loss.named_buffers():
+                    value.copy_(saved[name])
+            output = self.loss(batch)
+        self._proven = True
+        return output
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set every trainable parameter's ``grad`` and return the metrics, each of shape ``[]``."""
         unheard = nullcontext() if self._forward is self.loss else heard_by(None)
         with part("loss arithmetic"), unheard, in_precision(self.precision, batch.device):
-            output = self._forward(batch)
+            output = self._forward(batch) if self._proven else self._first_output(batch)
         with part("backward"):
             set_gradients(tensors_of(self.loss), {})
             total_loss(output).backward()
@@ -151,12 +173,25 @@ class TracedFunction:
                 raise RuntimeError(f"The loss cannot be traced, use compile='off': {error}") from error
         _check_reads_only_inputs(graph)
         self._keys, self._metrics, self._gradients = keys, shape["metrics"], shape["gradients"]
-        self._run = graph if backend is None else compile_graph(graph, backend)
+        self._graph, self._backend = graph, backend
+        self._run: Callable[..., list[Tensor]] | None = graph if backend is None else None
+
+    def _first_run(self, *inputs: list[Tensor]) -> list[Tensor]:
+        """Compile, and run; where compiling fails here, the traced operations are run one by one from now on."""
+        try:
+            run = compile_graph(self._graph, self._backend)
+            found = run(*inputs)
+        except Exception as error:
+            say_that_it_failed(error)
+            run, found = self._graph, self._graph(*inputs)
+        self._run = run
+        return found
 
     def __call__(self, tensors: Mapping[str, Tensor], batch: TensorDictBase, noise: list[Tensor]) -> Differentiated:
         """Run the graph."""
         with torch.no_grad():
-            found = self._run(list(tensors.values()), [batch.get(key) for key in self._keys], noise)
+            run = self._first_run if self._run is None else self._run
+            found = run(list(tensors.values()), [batch.get(key) for key in self._keys], noise)
         count = len(self._metrics)
         return dict(zip(self._metrics, found[:count])), dict(zip(self._gradients, found[count:]))
 

@@ -60,14 +60,42 @@ class CsvTable:
         return text.getvalue()
 
 
+class CsvError(ValueError):
+    """A run's CSV file is damaged; the message names it and the remedy."""
+
+
 def read_csv(path: str | Path) -> list[Row]:
-    """Read a run's CSV file: numbers as float, ``step`` as int, no empty cells, no half-written last line."""
+    """Read a run's CSV file: numbers as float, ``step`` as int, no empty cells, no half-written last line.
+
+    Raises:
+        CsvError: it is damaged.
+    """
+    try:
+        return _read_rows(Path(path))
+    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise CsvError(
+            f"{path} is damaged ({' '.join(str(error).split())}); restore it, or move it away and run this again: the "
+            "run goes on from its checkpoint, and the table lacks the rows before that."
+        ) from error
+
+
+def _read_rows(path: Path) -> list[Row]:
     text = read_text(path)
-    whole = text[: text.rfind("\n") + 1]
-    return [
-        {column: _parse(column, cell) for column, cell in row.items() if cell != ""}
-        for row in csv.DictReader(io.StringIO(whole))
-    ]
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True)
+    columns = reader.fieldnames or ["step"]
+    if "step" not in columns or len(set(columns)) < len(columns):
+        raise ValueError(f"line 1 is no header of a run's table: {','.join(columns)[:60]}")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num} has not the {len(columns)} cells of the header")
+        try:
+            rows.append({column: _parse(column, cell) for column, cell in row.items() if cell != ""})
+        except ValueError as error:
+            raise ValueError(f"line {reader.line_num}: {row['step'][:60]!r} is no step") from error
+        if "step" not in rows[-1]:
+            raise ValueError(f"line {reader.line_num} has no step")
+    return rows
 
 
 def _parse(column: str, cell: str) -> Any:

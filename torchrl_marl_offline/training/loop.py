@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.optimizer import can_be_captured, default_optimizer, marked_capturable
 from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
+from torchrl_marl_offline.training.run_lock import RunLock
+from torchrl_marl_offline.training.run_settings import differing, run_settings
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
 
@@ -66,15 +69,24 @@ class TrainingFinished:
     checkpoint: Path | None = None
 
 
-@dataclass(frozen=True)
-class TrainingInterrupted(TrainingFinished):
-    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved itself.
+class TrainingInterrupted(KeyboardInterrupt):
+    """The run was asked to stop (Ctrl-C, SIGTERM, or its ``deadline``) before its last step, and has saved itself.
+
+    A ``KeyboardInterrupt``: a loop over seeds that goes on after an ``Exception`` ends, and so does a script, with exit
+    status 130.
 
     Attributes:
+        step: the number of updates made, over all parts of the run.
+        checkpoint: the last checkpoint, or ``None`` without an output folder.
         message: one sentence that says how to go on.
     """
 
-    message: str = ""
+    def __init__(self, step: int, checkpoint: Path | None = None, message: str = "") -> None:
+        super().__init__(step, checkpoint, message)  # from which a copy is made in another process
+        self.step, self.checkpoint, self.message = step, checkpoint, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Trainer:
@@ -114,7 +126,8 @@ class Trainer:
             updates are soft; ``"auto"``: whichever was measured to end the run sooner, its warm-up included. A mapping
             runs the loss's forward alone through :func:`torch.compile` with these options.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
-        deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C.
+        deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C: also then its
+            results are not those of a finished run, and :meth:`train` raises :class:`TrainingInterrupted`.
         distributed: the processes that share the run, each with its share of every batch; see
             :func:`distributed_from_environment`. The first alone evaluates, logs and writes files.
         profile: account for where a step goes, in ``output/profile``: true, or the number of steps to time; see
@@ -195,16 +208,34 @@ class Trainer:
         self._checkpoint: Path | None = None
         self._saved_step: int | None = None
         self.profiler = self._make_profiler(profile) if is_main else None
+        self._lock = RunLock(self.output) if self.output is not None and is_main else None
+        options = {"actor_every": actor_every, "clip_grad_norm": clip_grad_norm, "precision": precision}
+        self._settings = run_settings(loss, self.optimizer, self.target_updater, options)
 
-    def train(self) -> TrainingFinished | TrainingInterrupted:
+    def train(self, *, on_interrupt: Literal["raise", "return"] = "raise") -> TrainingFinished | TrainingInterrupted:
         """Train up to ``steps``; call :meth:`resume` before to go on with an earlier run.
 
+        Args:
+            on_interrupt: what becomes of a :class:`TrainingInterrupted`: it is raised, so that nobody takes a run that
+                was stopped for a finished one; or ``"return"``: it is returned, for a caller that looks.
+
         Raises:
+            TrainingInterrupted: the run was asked to stop, and has saved itself.
+            RunInUseError: another process works in ``output``.
             ValueError: an evaluator that is never asked, or ``keep_best`` of one that is not there.
+            WriteError: the disk is full; the checkpoints that are there stay.
         """
+        if on_interrupt not in ("raise", "return"):
+            raise ValueError(f'on_interrupt must be "raise" or "return", got {on_interrupt!r}.')
         self._check_evaluators()
-        with self.processes.watched(), profiled(self.profiler):
-            return self._train()
+        with self.processes.watched(), self._locked(), profiled(self.profiler):
+            result = self._train()
+        if isinstance(result, TrainingInterrupted):
+            if on_interrupt == "raise":
+                raise result
+            if self.processes.is_main:
+                print(result.message, flush=True)
+        return result
 
     def _train(self) -> TrainingFinished | TrainingInterrupted:
         fresh = self._start()
@@ -223,7 +254,7 @@ class Trainer:
                     with part("checkpoint"):
                         self.save()
                 bar.update()
-            return self._end(bar)
+            return self._end()
 
     def _make_profiler(self, profile: bool | int) -> Profiler | None:
         every = {"logging": self.log_every, "evaluation": self.eval_every}
@@ -359,11 +390,12 @@ class Trainer:
         if self.checkpoints is None or self._saved_step == self.step:
             return self._checkpoint
         self._check_finite()
-        self._saved_step = self.step
         if not self.processes.is_main:
+            self._saved_step = self.step
             return None
         self._save_policies()  # first: a run that is killed in between writes them again, for it has no checkpoint yet
         self._checkpoint = self.checkpoints.save(self.step, **self._components())
+        self._saved_step = self.step
         return self._checkpoint
 
     def _save_policies(self) -> None:
@@ -374,12 +406,22 @@ class Trainer:
     def resume(self, checkpoint: str | Path | None = None) -> int:
         """Go back to ``checkpoint`` (by default the newest whole one of ``output``) and return its step.
 
-        Rows of the CSV files after that step are dropped: they will be written again.
+        Rows of the CSV files after that step are dropped: they will be written again. Where this raises, nothing has
+        changed: neither the loss nor a file.
+
+        Raises:
+            CheckpointError: it is damaged, or of other networks, data or settings.
+            FileNotFoundError: there is none.
+            RunInUseError: another process works in ``output``.
         """
         if self.checkpoints is None:
             raise ValueError(
                 "There is no checkpoint to resume from without an output folder; give Trainer(output=...)."
             )
+        with self._locked_if_it_works():
+            return self._resume(checkpoint)
+
+    def _resume(self, checkpoint: str | Path | None) -> int:
         path = self.checkpoints.latest() if checkpoint is None else user_path(checkpoint)
         # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component
         # lives.
@@ -390,9 +432,35 @@ class Trainer:
             self.checkpoints.tidy()
         return self.step
 
+    @contextmanager
+    def _locked_if_it_works(self) -> Iterator[None]:
+        """Take the folder's lock, and keep it until the training ends unless the block fails."""
+        if self._lock is not None:
+            self._lock.acquire()
+        try:
+            yield
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._lock is None:
+            yield
+            return
+        self._lock.acquire()
+        self._lock.busy = True
+        try:
+            yield
+        finally:
+            self._lock.busy = False
+            self._lock.release()
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the loop's own counters and the metrics that are not logged yet."""
+        """Return the loop's own counters, the metrics that are not logged yet, and the settings."""
         return {
+            "settings": self._settings,
             "seconds": self.seconds,
             "best": self.best,
             "finished": self.finished,
@@ -400,6 +468,16 @@ class Trainer:
             "window": self._window.state_dict(),
             "alarm": self.alarm.state_dict(),
         }
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings than those of the checkpoint, where they change the numbers.
+
+        Raises:
+            ValueError: one differs.
+        """
+        found = differing(state.get("settings", {}), self._settings)
+        if found is not None:
+            raise ValueError(f"{found}; go on with that of the run, or start a new run")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -449,6 +527,7 @@ class Trainer:
                 state=self._buffer_state(),
                 steps=self.steps - self.step,
                 agreed=self.processes.from_main,
+                precision=self.precision,
             )
             self.compile = "on" if choice.compiled else "off"
             if self.progress:
@@ -470,7 +549,7 @@ class Trainer:
         """Return the generators, beside torch's own, that a step draws from."""
         return ()
 
-    def _end(self, bar: Any) -> TrainingFinished | TrainingInterrupted:
+    def _end(self) -> TrainingFinished | TrainingInterrupted:
         path = self.save()
         if self._owns_logger:
             self.logger.close()
@@ -480,8 +559,6 @@ class Trainer:
         if path is not None:
             advice = f"saved {path}; go on with: {how_to_resume(self.resume_folder)}"
         message = f"Interrupted at step {self.step} of {self.steps}: {advice}"
-        if self.processes.is_main:
-            bar.write(message)
         return TrainingInterrupted(self.step, path, message)
 
     def _check_losses(self) -> None:

@@ -19,7 +19,7 @@ from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, TRUNCATED
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
-from torchrl_marl_offline.training.checkpoints import BufferState, restore_generator
+from torchrl_marl_offline.training.checkpoints import BufferState, check_generator, restore_generator
 from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode, preserved_rng
 
 if TYPE_CHECKING:
@@ -157,11 +157,36 @@ class OnlineReplay:
             "episodes": self.episodes,
             "samples": self.samples,
             "credit": self._credit,
+            "capacity": self.capacity,
+            "batch_size": self.batch_size,
+            "update_to_data": self.update_to_data,
             "files": [dict(file) for file in self._files],
             "generator": self._generator.get_state(),
             "offline": None if self._offline is None else BufferState(self._offline).state_dict(),
             "source": self.source.state_dict() if hasattr(self.source, "state_dict") else None,
         }
+
+    saving_writes_files = True
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_state_dict` refuses, and change nothing.
+
+        Raises:
+            DatasetError: a file of the journal is missing or damaged.
+            ValueError: the offline data, the size of a batch or the kind of device is another.
+        """
+        for file in state["files"]:
+            self._read(file)
+        check_generator(self._generator, state["generator"])
+        for name in ("capacity", "batch_size", "update_to_data"):
+            if state.get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(
+                    f"{name} was {state[name]} and is {getattr(self, name)} now; go on with that of the run"
+                )
+        if (state["offline"] is None) != (self._offline is None):
+            raise ValueError("offline data is in only one of the checkpoint and this run")
+        if self._offline is not None:
+            BufferState(self._offline).check_state_dict(state["offline"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned and fill the ring from the journal.

@@ -30,7 +30,7 @@ from torchrl_marl_offline.objectives.functional_parameters import (
 from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.objectives.parts import COMPILED, part
 from torchrl_marl_offline.training.alike import first_difference
-from torchrl_marl_offline.training.checkpoints import restore_generator
+from torchrl_marl_offline.training.checkpoints import check_content, check_generator, content_of, restore_generator
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import (
     Differentiated,
@@ -349,14 +349,21 @@ class PopulationBuffer:
         return index, {k: v for k, v in info.items() if isinstance(v, Tensor) and k != "index"}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the generators' states."""
+        """Return the generators' states, and what tells the data from other data."""
         states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
-        return {"generators": states[0], "noise_generators": states[1], "size": len(self)}
+        facts = {"size": len(self), "batch_size": self.batch_size, "content": content_of(self)}
+        return {"generators": states[0], "noise_generators": states[1]} | facts
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_state_dict` refuses, and change nothing."""
+        check_content(self, state)
+        for name in ("generators", "noise_generators"):
+            for generator, saved in zip(getattr(self, name), state[name], strict=True):
+                check_generator(generator, saved)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        if state["size"] != len(self):
-            raise ValueError(f"the checkpoint was trained on {state['size']} rows, this buffer has {len(self)}")
+        self.check_state_dict(state)
         for name in ("generators", "noise_generators"):
             for generator, saved in zip(getattr(self, name), state[name], strict=True):
                 restore_generator(generator, saved)

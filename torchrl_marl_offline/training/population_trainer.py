@@ -278,10 +278,14 @@ class PopulationTrainer(Trainer):
         own = {"active": self.active, "frozen_at": self._frozen_at, "reported": sorted(self._reported)}
         return super().state_dict() | own | {"members": self.members}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse other members, or other settings; see :meth:`Trainer.check_state_dict`."""
+        super().check_state_dict(state)
         if state["members"] != self.members:
             raise ValueError(f"the checkpoint's members are {state['members']}, this population's {self.members}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.active.copy_(state["active"])
         self._frozen_at.copy_(state["frozen_at"])
@@ -355,6 +359,7 @@ class PopulationTrainer(Trainer):
         alone.step, alone.seconds, alone.finished, alone.compile = self.step, self.seconds, self.finished, self.compile
         alone._window = self._window.column(index)
         alone.alarm.load_state_dict(self.alarm.member_state(index))
+        alone._settings = {}  # the rules' words are the first member's, whose form serves for all
         manager = CheckpointManager(self.member_folder(name) / "checkpoints", keep=1)
         with preserved_rng():
             noise = self.buffer.noise_generators[index]  # alone, it is drawn from the device's own generator
