@@ -43,7 +43,7 @@ class RegressionLoss(LossModule):
         )
         self.convert_to_functional(network, "value_network", create_target_params=True)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.poison_at, self.host_noise = poison_at, host_noise
+        self._poison_at, self.host_noise = poison_at, host_noise
         self.in_keys, self.out_keys = ["x", "y"], ["loss_value", "value_abs"]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -56,8 +56,8 @@ class RegressionLoss(LossModule):
         if self.host_noise:
             noise = noise + random.random() + np.random.rand()
         error = (value - 0.5 * target - tensordict["y"] - 0.1 * noise).square().mean()
-        if self.poison_at is not None:
-            error = error * torch.where(self.calls == self.poison_at, float("nan"), 1.0)
+        if self._poison_at is not None:
+            error = error * torch.where(self.calls == self._poison_at, float("nan"), 1.0)
         return TensorDict({"loss_value": error, "value_abs": value.detach().abs().mean()})
 
 
