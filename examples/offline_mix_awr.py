@@ -23,20 +23,7 @@ import torch
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import training
-from torchrl_marl_offline.core.ranges import (
-    COUNT,
-    DISCOUNT,
-    EVALUATED,
-    FEW,
-    LEARNING_RATE,
-    NON_NEGATIVE,
-    OPEN_UNIT,
-    REAL,
-    RUN_SEED,
-    SIZE,
-    THREADS_OR_AUTO,
-    WIDTHS,
-)
+from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data import make_simulator, record_mixed_skill
 from torchrl_marl_offline.methods import ALGORITHMS, OF_ALGORITHM, POPULATION_SETTINGS, is_read, settings_of
@@ -53,7 +40,7 @@ class Args:
     """What is trained beside cloning."""
     task: Annotated[str | None, ReadWith("dataset", None)] = None
     """family/task to record where there is no --dataset; by default mpe/simple_spread."""
-    episodes: Annotated[int, COUNT, ReadWith("dataset", None)] = 4000
+    episodes: Annotated[int, ranges.COUNT, ReadWith("dataset", None)] = 4000
     """Episodes to record."""
     decomposition: Annotated[Decomposition | None, OF_ALGORITHM] = None
     """How the team's value is made of the agents' values; this and the next settings without a default have that of
@@ -64,43 +51,43 @@ class Args:
     """What the next state is worth: Q at the policy's action, Q at the recorded one, or an expectile of Q."""
     extraction: Annotated[Literal["awr", "brac"], OF_ALGORITHM] = "awr"
     """How the policy follows the values: weighted cloning, or ascent on Q with a cloning penalty."""
-    temperature: Annotated[float | None, NON_NEGATIVE, OF_ALGORITHM] = None
+    temperature: Annotated[float | None, ranges.NON_NEGATIVE, OF_ALGORITHM] = None
     """How strongly AWR prefers better actions: its weight is exp(temperature · standardized advantage), bounded."""
     weights: Annotated[Literal["bounded", "softmax", "clipped"] | None, OF_ALGORITHM] = None
     """How AWR's weights are made of advantages; clipped: as released."""
     advantage: Annotated[Literal["joint", "local"] | None, OF_ALGORITHM] = None
     """AWR's advantage: the team's, through the mixer, or each agent's own."""
-    alpha: Annotated[float | None, NON_NEGATIVE, OF_ALGORITHM] = None
+    alpha: Annotated[float | None, ranges.NON_NEGATIVE, OF_ALGORITHM] = None
     """Weight of BRAC's cloning penalty, or another algorithm's alpha."""
-    expectile: Annotated[float | None, OPEN_UNIT, OF_ALGORITHM] = None
+    expectile: Annotated[float | None, ranges.OPEN_UNIT, OF_ALGORITHM] = None
     """IQL's expectile: above 0.5 leans to the better actions of the data."""
     svn: Annotated[bool | None, OF_ALGORITHM] = None
     """Scale-invariant value normalization of the critic's loss."""
     heads: Annotated[Literal["all", "min"], OF_ALGORITHM] = "all"
     """Train both critic heads, or at each row the smaller alone."""
-    max_next_value: Annotated[float | None, REAL, OF_ALGORITHM] = None
+    max_next_value: Annotated[float | None, ranges.REAL, OF_ALGORITHM] = None
     """Upper bound of the next value in the critic's target, such as the data's largest return; b3c needs one."""
-    gamma: Annotated[float | None, DISCOUNT, OF_ALGORITHM] = None
+    gamma: Annotated[float | None, ranges.DISCOUNT, OF_ALGORITHM] = None
     """Discount of the values; the return that is reported is not discounted."""
-    hidden: Annotated[tuple[int, ...], WIDTHS] = (64, 64)
+    hidden: Annotated[tuple[int, ...], ranges.WIDTHS] = (64, 64)
     """Widths of the hidden layers."""
-    lr: Annotated[float, LEARNING_RATE] = 2e-3
+    lr: Annotated[float, ranges.LEARNING_RATE] = 2e-3
     """Adam's learning rate."""
-    batch_size: Annotated[int, SIZE] = 256
+    batch_size: Annotated[int, ranges.SIZE] = 256
     """Transitions per update."""
-    steps: Annotated[int, COUNT] = 6000
+    steps: Annotated[int, ranges.COUNT] = 6000
     """Updates of each method."""
-    eval_every: Annotated[int, COUNT] = 1000
+    eval_every: Annotated[int, ranges.COUNT] = 1000
     """Updates between evaluations."""
-    eval_episodes: Annotated[int, EVALUATED] = 200
+    eval_episodes: Annotated[int, ranges.EVALUATED] = 200
     """Episodes per evaluation; the last one, which makes the table, has five times as many."""
-    checkpoint_every: Annotated[int, COUNT] = 1000
+    checkpoint_every: Annotated[int, ranges.COUNT] = 1000
     """Updates between checkpoints."""
-    seed: Annotated[int, RUN_SEED] = 0
+    seed: Annotated[int, ranges.RUN_SEED] = 0
     """Seed of data, networks, batches and evaluation."""
     device: str = "cpu"
     """Where data and networks lie: cpu or cuda."""
-    threads: Annotated[int, THREADS_OR_AUTO] = 1
+    threads: Annotated[int, ranges.THREADS_OR_AUTO] = 1
     """Threads of torch; small networks are fastest on one. 0 leaves the choice to torch."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Loss and gradients as one compiled function: where measured to be faster, always (a C++ compiler), never."""
@@ -108,7 +95,7 @@ class Args:
     """Of the matrix products."""
     profile: bool = False
     """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
-    seeds: Annotated[int, FEW] = 1
+    seeds: Annotated[int, ranges.FEW] = 1
     """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
     grid: tuple[str, ...] = ()
     """NAME=VALUE,VALUE,...: every combination, with all seeds each, as one computation."""
@@ -130,6 +117,7 @@ RECIPE = {
     "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
 }
 """The recipe's settings by preset; other algorithms have those that were published with them."""
+COMMON = ("steps", "eval_every", "checkpoint_every", "compile", "precision", "profile")
 
 
 def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
@@ -193,7 +181,7 @@ def train_one(
         resume_folder=folder,
         logger=logger,
         distributed=processes,
-        **common_options(args),
+        **{option: getattr(args, option) for option in COMMON},
     )
     go_on(trainer, name, args, place)
     logger.close()
@@ -218,7 +206,7 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
         lr=[own.lr for own in runs.values()],
         output=place,
         resume_folder=folder,
-        **common_options(args),
+        **{option: getattr(args, option) for option in COMMON},
     )
     slots = max(1, min(args.eval_episodes, 4096 // len(runs)))  # of each member, in one batched environment
     env = make_simulator(data, num_envs=slots * len(runs), device=args.device)
@@ -229,11 +217,9 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
             return {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
 
         def look() -> dict:
-            found = {}
-            for member, loss in trainer.member_losses():
-                (measure,) = make_evaluators(name, loss, runs[member], None, held_out, episodes=0, seed=0).values()
-                found[member] = measure()
-            return found
+            options = {"env": None, "held_out": held_out, "episodes": 0, "seed": 0}
+            looks = {m: make_evaluators(name, loss, runs[m], **options) for m, loss in trainer.member_losses()}
+            return {member: measure() for member, look in looks.items() for measure in look.values()}
 
         return {"held-out episodes": look}
 
@@ -242,12 +228,6 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
     trainer.split()  # each member's folder can be resumed alone
     finals = {f"{name}, {way}": f() for way, f in evaluators(5 * args.eval_episodes, 2000 + args.seed).items()}
     return finals, {f"{name}/{member}": at for member, at in trainer.frozen.items()}
-
-
-def common_options(args: Args) -> dict:
-    """Return what both kinds of training share."""
-    names = ("steps", "eval_every", "checkpoint_every", "compile", "precision", "profile")
-    return {name: getattr(args, name) for name in names}
 
 
 def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:
