@@ -193,13 +193,25 @@ def test_multi_step_returns_from_a_window() -> None:
     assert_close(rows["td_error"][:1], (q - expected).abs().squeeze(-1).detach())
 
 
+def consecutive(batch: TensorDict) -> TensorDict:
+    """Let the rows ``[B, T]`` of an episode follow on each other."""
+    for key in (("agents", "observation"), ("agents", "action"), "state"):
+        here, ahead = batch[key], batch["next"][key]
+        ahead[:, :-1] = torch.where(
+            batch["next", "done"][:, :-1].view(-1, here.shape[1] - 1, *[1] * (here.ndim - 2)),
+            ahead[:, :-1],
+            here[:, 1:],
+        )
+    return batch
+
+
 def windows() -> TensorDict:
     batch = make_batch(CONTINUOUS, 2, 4)
     done = torch.zeros(2, 4, 1, dtype=torch.bool)
     done[0, 1] = done[:, 3] = True
     batch["next", "done"], batch["next", "terminated"] = done, done.clone()
     batch["next", "terminated"][1, 3] = False  # a time limit
-    return batch
+    return consecutive(batch)
 
 
 @pytest.mark.parametrize("decomposition", ["mixer", "independent"])

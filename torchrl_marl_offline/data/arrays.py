@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.ranges import REAL, WIDTHS, checked
+from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.assembly import (
     assemble,
     open_masks_of_the_dead,
@@ -74,7 +75,10 @@ def from_arrays(
     their arrays: ``[T, o_i]`` observations of unequal widths are then filled up with zeros. See
     :mod:`~.episode_lists`.
 
-    An episode ends where every agent has ended; it is terminated if all agents terminated.
+    An agent has ended where either of its own flags is set; from the next row on it is dead, and its rows do not count,
+    until the episode ends, or until ``agent_mask`` is true again after it was false. An episode ends where the last of
+    its agents ends (nobody waits for one that ``agent_mask`` leaves out), and is terminated if all agents that end
+    there terminated.
 
     Args:
         observations: ``[T, n, o]``.
@@ -88,7 +92,8 @@ def from_arrays(
         next_state: ``[T, s]``, the true next states.
         action_mask: ``[T, n, A]``, legal discrete actions.
         next_action_mask: ``[T, n, A]``, legal actions at the next observations.
-        agent_mask: ``[T, n]``, false for a dead or padding agent.
+        agent_mask: ``[T, n]``, false for a dead or padding agent; without it, that of agents that end early is made of
+            the flags.
         success: ``[T]``, true on a row whose next state is a success.
         n_actions: number of discrete actions, where neither ``action_mask`` nor ``spec`` gives it.
         action_bounds: lower and upper bound of every component of a continuous action.
@@ -150,7 +155,11 @@ def _from_flat(
     if action_mask is not None:
         rows[ACTION_MASK] = _tensor(action_mask, "action_mask", torch.bool, (length, n_agents, None))
         following[ACTION_MASK] = (next_action_mask, "next_action_mask")
-    terminated, truncated = team_ends(terminals, truncations, length, n_agents, notes)
+    living = None if agent_mask is None else _tensor(agent_mask, "agent_mask", torch.bool, (length, n_agents))
+    terminal, truncation = agent_flags(terminals, truncations, length, n_agents)
+    ends = AgentEnds(n_agents).add(terminal, truncation, None if living is None else living.numpy())
+    terminated, truncated, dead = map(torch.from_numpy, ends)
+    close_last_episode(terminated, truncated, notes)
     done = terminated | truncated
     bad.note_rows(bad_actions, done, "an action is no index (or no one-hot row)")
     known_successor = all(given is not None for given, _ in following.values())
@@ -160,9 +169,10 @@ def _from_flat(
     if state is None:
         rows[STATE] = observation.flatten(1)  # [T, n, o] -> [T, n * o]
         rows[next_key(STATE)] = rows[next_key(OBSERVATION)].flatten(1)
-    if agent_mask is not None:
-        rows[AGENT_MASK] = _tensor(agent_mask, "agent_mask", torch.bool, (length, n_agents))
-        rows[next_key(AGENT_MASK)] = shift(rows[AGENT_MASK], done)
+    ended_alone = torch.from_numpy(terminal) & (done & ~terminated).unsqueeze(-1)  # where the others were cut off
+    living = _living(living, dead, ended_alone, notes)
+    if living is not None:
+        rows[AGENT_MASK], rows[next_key(AGENT_MASK)] = living, shift(living, done) & ~ended_alone
     rows[next_key(REWARD)] = _reward_tensor(rewards, length, n_agents, notes)
     if success is not None:
         rows[next_key(SUCCESS)] = _tensor(success, "success", torch.bool, (length,)).unsqueeze(-1)
@@ -244,39 +254,38 @@ def _reward_tensor(rewards: Array, length: int, n_agents: int, notes: dict[str, 
     return _tensor(rewards, "rewards", torch.float32, (length, n_agents)).unsqueeze(-1)
 
 
-def team_ends(
-    terminals: Array, truncations: Array | None, length: int, n_agents: int, notes: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``terminated`` and ``truncated``, ``[T]`` bool, of the team; the last row always ends an episode.
+def agent_flags(
+    terminals: Array, truncations: Array | None, length: int, n_agents: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``terminals`` and ``truncations`` of each agent, ``[T, n]`` bool.
 
     Args:
         terminals: ``[T]`` or ``[T, n]``, nonzero where the task ended.
         truncations: like ``terminals``, where the recording stopped although the task went on.
         length: ``T``.
         n_agents: ``n``.
-        notes: what is found is added to its ``"findings"``.
     """
-    terminated, truncated = team_flags(terminals, truncations, length, n_agents)
-    close_last_episode(terminated, truncated, notes)
-    return terminated, truncated
 
-
-def team_flags(
-    terminals: Array, truncations: Array | None, length: int, n_agents: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``terminated`` and ``truncated`` of the team as they are marked; arguments as of :func:`team_ends`."""
-
-    def per_agent(values: Array | None, name: str) -> torch.Tensor:
+    def per_agent(values: Array | None, name: str) -> np.ndarray:
         if values is None:
-            return torch.zeros(length, n_agents, dtype=torch.bool)
+            return np.zeros((length, n_agents), dtype=bool)
         shape = (length,) if values.ndim == 1 else (length, n_agents)
         flags = _tensor(values, name, torch.bool, shape)
-        return flags.unsqueeze(-1).expand(-1, n_agents) if values.ndim == 1 else flags
+        return (flags.unsqueeze(-1).expand(-1, n_agents) if values.ndim == 1 else flags).numpy()
 
-    terminal, truncation = per_agent(terminals, "terminals"), per_agent(truncations, "truncations")
-    ended = (terminal | truncation).all(-1)
-    terminated = ended & terminal.all(-1)
-    return terminated, ended & (~terminated | truncation.all(-1))
+    return per_agent(terminals, "terminals"), per_agent(truncations, "truncations")
+
+
+def _living(
+    mask: torch.Tensor | None, dead: torch.Tensor, ended_alone: torch.Tensor, notes: dict[str, Any]
+) -> torch.Tensor | None:
+    """Return ``[T, n]`` which agents count by their mask, if there is one, and by their own ends."""
+    if mask is None and not (dead.any() or ended_alone.any()):
+        return None
+    mask = torch.ones_like(dead) if mask is None else mask
+    if (mask & dead).any():
+        _note(notes, dead_agents_finding(int((mask & dead).sum())))
+    return mask & ~dead
 
 
 def close_last_episode(terminated: torch.Tensor, truncated: torch.Tensor, notes: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
 from torchrl_marl_offline.core.regular_files import files_below, require_regular
+from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
@@ -89,7 +90,7 @@ def open_omar_npy(
             episode_length = MUJOCO_STEPS if ("states", 0) in first else PARTICLE_STEPS
         findings: list[str] = []
         bad = BadRows()
-        terminated, truncated = _ends(seeds, lengths, episode_length, findings)
+        terminated, truncated, living = _ends(seeds, lengths, episode_length, findings)
 
         def stack(name: str, convert: Any, start: int, stop: int) -> torch.Tensor:
             width = max(sizes) if name in ("obs", "next_obs") else 0
@@ -124,7 +125,9 @@ def open_omar_npy(
         metadata |= {"seeds": [folder.name for folder in folders], "observation_sizes": sizes}
         if ("states", 0) not in first:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors, bad=bad)
+        return RowStream(
+            spec, fields, terminated, truncated, metadata, successors=successors, bad=bad, living=living
+        )
 
 
 def _seed_folders(path: Path) -> list[Path]:
@@ -225,16 +228,17 @@ def _rows(
 
 def _ends(
     seeds: list[dict[tuple[str, int], np.ndarray]], lengths: list[int], episode_length: int, findings: list[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    terminated, truncated, same, compared = [], [], 0, 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return ``terminated`` and ``truncated``, ``[R]``, and ``[R, n]`` which agents live (None: all)."""
+    parts, same, compared = [], 0, 0
     for arrays, length in zip(seeds, lengths):
         agents = sum(name == "dones" for name, _ in arrays)
-        done = np.all([flag_array(arrays["dones", agent], f"dones_{agent}") for agent in range(agents)], axis=0)
+        done = np.stack([flag_array(arrays["dones", agent], f"dones_{agent}") for agent in range(agents)], -1)
         cut = np.zeros(length, dtype=bool)
         cut[episode_length - 1 :: episode_length] = True
         cut[-1] = True
-        terminated.append(torch.from_numpy(done))
-        truncated.append(torch.from_numpy(cut & ~done))
+        terminated, truncated, dead = AgentEnds(agents).add(done, np.repeat(cut[:, None], agents, 1))
+        parts.append((terminated, truncated & ~terminated, ~dead))
         cuts = np.flatnonzero(cut[:-1])[:_CUTS_TO_COMPARE]
         goes_on = [(arrays["next_obs", a][cuts] == arrays["obs", a][cuts + 1]).all(-1) for a in range(agents)]
         same, compared = same + int(np.all(goes_on, axis=0).sum()), compared + len(cuts)
@@ -243,9 +247,14 @@ def _ends(
             f"at {same} of {compared} cuts after {episode_length} steps the recording goes on without a reset: is "
             "episode_length right?"
         )
-    marked = sum(int(flags.sum()) for flags in terminated)
-    if marked:
-        findings.append(f"dones is set on {marked} rows, which are read as terminations; OMAR's own files have none")
+    terminated, truncated, living = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts))
+    if terminated.any():
+        findings.append(
+            f"dones is set on {int(terminated.sum())} rows, which are read as terminations; OMAR's own files have none"
+        )
     if any(length % episode_length for length in lengths):
         findings.append(f"the rows are no whole number of episodes of {episode_length}; the last one is cut short")
-    return torch.cat(terminated), torch.cat(truncated)
+    if living.all():
+        return terminated, truncated, None
+    findings.append(dead_agents_finding(int((~living).sum())))
+    return terminated, truncated, living

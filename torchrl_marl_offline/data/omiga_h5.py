@@ -12,7 +12,8 @@ array       shape                       meaning
 
 Rows are in time order and the next row is the next step. A row with ``d`` set starts no transition: it is the next
 state of the row before, which ended the episode; so the authors' own loader reads it (``datasets/offline_dataset.py``
-of ZhengYinan-AIR/OMIGA). Episodes of 1,000 transitions were stopped by the time limit, but are marked like the others.
+of ZhengYinan-AIR/OMIGA). An agent whose ``d`` is set before the others' is dead from that row on. Episodes of 1,000
+transitions were stopped by the time limit, but are marked like the others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
+from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
@@ -102,7 +104,8 @@ def open_omiga_h5(
             return as_float(values).reshape(len(values), -1, 1).expand(-1, agents, 1).contiguous()
 
         findings: list[str] = []
-        terminated, truncated, final = _ends(_team_flags(file["d"]), time_limit, findings)
+        ended, living = _team_flags(file["d"], agents, findings)
+        terminated, truncated, final = _ends(ended, time_limit, findings)
         bad = BadRows()
         sample = sample_rows(lambda start, stop: file["s"][start:stop], len(file["s"]))
         state_size, state = one_state(sample, findings, bad)
@@ -117,7 +120,7 @@ def open_omiga_h5(
         metadata = {"source": f"omiga_h5:{path}", "task": task, "time_limit": time_limit, "findings": findings}
         metadata["observations"] = "z-scored per vector by the writer"
         metadata["team_reward"] = file["r"].size == len(file["r"])
-        return RowStream(spec, fields, terminated, truncated, metadata, final=final, bad=bad)
+        return RowStream(spec, fields, terminated, truncated, metadata, final=final, bad=bad, living=living)
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -139,11 +142,23 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         raise DatasetError(f"{path} has arrays that do not fit together ({found}); fetch it again.")
 
 
-def _team_flags(flags: h5py.Dataset) -> torch.Tensor:
-    """Return ``[R]`` bool, where all agents' flags are set; a block at a time, they are stored as 8-byte numbers."""
-    starts = range(0, len(flags), _ROWS_OF_FLAGS)
-    parts = [flag_array(flags[start : start + _ROWS_OF_FLAGS], "d", start) for start in starts]
-    return torch.from_numpy(np.concatenate([part.reshape(len(part), -1).all(-1) for part in parts]))
+def _team_flags(flags: h5py.Dataset, n_agents: int, findings: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return ``[R]`` bool, the rows with episodes' last observations, and ``[R, n]`` which agents live (None: all).
+
+    A block at a time, the flags are stored as 8-byte numbers. An agent's own flag stands on the row of its own last
+    observation, where it acts no more.
+    """
+    parts, ends = [], AgentEnds(n_agents)
+    for start in range(0, len(flags), _ROWS_OF_FLAGS):
+        block = flag_array(flags[start : start + _ROWS_OF_FLAGS], "d", start)
+        block = np.broadcast_to(block.reshape(len(block), -1), (len(block), n_agents))
+        ended, _, dead = ends.add(block, np.zeros_like(block))
+        parts.append((ended, ~(dead | (block & ~ended[:, None]))))
+    ended, living = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts))
+    if living.all():
+        return ended, None
+    findings.append(dead_agents_finding(int((~living).sum())))
+    return ended, living
 
 
 def _ends(

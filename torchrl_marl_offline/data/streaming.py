@@ -21,12 +21,13 @@ from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opene
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspection_of
-from torchrl_marl_offline.data.layout import ACTION_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import (
     DatasetError,
     check_values,
     expected_leaves,
+    optional_leaves,
     reading,
     values_are_checked,
 )
@@ -66,6 +67,7 @@ class RowStream:
         bad: rows of which a part cannot be read; the functions of ``fields`` note them while they read.
         final: ``[R]`` bool, rows that hold an episode's last observation and no transition. They are read as the
             successor of the row before, and left out; ``terminated`` and ``truncated`` are set on that row before.
+        living: ``[R, n]`` bool, false for agents that have ended before their team; by default all live.
     """
 
     spec: TaskSpec
@@ -76,6 +78,7 @@ class RowStream:
     successors: Mapping[NestedKey, Rows] = field(default_factory=dict)
     final: torch.Tensor | None = None
     bad: BadRows = field(default_factory=lambda: BadRows())
+    living: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.length = len(self.terminated) if self.final is None else int((~self.final).sum())
@@ -140,6 +143,9 @@ class RowStream:
         last = ~continues
         last[-1] = True
         rows = dict(values)
+        if self.living is not None:
+            rows[AGENT_MASK] = self.living[part]
+            rows[next_key(AGENT_MASK)] = shift(rows[AGENT_MASK], last)
         for key in (OBSERVATION, STATE, ACTION_MASK):
             if key in self.successors:
                 rows[next_key(key)] = self.successors[key](start, ahead)
@@ -182,7 +188,7 @@ class RowStream:
         return write_blocks(
             user_path(path),
             self._checked(),
-            expected_leaves(self.spec),
+            self._leaves(),
             spec=self.spec,
             length=self.length,
             metadata=lambda scan: self.metadata,  # with what has turned up while reading
@@ -190,6 +196,10 @@ class RowStream:
             overwrite=overwrite,
             progress=progress,
         )
+
+    def _leaves(self) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
+        alive = {} if self.living is None else dict.fromkeys((AGENT_MASK, next_key(AGENT_MASK)))
+        return expected_leaves(self.spec) | {key: optional_leaves(self.spec)[key] for key in alive}
 
     def _checked(self) -> Iterator[TensorDict]:
         start = 0

@@ -22,7 +22,8 @@ Rewards and flags may have one more dimension of size 1. An array that looks lik
 is not passed over: the options ``state`` and ``legals`` name it.
 
 The observation after an episode's last action is not stored. After a termination nothing is bootstrapped and none is
-needed; the last row of a truncated episode does not count in training.
+needed; the last row of a truncated episode does not count in training. An agent whose flags are set before the
+others' is dead from then on until the episode ends, and ``("agents", "mask")`` says so.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ import torch
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, WIDTHS, checked
 from torchrl_marl_offline.core.regular_files import files_below, read_json
-from torchrl_marl_offline.data.arrays import close_last_episode, team_flags
+from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
+from torchrl_marl_offline.data.arrays import agent_flags, close_last_episode
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import (
@@ -156,13 +158,13 @@ def open_vault(
             has_action_mask=has_mask,
             task=task,
         )
-        terminated, truncated = _ends(arrays, chosen, length, sizes["agents"], episode_length, findings)
+        terminated, truncated, living = _ends(arrays, chosen, length, sizes["agents"], episode_length, findings)
         ends_at_time_limit(terminated, truncated, time_limit, findings)
         metadata = {"source": f"vault:{path}", "task": task, "time_limit": time_limit, "findings": findings}
         metadata["vault"] = {"seeds": chosen, "rows_per_seed": length}
         if STATE_ARRAY not in arrays:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad)
+        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad, living=living)
 
 
 def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, Any], int]:
@@ -340,39 +342,46 @@ def _ends(
     n_agents: int,
     episode_length: int | None,
     findings: list[str],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``terminated`` and ``truncated`` of all rows; every seed's recording ends with an episode's end."""
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return ``terminated``, ``truncated`` and ``living`` of all rows; every seed's recording ends with an episode's.
+
+    ``living`` is ``None`` where no agent ends before its team.
+    """
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for seed in seeds:
-        terminated, truncated, marked = _marked_ends(arrays, seed, length, n_agents)
+        terminated, truncated, dead, marked = _marked_ends(arrays, seed, length, n_agents)
         if episode_length is not None and not marked:
             truncated[episode_length - 1 :: episode_length] = True
             findings.append(f"seed {seed} marks no end; it was cut every {episode_length} rows")
         notes: dict[str, Any] = {}
         close_last_episode(terminated, truncated, notes)
-        parts.append((terminated, truncated))
+        parts.append((terminated, truncated, ~dead))
         findings += [f"seed {seed}: {finding}" if len(seeds) > 1 else finding for finding in notes.get("findings", [])]
-    terminated, truncated = (torch.cat(flags) for flags in zip(*parts))
-    return terminated, truncated
+    terminated, truncated, living = (torch.cat(flags) for flags in zip(*parts))
+    if living.all():
+        return terminated, truncated, None
+    findings.append(dead_agents_finding(int((~living).sum())))
+    return terminated, truncated, living
 
 
 def _marked_ends(
     arrays: dict[str, Any], seed: int, length: int, n_agents: int
-) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Return ``terminated`` and ``truncated``, ``[T]`` bool, as one seed marks them, and whether any agent has a mark.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    """Return ``terminated`` and ``truncated``, ``[T]`` bool, as one seed marks them, ``dead`` ``[T, n]``, and whether
+    any agent has a mark.
 
     A block at a time: the flags of all agents would take several bytes for each of them and row.
     """
-    flags = torch.empty(2, length, dtype=torch.bool)
-    marked = False
+    parts, ends, marked = [], AgentEnds(n_agents), False
     for start in range(0, length, _ROWS_OF_FLAGS):
         stop = min(start + _ROWS_OF_FLAGS, length)
-        terminals, truncations = (
+        given = (
             _flags(arrays[name][seed, start:stop].read().result(), name, start)
             if name in arrays
             else np.zeros(stop - start, bool)
             for name in FLAGS
         )
-        marked = marked or bool(terminals.any() or truncations.any())
-        flags[0, start:stop], flags[1, start:stop] = team_flags(terminals, truncations, stop - start, n_agents)
-    return flags[0], flags[1], marked
+        flags = agent_flags(*given, stop - start, n_agents)
+        marked = marked or any(bool(each.any()) for each in flags)
+        parts.append(ends.add(*flags))
+    return *(torch.from_numpy(np.concatenate(column)) for column in zip(*parts)), marked

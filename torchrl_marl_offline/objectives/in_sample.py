@@ -43,7 +43,7 @@ class ICQ(SARSA):
     def reweighted(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
         """Multiply each row's next value by its weight in the batch."""
         value = next_value.squeeze(-1)  # [*B, k]
-        mask = ~tensordict.get(("next", loss.tensor_keys.terminated)).expand_as(value)
+        mask = ~loss.terminated(tensordict, value)
         known = tensordict.get(loss.tensor_keys.has_next_action, None)
         for counts in (None if known is None else known.unsqueeze(-1), loss.agent_mask(tensordict, value)):
             mask = mask if counts is None else mask & counts
@@ -106,7 +106,7 @@ class OMIGA(ValueLearning):
         target = _local(estimates.target, self).amin(-1, keepdim=True)
         weight = estimates.credit / loss.regularization
         exponent = (weight * (target - value)).clamp(*self.exponent_range).squeeze(-1)  # [*B, n]
-        mask = loss.agent_mask(tensordict, exponent)
+        mask = loss.value_mask(tensordict, exponent)
         largest = batch_max(exponent, mask, tuple(range(exponent.ndim))).clamp_min(-1.0)
         return (exponent - largest).exp() + torch.exp(-largest) * (weight * value).squeeze(-1)
 

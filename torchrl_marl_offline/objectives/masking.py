@@ -29,9 +29,45 @@ class Masking:
         rows = self._row_mask(tensordict)
         mask = None if rows is None else rows.unsqueeze(-1).expand_as(like)
         agents = tensordict.get(self.tensor_keys.agent_mask, None)
-        if agents is not None and (like.shape[-1] > 1 or agents.shape[-1] == 1):
+        if agents is not None and _has_agents(like, agents):
             mask = agents if mask is None else mask & agents
         return mask
+
+    def value_mask(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Return what counts of a term ``[*B, n]`` for local state values (None: all).
+
+        Where these are mixed into a team's value, a dead agent's has its share in it, so it is trained too.
+        """
+        if not self.is_team:
+            return self.agent_mask(tensordict, like)
+        rows = self._row_mask(tensordict)
+        return None if rows is None else rows.unsqueeze(-1).expand_as(like)
+
+    def terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+        """Return where nothing is bootstrapped, bool of the shape of ``like``, ``[*B, k]``.
+
+        The task has terminated, or, where each agent has a value of its own, the agent is dead or gone in the next
+        state: its rows from there on do not count, so nothing trains the value that would stand there. A team's value
+        goes on until its episode ends, whoever died.
+        """
+        ended = tensordict.get(("next", self.tensor_keys.terminated)).expand_as(like)  # [*B, 1] -> [*B, k]
+        living = tensordict.get(("next", self.tensor_keys.agent_mask), None)
+        return ended if living is None or not _has_agents(like, living) else ended | ~living
+
+    def cut(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+        """Return after which rows the series along the last dimension of the batch is cut, bool like ``[*B, k]``.
+
+        Where the episode ends, where nothing is bootstrapped, and before a row that does not count or has no target: a
+        return must not run on through that row's reward and value.
+        """
+        ended = tensordict.get(("next", self.tensor_keys.done)).expand_as(like) | self.terminated(tensordict, like)
+        row_mask = self.value_learning.row_mask(self, tensordict)
+        row_mask = None if row_mask is None else row_mask.unsqueeze(-1).expand_as(like)
+        for mask in (self.agent_mask(tensordict, like), row_mask):
+            if mask is not None:
+                ahead = torch.cat([mask[..., 1:, :], torch.ones_like(mask[..., :1, :])], -2)
+                ended = ended | ~ahead
+        return ended
 
     def _sanitize(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients."""
@@ -83,3 +119,8 @@ class Masking:
             return total / rows.numel()  # shares are equal
         count = self._reduce_loss(torch.ones_like(rows), reduction="sum", **options)  # or the sum of the weights
         return share_of_mean(total, count)
+
+
+def _has_agents(like: Tensor, agents: Tensor) -> bool:
+    """Whether ``like`` ``[*B, k]`` has an entry for each agent of a mask ``[*B, n]``, and not one for their team."""
+    return like.shape[-1] > 1 or agents.shape[-1] == 1

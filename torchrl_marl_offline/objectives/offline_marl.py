@@ -38,6 +38,7 @@ from torchrl_marl_offline.objectives.functional_parameters import (
 )
 from torchrl_marl_offline.objectives.masking import Masking
 from torchrl_marl_offline.objectives.policies import no_density
+from torchrl_marl_offline.objectives.series import check_series, is_readable, needs_series
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
@@ -205,6 +206,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self.behaviour_learning = behaviour_learning
         self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
         self.deactivate_vmap = deactivate_vmap
+        self._series_checked = False
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[str] | None = None
         self._ensemble = False
@@ -477,6 +479,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     def make_value_estimator(self, value_type=None, **hyperparams) -> OfflineMARLLoss:
         """Choose how targets are formed: TD(0) (default), TD(1) or TD(lambda), with ``gamma=`` and ``lmbda=``.
 
+        TD(1) and TD(lambda) run along the last dimension of the batch, so its rows must be steps of episodes one after
+        another: slices of ``dataset.replay_buffer(batch_size=, slice_len=)``, end to end as it draws them or as
+        ``[B, T]``. A return stops where an episode or a slice ends (``done``), and before a row that does not count
+        (its mask is false, or the rule has no target there); it is bootstrapped there. The first batch is checked: a
+        row that goes on into one of another episode is a ``ValueError``.
+
         Args:
             value_type: a :class:`~torchrl.objectives.ValueEstimators` member or its alias, an estimator class or an
                 instance.
@@ -489,6 +497,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         for name in {"gamma", "lmbda"} & hyperparams.keys():
             check(name, hyperparams[name], Annotated[float, DISCOUNT])
         value_type = self.default_value_estimator if value_type is None else value_type
+        self._series_checked = False
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("value_network", None)
             LossModule.make_value_estimator(self, value_type, **hyperparams)
@@ -558,9 +567,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 next_value = next_value.minimum(self.max_next_value)
             next_value = self.value_learning.reweighted(self, tensordict, next_value)
             signals = {"reward": self._reward(next_td, next_value), "state_value": next_value}
-            for name in ("done", "terminated"):
-                signal = next_td.get(getattr(self.tensor_keys, name))
-                signals[name] = signal.unsqueeze(-2).expand_as(next_value)  # [*B, 1] -> [*B, k, 1]
+            like = next_value.squeeze(-1)
+            signals["terminated"] = self.terminated(tensordict, like).unsqueeze(-1)  # [*B, k] -> [*B, k, 1]
+            signals["done"] = self._series_ends(tensordict, like).unsqueeze(-1)
             batch = TensorDict({"next": TensorDict(signals, tensordict.batch_size)}, tensordict.batch_size)
             steps = tensordict.get("steps_to_next_obs", None)
             if steps is not None:
@@ -586,6 +595,20 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                     )
                 found[key] = action.squeeze(-1)
         return tensordict.copy().update(found) if found else tensordict
+
+    def _series_ends(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+        """Return after which rows returns do not run on, ``[*B, k]``; the first batch's rows are held to be series."""
+        if isinstance(self.value_estimator, TD0Estimator):
+            return self.terminated(tensordict, like)  # which TD(0) does not read
+        cut = self.cut(tensordict, like)
+        if needs_series(self.value_estimator) and not self._series_checked and is_readable(cut):
+            rows, ended = self._row_mask(tensordict), cut.all(-1)
+            ended = ended if rows is None else ended | ~rows
+            action = unravel_key(self.tensor_keys.action)
+            keys = [key for key in self.in_keys if key != action]
+            check_series(tensordict, ended, keys, estimator=self.value_estimator)
+            self._series_checked = True  # once: to look at values waits for a GPU
+        return cut
 
     def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take the agents' dimension out of the batch size, where dispatch saw it in every entry."""
@@ -641,6 +664,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         elements = self.value_learning.value_elements(self, tensordict, estimates)  # [*B, k] or [*B, n]
         value = estimates.state.total.detach().squeeze(-1)  # [*B, k]
         metrics = {"state_value": masked_mean(value, self.agent_mask(tensordict, value))}
+        if elements.shape[-1] > 1 and self.is_team:  # a dead agent's value has its share in the team's next value
+            tensordict = tensordict.exclude(self.tensor_keys.agent_mask)
         return self._reduce(tensordict, elements), metrics
 
     def actor_loss(

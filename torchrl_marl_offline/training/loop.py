@@ -46,6 +46,7 @@ from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
 from torchrl_marl_offline.training.run_lock import RunLock
 from torchrl_marl_offline.training.run_settings import differing, run_settings
+from torchrl_marl_offline.training.series import check_draws_series
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
 
@@ -179,6 +180,7 @@ class Trainer:
         _check_best(keep_best)
         self.processes = SingleProcess() if distributed is None else distributed
         is_main = self.processes.is_main
+        check_draws_series(getattr(loss, "template", loss), buffer)
         self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
         self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater

@@ -1,0 +1,33 @@
+"""TD(1) and TD(lambda) want slices of episodes: what a buffer draws is held against that before training starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.data.buffers import DatasetStorage, EpisodeSliceSampler
+from torchrl_marl_offline.objectives.series import SLICES, needs_series
+
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule
+
+
+def check_draws_series(loss: LossModule, buffer: Any) -> None:
+    """Refuse single transitions of a dataset for a loss whose returns run on from row to row.
+
+    Args:
+        loss: the loss, or a population's first member.
+        buffer: what the batches come from. Of a buffer that is not a dataset's, the loss looks at the first batch.
+
+    Raises:
+        ValueError: the buffer draws single transitions.
+    """
+    estimator = getattr(loss, "_value_estimator", None)
+    sampler = getattr(buffer, "sampler", None)
+    sampler = getattr(buffer, "_sampler", None) if sampler is None else sampler
+    sampler = getattr(sampler, "joined", sampler)
+    of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
+    if needs_series(estimator) and of_rows and not isinstance(sampler, EpisodeSliceSampler):
+        raise ValueError(
+            f"{type(estimator).__name__} carries returns from row to row, but the buffer draws single transitions: "
+            f"{SLICES}."
+        )
