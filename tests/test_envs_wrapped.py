@@ -87,7 +87,7 @@ def test_relay_by_hand():
     env = from_pettingzoo(Relay(), seed=0, max_steps=10)
     check_env_specs(env)
     spec = env.task_spec
-    assert (spec.n_agents, spec.observation_size, spec.state_size, spec.action_size) == (2, 3, 5, 3)
+    assert (spec.n_agents, spec.observation_size, spec.state_size, spec.action_size) == (2, 3, 6, 3)
     assert (spec.discrete, spec.has_action_mask, spec.task) == (True, True, "pettingzoo/relay")
     assert (env.observation_sizes, env.max_episode_steps, env.reference_returns) == ((2, 3), 10, None)
     rows = _play(env, [[1, 2], [0, 1], [0, 0], [0, 2], [1, 1]])
@@ -100,7 +100,7 @@ def test_relay_by_hand():
         [[0, 0, 0], [4, start, 7]],
     ]
     torch.testing.assert_close(seen, torch.tensor(expected))
-    torch.testing.assert_close(rows[2]["next", STATE], torch.tensor([[0, 0, 3, start, 7]]))
+    torch.testing.assert_close(rows[2]["next", STATE], torch.tensor([[0, 0, 0, 3, start, 7]]))
     # actions of "b" count from 1; the dead agent's reward is 0
     assert [row["next", *REWARD].flatten().tolist() for row in rows[:4]] == [[11, 13], [20, 22], [0, 31], [0, 43]]
     assert [row["next", *AGENT_MASK].tolist()[0] for row in rows[:3]] == [[True, True], [False, True], [False, True]]
@@ -347,7 +347,7 @@ def test_torchrl_groups_by_hand():
     env = from_torchrl(toy, seed=11, max_steps=6)
     check_env_specs(env)
     spec = env.task_spec
-    assert (spec.n_agents, spec.observation_size, spec.state_size, spec.action_size) == (3, 3, 7, 2)
+    assert (spec.n_agents, spec.observation_size, spec.state_size, spec.action_size) == (3, 3, 9, 2)
     assert (spec.discrete, spec.action_low, spec.action_high, spec.task) == (False, -1.0, 1.0, "torchrl/Toy")
     assert toy.seeded == 11
     td, rows = env.reset(), []
@@ -357,7 +357,7 @@ def test_torchrl_groups_by_hand():
         )
         rows.append(row)
     assert rows[1][OBSERVATION][0].tolist() == [[1, 1, 0], [1, 1, 0], [1.5, 1.5, 1]]
-    assert rows[1][STATE][0].tolist() == [1, 1, 1, 1, 1.5, 1.5, 1]
+    assert rows[1][STATE][0].tolist() == [1, 1, 0, 1, 1, 0, 1.5, 1.5, 1]
     # rewards a_1 + 2 a_2; the third agent's 0.5 is scaled from [-1, 1] to [0, 4]
     torch.testing.assert_close(rows[0]["next", *REWARD][0].flatten(), torch.tensor([2.5, 1.0, 3.0]))
     assert [row["next", "terminated"][0].item() for row in rows] == [False, False, False, True, False]

@@ -125,9 +125,7 @@ def open_omar_npy(
         metadata |= {"seeds": [folder.name for folder in folders], "observation_sizes": sizes}
         if ("states", 0) not in first:
             metadata["state"] = "joint observation"
-        return RowStream(
-            spec, fields, terminated, truncated, metadata, successors=successors, bad=bad, living=living
-        )
+        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors, bad=bad, living=living)
 
 
 def _seed_folders(path: Path) -> list[Path]:

@@ -17,7 +17,13 @@ from tensordict import TensorDict
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data import storage
-from torchrl_marl_offline.data.assembly import assemble, open_empty_masks, opened_masks_finding, shift
+from torchrl_marl_offline.data.assembly import (
+    assemble,
+    open_empty_masks,
+    open_masks_of_the_dead,
+    opened_masks_finding,
+    shift,
+)
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspection_of
@@ -164,6 +170,8 @@ class RowStream:
         unused = terminated | ~usable
         unused[count:] = False
         opened = open_empty_masks(rows, unused) if self.spec.has_action_mask else 0
+        if self.spec.has_action_mask:
+            open_masks_of_the_dead(rows, [])  # that there are dead agents is among the findings
         data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
         return data[:count], opened
 

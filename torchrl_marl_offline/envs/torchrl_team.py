@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import Compose, EnvBase, StepCounter, TransformedEnv, VmasEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
 from torchrl_marl_offline.data.layout import DONE, STATE, SUCCESS, TERMINATED, TRUNCATED, TaskSpec
@@ -37,7 +38,8 @@ def from_torchrl(
     - Observations are flattened, concatenated and padded with zeros to the widest.
     - Actions are all categorical (or one-hot), or all bounded; they are padded as by
       :class:`~torchrl_marl_offline.envs.action_ranges.ActionRanges`.
-    - ``"state"`` is the environment's, where it has one, or else the true observations in a row.
+    - ``"state"`` is the environment's, where it has one, or else the padded observations in a row, as
+      :func:`~torchrl_marl_offline.from_arrays` has it.
     - A ``"success"`` at the root, if there is one, is passed on.
     - Ends: the environment's ``done``, ``terminated`` and ``truncated`` at the root, or else those of its groups; then
       an episode ends for the team when it has ended for every agent. The time limit is ``truncated``.
@@ -139,7 +141,9 @@ class TorchRLTeam(TeamEnv):
         spec = TaskSpec(
             n_agents=len(numbers),
             observation_size=max(self.observation_sizes),
-            state_size=self._flat(seen[STATE].zero()).shape[-1] if self._has_state else sum(self.observation_sizes),
+            state_size=self._flat(seen[STATE].zero()).shape[-1]
+            if self._has_state
+            else len(numbers) * max(self.observation_sizes),
             action_size=max(numbers),
             discrete=discrete,
             action_low=self._ranges.low if self._ranges else -1.0,
@@ -228,8 +232,9 @@ class TorchRLTeam(TeamEnv):
         for group in self._groups:
             parts = [self._batched(data.get(key)).flatten(2).to(self.float_dtype) for key in group.observation]
             seen += torch.cat(parts, -1).unbind(1)  # [B, n_g, o_g] -> n_g x [B, o_g]
-        state = self._flat(data.get(STATE)) if self._has_state else torch.cat(seen, -1)
-        game = {"observation": pad_last(seen, spec.observation_size), "state": state.to(self.float_dtype)}
+        observation = pad_last(seen, spec.observation_size)
+        state = self._flat(data.get(STATE)) if self._has_state else observation.flatten(1)
+        game = {"observation": observation, "state": state.to(self.float_dtype)}
         if self.has_agent_mask:
             masks = [data.get((group.name, "mask"), None) for group in self._groups]
             alive = [
@@ -279,10 +284,17 @@ def _group_names(env: EnvBase, group_map: dict | Sequence[str] | None) -> list[s
     acting = [key[0] for key in keys if isinstance(key, tuple) and len(key) == 2 and key[1] == "action"]
     if len(acting) != len(keys):
         raise ValueError(f"Every action key must be (group, 'action'); those of this environment are {keys}.")
-    names = list(group_map if group_map is not None else getattr(env, "group_map", None) or acting)
+    names = list(group_map if group_map is not None else _own_groups(env) or acting)
     if sorted(names) != sorted(acting):
         raise ValueError(f"group_map must name every group that acts, {acting}, once; it names {names}.")
     return names
+
+
+def _own_groups(env: EnvBase) -> dict | None:
+    """Return the environment's own ``group_map``; one that steps copies of another has none until it has started."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return None if isinstance(env, BatchedEnvBase) else getattr(env, "group_map", None)
 
 
 def _read_group(env: EnvBase, name: str) -> _Group:

@@ -38,7 +38,7 @@ from torchrl_marl_offline.objectives.functional_parameters import (
 )
 from torchrl_marl_offline.objectives.masking import Masking
 from torchrl_marl_offline.objectives.policies import no_density
-from torchrl_marl_offline.objectives.series import check_series, is_readable, needs_series
+from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
@@ -206,7 +206,6 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self.behaviour_learning = behaviour_learning
         self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
         self.deactivate_vmap = deactivate_vmap
-        self._series_checked = False
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[str] | None = None
         self._ensemble = False
@@ -497,7 +496,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         for name in {"gamma", "lmbda"} & hyperparams.keys():
             check(name, hyperparams[name], Annotated[float, DISCOUNT])
         value_type = self.default_value_estimator if value_type is None else value_type
-        self._series_checked = False
+        SEEN.discard(self)
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("value_network", None)
             LossModule.make_value_estimator(self, value_type, **hyperparams)
@@ -601,13 +600,13 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         if isinstance(self.value_estimator, TD0Estimator):
             return self.terminated(tensordict, like)  # which TD(0) does not read
         cut = self.cut(tensordict, like)
-        if needs_series(self.value_estimator) and not self._series_checked and is_readable(cut):
+        if needs_series(self.value_estimator) and self not in SEEN and is_readable(cut):
             rows, ended = self._row_mask(tensordict), cut.all(-1)
             ended = ended if rows is None else ended | ~rows
             action = unravel_key(self.tensor_keys.action)
             keys = [key for key in self.in_keys if key != action]
             check_series(tensordict, ended, keys, estimator=self.value_estimator)
-            self._series_checked = True  # once: to look at values waits for a GPU
+            SEEN.add(self)  # once: to look at values waits for a GPU
         return cut
 
     def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -14,6 +15,9 @@ SLICES = (
     "choose TD0"
 )
 """What to do about rows that are no series."""
+
+SEEN: WeakSet[object] = WeakSet()
+"""The losses whose first batch was looked at: not their attribute, which would tell members of a population apart."""
 
 _TRAJ_IDS = ("collector", "traj_ids")
 

@@ -20,7 +20,7 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE, checked
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, REWARD, next_key
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, next_key
 from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
@@ -31,11 +31,16 @@ Policy = Callable[[TensorDictBase], TensorDictBase]
 Mode = Literal["mode", "sample"]
 EpisodeRow = tuple[float, int, bool]
 SUCCESS = "success"
+LOGITS = (GROUP, "logits")
 EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
 
 
 class IllegalActionError(RuntimeError):
     """A policy chose an action that ``("agents", "action_mask")`` forbids."""
+
+
+class NonFiniteActionError(RuntimeError):
+    """A policy proposed an action that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def evaluate(
 
     Raises:
         IllegalActionError: if the environment has an action mask and the policy breaks it.
+        NonFiniteActionError: if an action is not a number.
         PolicyError: if the policy was made for other sizes than the environment's.
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
@@ -168,6 +174,7 @@ def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list
     has_success = False
     while missing:
         tensordict = act(tensordict)
+        raise_on_non_finite_action(tensordict, time + 1)
         raise_on_illegal_action(tensordict)
         tensordict, following = env.step_and_maybe_reset(tensordict)
         time += 1
@@ -192,6 +199,26 @@ def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list
             succeeded.masked_fill_(done, False)
         tensordict = following
     return finished, has_success
+
+
+def raise_on_non_finite_action(tensordict: TensorDictBase, step: int | None = None) -> None:
+    """Check that actions ``[*B, n, a]``, or the scores ``("agents", "logits")`` of discrete ones, are numbers.
+
+    Raises:
+        NonFiniteActionError: with the first agent that has none, and the step, where it is known.
+    """
+    action = tensordict.get(ACTION)
+    scores = action if action.is_floating_point() else tensordict.get(LOGITS, None)
+    if scores is None:
+        return
+    bad = ~scores.isfinite() if scores is action else scores.isnan()  # an illegal action's score may be infinite
+    if bad.any():
+        *row, agent = bad.flatten(action.ndim - 1 if scores is action else action.ndim).any(-1).nonzero()[0].tolist()
+        where = "" if step is None else f" at step {step}"
+        raise NonFiniteActionError(
+            f"The policy's action of agent {agent} in row {', '.join(map(str, row))} is not a number{where}: its "
+            "parameters, or what it reads, are no longer finite. Evaluate an earlier checkpoint."
+        )
 
 
 def raise_on_illegal_action(tensordict: TensorDictBase) -> int:

@@ -18,7 +18,13 @@ from torchrl.objectives import LossModule
 
 from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE, checked
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
-from torchrl_marl_offline.training.evaluation import Policy, evaluation_mode, preserved_rng, raise_on_illegal_action
+from torchrl_marl_offline.training.evaluation import (
+    Policy,
+    evaluation_mode,
+    preserved_rng,
+    raise_on_illegal_action,
+    raise_on_non_finite_action,
+)
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
@@ -156,6 +162,7 @@ def _propose(policy: Policy, batch: TensorDictBase) -> tuple[Tensor, int]:
     for exploration in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC):
         with set_exploration_type(exploration):
             proposal = policy(inputs.copy())
+        raise_on_non_finite_action(proposal)
         checked += raise_on_illegal_action(proposal)
     return proposal.get(ACTION), checked
 
