@@ -97,9 +97,17 @@ def test_an_environment_that_never_ends():
         collect(CountingEnv(3, truncates=False), episodes=30, seed=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"episodes": 1, "steps": 1}, {"episodes": 0}, {"steps": -1}])
-def test_impossible_requests(options):
-    with pytest.raises(ValueError, match="Give either episodes or steps"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Give either episodes or steps"),
+        ({"episodes": 1, "steps": 1}, "Give either episodes or steps"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"steps": -1}, "steps must be at least 1, got -1"),
+    ],
+)
+def test_impossible_requests(options, message):
+    with pytest.raises(ValueError, match=message):
         collect(CountingEnv(3), **options)
     with pytest.raises(ValueError, match="'sample' or 'mode'"):
         collect(CountingEnv(3), episodes=1, exploration="greedy")
