@@ -88,7 +88,7 @@ SOURCES = {
 def test_the_last_living_step_of_an_agent_is_worth_its_reward(rule, source):
     dataset = SOURCES[source]()
     torch.manual_seed(0)
-    options = {"decomposition": "independent", "hidden": ()}
+    options = {"decomposition": "independent", "hidden": (16,)}
     value = make_value(dataset.spec, **options) if rule.needs_value else None
     loss = OfflineMARLLoss(
         make_actor(dataset.spec, hidden=()) if rule.needs_actor else None,
@@ -97,8 +97,8 @@ def test_the_last_living_step_of_an_agent_is_worth_its_reward(rule, source):
         value_learning=rule,
         extraction=None,
     ).make_value_estimator(gamma=0.99)
-    updater, optimizer = SoftUpdate(loss, tau=0.2), torch.optim.Adam(loss.parameters(), 0.05)
-    for _ in range(200 if source == "an environment" else 2):
+    updater, optimizer = SoftUpdate(loss, tau=0.2), torch.optim.Adam(loss.parameters(), 0.01)
+    for _ in range(400 if source == "an environment" else 2):
         optimizer.zero_grad()
         output = loss(dataset.data)
         sum(output[key] for key in output.keys() if key.startswith("loss")).backward()  # noqa: SIM118
