@@ -120,7 +120,7 @@ THREADS_OR_AUTO = Range(0, limit=1024)
 """0 leaves the choice to torch or to the machine."""
 PREFETCH = Range(0, 1)
 """Threads that prepare samples: more would draw in any order."""
-SEED = Range(0, limit=2**53)
+SEED = Range(0, limit=2**63 - 1)
 OPSET = Range(7, limit=100)
 """Of ONNX."""
 HOURS = Range(0, limit=1e6)

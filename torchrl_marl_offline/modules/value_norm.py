@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchrl.modules.value_norm import ValueNorm
 
-from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, checked
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, SIZE, checked
 from torchrl_marl_offline.objectives.functional import masked_mean
 
 
@@ -46,7 +46,7 @@ class ScaleInvariantValueNorm(ValueNorm):
         self,
         *,
         shape: Annotated[int | tuple[int, ...], SIZE] = 1,
-        epsilon: Annotated[float, POSITIVE] = 1e-6,
+        epsilon: Annotated[float, NON_NEGATIVE] = 1e-6,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(shape=shape, epsilon=epsilon, device=device)
