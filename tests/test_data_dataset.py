@@ -109,7 +109,10 @@ DEFECTS = {
     "shape": (lambda data: data.set("state", torch.zeros(4, 5)), r"'state' has rows of shape \(5,\)"),
     "type": (lambda data: data.set("state", torch.zeros(4, 4, dtype=torch.float64)), "'state' has rows.*float64"),
     "success shape": (lambda data: data.set(("next", "success"), torch.zeros(4, dtype=torch.bool)), "success"),
-    "NaN": (_set(("next", "agents", "observation"), (2, 1), float("nan")), "'observation'.* is NaN.* row 2, in episode 1; 1 rows"),
+    "NaN": (
+        _set(("next", "agents", "observation"), (2, 1), float("nan")),
+        "'observation'.* is NaN.* row 2, .*; 1 rows",
+    ),
     "infinite": (_set("state", 1, float("-inf")), "'state' is NaN or infinite .first at row 1"),
     "above": (_set(("agents", "action"), (3, 0), 3), "lies outside 0..2 .first at row 3"),
     "below": (_set(("agents", "action"), (3, 0), -1), "lies outside 0..2"),

@@ -436,7 +436,10 @@ def test_discrete_actions_of_any_type_are_indices_where_their_number_is_given(ki
         ({"rewards": np.ma.masked_array(np.ones(3), [0, 1, 0])}, "hidden entries"),
         ({"terminals": np.array([0, np.nan, 1])}, "terminals is NaN at row 1"),
         ({"terminals": torch.tensor([0, torch.nan, 1])}, "terminals holds NaN"),
-        ({"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": ([-1, 0], [1, 1])}, "action_bounds must be a number"),
+        (
+            {"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": ([-1, 0], [1, 1])},
+            "bounds must be a number",
+        ),
         ({"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": (1, -1)}, "the lower one first"),
     ],
 )

@@ -130,7 +130,7 @@ def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_p
         *SHORT[2:], "--dataset", f"pymarl:{recordings}/pymarl/smac-3m-medium.h5", "--output", "smac", cwd=tmp_path
     )
     assert "No simulator of smac/3m here: 200 episodes are held out" in out
-    for name in ("agreement", "illegal_actions", "q_correlation", "Returns need a simulator"):
+    for name in ("agreement", "illegal_actions", "q_correlation", "needs a simulator"):
         assert name in out
     summary = json.loads((tmp_path / "smac" / "summary.json").read_text())
     final = summary["recipe, held-out episodes"]["final"]

@@ -488,7 +488,7 @@ def test_members_of_a_population_act_by_noise_of_their_own() -> None:
 def test_members_must_have_the_same_model_of_the_data() -> None:
     spec = Case().spec
     losses = {n: make_loss(spec, algorithm="bcq", hidden=(8,), perturbation=p) for n, p in (("a", 0.05), ("b", 0.2))}
-    with pytest.raises(ValueError, match=r"behaviour_network\.build is .*'perturbation': 0\.05.* in a and"):
+    with pytest.raises(ValueError, match=r"perturbation\.module\.limit is 0\.05 in a and 0\.2 in b"):
         Population(losses)
 
 

@@ -232,13 +232,14 @@ def with_buffer() -> RegressionLoss:
 
 
 def make_with(output, loss, *, sgd=False, betas=None) -> Trainer:
-    options = {"steps": 60, "log_every": 7, "checkpoint_every": 5, "progress": False, "lr": 1e-2}
     parameters = [p for p in loss.parameters() if p.requires_grad]
+    own = {"lr": 1e-2}
     if sgd:
-        options["optimizer"] = torch.optim.SGD(parameters, lr=1e-2)
+        own = {"optimizer": torch.optim.SGD(parameters, lr=1e-2)}
     if betas:
-        options["optimizer"] = torch.optim.Adam(parameters, lr=1e-2, betas=betas)
-    return Trainer(loss, make_buffer(), output=output, **options)
+        own = {"optimizer": torch.optim.Adam(parameters, lr=1e-2, betas=betas)}
+    options = {"steps": 60, "log_every": 7, "checkpoint_every": 5, "progress": False}
+    return Trainer(loss, make_buffer(), output=output, **options, **own)
 
 
 @pytest.fixture(scope="module")

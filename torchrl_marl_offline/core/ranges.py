@@ -104,7 +104,7 @@ FEW = Range(1, limit=1024)
 """Heads, members, layers, iterations, workers: what has networks or loops of its own."""
 SEVERAL = Range(2, limit=1024)
 """The same, where one is not enough: candidates of which some are better."""
-FEW_OR_NONE = Range(0, limit=1024)
+FEW_OR_NONE = Range(0, limit=2**16)
 SHARE = Range(0, 1, below=True)
 """A part of a whole that is not all of it."""
 CAPACITY = Range(1, limit=2**27)
