@@ -270,7 +270,7 @@ def test_an_incomplete_study_can_be_reported_and_says_so(tmp_path):
     quietly(write_study(tmp_path), backend=Inline(most=2))
     text = write_study_report(tmp_path / "out")[1].read_text()
     assert "This study is incomplete: 6 of 15 runs are finished (9 new)." in text
-    assert "| mix-mixer |" in text and "| cloning |" not in text
+    assert "\n| mix-mixer |" in text and "\n| cloning |" not in text
 
 
 def test_a_study_of_one_seed_can_be_reported(tmp_path):

@@ -73,7 +73,13 @@ def test_the_table_of_an_interrupted_study_is_equal(study, tmp_path, monkeypatch
 
 def test_what_is_kept(study, tmp_path):
     job = study / "out/jobs/spread--cloning--00"
-    assert sorted(path.name for path in job.iterdir()) == [".lock", "members", "progress.json", "result.json"]
+    assert sorted(path.name for path in job.iterdir()) == [
+        ".lock",
+        ".run.lock",
+        "members",
+        "progress.json",
+        "result.json",
+    ]
     assert {path.name for path in next((job / "members").iterdir()).iterdir()} == {"train.csv", "eval.csv", "policy.pt"}
     text = REAL.replace("seeds = {seeds}", "seeds = {seeds}\nkeep_checkpoints = true")
     real(tmp_path, text, only=["cloning"])

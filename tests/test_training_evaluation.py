@@ -159,7 +159,7 @@ def test_training_is_the_same_bit_for_bit_however_often_it_is_evaluated():
 
     trainers = []
     for every in (None, 20, 1):  # seeded, made and trained one after the other
-        trainers.append(make_trainer(evaluators={"x": disturb}, eval_every=every))
+        trainers.append(make_trainer(evaluators=every and {"x": disturb}, eval_every=every))
         trainers[-1].train()
     plain, evaluated, often = trainers
     assert len(often.logger.eval.rows) == 60

@@ -91,7 +91,7 @@ OPEN_UNIT = Range(0, 1, above=True, below=True)
 """An expectile, a confidence level."""
 RATE = Range(0, 1, above=True)
 """A share of which 0 would do nothing: the targets' ``tau``."""
-LEARNING_RATE = Range(0, above=True, limit=100)
+LEARNING_RATE = Range(0, above=True, limit=1e38)
 DISCOUNT = UNIT
 COUNT = Range(1)
 """Steps, transitions: what takes time, not memory."""

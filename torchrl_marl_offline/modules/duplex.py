@@ -97,8 +97,8 @@ class DuplexMixer(StateConditionedMixer):
 
     What differs from the paper: the hypernetworks have the recipe's hidden layer and normalization, and
     :math:`w, b, \lambda` are the same for all critic heads. As in the authors' code, :math:`w_a A_a` of the correction
-    gets no gradient: only :math:`\lambda` learns from it. Where the action has a gradient, as a policy's has, the
-    advantages pass it on.
+    gets no gradient where a critic learns (:class:`OfflineMARLLoss` detaches the advantages, this module
+    :math:`w`): only :math:`\lambda` learns from it. A policy follows the advantages through its action.
 
     Args:
         spec: the task's sizes.
@@ -168,10 +168,8 @@ class DuplexMixer(StateConditionedMixer):
         if action is None:
             return total
         importance = self.importance(state, action, key, attention)
-        # the authors' ``adv_q.detach()``; policies that the value is to move follow it through their action
-        if not action.requires_grad:
-            w, advantage = w.detach(), advantage.detach()
-        return total + ((importance - 1.0) * w * advantage).sum(-2)
+        # the authors' ``adv_q.detach()``, of which the loss does the advantages' part: policies follow them
+        return total + ((importance - 1.0) * w.detach() * advantage).sum(-2)
 
     def credit(self, values: Tensor, state: Tensor, action: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a = \lambda_a(s, u) w_a(s)`, V fixed, as ``values`` are."""

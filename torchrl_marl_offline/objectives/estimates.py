@@ -144,7 +144,9 @@ class NetworkPasses:
             else:
                 found = self._evaluate(self.qvalue_network, params, tensordict, **given)
         values = found[keys[0]]
-        beside = {joined(other): action if other == of_action else found[other] for other in read}
+        # A critic learns by its values alone (QPLEX's authors detach the advantages); a policy, by all that it moves.
+        moved = found if detach else {key: entry.detach() for key, entry in found.items()}
+        beside = {joined(other): action if other == of_action else moved[other] for other in read}
         return values.unsqueeze(-2) if self._is_central else values, beside  # [*B, H] -> [*B, 1, H]
 
     def _of_ensemble(self, inputs: TensorDict, params: TensorDictBase) -> TensorDictBase:

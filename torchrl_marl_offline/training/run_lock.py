@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchrl_marl_offline.core.files import try_lock, writing
 
-LOCK_FILE, COMMAND_FILE = ".lock", ".command.lock"
+LOCK_FILE, COMMAND_FILE = ".run.lock", ".command.lock"  # a study's jobs have a .lock of their own
 _HELD: dict[Path, weakref.ref[RunLock]] = {}
 _CLAIMED: list[RunLock] = []
 
@@ -68,11 +68,18 @@ class RunLock:
             self._file = None
 
     def _take_over(self, place: Path) -> None:
-        other = _HELD[place]() if place in _HELD else None
-        if other is not None and other is not self and other._file is not None:
+        for other in [held() for held in _HELD.values()]:
+            if other is None or other is self or not other._has(place):
+                continue
             if other.busy:
                 raise RunInUseError(_in_use(self.folder, f"another run of this process, {os.getpid()}"))
             other.release()
+
+    def _has(self, place: Path) -> bool:
+        """Whether this object holds the file at a place, to which its folder may have been moved."""
+        with suppress(OSError):
+            return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), place.stat())
+        return False
 
 
 def _in_use(folder: Path, holder: str) -> str:
