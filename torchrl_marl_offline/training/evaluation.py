@@ -157,7 +157,9 @@ def spread_over_slots(episodes: int, slots: int) -> Tensor:
     return torch.tensor([episodes // slots + (slot < episodes % slots) for slot in range(slots)])
 
 
-def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list[EpisodeRow]], bool]:
+def run_episodes(
+    policy: Policy, env: EnvBase, quota: Tensor, *, must_be_finite: bool = True
+) -> tuple[list[list[EpisodeRow]], bool]:
     """Step until each slot has run its quota of episodes; slots that are through keep stepping and are not read.
 
     Returns:
@@ -174,7 +176,8 @@ def run_episodes(policy: Policy, env: EnvBase, quota: Tensor) -> tuple[list[list
     has_success = False
     while missing:
         tensordict = act(tensordict)
-        raise_on_non_finite_action(tensordict, time + 1)
+        if must_be_finite:
+            raise_on_non_finite_action(tensordict, time + 1)
         raise_on_illegal_action(tensordict)
         tensordict, following = env.step_and_maybe_reset(tensordict)
         time += 1

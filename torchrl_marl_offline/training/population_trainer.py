@@ -264,7 +264,8 @@ class PopulationTrainer(Trainer):
             )
         quota = spread_over_slots(episodes, slots // count).repeat(count)
         with explored(env, mode, seed), evaluation_mode(self.population.template.actor_network):
-            finished, has_success = run_episodes(self.population.act, env, quota)
+            # a member that diverged is left out by itself: it does not end the others
+            finished, has_success = run_episodes(self.population.act, env, quota, must_be_finite=False)
         found, per_member = {}, slots // count
         for index, name in enumerate(self.members):
             rows = [row for slot in finished[index * per_member : (index + 1) * per_member] for row in slot]
