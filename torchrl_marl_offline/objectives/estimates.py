@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from torchrl.modules import Actor, Delta, GRUModule, LSTMModule
 
 from torchrl_marl_offline.objectives.candidates import expected_value
-from torchrl_marl_offline.objectives.functional_parameters import GivenTensors, parameters_in, tree_of
+from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.objectives.policies import Bounds, bounds_or_none, is_discrete, mode_of, per_agent
 
@@ -151,16 +151,14 @@ class NetworkPasses:
 
     def _of_ensemble(self, inputs: TensorDict, params: TensorDictBase) -> TensorDictBase:
         """Return the outputs of all critics of an ensemble, ``[E, *B]``."""
-        network, is_given = self.qvalue_network, isinstance(params, GivenTensors)
+        network = self.qvalue_network
 
         def one(inputs: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
-            with parameters_in(network, GivenTensors.like(params, {}) if is_given else params):
+            with parameters_in(network, params):
                 return network(inputs)
 
         if self.deactivate_vmap:
             return torch.stack([one(inputs.copy(), member) for member in tree_of(params).unbind(0)])
-        if is_given:  # torch.vmap knows tensordicts, and not their subclasses
-            params = TensorDict(params.to_dict(), params.batch_size)
         return torch.vmap(one, (None, 0), randomness=self.vmap_randomness)(inputs, params)
 
     def _read_beside_values(self) -> list[NestedKey]:

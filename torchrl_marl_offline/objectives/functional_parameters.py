@@ -185,6 +185,8 @@ class GivenTensors(TensorDict):
         }
         return cls(entries, batch_size=tree.batch_size)
 
+    __hash__ = object.__hash__  # modules that look through a loss's children keep them in a set
+
     @property
     def data(self) -> TensorDictBase:
         """Return the tensors without gradient; :func:`torch.vmap` allows it so."""
