@@ -89,7 +89,9 @@ def test_what_is_kept(study, tmp_path):
 
 
 def test_a_run_that_diverges_is_marked_and_the_rest_go_on(tmp_path):
-    text = REAL.replace("[grid]\ntemperature = [1, 3.0]", "[grid]\nlr = [1e-3, 1e38]")
+    text = REAL.replace("[grid]\ntemperature = [1, 3.0]", "[grid]\nlr = [1e-3, 1e17]").replace(
+        "[study]", "[study]\non_impossible_values = 'ignore'"
+    )
     outcome = real(tmp_path, text, only=["mix-vdn"])
     assert outcome.failed == {}
     table = read_results(tmp_path / "out")

@@ -273,7 +273,7 @@ def test_the_buffers_state_brings_its_batches_back(data):
 
 
 def test_a_member_that_diverges_is_left_out_and_the_others_go_on(tmp_path, data, capsys):
-    rates = (1e-3, 1e30, 5e-4)
+    rates = (1e-3, 1e17, 5e-4)
     healthy = make_population(data, (0, 1, 2), rules=MIXER, steps=30)
     healthy.train()
     trainer = make_population(
@@ -670,7 +670,7 @@ def test_a_checkpoint_of_other_members_is_refused(tmp_path, data):
     make_population(data, (0, 1), tmp_path, rules=MIXER, steps=2).train()
     with pytest.raises(Exception, match="does not fit this run; resume it with the settings"):
         make_population(data, (0, 1, 2), tmp_path, rules=MIXER, steps=4).resume()
-    with pytest.raises(Exception, match=r"does not fit this run.*members"):
+    with pytest.raises(Exception, match=r"does not fit this run.*(members|gamma was)"):
         make_population(data, (1, 0), tmp_path, rules=MIXER, steps=4).resume()
 
 

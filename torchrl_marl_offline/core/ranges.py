@@ -91,7 +91,7 @@ OPEN_UNIT = Range(0, 1, above=True, below=True)
 """An expectile, a confidence level."""
 RATE = Range(0, 1, above=True)
 """A share of which 0 would do nothing: the targets' ``tau``."""
-LEARNING_RATE = Range(0, above=True, limit=1e38)
+LEARNING_RATE = Range(0, above=True, limit=1e17)
 DISCOUNT = UNIT
 COUNT = Range(1)
 """Steps, transitions: what takes time, not memory."""
@@ -120,7 +120,7 @@ THREADS_OR_AUTO = Range(0, limit=1024)
 """0 leaves the choice to torch or to the machine."""
 PREFETCH = Range(0, 1)
 """Threads that prepare samples: more would draw in any order."""
-SEED = Range(0, limit=2**63 - 1)
+SEED = Range(0, limit=2**53)
 OPSET = Range(7, limit=100)
 """Of ONNX."""
 HOURS = Range(0, limit=1e6)

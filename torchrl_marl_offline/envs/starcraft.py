@@ -97,7 +97,7 @@ def _require_game(task: str) -> None:
 
 
 def _any_seed() -> int:
-    return int(torch.randint(2**62, ()))
+    return int(torch.randint(2**53, ()))
 
 
 def _launch(settings: dict[str, Any], num_envs: int, device: torch.device, workers: str, seed: int) -> EnvBase:
