@@ -670,7 +670,7 @@ def test_a_checkpoint_of_other_members_is_refused(tmp_path, data):
     make_population(data, (0, 1), tmp_path, rules=MIXER, steps=2).train()
     with pytest.raises(Exception, match="does not fit this run; resume it with the settings"):
         make_population(data, (0, 1, 2), tmp_path, rules=MIXER, steps=4).resume()
-    with pytest.raises(Exception, match=r"does not fit this run.*(members|gamma was)"):
+    with pytest.raises(Exception, match=r"does not fit this run.*gamma was"):
         make_population(data, (1, 0), tmp_path, rules=MIXER, steps=4).resume()
 
 
