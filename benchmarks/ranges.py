@@ -262,7 +262,7 @@ def environments() -> Iterator[tuple[str, Any, Callable[[dict[str, Any]], Any]]]
     paths = {}
     for task, status in list_tasks().items():
         family, _, name = task.partition("/")
-        if status == "installed":
+        if status == "installed" and family in FAMILIES:  # not those that somebody registered
             paths.setdefault(_tasks_of(FAMILIES[family])[name], task)
     for path in paths:
         module, _, attribute = path.partition(":")

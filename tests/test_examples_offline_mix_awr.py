@@ -202,7 +202,7 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
         ("--dataset", "pymarl:nowhere.h5"): "nowhere.h5 does not exist",
         ("--dataset", "pymarl:text.h5"): "is not an HDF5 file",
         ("--dataset", "pymarl:archive.npz"): "not HDF5",
-        ("--dataset", "text.h5"): "a file without a reader named",
+        ("--dataset", "text.h5"): "text.h5 is not an HDF5 file",
         ("--task", "mpe/simple_sprea"): "Unknown task 'mpe/simple_sprea'; close names are mpe/simple_spread",
         ("--task", "games/xor", "--dataset", "nowhere"): "leave --task out",
         ("--resume", "nowhere"): "nowhere holds no config.json",
@@ -220,7 +220,8 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
 def test_every_algorithm_gets_what_is_asked_for_and_keeps_the_rest():
     script = runpy.run_path(str(SCRIPT))
     args, settings = script["Args"], script["method_settings"]
-    assert settings("recipe", args()).items() >= {"temperature": 3.0, "gamma": 0.95, "expectile": 0.7}.items()
+    assert settings("recipe", args()).items() >= {"gamma": 0.95, "expectile": 0.7}.items()
+    assert "temperature" not in settings("recipe", args())  # the loss's own default
     paper = args(preset="paper", expectile=0.8)
     assert settings("recipe", paper).items() >= {"temperature": 10.0, "expectile": 0.8, "advantage": "local"}.items()
     assert not {"temperature", "gamma", "expectile"} & settings("icq", args()).keys()

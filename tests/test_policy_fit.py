@@ -47,6 +47,7 @@ def test_a_policy_that_does_not_say_its_sizes(tmp_path):
             play()
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # runpy's, where it was imported before
 def test_kinds_of_actions_and_agents(tmp_path, monkeypatch, capsys):
     discrete = make_env("games/grid_navigation", num_envs=2, agents=2)
     spread = make_env("mpe/simple_spread", num_envs=2)

@@ -169,6 +169,7 @@ def test_a_damaged_library_of_torchs_cache_is_named_and_deleted(monkeypatch, tmp
 
 @pytest.mark.slow
 @pytest.mark.fault("2.5")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch's compiler says of its own parts
 def test_a_library_that_is_really_cut_short(monkeypatch, tmp_path):
     """What Ctrl-C leaves: torch finds the file in its cache, and cannot load it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))

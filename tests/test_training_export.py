@@ -429,7 +429,7 @@ def test_a_normalization_compiles_without_a_graph_break():
         ),
         (([0.0] * 3, [1.0] * 3), ValueError, "has numbers for 3 components, but an observation has 4"),
         (([0.0] * 4, [1.0] * 3), ValueError, "as many finite locs as finite scales"),
-        (([0.0, 0.0, 0.0, float("nan")], [1.0] * 4), ValueError, "as many finite locs as finite scales"),
+        (([0.0, 0.0, 0.0, float("nan")], [1.0] * 4), ValueError, "observation_norm must be finite, got nan"),
         (([0.0] * 4, [1.0, 1.0, 0.0, 1.0]), ValueError, "needs positive scales, got 0.0"),
     ],
 )
