@@ -438,7 +438,7 @@ def test_discrete_actions_of_any_type_are_indices_where_their_number_is_given(ki
         ({"terminals": torch.tensor([0, torch.nan, 1])}, "terminals holds NaN"),
         (
             {"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": ([-1, 0], [1, 1])},
-            "bounds must be a number",
+            r"action_bounds must be a number, got \[-1, 0\]; one number bounds every component of an action: scale the",
         ),
         ({"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": (1, -1)}, "the lower one first"),
     ],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,25 +172,46 @@ def test_a_damaged_library_of_torchs_cache_is_named_and_deleted(monkeypatch, tmp
     assert not library.exists() and other.exists()
 
 
+def test_a_library_is_cut_where_it_ends_before_its_sections(tmp_path):
+    from torch import _C
+
+    from torchrl_marl_offline.training.compile_failures import _is_cut
+
+    whole = Path(_C.__file__).read_bytes()  # a small library that is loaded
+    path = tmp_path / "a.so"
+    for size, is_cut in ((len(whole), False), (len(whole) // 2, True), (64, True), (63, True), (0, True)):
+        path.write_bytes(whole[:size])
+        assert _is_cut(path) is is_cut, size
+    path.write_bytes(b"no library" * 10)
+    assert _is_cut(path)
+
+
 @pytest.mark.slow
 @pytest.mark.fault("2.5")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch's compiler says of its own parts
-def test_a_library_that_is_really_cut_short(monkeypatch, tmp_path):
-    """What Ctrl-C leaves: torch finds the file in its cache, and cannot load it."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "0")
-    make_trainer(compile="on", host_noise=False, steps=2).train()
-    libraries = list((tmp_path / "torch").rglob("*.so"))
-    assert libraries
-    for path in libraries:
+def test_a_library_that_is_really_cut_short(tmp_path):
+    """What Ctrl-C leaves: torch finds the file in its cache, and a new process cannot load it."""
+    script = "from training_toys import make_trainer; make_trainer(compile='on', host_noise=False, steps=2).train()"
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    own = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "0"}
+
+    def run() -> str:
+        command = [sys.executable, "-W", "always::UserWarning", "-c", script]
+        done = subprocess.run(
+            command, env=os.environ | own | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "CompileWarning" not in run()
+    cut = list((tmp_path / "torch").rglob("*.so"))
+    assert cut
+    for path in cut:
         path.unlink()
         path.write_bytes(b"\x7fELF cut")
-    torch.compiler.reset()
-    trainer = make_trainer(compile="on", host_noise=False, steps=2)
-    with pytest.warns(CompileWarning, match="was damaged and is deleted"):
-        trainer.train()
-    torch.compiler.reset()
-    make_trainer(compile="on", host_noise=False, steps=2).train()
+    said = run()
+    assert "CompileWarning: compile: off" in said
+    assert "was damaged and is deleted" in said
+    assert not [path for path in cut if path.exists() and path.read_bytes() == b"\x7fELF cut"]
 
 
 @pytest.mark.fault("6.2")
@@ -318,3 +344,30 @@ def test_other_words_are_refused(word):
         check_compile(word)
     with pytest.raises(ValueError, match="compile must be"):
         make_trainer(compile=word)
+
+
+@pytest.mark.fault("6.2")
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="Linux alone tells")
+def test_a_busy_machine_teaches_no_wrong_times():
+    """Four processes want the one processor that this one may use: what it takes by the clock is not what it costs."""
+
+    def work() -> None:
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            sum(range(1000))
+
+    allowed, others = os.sched_getaffinity(0), []
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        others = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(4)]
+        began = time.perf_counter()
+        with compile_choice._calm_time() as clock:
+            work()
+        by_the_clock = time.perf_counter() - began
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        os.sched_setaffinity(0, allowed)
+    assert by_the_clock > 1.0
+    assert 0.25 < clock.seconds < 0.75

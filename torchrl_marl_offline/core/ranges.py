@@ -81,6 +81,8 @@ class Range:
 
 
 REAL = Range()
+ONE_SCALE = "one number bounds every component of an action: scale the others to it"
+"""The remedy for a list of bounds in the place of one."""
 POSITIVE = Range(0, above=True)
 ABOVE_ONE = Range(1, above=True)
 """A bound in units of a mean."""
@@ -294,14 +296,15 @@ def check(name: str, value: Any, hint: Any) -> None:
     Args:
         name: of the parameter, for the message.
         value: a number, or a list, tuple or mapping of numbers where the annotation is one.
-        hint: such as ``Annotated[int, COUNT]``.
+        hint: such as ``Annotated[int, COUNT]``; a string after the range says what to do instead.
 
     Raises:
         ValueError: it is not; the message is one sentence.
     """
     refusal = _refusal(value, hint, None)
     if refusal is not None:
-        raise ValueError(f"{name} {refusal}.")
+        remedies = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, str)]
+        raise ValueError(f"{'; '.join([f'{name} {refusal}', *remedies])}.")
 
 
 class _Refusal(NamedTuple):

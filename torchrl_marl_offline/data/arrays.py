@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from torchrl_marl_offline.core.ranges import REAL, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.assembly import (
     assemble,
@@ -57,7 +57,7 @@ def from_arrays(
     agent_mask: Arrays | None = None,
     success: Arrays | None = None,
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
     task: str | None = None,
     spec: TaskSpec | None = None,
     metadata: dict[str, Any] | None = None,

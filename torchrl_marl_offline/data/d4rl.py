@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import REAL, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
@@ -33,7 +33,7 @@ def read_d4rl(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
     n_actions: Annotated[int | None, WIDTHS] = None,
 ) -> OfflineDataset:
     """Read one file.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from torchrl_marl_offline.core.ranges import REAL, checked
+from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -28,7 +28,7 @@ def read_minari(
     source: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float] | None, REAL] = None,
+    action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
     rescale_actions: bool = False,
 ) -> OfflineDataset:
     """Read a Minari dataset.

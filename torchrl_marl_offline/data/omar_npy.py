@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
+from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.core.regular_files import files_below, require_regular
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -45,7 +45,7 @@ def open_omar_npy(
     *,
     task: str | None = None,
     episode_length: Annotated[int | None, COUNT] = None,
-    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
 ) -> RowStream:
     """Open a folder for reading in blocks.
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, REAL, checked
+from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import open_hdf5
@@ -63,7 +63,7 @@ def open_omiga_h5(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
     time_limit: Annotated[int | None, COUNT] = 1000,
 ) -> RowStream:
     """Open one of OMIGA's HDF5 files for reading in blocks.

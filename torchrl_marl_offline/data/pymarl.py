@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, REAL, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -89,7 +89,7 @@ def read_pymarl(
     time_limit: Annotated[int | Literal["auto"] | None, COUNT] = "auto",
     final_row: bool | Literal["auto"] = "auto",
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float] | None, REAL] = None,
+    action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
     state: str | None = None,
     legals: str | None = None,
 ) -> OfflineDataset:

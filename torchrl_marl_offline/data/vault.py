@@ -39,7 +39,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, SEED, WIDTHS, checked
 from torchrl_marl_offline.core.regular_files import files_below, read_json
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.arrays import agent_flags, close_last_episode
@@ -85,7 +85,7 @@ def open_vault(
     task: str | None = None,
     seeds: Annotated[Sequence[int] | None, SEED] = None,
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float], REAL] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
     time_limit: Annotated[int | None, COUNT] = None,
     episode_length: Annotated[int | None, COUNT] = None,
     state: str | None = None,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,13 +85,12 @@ def choose_compile(
             why = f"{1e3 * plain:.1f} ms a step; compiling would take {price:.0f} s to save {max(saved, 0.0):.0f} s"
             return CompileChoice(False, eager, f"compile: off, {why} ({expected.measured})")
         compiled = make(compiled=True)
-        began = time.perf_counter()
         try:
-            with failures_are_raised():
+            with _calm_time() as clock, failures_are_raised():
                 compiled(batch.copy())
         except Exception as error:  # whatever the compiler of this machine, or none, raises
             return CompileChoice(False, eager, f"compile: off, {why_it_failed(error)}")
-        warm_up, fast = time.perf_counter() - began, agreed(_seconds(compiled, batch))
+        warm_up, fast = clock.seconds, agreed(_seconds(compiled, batch))
         costs.remember(*step, warm_up, fast / plain)
     found = f"{1e3 * plain:.1f} ms a step as it stands, {1e3 * fast:.1f} ms compiled (in {warm_up:.0f} s)"
     if fast < plain:
@@ -101,13 +101,42 @@ def choose_compile(
 def _seconds(gradients: Differentiate, batch: TensorDictBase) -> float:
     times = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
-        metrics = gradients(batch.copy())  # a loss may write priorities into it
-        if batch.device is not None and batch.device.type == "cuda":
-            torch.cuda.synchronize(batch.device)
-        del metrics
-        times.append(time.perf_counter() - began)
+        with _calm_time() as clock:
+            metrics = gradients(batch.copy())  # a loss may write priorities into it
+            if batch.device is not None and batch.device.type == "cuda":
+                torch.cuda.synchronize(batch.device)
+            del metrics
+        times.append(clock.seconds)
     return sorted(times[1:])[len(times) // 2]
+
+
+@dataclass
+class _Clock:
+    """Seconds that a block would have taken had no other process wanted the processors."""
+
+    seconds: float = 0.0
+
+
+@contextmanager
+def _calm_time() -> Iterator[_Clock]:
+    """Time a block; on a busy machine by the part of its time that this thread was given of what it wanted.
+
+    Otherwise an hour in which others work would teach that compiling takes half of one, for all runs to come.
+    """
+    clock, began, (ran, waited) = _Clock(), time.perf_counter(), _schedule()
+    yield clock
+    seconds, (ran_now, waited_now) = time.perf_counter() - began, _schedule()
+    ran, waited = ran_now - ran, waited_now - waited
+    clock.seconds = seconds * ran / (ran + waited) if ran + waited > 0 else seconds
+
+
+def _schedule() -> tuple[int, int]:
+    """Return the nanoseconds that this thread ran, and those that it waited for a processor, where Linux tells."""
+    try:
+        ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+        return int(ran), int(waited)
+    except (OSError, ValueError):
+        return 0, 0
 
 
 @contextmanager

@@ -7,7 +7,9 @@ it compiles can leave a file in that cache that is cut short, and every later ru
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,13 +48,20 @@ def say_that_it_failed(error: Exception) -> None:
 
 
 def why_it_failed(error: Exception) -> str:
-    """Return the reason in one line, and delete a damaged library of torch's cache that it names."""
+    """Return the reason in one line, and delete damaged libraries of torch's cache: those that it names, and cut ones.
+
+    Torch does not always name the library that is cut short: without the small one by which it asks what the processor
+    can do, it goes on, and writes code that this compiler refuses.
+    """
     *_, root = _causes(error)
     lines = str(root).strip().splitlines() or [""]
     reason = f"it failed here ({type(root).__name__}: {lines[0][:_LONGEST]})"
-    removed = [path for path in _named_libraries(error) if _removed(path)]
+    cache = _cache_folder()
+    damaged = [*_named_libraries(error, cache), *_cut_libraries(cache)] if cache else []
+    removed = [path for path in dict.fromkeys(damaged) if _removed(path)]
     if removed:
-        reason += f"; {removed[0]} was damaged and is deleted, so that the next run compiles it again"
+        others = f" (and {len(removed) - 1} more)" if len(removed) > 1 else ""
+        reason += f"; {removed[0]}{others} was damaged and is deleted, so that the next run compiles it again"
     return reason
 
 
@@ -75,16 +84,43 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = getattr(cause, "inner_exception", None) or cause.__cause__
 
 
-def _named_libraries(error: BaseException) -> list[Path]:
-    """Return the libraries below torch's cache folder that an error, or what caused it, names."""
-    text = "\n".join(map(str, _causes(error)))
+def _cache_folder() -> Path | None:
     try:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        cache = Path(cache_dir()).resolve()  # which makes it, if it can
+        return Path(cache_dir()).resolve()  # which makes it, if it can
     except (ImportError, OSError):
-        return []
+        return None
+
+
+def _named_libraries(error: BaseException, cache: Path) -> list[Path]:
+    """Return the libraries below torch's cache folder that an error, or what caused it, names as not to be loaded."""
+    is_of_linker = any(isinstance(cause, subprocess.SubprocessError) for cause in _causes(error))
+    text = "" if is_of_linker else "\n".join(map(str, _causes(error)))  # a compiler's command names what it makes
     return [path for path in map(Path, _LIBRARY.findall(text)) if path.resolve().is_relative_to(cache)]
+
+
+def _cut_libraries(cache: Path) -> list[Path]:
+    """Return the libraries below a folder that are shorter than they say they are."""
+    if not sys.platform.startswith("linux"):
+        return []  # whose format is read here
+    return [path for path in sorted(cache.rglob("*.so")) if path.is_file() and _is_cut(path)]
+
+
+def _is_cut(path: Path) -> bool:
+    """Say whether an ELF file ends before its table of sections, which stands last."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+        size = path.stat().st_size
+    except OSError:
+        return False
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return True
+    order = ">" if header[5] == 2 else "<"
+    (offset,) = struct.unpack_from(f"{order}Q", header, 0x28)
+    entry, entries = struct.unpack_from(f"{order}HH", header, 0x3A)
+    return size < offset + entry * entries
 
 
 def _removed(path: Path) -> bool:
