@@ -277,7 +277,7 @@ def test_torchrl_slices_are_series():
 @pytest.mark.fault("3.4")
 def test_a_trainer_refuses_before_it_writes(tmp_path):
     dataset = series("terminals")
-    losses = [sarsa(dataset, "tdlambda", vectorized=False) for _ in range(2)]  # members go through vmap
+    losses = [sarsa(dataset, "tdlambda") for _ in range(2)]
     plain, sliced = (dataset.replay_buffer(batch_size=8, slice_len=slice_len) for slice_len in (None, 4))
     with pytest.raises(ValueError, match=r"TDLambdaEstimator .* slice_len="):
         Trainer(losses[0], plain, steps=2, output=tmp_path / "run", progress=False)

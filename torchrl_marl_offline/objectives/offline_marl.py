@@ -38,7 +38,7 @@ from torchrl_marl_offline.objectives.functional_parameters import (
 )
 from torchrl_marl_offline.objectives.masking import Masking
 from torchrl_marl_offline.objectives.policies import no_density
-from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series
+from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series, step_by_step
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
@@ -575,7 +575,8 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 batch.set("steps_to_next_obs", steps.reshape(*tensordict.batch_size, 1, 1).expand_as(next_value))
             if tensordict.ndim > 1:
                 batch.names = [*[None] * (tensordict.ndim - 1), "time"]
-            return self.value_estimator.value_estimate(batch, next_value=next_value)
+            with step_by_step(self.value_estimator, next_value):
+                return self.value_estimator.value_estimate(batch, next_value=next_value)
 
     def _indexed(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return discrete actions as indices ``[*B, n]``: TorchRL's environments also have ``[*B, n, 1]`` and codes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
@@ -82,3 +83,20 @@ def is_readable(tensor: Tensor) -> bool:
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     return type(tensor) is Tensor and get_proxy_mode() is None
+
+
+@contextmanager
+def step_by_step(estimator: ValueEstimatorBase, tensor: Tensor) -> Iterator[None]:
+    """Let TD(lambda) run along its rows one by one where values may not be looked at, as its fast form does.
+
+    That form looks for the ends of episodes, which neither a population's map over members nor a trace can do; the
+    numbers are the same up to rounding.
+    """
+    fast = getattr(estimator, "vectorized", False) is True and not is_readable(tensor)
+    if fast:
+        estimator.vectorized = False
+    try:
+        yield
+    finally:
+        if fast:
+            estimator.vectorized = True
