@@ -457,6 +457,21 @@ def test_exploration_type_rules_execution_but_not_the_loss(discrete: bool) -> No
     assert_same(*outputs)
 
 
+@pytest.mark.fault("3.6")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", float("nan")), ("temperature", -1.0), ("expectile", 1), ("max_next_value", float("nan"))],
+)
+def test_a_coefficient_is_not_scheduled_out_of_its_range(name, value) -> None:
+    loss = Case("vdn", "iql", "awr").build(max_next_value=1e3)
+    before = getattr(loss, name).clone()
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        setattr(loss, name, value)
+    assert getattr(loss, name) == before
+    setattr(loss, name, 0.25)
+    assert getattr(loss, name) == 0.25
+
+
 def test_coefficients_are_buffers_that_can_be_scheduled() -> None:
     batch = make_batch(DISCRETE, 6)
     loss = Case("mixer", "iql", "awr", discrete=True).build()

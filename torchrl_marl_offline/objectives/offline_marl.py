@@ -17,7 +17,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked, declared
 from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.estimates import (
@@ -316,8 +316,15 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self._coefficients = frozenset(coefficients)
 
     def __setattr__(self, name: str, value) -> None:
-        """Write numbers into coefficients, so that they may be scheduled as ``loss.temperature = 3.0``."""
+        """Write numbers into coefficients, so that they may be scheduled as ``loss.temperature = 3.0``.
+
+        Raises:
+            ValueError: a number that the rule does not take when it is made.
+        """
         if isinstance(value, (int, float)) and name in self._coefficients:
+            for owner in (self, self.value_learning, self.extraction, self.behaviour_learning):
+                if owner is not None and name in (known := declared(type(owner))):
+                    check(name, value, known[name][0])
             self._buffers[name].fill_(value)
         else:
             super().__setattr__(name, value)
