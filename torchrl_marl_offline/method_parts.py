@@ -75,12 +75,13 @@ def make_parts(
         activation: activation of all hidden layers.
         layer_norm: layer normalization in critics, state values and mixers.
         batch_norm: normalize the inputs of policies, critics and state values by the batch; None: where actions are
-            continuous.
+            continuous and the decomposition is not ``"graph"``, which reads pairs of agents.
         distribution: of continuous actions; see :func:`make_actor`.
         scale: the Gaussian's standard deviation; see :func:`make_actor`.
     """
     network = {"hidden": hidden, "share_params": share_params, "activation": activation}
-    batch_norm = not spec.discrete if batch_norm is None else batch_norm
+    if batch_norm is None:
+        batch_norm = not spec.discrete and decomposition != "graph"
     valued = {"decomposition": decomposition, "layer_norm": layer_norm, "batch_norm": batch_norm} | network
     actor = make_actor(spec, distribution=distribution, scale=scale, batch_norm=batch_norm, **network)
     critic = make_critic(spec, frozen=frozen, num_heads=num_heads, **valued)
