@@ -49,6 +49,7 @@ from torchrl_marl_offline.training import (
     graded_recording,
     read_csv,
 )
+from torchrl_marl_offline.training.run_lock import COMMAND_FILE, LOCK_FILE
 
 Job = Callable[[Path], None]
 MEASURED = {"seconds", "process", "host", "updates_per_second"}
@@ -236,6 +237,8 @@ def contents(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir():
             found[f"{name}/"] = ""
+        elif path.name in (LOCK_FILE, COMMAND_FILE):
+            found[name] = "a lock"  # which holds the number of the last process
         elif path.name != "progress.json":  # a heartbeat
             found[name] = hashlib.sha256(_content(path).replace(os.fsencode(folder), b"")).hexdigest()[:16]
     return found

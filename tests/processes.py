@@ -1,0 +1,259 @@
+"""Processes as a user starts them, without the seconds that importing torch takes.
+
+A process that has imported everything is started once for each worker of pytest; :func:`start` has it fork. The fork
+gets the arguments, folder, environment and warning options of a new interpreter and runs the script, module or code as
+``__main__``. It is killed, interrupted and waited for as any process. What a test says of importing itself needs
+:mod:`subprocess`.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+IMPORTED = (
+    *("torch", "tensordict", "torchrl.collectors", "torchrl.envs", "torchrl.objectives", "h5py", "pandas"),
+    *(f"torchrl_marl_offline.{name}" for name in ("data", "envs", "modules", "objectives", "training", "study")),
+    "matplotlib.pyplot",
+)
+
+
+# ------------------------------------------------------------------ in the tests
+
+
+class Process:
+    """A process, with the part of :class:`subprocess.Popen` that the tests use."""
+
+    def __init__(self, pid: int, server: _Server, args: Sequence[str], outputs: dict) -> None:
+        self.pid, self.args, self.returncode = pid, args, None
+        self._server = server
+        self.stdout, self.stderr = outputs.get("stdout"), outputs.get("stderr")
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._server.status_of(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (1e9 if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str | bytes | None, str | bytes | None]:
+        end = time.monotonic() + (1e9 if timeout is None else timeout)
+        found: dict[str, str | bytes] = {}
+        readers = []
+        for name in ("stdout", "stderr"):
+            if (stream := getattr(self, name)) is not None and not stream.closed:
+                read = threading.Thread(target=lambda n=name, s=stream: found.update({n: s.read()}), daemon=True)
+                read.start()
+                readers.append(read)
+        for read in readers:
+            read.join(max(0.0, end - time.monotonic()))
+            if read.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout)
+        self.wait(max(0.1, end - time.monotonic()))
+        for stream in filter(None, (self.stdout, self.stderr)):
+            stream.close()
+        return found.get("stdout"), found.get("stderr")
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in filter(None, (self.stdout, self.stderr)):
+            stream.close()
+        self.wait()
+
+
+class _Server:
+    """The process that forks, seen from the tests."""
+
+    def __init__(self) -> None:
+        self._socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, __file__, str(there.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[there.fileno()], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        there.close()
+        self._statuses: dict[int, int] = {}
+        self._lock = threading.Lock()
+        atexit.register(self._socket.close)
+
+    def begin(self, request: Mapping[str, object], descriptors: list[int]) -> int:
+        with self._lock:
+            sent = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            self._socket.sendmsg([json.dumps(request).encode()], sent)
+            while "pid" not in (message := self._read()):
+                self._statuses[message["ended"]] = message["status"]
+        return message["pid"]
+
+    def status_of(self, pid: int) -> int | None:
+        with self._lock:
+            self._socket.setblocking(False)
+            try:
+                while pid not in self._statuses:
+                    message = self._read()
+                    self._statuses[message["ended"]] = message["status"]
+            except BlockingIOError:
+                pass
+            finally:
+                self._socket.setblocking(True)
+            return self._statuses.get(pid)
+
+    def _read(self) -> dict[str, int]:
+        if not (message := self._socket.recv(4096)):
+            raise RuntimeError("the process that forks has ended")
+        return json.loads(message)
+
+
+_servers: dict[int, _Server] = {}
+
+
+def start(
+    *arguments: object,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    text: bool = True,
+    stdout: int | None = subprocess.PIPE,
+    stderr: int | None = subprocess.PIPE,
+) -> Process:
+    """Do what ``subprocess.Popen([sys.executable, *arguments])`` does, sooner.
+
+    Args:
+        *arguments: ``-W OPTION`` any number of times, then a script, ``-m MODULE`` or ``-c CODE``, and its arguments.
+        cwd: the folder, by default this process's.
+        env: the environment, by default this process's.
+        text: streams of text.
+        stdout: ``PIPE``, or None for this process's own.
+        stderr: the same, or ``STDOUT``.
+    """
+    if os.getpid() not in _servers:
+        _servers[os.getpid()] = _Server()
+    server, words = _servers[os.getpid()], list(map(str, arguments))
+    request = {"arguments": words, "cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+    outputs, given = {}, []
+    for name, wanted, own in (("stdout", stdout, 1), ("stderr", stderr, 2)):
+        if wanted == subprocess.PIPE:
+            here, there = os.pipe()
+            outputs[name] = os.fdopen(here, "r" if text else "rb")
+            given.append(there)
+        else:
+            given.append(os.dup(given[0] if wanted == subprocess.STDOUT else own))
+    pid = server.begin(request, given)
+    for descriptor in given:
+        os.close(descriptor)
+    return Process(pid, server, words, outputs)
+
+
+def run(*arguments: object, timeout: float | None = 600, **options: object) -> subprocess.CompletedProcess:
+    """Do what ``subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`` does, sooner."""
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+# ------------------------------------------------------------ in the process that forks
+
+
+def serve(descriptor: int) -> None:
+    """Fork for each request, until the tests have ended; returns in the forks alone, which then run their program."""
+    import importlib
+    import select
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in IMPORTED:
+            importlib.import_module(name)
+    asked = socket.socket(fileno=descriptor)
+    running: set[int] = set()
+    while True:
+        ready, _, _ = select.select([asked], [], [], 0.02 if running else 10.0)
+        if ready:
+            message, ancillary, _, _ = asked.recvmsg(2**20, socket.CMSG_SPACE(16))
+            if not message:
+                sys.exit(0)
+            descriptors = array.array("i", ancillary[0][2]).tolist()
+            if (pid := os.fork()) == 0:
+                asked.close()
+                _become(json.loads(message), descriptors)
+                return
+            running.add(pid)
+            for each in descriptors:
+                os.close(each)
+            asked.send(json.dumps({"pid": pid}).encode())
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.discard(pid)
+                asked.send(json.dumps({"ended": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _become(request: dict, descriptors: list[int]) -> None:
+    """Make this fork what a new interpreter would be, and run its program."""
+    import random
+    import runpy
+    import types
+    import warnings
+
+    import numpy as np
+
+    for here, there in zip(descriptors, (1, 2)):
+        os.dup2(here, there)
+        os.close(here)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    random.seed()
+    np.random.seed()  # noqa: NPY002
+    words, options = list(request["arguments"]), []
+    while words[0] == "-W":
+        options += [words[1]]
+        del words[:2]
+    warnings.resetwarnings()
+    sys.warnoptions[:] = [*filter(None, request["env"].get("PYTHONWARNINGS", "").split(",")), *options]
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    warnings._processoptions(sys.warnoptions)
+    paths = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = paths
+    if words[0] == "-c":
+        sys.argv, module = ["-c", *words[2:]], types.ModuleType("__main__")
+        sys.path.insert(0, "")
+        sys.modules["__main__"] = module
+        exec(compile(words[1], "<string>", "exec"), module.__dict__)
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, request["cwd"])
+        sys.modules.pop(words[1], None)
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,51 @@
+"""Forked processes are what new ones are: the tests that use them may rely on that."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import run, start
+
+TELLS = """
+import os, sys, torch, random, warnings
+print(sys.argv[1:], os.getcwd(), os.environ.get("MARK"), __name__, torch.initial_seed(), file=sys.stdout)
+warnings.warn("here", UserWarning)
+sys.stderr.write("bad\\n")
+sys.exit(3)
+"""
+
+
+def test_what_a_process_sees_is_what_a_new_one_sees(tmp_path):
+    (tmp_path / "script.py").write_text(TELLS)
+    for arguments in (["-c", TELLS, "a", "b"], [str(tmp_path / "script.py"), "a", "b"]):
+        new = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env={"MARK": "7"}, capture_output=True, text=True, check=False
+        )
+        forked = run(*arguments, cwd=tmp_path, env={"MARK": "7"})
+        assert (forked.returncode, forked.stdout) == (new.returncode, new.stdout)
+        assert forked.stderr.splitlines()[-1] == new.stderr.splitlines()[-1] == "bad"
+        assert "UserWarning: here" in forked.stderr
+
+
+def test_errors_signals_and_modules(tmp_path):
+    failed = run("-W", "error::UserWarning", "-c", "import warnings; warnings.warn('no')")
+    assert failed.returncode == 1 and "UserWarning: no" in failed.stderr
+    assert run("-m", "torchrl_marl_offline.data", "verify", str(tmp_path / "none")).returncode == 1
+    waiting = "import time; print('started', flush=True); time.sleep(60)"
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = start("-c", waiting)
+        assert process.stdout.readline() == "started\n" and process.poll() is None
+        process.send_signal(number)
+        assert process.wait(20) == -number
+        process.communicate()
+    with start("-c", waiting) as process, pytest.raises(subprocess.TimeoutExpired):
+        began = time.monotonic()
+        try:
+            process.communicate(timeout=0.3)
+        finally:
+            assert time.monotonic() - began < 10
+            process.kill()
