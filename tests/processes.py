@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,10 @@ class Process:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
+    def __del__(self) -> None:
+        for stream in filter(None, (self.stdout, self.stderr)):
+            stream.close()
+
     def __enter__(self) -> Process:
         return self
 
@@ -99,7 +104,11 @@ class _Server:
         there.close()
         self._statuses: dict[int, int] = {}
         self._lock = threading.Lock()
-        atexit.register(self._socket.close)
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        self._socket.close()
+        self.process.wait(30)
 
     def begin(self, request: Mapping[str, object], descriptors: list[int]) -> int:
         with self._lock:
@@ -198,7 +207,12 @@ def serve(descriptor: int) -> None:
             descriptors = array.array("i", ancillary[0][2]).tolist()
             if (pid := os.fork()) == 0:
                 asked.close()
-                _become(json.loads(message), descriptors)
+                try:
+                    _become(json.loads(message), descriptors)
+                except KeyboardInterrupt:
+                    traceback.print_exc()
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
+                    os.kill(os.getpid(), signal.SIGINT)
                 return
             running.add(pid)
             for each in descriptors:
@@ -219,6 +233,7 @@ def _become(request: dict, descriptors: list[int]) -> None:
     import warnings
 
     import numpy as np
+    import torch
 
     for here, there in zip(descriptors, (1, 2)):
         os.dup2(here, there)
@@ -227,7 +242,8 @@ def _become(request: dict, descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     random.seed()
-    np.random.seed()  # noqa: NPY002
+    np.random.seed()
+    torch.seed()
     words, options = list(request["arguments"]), []
     while words[0] == "-W":
         options += [words[1]]

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
+import processes
 import pytest
 from data_toys import episodes, pymarl_episode_arrays, write_h5
 from inspection_toys import clean, put
@@ -142,8 +141,7 @@ def test_wrong_arguments():
 
 def test_as_a_process(tmp_path):
     episodes([2, 3]).save(tmp_path / "toy")
-    run = [sys.executable, "-W", "ignore", "-m", "torchrl_marl_offline.data"]
-    result = subprocess.run([*run, "verify", str(tmp_path / "none")], capture_output=True, text=True)
+    result = processes.run("-W", "ignore", "-m", "torchrl_marl_offline.data", "verify", tmp_path / "none")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from format_toys import vault_arrays, write_vault
@@ -235,9 +236,8 @@ print(len(load_dataset("og_marl:smac_v1/3m/Good", cache=sys.argv[1], offline=Tru
 @pytest.mark.slow
 def test_two_processes_may_convert_at_once(tmp_path):
     write_vault(tmp_path / "vaults/og_marl/smac_v1/3m.vlt/Good", vault_arrays([20] * 500), chunk_rows=1000)
-    command = [sys.executable, "-c", CONVERTS, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in processes] == [b"10000", b"10000"]
+    both = [processes.start("-c", CONVERTS, tmp_path) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["10000", "10000"]
     assert [entry.name for entry in (tmp_path / "datasets/og_marl/smac_v1/3m").iterdir()] == ["Good"]
 
 

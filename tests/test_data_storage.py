@@ -3,9 +3,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
 from data_toys import episodes
@@ -193,9 +192,7 @@ print(*outcomes)
 def test_a_killed_writer_leaves_nothing_that_loads(tmp_path):
     here = os.path.dirname(__file__)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    result = subprocess.run(
-        [sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, env=environment, check=False
-    )
+    result = processes.run("-c", KILL, tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     outcomes = result.stdout.split()[-12:]
     assert len(outcomes) == 12

@@ -3,11 +3,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 import torch
 from format_toys import vault_arrays, write_vault
@@ -259,10 +258,8 @@ def test_a_killed_conversion_leaves_nothing_and_starts_again(tmp_path):
     folder = write_vault(tmp_path / "v", vault_arrays([20] * 1000), chunk_rows=500)
     target = tmp_path / "out"
     for delay in (0.0, 0.2, 0.6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder), str(target)], stdout=subprocess.PIPE, env=dict(os.environ)
-        )
-        assert process.stdout.readline() == b"started\n"
+        process = processes.start("-c", KILLED, folder, target)
+        assert process.stdout.readline() == "started\n"
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

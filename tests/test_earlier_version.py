@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -73,8 +72,7 @@ def test_a_run_goes_on(tmp_path, kind):
     run = shutil.copytree(EARLIER / f"run_{kind}", tmp_path / "run")
     for folder in (run, run / "cloning"):
         (folder / "checkpoints" / "checkpoint-000000000020.torchrl").unlink()
-    command = [sys.executable, str(EXAMPLE), "--resume", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = processes.run(EXAMPLE, "--resume", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     component = "loss" if kind == "single" else "population"
     assert_equal_tensors(saved(run, 20, component), saved(EARLIER / f"run_{kind}", 20, component))

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from processes import run
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "compose_losses.py"
 
 
 def test_it_runs_and_learns_something(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:torchrl_marl_offline", str(SCRIPT)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    result = run("-W", "error::UserWarning:torchrl_marl_offline", SCRIPT, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     returns = [float(value) for value in re.findall(r"return ([\d.]+)", result.stdout)]
     data, *learned = returns

@@ -8,11 +8,11 @@ import os
 import random
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -26,15 +26,10 @@ SHORT = (*SMALL, "--steps", "20", "--eval-every", "10")
 TIMING = {"seconds"}
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, "-W", "error::UserWarning:torchrl_marl_offline", str(SCRIPT), *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
+def start(*arguments: str, cwd: Path) -> processes.Process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return processes.start(
+        "-W", "error::UserWarning:torchrl_marl_offline", SCRIPT, *arguments, cwd=cwd, env=environment
     )
 
 

@@ -6,11 +6,10 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -44,9 +43,7 @@ def run(example, *arguments: str, cwd: Path) -> str:
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """A whole run on random play, as a user starts it, and what it printed."""
     cwd = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, str(SCRIPT), *SMALL, "--quality", "random", "--output", "whole"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)
+    process = processes.run(SCRIPT, *SMALL, "--quality", "random", "--output", "whole", cwd=cwd)
     assert process.returncode == 0, process.stderr
     return cwd / "whole", process.stdout
 

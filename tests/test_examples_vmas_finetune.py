@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -21,12 +20,8 @@ SMALL += ["--steps-per-round", "5", "--updates-per-round", "4", "--offline-steps
 SMALL += ["--online-steps", "40", "--task", "mpe/simple_spread"]
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+def start(*arguments: str, cwd: Path) -> processes.Process:
+    return processes.start(SCRIPT, *arguments, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def run(*arguments: str, cwd: Path) -> str:

@@ -19,6 +19,7 @@ from objective_toys import (
     loss_terms,
     make_batch,
     noise_of_its_place,
+    thorough,
 )
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -507,10 +508,9 @@ def test_a_mask_of_another_name_is_honoured() -> None:
     [
         Case("mixer", "iql", "awr"),
         Case("vdn", "sarsa", "brac", discrete=True),
-        Case("qplex", "iql", "brac", discrete=True),
-        Case("graph", "td", "brac", discrete=True),
-        *SYSTEM_CASES[3:7:3],  # conservative, discrete; rectification, centralized
-        *SYSTEM_CASES[7::3],  # implicit constraint; global to local
+        *map(thorough, [Case("qplex", "iql", "brac", discrete=True), Case("graph", "td", "brac", discrete=True)]),
+        SYSTEM_CASES[3],  # conservative, discrete
+        *map(thorough, [SYSTEM_CASES[6], *SYSTEM_CASES[7::3]]),  # rectification; implicit constraint; global to local
     ],
     ids=str,
 )

@@ -11,8 +11,8 @@ import pytest
 from processes import run, start
 
 TELLS = """
-import os, sys, torch, random, warnings
-print(sys.argv[1:], os.getcwd(), os.environ.get("MARK"), __name__, torch.initial_seed(), file=sys.stdout)
+import os, sys, warnings
+print(sys.argv[1:], os.getcwd(), os.environ.get("MARK"), __name__, file=sys.stdout)
 warnings.warn("here", UserWarning)
 sys.stderr.write("bad\\n")
 sys.exit(3)
@@ -42,10 +42,16 @@ def test_errors_signals_and_modules(tmp_path):
         process.send_signal(number)
         assert process.wait(20) == -number
         process.communicate()
-    with start("-c", waiting) as process, pytest.raises(subprocess.TimeoutExpired):
-        began = time.monotonic()
-        try:
-            process.communicate(timeout=0.3)
-        finally:
-            assert time.monotonic() - began < 10
-            process.kill()
+    process = start("-c", waiting)
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.3)
+    assert time.monotonic() - began < 10
+    process.kill()
+    process.communicate()
+
+
+def test_each_fork_draws_numbers_of_its_own():
+    code = "import random, torch, numpy; print(random.random(), torch.rand(1).item(), numpy.random.rand())"
+    first, second = (run("-c", code).stdout.split() for _ in range(2))
+    assert len(first) == 3 and not set(first) & set(second)

@@ -302,3 +302,12 @@ def test_a_page_escapes_what_it_is_told(tmp_path):
     assert "<details><summary>more</summary>" in html
     assert "# a < b" in markdown and "> **careful & slow**" in markdown and "| x | y\\|z |\n| --- | ---: |" in markdown
     assert '![a "picture"](a.png)' in markdown
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 1), (5, 4), (7, 3), (10, 2)])
+def test_the_interquartile_mean_is_rliables(shape):
+    metrics = pytest.importorskip("rliable.metrics")
+    generator = numpy.random.default_rng(0)
+    for _ in range(20):
+        values = generator.normal(size=shape) * 10.0 ** generator.integers(-3, 4)
+        assert scores_module.interquartile_mean(values) == metrics.aggregate_iqm(values)

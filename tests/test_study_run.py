@@ -3,13 +3,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas
+import processes
 import pytest
 import torch
 from study_toys import (
@@ -159,10 +158,9 @@ def test_ctrl_c_and_a_kill_of_the_runner_lose_nothing(tmp_path, undisturbed):
     script.write_text(SCRIPT)
     jobs = jobs_of(file)
 
-    def start() -> subprocess.Popen:
+    def start() -> processes.Process:
         environment = os.environ | {"PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error"}
-        command = [sys.executable, str(script), str(file)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        return processes.start(script, file, env=environment, stderr=None)
 
     def wait_for(condition) -> None:
         until = time.monotonic() + 120

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import processes
 import pytest
 
 from torchrl_marl_offline.core.errors import sentence_of
@@ -200,10 +201,9 @@ def test_help_shows_the_ranges(capsys):
 @pytest.mark.fault("5.5")
 def test_a_reader_that_closes_the_pipe_ends_a_command_quietly():
     script = "from torchrl_marl_offline.core.errors import plain_errors\nwith plain_errors():\n    print('x' * 1000000)"
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with processes.start("-c", script) as process:
         process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait() == 1
+        assert process.stderr.read() == "" and process.wait() == 1
 
 
 @pytest.mark.fault("5.5")

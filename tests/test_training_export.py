@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import objective_toys as toys
+import processes
 import pytest
 import torch
 from tensordict import TensorDict
@@ -304,9 +304,7 @@ def test_onnx_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_the_command_exports_a_run(tmp_path):
     policy = Case("make_actor", CONTINUOUS).build()
     save_policy(tmp_path / "policy.pt", policy)
-    command = [sys.executable, "-m", "torchrl_marl_offline.export", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = processes.run("-m", "torchrl_marl_offline.export", tmp_path)
     assert result.returncode == 0, result.stderr
     path = tmp_path / "policy.pt2"
     assert result.stdout == f"{path}: torch, {path.stat().st_size:,} bytes\n"

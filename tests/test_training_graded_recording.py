@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -113,9 +111,7 @@ def test_a_killed_recording_goes_on_and_ends_with_equal_files(tmp_path):
 from torchrl_marl_offline.training.graded_recording import record
 record("mpe/simple_spread", {str(tmp_path / "killed")!r}, **{settings!r})
 """
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    process = processes.start("-W", "ignore", "-c", script)
     checkpoints = tmp_path / "killed" / "behaviour" / "checkpoints"
     while process.poll() is None and len(list(checkpoints.glob("checkpoint-*"))) < 2:
         time.sleep(0.02)

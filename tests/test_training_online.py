@@ -136,6 +136,7 @@ def test_a_checkpoint_needs_no_rows_that_had_left_the_ring(tmp_path):
     gone = files - {path.name for path in replay.journal.iterdir()}
     assert gone and gone < {file["name"] for file in state["files"]}
     again = make_replay(tmp_path, capacity=110, keep_all=False)
+    again.check_state_dict(state)
     again.load_state_dict(state)
     assert equal(draw(again, 9), expected)
 

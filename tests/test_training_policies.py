@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -24,9 +23,7 @@ TASKS = ["mpe/simple_spread", "games/grid_navigation", "games/two_step", "vmas/b
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torchrl_marl_offline.evaluate", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return processes.run("-m", "torchrl_marl_offline.evaluate", *arguments)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -77,6 +77,18 @@ class LocalWorkers:
                 worker.leave()
 
 
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how processes begin: forked from one that has imported what they need, or, where none can, anew.
+
+    That one runs nothing and touches no GPU, so that its forks are as clean as new processes.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchrl_marl_offline.study.training"])
+    return context
+
+
 class _Worker:
     """A process that does one job after another; a new one, where it died."""
 
@@ -86,7 +98,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.pipe, there = context.Pipe()
         self.process = context.Process(target=_work, args=(there, self.train), name=f"study worker on {self.device}")
         self.process.start()

@@ -175,7 +175,7 @@ class OnlineReplay:
             DatasetError: a file of the journal is missing or damaged.
             ValueError: the offline data, the size of a batch or the kind of device is another.
         """
-        for file in state["files"]:
+        for file in self._in_ring(state["files"], state["transitions"]):
             self._read(file)
         check_generator(self._generator, state["generator"])
         for name in ("capacity", "batch_size", "update_to_data"):
@@ -201,8 +201,7 @@ class OnlineReplay:
             if not _ROUNDS.fullmatch(str(file["name"])):  # folders of that name are read, and deleted when they are old
                 raise ValueError(f"the checkpoint names {file['name']!r} as a part of the journal, which it cannot be")
         self._buffer.empty()
-        # What has left the ring may have left the journal, too, before a later checkpoint was whole.
-        needed = [file for file in self._files if file["first"] + file["rows"] > self.transitions - self.capacity]
+        needed = self._in_ring(self._files, self.transitions)
         if needed:
             # Where rows lie decides which of them an index draws, so each goes back to its place in the ring.
             self._buffer.writer._cursor = needed[0]["first"] % self.capacity
@@ -213,6 +212,13 @@ class OnlineReplay:
             BufferState(self._offline).load_state_dict(state["offline"])
         if state.get("source") is not None:  # earlier versions saved none
             self.source.load_state_dict(state["source"])
+
+    def _in_ring(self, files: Sequence[Mapping[str, Any]], transitions: int) -> list[Mapping[str, Any]]:
+        """Return the files whose rows are in the ring: others may have left the journal, or half of them.
+
+        The run that wrote a checkpoint may have been killed while it wrote the one that needs them no more.
+        """
+        return [file for file in files if file["first"] + file["rows"] > transitions - self.capacity]
 
     def _gather(self) -> None:
         episodes = self.source(self.rounds)
