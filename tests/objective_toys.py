@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
@@ -63,11 +62,6 @@ SYSTEM_RULES = {
     "policy gradient": PolicyGradient(sample=False),
     "sampler": SoftmaxSampler(iterations=2, samples=SAMPLES),
 }
-
-
-def thorough(case: object) -> object:
-    """Mark a parameter as one of a kind of which others are always tested."""
-    return pytest.param(case, marks=pytest.mark.thorough)
 
 
 def make_batch(spec: TaskSpec, *shape: int, seed: int = 0) -> TensorDict:

@@ -14,7 +14,8 @@ CASES = {str(case): case for case in cases()}
 TRAINED = [
     name
     for name, case in CASES.items()
-    if case.decomposition in (None, settings_of(case.algorithm)["decomposition"]) and "refused" not in EXPECTED[name]
+    if case.decomposition in (None, settings_of(case.algorithm).get("decomposition"))
+    and "refused" not in EXPECTED[name]
 ]
 """Those that are trained here: each algorithm's own decomposition. The program of that file trains all of them."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from objective_toys import CONTINUOUS, DISCRETE, SYSTEM_CASES, Case, make_batch
 from population_toys import largest_difference, lone_tensors, make_data, member_tensors
+from selection import some_of
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.data.buffers import make_replay_buffer
@@ -73,7 +74,7 @@ def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool
 
 @pytest.mark.parametrize(
     "case",
-    [*SYSTEM_CASES[::2], *(pytest.param(case, marks=pytest.mark.slow) for case in SYSTEM_CASES[1::2])],
+    some_of(SYSTEM_CASES, every=2),
     ids=str,
 )
 def test_traced_it_is_the_loss_as_it_stands(case: Case) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from objective_toys import COMBINATIONS, CONTINUOUS, HIDDEN, Case, make_batch
+from selection import some_of
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
@@ -83,7 +84,7 @@ def assert_same_training(make, data: list[TensorDictBase], **tolerance) -> Compi
     return function
 
 
-@pytest.mark.parametrize("case", COMBINATIONS[:24], ids=str)
+@pytest.mark.parametrize("case", some_of(COMBINATIONS[:24], every=5), ids=str)
 def test_every_combination_equals_the_loss_as_it_stands(case):
     assert_same_training(lambda: build(case), batches(case))
 
