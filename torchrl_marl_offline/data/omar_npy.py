@@ -18,7 +18,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
-from torchrl_marl_offline.core.regular_files import files_below, require_regular
+from torchrl_marl_offline.core.regular_files import files_below, lies_at, require_regular
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
@@ -64,9 +64,8 @@ def open_omar_npy(
     path = user_path(path)
     with reading(path):
         folders = _seed_folders(path)
-        for folder in folders:
-            for _ in files_below(folder):
-                pass  # neither a pipe nor a link that leads out
+        for _ in files_below(path, None if folders == [path] else [folder.name for folder in folders]):
+            pass  # neither a pipe nor a link that leads out
         seeds = [_open_folder(folder) for folder in folders]
         first = seeds[0]
         if any(set(seed) != set(first) for seed in seeds):
@@ -131,7 +130,7 @@ def open_omar_npy(
 def _seed_folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder; give OMAR's seed_<k>_data folder.")
-    if (path / "obs_0.npy").is_file():
+    if lies_at(path / "obs_0.npy"):
         return [path]
     numbered: dict[int, Path] = {}
     for entry in sorted(path.iterdir()):
@@ -156,7 +155,7 @@ def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     for name in names:
         for agent in range(agents):
             file = folder / f"{name}_{agent}.npy"
-            if not file.is_file():
+            if not lies_at(file):
                 others = f"other files are of {agents} agents" if agents > 1 else "other files are there"
                 raise DatasetError(f"{file} is missing, though {others}; fetch the folder again.")
             with reading(file):

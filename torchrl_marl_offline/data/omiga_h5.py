@@ -28,7 +28,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.hdf5 import open_hdf5
+from torchrl_marl_offline.data.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,
@@ -41,7 +41,7 @@ from torchrl_marl_offline.data.streaming import (
     sample_rows,
 )
 from torchrl_marl_offline.data.validation import DatasetError, reading
-from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
+from torchrl_marl_offline.data.values import flag_array, is_index_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +87,8 @@ def open_omiga_h5(
                 f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(file)) or 'nothing'}); it is not an "
                 "OMIGA file, or not a whole one: use the reader of its format or fetch it again."
             )
+        check_arrays(file, FIELDS)
         _check_shapes(path, {name: tuple(file[name].shape) for name in FIELDS})
-        for name in FIELDS:
-            check_type(file[name].dtype, name)
         if is_index_like(file["a"].dtype):
             raise DatasetError(
                 f"{path} has actions of type {file['a'].dtype}, but OMIGA's format holds continuous ones; pass its "

@@ -23,6 +23,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS, checked
+from torchrl_marl_offline.core.regular_files import files_below
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -123,6 +124,9 @@ def read_pymarl(
     options = {"task": task, "time_limit": time_limit, "final_row": final_row, "n_actions": n_actions}
     options |= {"action_bounds": action_bounds, "state": state, "legals": legals}
     if path.is_dir() and (parts := _parts(path)):
+        with reading(path):
+            for _ in files_below(path, [part.name for part in parts]):
+                pass  # neither a pipe nor a link that leads out
         return _joined(path, [read_pymarl(part, **options) for part in parts])
     bad = BadEpisodes(f"pymarl:{path}")
     with reading(path), open_hdf5(path, "PyMARL") as file:

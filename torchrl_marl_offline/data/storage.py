@@ -24,7 +24,7 @@ from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.files import staged, writing
-from torchrl_marl_offline.core.regular_files import NotRegularError, read_json, require_inside
+from torchrl_marl_offline.core.regular_files import NotRegularError, lies_at, read_json, require_inside
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.mapped_leaves import check_files, check_names, listed_leaves, map_leaves
 from torchrl_marl_offline.data.validation import DatasetError, reading
@@ -42,7 +42,7 @@ _BYTES_AT_ONCE = 32 * 2**20
 
 def is_dataset_folder(path: Path) -> bool:
     """Say whether ``path`` is a folder that :func:`save` wrote, whole or damaged."""
-    return (path / METADATA_FILE).is_file() and (path / DATA_FOLDER).is_dir()
+    return lies_at(path / METADATA_FILE) and (path / DATA_FOLDER).is_dir()
 
 
 def save(
@@ -224,7 +224,7 @@ def _checksums(files: list[Path]) -> list[str]:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    if not lies_at(file):
         raise DatasetError(f"{file.parent} holds no {METADATA_FILE}; give the folder that OfflineDataset.save wrote.")
     try:
         header = read_json(require_inside(file, file.parent))
