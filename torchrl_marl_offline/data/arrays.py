@@ -33,8 +33,8 @@ from torchrl_marl_offline.data.layout import (
     next_key,
 )
 from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.validation import DatasetError
-from torchrl_marl_offline.data.values import as_array, flag_array, indices, is_index_like
+from torchrl_marl_offline.data.validation import DatasetError, check_metadata
+from torchrl_marl_offline.data.values import as_array, check_tensor, flag_array, indices, is_index_like
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence | Mapping[str, Any]
@@ -110,6 +110,7 @@ def from_arrays(
     given |= {"state": state, "next_state": next_state, "action_mask": action_mask}
     given |= {"next_action_mask": next_action_mask, "agent_mask": agent_mask, "success": success}
     options = {"n_actions": n_actions, "action_bounds": action_bounds, "task": task, "spec": spec, "metadata": metadata}
+    check_metadata({} if metadata is None else metadata)
     source = str((metadata or {}).get("source", "from_arrays"))
     if repair:
         return load_inspected(source, partial(from_arrays, **given, **options), repair=True)
@@ -143,7 +144,12 @@ def _from_flat(
 ) -> OfflineDataset:
     """Do what :func:`from_arrays` does, of arrays with one time axis; what is found is added to ``notes``."""
     observation = _tensor(observations, "observations", torch.float32, (None, None, None))
-    length, n_agents, _ = observation.shape
+    length, n_agents, width = observation.shape
+    if 0 in observation.shape:
+        raise DatasetError(
+            f"observations has shape {tuple(observation.shape)}: {length} rows of {n_agents} agents that see {width} "
+            "numbers; give at least one of each."
+        )
     action, bad_actions = _action_tensor(actions, length, n_agents, _discrete_actions(n_actions, action_mask, spec))
     rows = {OBSERVATION: observation, ACTION: action}
     following = {OBSERVATION: (next_observations, "next_observations")}
@@ -195,7 +201,8 @@ def _note(notes: dict[str, Any], finding: str) -> None:
 
 def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
     """Convert and check against ``shape``, where ``None`` allows any size."""
-    if isinstance(values, torch.Tensor) and not values.is_complex():
+    if isinstance(values, torch.Tensor):
+        check_tensor(values, name)
         tensor = values
     else:
         array = flag_array(values, name) if dtype == torch.bool else as_array(values, name)
