@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from data_toys import episodes, pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 from payloads import payload_bytes
 
-from torchrl_marl_offline.data import DatasetError, load_dataset
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, convert_dataset, load_dataset
 from torchrl_marl_offline.data.fetching import _UpTo, unpack_quality
 from torchrl_marl_offline.data.published import card_of
 
@@ -511,3 +512,70 @@ def test_a_server_sends_no_more_than_it_announced(tmp_path):
         with pytest.raises(OSError, match="more than it announced"):
             sink.write(b"678901")
     assert (tmp_path / "part").read_bytes() == b"12345"
+
+
+ROUNDED = {
+    "pymarl:": lambda path: write_h5(path / "a.h5", later(pymarl_episode_arrays([9] * 9, longest=10), "obs")),
+    "omiga_h5:": lambda path: write_h5(path / "b.h5", later(omiga_arrays([9] * 9), "o")),
+    "d4rl:": lambda path: write_h5(path / "c.h5", later(d4rl_arrays(), "observations")),
+}
+
+
+def later(arrays, name):
+    return arrays | {name: 1.7e9 + 0.1 * np.arange(arrays[name].size).reshape(arrays[name].shape)}
+
+
+def later_folder(prefix, tmp_path, monkeypatch):
+    if prefix == "vault:":
+        return write_vault(tmp_path / "vault", later(vault_arrays([9] * 9), "observations"))
+    folder = folder_of(prefix, tmp_path, monkeypatch)
+    if prefix == "minari:":
+        import h5py
+
+        with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+            for number, values in enumerate([file[f"episode_{i}/observations"][()] for i in range(3)]):
+                del file[f"episode_{number}/observations"]
+                file[f"episode_{number}/observations"] = 1.7e9 + 0.1 * values.astype(np.float64)
+    else:
+        for name in ("obs_0.npy", "next_obs_0.npy"):
+            np.save(folder / name, 1.7e9 + 0.1 * np.load(folder / name))
+    return folder
+
+
+@pytest.mark.parametrize("prefix", [*ROUNDED, "omar_npy:", "vault:", "minari:"])
+def test_every_reader_tells_of_values_that_float32_cannot_tell_apart(tmp_path, monkeypatch, prefix):
+    source = ROUNDED[prefix](tmp_path) if prefix in ROUNDED else later_folder(prefix, tmp_path, monkeypatch)
+    with pytest.warns(DatasetWarning, match="float32 can tell.*subtract an offset"):
+        load_dataset(f"{prefix}{source}")
+    if prefix in ("omiga_h5:", "omar_npy:", "vault:"):
+        with pytest.warns(DatasetWarning, match="float32 can tell"):
+            load_dataset(convert_dataset(f"{prefix}{source}", tmp_path / "converted", progress=False))
+
+
+@pytest.mark.fault("5.6")
+def test_reading_pymarl_takes_a_small_multiple_of_what_is_declared(tmp_path):
+    """Nothing is held twice over: 2.5 times the arrays were measured, of which 1.7 are the transitions."""
+    episodes_, steps = 4000, 51
+    sizes = {"obs": (2, 8), "state": (8,), "avail_actions": (2, 5), "actions": (2, 1), "reward": (1,)}
+    kinds = {"avail_actions": np.int32, "actions": np.int64, "filled": np.int64, "terminated": np.uint8}
+    arrays = {
+        name: np.ones((episodes_, steps, *sizes.get(name, (1,))), kinds.get(name, np.float32))
+        for name in (*sizes, "filled", "terminated")
+    }
+    arrays["terminated"][:, :-2] = arrays["terminated"][:, -1] = 0
+    file = write_h5(tmp_path / "a.h5", arrays)
+    declared = sum(values.nbytes for values in arrays.values())
+    del arrays
+    load_dataset(write_h5(tmp_path / "small.h5", pymarl_episode_arrays([3, 1, 4], longest=4)))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        pytest.skip("this system does not measure a part of a process")
+    before = _status("VmRSS")
+    load_dataset(file, inspect=False)
+    assert _status("VmHWM") - before < 2.7 * declared
+
+
+def _status(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])

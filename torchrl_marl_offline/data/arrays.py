@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -33,7 +34,8 @@ from torchrl_marl_offline.data.layout import (
     next_key,
 )
 from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.validation import DatasetError, check_metadata
+from torchrl_marl_offline.data.rounding import KEY, REMEDY, Rounding
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, check_metadata, values_are_checked
 from torchrl_marl_offline.data.values import as_array, check_tensor, flag_array, indices, is_index_like
 
 Array = np.ndarray | torch.Tensor
@@ -161,6 +163,16 @@ def _from_flat(
     if action_mask is not None:
         rows[ACTION_MASK] = _tensor(action_mask, "action_mask", torch.bool, (length, n_agents, None))
         following[ACTION_MASK] = (next_action_mask, "next_action_mask")
+    rounding = Rounding()
+    for name, values in (
+        ("observations", observations),
+        ("next_observations", next_observations),
+        ("rewards", rewards),
+    ):
+        rounding.seen(values, name)
+    rounding.seen(state, "state")
+    rounding.seen(next_state, "next_state")
+    rounding.into(notes)
     living = None if agent_mask is None else _tensor(agent_mask, "agent_mask", torch.bool, (length, n_agents))
     terminal, truncation = agent_flags(terminals, truncations, length, n_agents)
     ends = AgentEnds(n_agents).add(terminal, truncation, None if living is None else living.numpy())
@@ -192,6 +204,10 @@ def _from_flat(
         open_masks_of_the_dead(rows, notes["findings"])
     data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
     notes["findings"] = [*(metadata or {}).get("findings", []), *notes.get("findings", [])]
+    notes |= {KEY: [*(metadata or {}).get(KEY, []), *notes[KEY]]} if KEY in notes else {}
+    if values_are_checked() and "source" not in (metadata or {}):  # else a reader's, which load_dataset inspects
+        for sentence in notes.get(KEY, []):
+            warnings.warn(f"from_arrays: {sentence}; {REMEDY}.", DatasetWarning, 5)
     return OfflineDataset(data, spec, bad.into({"source": "from_arrays"} | (metadata or {}) | notes))
 
 

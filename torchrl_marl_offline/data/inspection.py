@@ -30,6 +30,7 @@ finding                        severity  what repair does
 ``shared_episodes``            note      nothing (:func:`compare`)
 ``card_disagreement``          warning   nothing: a published set is not what is published about it
 ``team_reward``                note      nothing
+``rounded_values``             warning   nothing: values are lost where an array becomes float32
 ``low_coverage``               note      nothing
 ``masked_rows``                note      nothing
 ``reader``                     note      nothing: what the reader says, and has mostly dealt with
@@ -47,7 +48,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_marl_offline.data import bad_episodes, defects
+from torchrl_marl_offline.data import bad_episodes, defects, rounding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes
@@ -253,6 +254,8 @@ def _bad_episodes(metadata: dict[str, Any]) -> Iterator[Finding]:
 def _reader(metadata: dict[str, Any]) -> Iterator[Finding]:
     for sentence in metadata.get("findings", []):
         yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader says so")
+    for sentence in metadata.get(rounding.KEY, []):
+        yield Finding("rounded_values", "warning", 0, None, sentence.rstrip("."), rounding.REMEDY)
     for sentence in metadata.get("card_disagreements", []):
         remedy = "nothing is done: fetch it again, or find out which recording it is"
         yield Finding("card_disagreement", "warning", 0, None, sentence.rstrip("."), remedy)

@@ -45,6 +45,7 @@ from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.arrays import agent_flags, close_last_episode
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,
     BadRows,
@@ -125,7 +126,7 @@ def open_vault(
             return lambda start, stop: convert(read(name, start, stop), start)
 
         findings: list[str] = []
-        bad = BadRows()
+        bad, rounding = BadRows(), Rounding()
         action_size = _action_size(arrays, n_actions)
         discrete = n_actions is not None or LEGALS_ARRAY in arrays or _holds_integers(arrays["actions"])
 
@@ -135,9 +136,11 @@ def open_vault(
             return torch.from_numpy(found)
 
         fields = {
-            OBSERVATION: rows("observations", lambda values, start: as_float(values)),
+            OBSERVATION: rows("observations", lambda values, start: as_float(rounding.seen(values, "observations"))),
             ACTION: rows("actions", index if discrete else lambda values, start: as_float(values)),
-            REWARD_FIELD: rows("rewards", lambda values, start: _per_agent(values, sizes["agents"])),
+            REWARD_FIELD: rows(
+                "rewards", lambda values, start: _per_agent(rounding.seen(values, "rewards"), sizes["agents"])
+            ),
         }
         has_mask = LEGALS_ARRAY in arrays
         if has_mask:
@@ -146,7 +149,7 @@ def open_vault(
         if STATE_ARRAY in arrays:
             sample = sample_rows(partial(read, STATE_ARRAY), length * len(chosen))
             state_size, convert = one_state(sample, findings, bad)
-            fields[STATE] = rows(STATE_ARRAY, convert)
+            fields[STATE] = rows(STATE_ARRAY, lambda values, start: convert(rounding.seen(values, "state"), start))
         spec = TaskSpec(
             sizes["agents"],
             sizes["observation"],
@@ -164,7 +167,7 @@ def open_vault(
         metadata["vault"] = {"seeds": chosen, "rows_per_seed": length}
         if STATE_ARRAY not in arrays:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad, living=living)
+        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad, living=living, rounding=rounding)
 
 
 def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, Any], int]:
