@@ -5,7 +5,8 @@ import pytest
 import torch
 from data_toys import episodes
 
-from torchrl_marl_offline.data import DatasetError, from_arrays
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, from_arrays
+from torchrl_marl_offline.data.inspection import inspect
 
 
 def toy(**changes) -> dict:
@@ -142,3 +143,78 @@ def test_episodes_of_unequal_length():
 def test_defects_are_named(changes, sentence):
     with pytest.raises(DatasetError, match=sentence):
         from_arrays(**toy(**changes))
+
+
+# Values and tensors of other kinds
+
+
+def walk(kind, name, rows=40):
+    """One array of the kind, each of whose values float64 or int64 tells apart and float32 does not."""
+    width = {"observations": (2, 3), "state": (4,), "rewards": ()}[name.removeprefix("next_")]
+    numbers = np.arange(rows * int(np.prod(width, dtype=int))).reshape(rows, *width)
+    alternating = (np.arange(rows) % 2).reshape(rows, *[1] * len(width))
+    kinds = {"seconds": 1.7e9 + 0.01 * numbers, "bits": 2**60 + 1 + numbers, "odd": 2**24 + 1 + 2 * numbers}
+    return kinds[kind] if kind != "pairs" else 2.0**24 + alternating + 0 * numbers
+
+
+@pytest.mark.parametrize("kind", ["seconds", "bits", "odd", "pairs"])
+@pytest.mark.parametrize("name", ["observations", "state", "rewards", "next_observations", "next_state"])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_values_that_float32_cannot_tell_apart_are_told_of(kind, name, make):
+    arrays = {"observations": np.zeros((40, 2, 3)), "actions": np.zeros((40, 2, 1)), "rewards": np.zeros(40)}
+    arrays |= {"terminals": np.arange(40) % 10 == 9}
+    arrays |= {"state": np.zeros((40, 4)), "next_state": np.zeros((40, 4))} if name.endswith("state") else {}
+    with pytest.warns(DatasetWarning, match=f"from_arrays: {name} .*; subtract an offset from it"):
+        dataset = from_arrays(**arrays | {name: make(walk(kind, name))})
+    assert inspect(dataset)["rounded_values"].severity == "warning"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_float32_holds_and_noise_are_not_told_of():
+    rng = np.random.default_rng(0)
+    decay = 1 + np.exp(-np.arange(240.0))
+    values = [
+        rng.normal(size=240),
+        1 + 1e-16 * rng.normal(size=240),
+        np.full(240, 1.7e9),
+        decay,
+        np.arange(240) * 2**25,
+    ]
+    for part in (*values, np.full(240, 0.1, np.float32)):
+        flags = np.arange(40) % 10 == 9
+        arrays = {"actions": np.zeros((40, 2, 1)), "rewards": np.zeros(40), "terminals": flags}
+        assert "rounded" not in from_arrays(observations=part.reshape(40, 2, 3), **arrays).metadata
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values.to_sparse(), "sparse tensor; give its .to_dense"),
+        (lambda values: values.to("meta"), "meta device"),
+        (lambda values: values + 0j, "complex numbers"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["observations", "actions", "rewards", "terminals", "state", "next_observations", "agent_mask", "success"]
+)
+def test_a_tensor_of_another_kind_is_refused_by_name(name, change, told):
+    shapes = {"observations": (4, 2, 3), "next_observations": (4, 2, 3), "actions": (4, 2, 1), "state": (4, 2)}
+    shapes |= {"agent_mask": (4, 2)}
+    names = {"observations", "actions", "rewards", "terminals", name}
+    arrays = {each: torch.ones(shapes.get(each, (4,)), dtype=torch.float64) for each in names}
+    with pytest.raises(DatasetError, match=f"{name} .*{told}"):
+        from_arrays(**arrays | {name: change(arrays[name])})
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
+def test_arrays_without_rows_agents_or_numbers_are_refused(shape):
+    arrays = {"actions": np.zeros((*shape[:2], 1)), "rewards": np.zeros(shape[0]), "terminals": np.zeros(shape[0])}
+    with pytest.raises(DatasetError, match="give at least one of each"):
+        from_arrays(observations=np.zeros(shape), **arrays)
+
+
+@pytest.mark.parametrize("metadata", [5, {"findings": 5}, {"time_limit": "x"}, {"repairs": [1]}, {"rounded": "x"}])
+def test_metadata_of_another_type_is_refused(metadata):
+    arrays = {"actions": np.zeros((4, 2, 1)), "rewards": np.zeros(4), "terminals": np.ones(4)}
+    with pytest.raises(DatasetError, match="metadata"):
+        from_arrays(observations=np.zeros((4, 2, 3)), metadata=metadata, **arrays)

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from data_toys import episodes, pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 from payloads import payload_bytes
 
-from torchrl_marl_offline.data import DatasetError, load_dataset
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, convert_dataset, load_dataset
 from torchrl_marl_offline.data.fetching import _UpTo, unpack_quality
 from torchrl_marl_offline.data.published import card_of
 
@@ -117,6 +118,154 @@ def test_a_link_within_the_file_is_followed(tmp_path):
         content.move("observations", "raw/seen")
         content["observations"] = h5py.SoftLink("/raw/seen")
     assert len(load_dataset(f"d4rl:{file}")) == 6
+
+
+def linked_twice_per_level(file, depth):
+    """Groups ``q_i`` of two hard links each: the array at the bottom would be read ``2 ** depth`` times."""
+    import h5py
+
+    with h5py.File(file, "r+") as content:
+        below = content["episode_0/observations"]
+        for level in range(depth):
+            group = content.create_group(f"q_{level}")
+            group["a"] = group["b"] = below
+            below = group
+        del content["episode_0/observations"]
+        content["episode_0/observations"] = below
+
+
+def episodes_that_are_one_group(file, depth):
+    import h5py
+
+    with h5py.File(file, "r+") as content:
+        for number in (1, 2):
+            del content[f"episode_{number}"]
+            content[f"episode_{number}"] = content["episode_0"]
+
+
+def group_within_itself(file, depth):
+    import h5py
+
+    with h5py.File(file, "r+") as content:
+        del content["episode_0/observations"]
+        content["episode_0/observations"] = content["episode_0"]
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("plant", [linked_twice_per_level, episodes_that_are_one_group, group_within_itself])
+def test_what_is_reached_under_two_names_is_not_read_twice(tmp_path, monkeypatch, plant):
+    folder = folder_of("minari:", tmp_path, monkeypatch)
+    plant(folder / "data" / "main_data.hdf5", 40)
+    assert "is a link to" in refused(f"minari:{folder}")
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.parametrize("prefix", READERS)
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_an_array_under_the_names_of_two_is_refused(tmp_path, prefix, kind):
+    h5py = pytest.importorskip("h5py")
+    names = {"pymarl:": ("filled", "terminated"), "omiga_h5:": ("d", "r"), "d4rl:": ("timeouts", "terminals")}[prefix]
+    name, write, _ = READERS[prefix]
+    file = write(tmp_path / name)
+    with h5py.File(file, "r+") as content:
+        del content[names[1]]
+        content[names[1]] = content[names[0]] if kind == "hard" else h5py.SoftLink(f"/{names[0]}")
+    assert "is a link to" in refused(f"{prefix}{file}")
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.parametrize("prefix", ["omar_npy:", "minari:", "pymarl:", "vault:", ""])
+def test_no_format_follows_a_link_out_of_its_folder(tmp_path, monkeypatch, prefix):
+    """Also where the link is the part by which the format is told; the folder that is named may be a link."""
+    if prefix == "pymarl:":
+        folder, linked = tmp_path / "in", "part_0.h5"
+        folder.mkdir()
+        READERS[prefix][1](folder / linked)
+    else:
+        folder = folder_of(prefix, tmp_path / "in", monkeypatch)
+        folder = folder.parent if prefix == "omar_npy:" else folder
+        linked = {"omar_npy:": "seed_0_data", "minari:": "data", "vault:": "d", "": "data"}[prefix]
+    if not (folder / linked).exists():
+        pytest.skip("all is in one file")
+    (tmp_path / "named").symlink_to(folder)
+    load_dataset(tmp_path / "named")
+    shutil.move(folder / linked, tmp_path / "outside")
+    (folder / linked).symlink_to(tmp_path / "outside")
+    for source in (folder, f"{prefix}{folder}"):
+        assert linked in refused(source, match="link")
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("prefix", [*FOLDERS, "pymarl:"])
+def test_a_pipe_by_which_a_format_is_told_is_called_a_pipe(tmp_path, monkeypatch, prefix):
+    names = {
+        "omar_npy:": "obs_0.npy",
+        "vault:": "manifest.ocdbt",
+        "minari:": "data/main_data.hdf5",
+        "": "metadata.json",
+    }
+    if prefix == "pymarl:":
+        folder, names[prefix] = tmp_path / "in", "part_0.h5"
+        folder.mkdir()
+    else:
+        folder = folder_of(prefix, tmp_path / "in", monkeypatch)
+        (folder / names[prefix]).unlink()
+    os.mkfifo(folder / names[prefix])
+    for source in (folder, f"{prefix}{folder}"):
+        assert names[prefix] in refused(source, match="named pipe")
+
+
+@pytest.mark.parametrize("prefix", READERS)
+def test_a_group_or_an_empty_array_in_the_place_of_an_array_is_named(tmp_path, prefix):
+    h5py = pytest.importorskip("h5py")
+    name, write, arrays = READERS[prefix]
+    for kind, told in (("group", "group of arrays"), ("empty", "without a shape")):
+        file = write(tmp_path / f"{kind}-{name}")
+        with h5py.File(file, "r+") as content:
+            del content[arrays[1]]
+            if kind == "group":
+                content[f"{arrays[1]}/x"] = 1
+            else:
+                content[arrays[1]] = h5py.Empty("f4")
+        assert f"{arrays[1]} is" in refused(f"{prefix}{file}", match=told)
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"type": "Graph"}, "'Graph', where Box"),
+        ({"type": "os.system"}, "'os.system', where Box"),
+        ({"type": "Tuple", "subspaces": [{"type": "Text", "max_length": 10**9}]}, "'Text', where Box"),
+        ([1], "where Box"),
+        (7, "'7', where Box"),
+        *(
+            ({"type": "Box", "dtype": dtype, "shape": [1], "low": ["-1"], "high": ["1"]}, "the type")
+            for dtype in ("U500000000", "V1000000000", "O", "M8[s]", "S9", "complex128", 5, ["f4"])
+        ),
+        ({"type": "MultiDiscrete", "dtype": "U500000000", "nvec": ["3"], "start": ["0"]}, "the type"),
+        ({"type": "Box", "dtype": "float32", "shape": [-1, -5], "low": [-1], "high": [1]}, "shape is"),
+        ({"type": "Box", "dtype": "float32", "shape": ["x"], "low": [-1], "high": [1]}, "shape is"),
+        ({"type": "MultiBinary", "n": [2.5]}, "n is"),
+    ],
+)
+def test_a_space_is_looked_at_before_numpy_makes_arrays_of_it(tmp_path, monkeypatch, space, told):
+    folder = folder_of("minari:", tmp_path, monkeypatch)
+    file = folder / "data" / "metadata.json"
+    whole, before = json.loads(file.read_text()), peak_bytes()
+    for kind in ("observation_space", "action_space"):
+        file.write_text(json.dumps(whole | {kind: json.dumps(space)}))
+        assert kind in refused(f"minari:{folder}", match=told)
+    assert peak_bytes() - before < 64 * 2**20
+
+
+@pytest.mark.parametrize("stated", [2, 4, 0, -1, 2.0, None])
+def test_minari_episodes_are_as_many_as_stated(tmp_path, monkeypatch, stated):
+    folder = folder_of("minari:", tmp_path, monkeypatch)
+    file = folder / "data" / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"total_episodes": stated}))
+    assert "fetch it again" in refused(f"minari:{folder}", match=f"states {stated} episodes")
 
 
 @pytest.mark.fault("1.3")
@@ -264,6 +413,7 @@ def test_sizes_of_the_other_formats_are_looked_at_first(tmp_path, monkeypatch, p
         for other in (
             write_vault(tmp_path / "long", vault_arrays([3]), rows=10**9),
             wide_chunks(tmp_path / "wide", 10**8),
+            wide_chunks(tmp_path / "wide_index", 2**29, "vault_index"),
         ):
             assert "cannot hold" in refused(f"{prefix}{other}")
     else:
@@ -282,16 +432,17 @@ def headed(file, rows: int) -> bytes:
     return stream.getvalue() + values.tobytes()
 
 
-def wide_chunks(folder, chunk_rows):
+def wide_chunks(folder, chunk_rows, name="observations."):
     """A vault one of whose arrays comes in chunks of gigabytes."""
     import tensorstore
 
     folder = write_vault(folder, vault_arrays([3]))
-    store = {"driver": "ocdbt", "base": folder.as_uri(), "path": "observations."}
-    layout = {"compressor": {"id": "gzip", "level": 1}, "chunks": [1, chunk_rows, 2, 3]}
+    is_index = name == "vault_index"
+    store = {"driver": "ocdbt", "base": folder.as_uri(), "path": name}
+    layout = {"compressor": {"id": "gzip", "level": 1}, "chunks": [chunk_rows] if is_index else [1, chunk_rows, 2, 3]}
     spec = {"driver": "zarr", "kvstore": store, "metadata": layout}
-    options = {"shape": (1, 10**13, 2, 3), "dtype": "float32", "create": True, "delete_existing": True}
-    tensorstore.open(spec, **options).result()
+    shape, dtype = ((1,), "int32") if is_index else ((1, 10**13, 2, 3), "float32")
+    tensorstore.open(spec, shape=shape, dtype=dtype, create=True, delete_existing=True).result()
     return folder
 
 
@@ -361,3 +512,70 @@ def test_a_server_sends_no_more_than_it_announced(tmp_path):
         with pytest.raises(OSError, match="more than it announced"):
             sink.write(b"678901")
     assert (tmp_path / "part").read_bytes() == b"12345"
+
+
+ROUNDED = {
+    "pymarl:": lambda path: write_h5(path / "a.h5", later(pymarl_episode_arrays([9] * 9, longest=10), "obs")),
+    "omiga_h5:": lambda path: write_h5(path / "b.h5", later(omiga_arrays([9] * 9), "o")),
+    "d4rl:": lambda path: write_h5(path / "c.h5", later(d4rl_arrays(), "observations")),
+}
+
+
+def later(arrays, name):
+    return arrays | {name: 1.7e9 + 0.1 * np.arange(arrays[name].size).reshape(arrays[name].shape)}
+
+
+def later_folder(prefix, tmp_path, monkeypatch):
+    if prefix == "vault:":
+        return write_vault(tmp_path / "vault", later(vault_arrays([9] * 9), "observations"))
+    folder = folder_of(prefix, tmp_path, monkeypatch)
+    if prefix == "minari:":
+        import h5py
+
+        with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+            for number, values in enumerate([file[f"episode_{i}/observations"][()] for i in range(3)]):
+                del file[f"episode_{number}/observations"]
+                file[f"episode_{number}/observations"] = 1.7e9 + 0.1 * values.astype(np.float64)
+    else:
+        for name in ("obs_0.npy", "next_obs_0.npy"):
+            np.save(folder / name, 1.7e9 + 0.1 * np.load(folder / name))
+    return folder
+
+
+@pytest.mark.parametrize("prefix", [*ROUNDED, "omar_npy:", "vault:", "minari:"])
+def test_every_reader_tells_of_values_that_float32_cannot_tell_apart(tmp_path, monkeypatch, prefix):
+    source = ROUNDED[prefix](tmp_path) if prefix in ROUNDED else later_folder(prefix, tmp_path, monkeypatch)
+    with pytest.warns(DatasetWarning, match="float32 can tell.*subtract an offset"):
+        load_dataset(f"{prefix}{source}")
+    if prefix in ("omiga_h5:", "omar_npy:", "vault:"):
+        with pytest.warns(DatasetWarning, match="float32 can tell"):
+            load_dataset(convert_dataset(f"{prefix}{source}", tmp_path / "converted", progress=False))
+
+
+@pytest.mark.fault("5.6")
+def test_reading_pymarl_takes_a_small_multiple_of_what_is_declared(tmp_path):
+    """Nothing is held twice over: 2.5 times the arrays were measured, of which 1.7 are the transitions."""
+    episodes_, steps = 4000, 51
+    sizes = {"obs": (2, 8), "state": (8,), "avail_actions": (2, 5), "actions": (2, 1), "reward": (1,)}
+    kinds = {"avail_actions": np.int32, "actions": np.int64, "filled": np.int64, "terminated": np.uint8}
+    arrays = {
+        name: np.ones((episodes_, steps, *sizes.get(name, (1,))), kinds.get(name, np.float32))
+        for name in (*sizes, "filled", "terminated")
+    }
+    arrays["terminated"][:, :-2] = arrays["terminated"][:, -1] = 0
+    file = write_h5(tmp_path / "a.h5", arrays)
+    declared = sum(values.nbytes for values in arrays.values())
+    del arrays
+    load_dataset(write_h5(tmp_path / "small.h5", pymarl_episode_arrays([3, 1, 4], longest=4)))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        pytest.skip("this system does not measure a part of a process")
+    before = _status("VmRSS")
+    load_dataset(file, inspect=False)
+    assert _status("VmHWM") - before < 2.7 * declared
+
+
+def _status(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])

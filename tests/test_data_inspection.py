@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from data_toys import episodes, pymarl_episode_arrays, recording, write_h5
@@ -17,15 +18,17 @@ from torchrl_marl_offline.data import (
     OfflineDataset,
     TaskSpec,
     convert_dataset,
+    defects,
     from_arrays,
     load_dataset,
     validate,
 )
 from torchrl_marl_offline.data.card import describe
 from torchrl_marl_offline.data.fingerprints import content_checksum, joint_saco, repeated, row_hashes
-from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
+from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source, inspection_of
 from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.repairs import repair
+from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import DatasetWarning, value_checks_deferred, values_are_checked
 
 OBSERVATION, ACTION, MASK = ("agents", "observation"), ("agents", "action"), ("collector", "mask")
@@ -682,3 +685,29 @@ def test_findings_on_a_vault():
     assert inspection.facts["joint_saco"] == 0.788153
     result = repair(dataset, inspection)  # a vault has no final observations
     assert len(masked(result)) == 9 and result.data[TRUNCATED].sum() == 9 and inspect(result).problems == ()
+
+
+def truncated_row(arrays):
+    return {name: values[:1] for name, values in arrays.items()} | {"terminals": np.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays | {"agent_mask": np.zeros((4, 2))},
+        truncated_row,
+        lambda arrays: arrays | {"terminals": np.zeros(4), "truncations": np.ones(4)},
+    ],
+)
+def test_a_dataset_of_which_no_row_counts_has_an_error(change):
+    arrays = {"observations": np.zeros((4, 2, 3)), "actions": np.zeros((4, 2, 1)), "rewards": np.zeros(4)}
+    dataset = from_arrays(**change(arrays | {"terminals": np.ones(4)}))
+    finding = inspect(dataset)["no_row_counts"]
+    assert finding.severity == "error" and finding.rows == len(dataset) and "no row counts: " in str(finding)
+    assert "no_row_counts" not in inspect(from_arrays(**arrays, terminals=np.ones(4)))
+
+
+def test_rows_that_all_repeat_are_counted_however_many(monkeypatch):
+    scan = Scan.of(defects.blocks(clean().data), clean().spec, 22)
+    scan.length, scan.distinct_pairs = 10**8, 1
+    assert "occurs 100000000.0 times" in inspection_of(scan, {})["low_coverage"].what

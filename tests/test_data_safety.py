@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from data_toys import episodes
+from inspection_toys import clean
 from payloads import payload_bytes, reseal, with_non_tensor
 
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, load_dataset
+from torchrl_marl_offline.data import DatasetError, DatasetWarning, OfflineDataset, load_dataset
+from torchrl_marl_offline.data.inspection import inspect
 
 
 @pytest.fixture
@@ -185,3 +188,87 @@ def test_leaves_of_ones_own_come_back(tmp_path):
     with pytest.raises(DatasetError, match="rename the leaf"):
         data.save(tmp_path / "slash")
     assert not (tmp_path / "slash").exists()
+
+
+def write(leaf, value):
+    """Return a function that writes into a file of a folder what its values then are."""
+
+    def change(folder):
+        file = folder / "data" / f"{leaf}.memmap"
+        content = np.fromfile(file, value.dtype)
+        content[: value.size] = value
+        content.tofile(file)
+
+    return change
+
+
+def of_one_id(folder):
+    file = folder / "data" / "collector" / "traj_ids.memmap"
+    np.full(8, 7).tofile(file)
+
+
+CHANGES = {
+    "not_finite": (write("agents/observation", np.float32([np.nan])), False),
+    "action_outside_bounds": (write("agents/action", np.float32([50])), False),
+    "illegal_action": (write("agents/action", np.int64([50])), True),
+    "illegal_next_action": (write("next/agents/action", np.int64([-1])), True),
+    "episode_marks": (of_one_id, False),
+    "no_row_counts": (write("collector/mask", np.zeros(8, np.uint8)), False),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("code", CHANGES)
+def test_a_stored_inspection_is_believed_where_the_values_agree(tmp_path, code, verify):
+    change, discrete = CHANGES[code]
+    folder = clean([3, 1, 4], discrete=discrete).save(tmp_path / "toy")
+    assert OfflineDataset.load(folder, verify=verify).inspection is not None
+    change(folder)
+    reseal(folder)
+    assert OfflineDataset.load(folder, verify=verify).inspection is None
+    with pytest.warns(DatasetWarning) as caught:
+        load_dataset(folder, verify=verify)
+    wanted = inspect(OfflineDataset.load(folder))[code]
+    assert wanted.severity == "error" and any(wanted.what in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("leaf", ["next/done", "collector/mask", "next/truncated"])
+def test_bools_are_zeros_and_ones(saved, leaf, verify):
+    write(leaf, np.uint8([0, 7]))(saved)
+    reseal(saved)
+    with pytest.raises(DatasetError, match="neither true nor false; restore the folder"):
+        load_dataset(saved, verify=verify)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("findings", 5),
+        ("findings", {"a": 1}),
+        ("findings", [1]),
+        ("card_disagreements", "x"),
+        ("bad_episodes", [1]),
+        ("bad_episodes", [{"episode": 1}]),
+        ("bad_episodes", 3),
+        ("provenance", ["x"]),
+        ("repairs", 3),
+        ("time_limit", "abc"),
+        ("time_limit", -5),
+        ("time_limit", 1e300),
+        ("task_options", []),
+        ("env", 5),
+        ("source", {}),
+        ("vault", {"seeds": 3}),
+        ("values_checked", "no"),
+        ("inspection", 5),
+        ("inspection", {}),
+        ("inspection", {"source": 1, "facts": {}, "findings": []}),
+        ("inspection", {"source": "x", "facts": [], "findings": []}),
+        ("inspection", {"source": "x", "facts": {}, "findings": [{}]}),
+        ("inspection", {"source": "x", "facts": {}, "findings": [5]}),
+    ],
+)
+def test_metadata_is_of_the_types_that_are_read(saved, mark, name, value):
+    reseal(saved, change=lambda content: content["metadata"].update({name: value}))
+    refused(saved, mark)

@@ -168,6 +168,7 @@ def _replaced(value, word):
 
 
 @pytest.mark.fault("1.1")
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")  # of the values that a payload makes
 def test_a_resealed_folder_with_a_payload_in_every_leaf_is_not_executed(tmp_path, monkeypatch):
     mark = tmp_path / "mark"
     whole = original("", tmp_path / "made", monkeypatch)

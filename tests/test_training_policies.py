@@ -75,6 +75,96 @@ def test_what_cannot_be_saved_or_loaded_is_named(tmp_path):
             load_policy(path)
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """Return a function that writes a policy's file after a change to its content."""
+    spec = make_env("mpe/simple_spread").task_spec
+    path = save_policy(tmp_path / "policy.pt", make_actor(spec, hidden=(8, 8)))
+
+    def write(change):
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, tmp_path / "changed.pt")
+        return tmp_path / "changed.pt"
+
+    return write
+
+
+def refused(path) -> str:
+    with pytest.raises(ValueError, match="save it again, or take the policy of another run") as caught:
+        load_policy(path)
+    assert len(str(caught.value)) < 1000 and "weights_only" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("builder", ["make_actor", "make_deterministic_actor", "make_greedy_actor"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": [512] * 1000},
+        {"hidden": [900] * 30},
+        {"hidden": [4] * 100_000},
+        {"hidden": [1] * 300_000},
+        {"hidden": [1] * 200},
+        {"hidden": [2**14] * 2},
+    ],
+)
+def test_no_more_is_built_than_a_file_has_parameters(stored, monkeypatch, builder, options):
+    """Whatever option asks for it: the number of layers, the sum of their sizes, or the size of one."""
+    built = []
+    plain = torch.nn.Module.__setattr__
+    monkeypatch.setattr(
+        torch.nn.Module, "__setattr__", lambda self, name, value: (built.append(name), plain(self, name, value))[1]
+    )
+    path = stored(lambda content: content.update(builder=builder, options=options))
+    assert "its options" in refused(path)
+    assert len(built) < 3000  # some 12 for each layer
+
+
+@pytest.mark.fault("5.6")
+def test_agents_are_not_more_than_a_file_has_parameters_for(stored):
+    def many(content):
+        content["spec"]["n_agents"] = 10**6
+        content["options"]["share_params"] = False
+
+    assert "its options ask for" in refused(stored(many))
+
+
+@pytest.mark.timeout(60)
+def test_a_policy_whose_parts_are_others_is_refused(stored):
+    laugh = [0]
+    for _ in range(40):
+        laugh = [laugh] * 10
+    for name, value in {
+        "metadata": 7,
+        "builder": "os.system",
+        "spec": {"n_agents": laugh},
+        "options": {"hidden": laugh},
+        "parameters": [1],
+    }.items():
+        assert f"its {name}" in refused(stored(lambda content: content.update({name: value})))  # noqa: B023
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_that_are_no_numbers_are_refused_by_name(stored, value):
+    def spoil(content):
+        name = list(content["parameters"])[-1]
+        content["parameters"][name].view(-1)[0] = value
+
+    assert "bias' is NaN or infinite" in refused(stored(spoil))
+
+
+@pytest.mark.fault("1.3")
+@pytest.mark.timeout(60)
+def test_a_pipe_or_a_device_is_no_policy(tmp_path):
+    os.mkfifo(tmp_path / "policy.pt")
+    for path, kind in ((tmp_path, "named pipe"), (tmp_path / "policy.pt", "named pipe"), ("/dev/zero", "device")):
+        with pytest.raises(ValueError, match=f"is a {kind} in the place of a file; put a regular file there"):
+            load_policy(path)
+
+
 @pytest.mark.fault("6.1")
 def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
     """Offline then online: the last stage's policy; one subfolder alone: its; several: the message names them."""

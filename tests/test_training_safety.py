@@ -124,6 +124,51 @@ def stack_global(mark) -> bytes:
     return stream.getvalue()
 
 
+def with_pickle(content: bytes) -> bytes:
+    """A file of ``torch.save`` whose pickle is another."""
+    stream = io.BytesIO()
+    torch.save({"weight": torch.zeros(1)}, stream)
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, own in members.items():
+            archive.writestr(name, content if name.endswith("data.pkl") else own)
+    return stream.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02\x8b" + (10**6).to_bytes(4, "little") + b"\x7f" * 10**6 + b".",  # a number of a million bytes
+        b"\x80\x02ccollections\nOrderedDict\n(tR}b.",
+        b"\x80\x02(lp0\n.",
+        b"\x80\x02]q\x00(h\x07e.",
+    ],
+)
+def test_nobody_is_told_to_read_a_file_unsafely(tmp_path, manager, path, content):
+    file = tmp_path / "policy.pt"
+    file.write_bytes(with_pickle(content))
+    with pytest.raises(ValueError, match=r"as tensors and numbers|it holds|its builder") as of_policy:
+        load_policy(file)
+    rewrite_archive(path, lambda members: members | {f"{COMPONENT}/state.pt": file.read_bytes()})
+    with pytest.raises(CheckpointError) as of_checkpoint:
+        manager.load(path, loss=torch.nn.Linear(2, 1))
+    for caught in (of_policy, of_checkpoint):
+        told = str(caught.value)
+        assert len(told) < 1000 and not any(word in told for word in ("weights_only", "trust", "torch.load", "globals"))
+
+
+@pytest.mark.fault("1.2")
+def test_many_views_of_one_number_are_no_numbers(manager, path):
+    views = io.BytesIO()
+    torch.save({str(i): torch.zeros(1).expand(10**5) for i in range(1000)}, views)
+    rewrite_archive(path, lambda members: members | {f"{COMPONENT}/state.pt": views.getvalue()})
+    with pytest.raises(CheckpointError, match="in all"):
+        manager.load(path, loss=torch.nn.Linear(2, 1))
+
+
 @pytest.mark.fault("1.2")
 def test_the_members_of_a_checkpoint_are_those_that_are_written(manager, path, mark, tmp_path):
     whole = path.read_bytes()
@@ -228,7 +273,7 @@ def test_a_policys_file_holds_tensors_and_numbers(tmp_path, mark):
         assert not mark.exists()
     for options in ({"hidden": (16_000, 16_000)}, {"hidden": (8, 16_000, 16_000)}):
         torch.save(content | {"options": options}, file)
-        with pytest.raises(ValueError, match="settings ask for"):
+        with pytest.raises(ValueError, match="options ask for"):
             load_policy(file)
     for name in ("observation_size", "action_size", "n_agents"):
         torch.save(content | {"spec": content["spec"] | {name: 10**9}}, file)

@@ -72,12 +72,26 @@ def load_plain_tensors(file: str | Path, *, map_location: Any = "cpu", older: bo
     """
     if not (older and _is_older(file)):
         check_torch_file(file)
-    content = torch.load(file, map_location=map_location, weights_only=True)
-    size = Path(file).stat().st_size
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True)
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file raises almost anything
+        raise UnsafeFileError(f"cannot be read as tensors and numbers ({_cause(error)})") from error
+    size, total = Path(file).stat().st_size, 0
     for tensor in _tensors(content):
-        if tensor.numel() * tensor.element_size() > _EXPANSION * size + _SLACK_BYTES:
-            raise UnsafeFileError(f"of {size:,} bytes holds a tensor of shape {tuple(tensor.shape)}")
+        total += tensor.numel() * tensor.element_size()
+        if total > _EXPANSION * size + _SLACK_BYTES:
+            raise UnsafeFileError(f"of {size:,} bytes holds a tensor of shape {tuple(tensor.shape)}, {total:,} in all")
     return content
+
+
+def _cause(error: Exception) -> str:
+    """Say what torch objects to, without its advice to read the file unsafely."""
+    told = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    sentences = re.split(r"(?<=[.!?:])\s+|\n", told)
+    kept = [part for part in sentences if not re.search(r"weights_only|torch\.load|safe_globals|trust|http", part)]
+    return " ".join(" ".join(kept[:2]).split())[:200].rstrip(".:") or type(error).__name__
 
 
 def _is_older(file: str | Path) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -106,17 +106,29 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def files_below(folder: str | Path) -> Iterator[Path]:
+def lies_at(path: str | Path) -> bool:
+    """Say whether anything but a folder lies at ``path``, a pipe or a link that leads nowhere included.
+
+    What a folder's format is told by is looked for so: :func:`require_inside` then says what is wrong with it.
+    """
+    return os.path.lexists(path) and not os.path.isdir(path)
+
+
+def files_below(folder: str | Path, entries: Iterable[str] | None = None) -> Iterator[Path]:
     """Yield every file below ``folder``, after a look at what it is.
 
     A link may lead to another place in the folder, or to the blobs of the Hugging Face repository whose snapshot the
-    folder is part of.
+    folder is part of. The folder itself, which the user names, may be a link.
+
+    Args:
+        folder: where they lie.
+        entries: names of the files and folders in it that are looked at; by default all.
 
     Raises:
         NotRegularError: a pipe, a device or a socket lies there, or a link leads elsewhere or nowhere.
         OSError: a folder cannot be read.
     """
-    yield from _walk(Path(folder), _homes(folder))
+    yield from _walk(Path(folder), _homes(folder), entries)
 
 
 def require_inside(path: str | Path, folder: str | Path) -> Path:
@@ -135,15 +147,13 @@ def _homes(folder: str | Path) -> list[str]:
     return [os.path.realpath(home) for home in (folder, _hub_blobs(Path(folder))) if home is not None]
 
 
-def _walk(folder: Path, homes: list[str]) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = folder / entry.name
-        if entry.is_symlink():
+def _walk(folder: Path, homes: list[str], entries: Iterable[str] | None = None) -> Iterator[Path]:
+    for name in sorted(os.listdir(folder) if entries is None else entries):
+        path = folder / name
+        if path.is_symlink():
             _check_link(path, homes)
-        if entry.is_dir():
-            if entry.is_symlink():
+        if path.is_dir():
+            if path.is_symlink():
                 raise NotRegularError(f"{path} is a link to a folder; put the folder itself there.")
             yield from _walk(path, homes)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -33,8 +34,9 @@ from torchrl_marl_offline.data.layout import (
     next_key,
 )
 from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.validation import DatasetError
-from torchrl_marl_offline.data.values import as_array, flag_array, indices, is_index_like
+from torchrl_marl_offline.data.rounding import KEY, REMEDY, Rounding
+from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, check_metadata, values_are_checked
+from torchrl_marl_offline.data.values import as_array, check_tensor, flag_array, indices, is_index_like
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence | Mapping[str, Any]
@@ -110,6 +112,7 @@ def from_arrays(
     given |= {"state": state, "next_state": next_state, "action_mask": action_mask}
     given |= {"next_action_mask": next_action_mask, "agent_mask": agent_mask, "success": success}
     options = {"n_actions": n_actions, "action_bounds": action_bounds, "task": task, "spec": spec, "metadata": metadata}
+    check_metadata({} if metadata is None else metadata)
     source = str((metadata or {}).get("source", "from_arrays"))
     if repair:
         return load_inspected(source, partial(from_arrays, **given, **options), repair=True)
@@ -143,7 +146,12 @@ def _from_flat(
 ) -> OfflineDataset:
     """Do what :func:`from_arrays` does, of arrays with one time axis; what is found is added to ``notes``."""
     observation = _tensor(observations, "observations", torch.float32, (None, None, None))
-    length, n_agents, _ = observation.shape
+    length, n_agents, width = observation.shape
+    if 0 in observation.shape:
+        raise DatasetError(
+            f"observations has shape {tuple(observation.shape)}: {length} rows of {n_agents} agents that see {width} "
+            "numbers; give at least one of each."
+        )
     action, bad_actions = _action_tensor(actions, length, n_agents, _discrete_actions(n_actions, action_mask, spec))
     rows = {OBSERVATION: observation, ACTION: action}
     following = {OBSERVATION: (next_observations, "next_observations")}
@@ -155,6 +163,16 @@ def _from_flat(
     if action_mask is not None:
         rows[ACTION_MASK] = _tensor(action_mask, "action_mask", torch.bool, (length, n_agents, None))
         following[ACTION_MASK] = (next_action_mask, "next_action_mask")
+    rounding = Rounding()
+    for name, values in (
+        ("observations", observations),
+        ("next_observations", next_observations),
+        ("rewards", rewards),
+    ):
+        rounding.seen(values, name)
+    rounding.seen(state, "state")
+    rounding.seen(next_state, "next_state")
+    rounding.into(notes)
     living = None if agent_mask is None else _tensor(agent_mask, "agent_mask", torch.bool, (length, n_agents))
     terminal, truncation = agent_flags(terminals, truncations, length, n_agents)
     ends = AgentEnds(n_agents).add(terminal, truncation, None if living is None else living.numpy())
@@ -186,6 +204,10 @@ def _from_flat(
         open_masks_of_the_dead(rows, notes["findings"])
     data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable)
     notes["findings"] = [*(metadata or {}).get("findings", []), *notes.get("findings", [])]
+    notes |= {KEY: [*(metadata or {}).get(KEY, []), *notes[KEY]]} if KEY in notes else {}
+    if values_are_checked() and "source" not in (metadata or {}):  # else a reader's, which load_dataset inspects
+        for sentence in notes.get(KEY, []):
+            warnings.warn(f"from_arrays: {sentence}; {REMEDY}.", DatasetWarning, 5)
     return OfflineDataset(data, spec, bad.into({"source": "from_arrays"} | (metadata or {}) | notes))
 
 
@@ -195,7 +217,8 @@ def _note(notes: dict[str, Any], finding: str) -> None:
 
 def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
     """Convert and check against ``shape``, where ``None`` allows any size."""
-    if isinstance(values, torch.Tensor) and not values.is_complex():
+    if isinstance(values, torch.Tensor):
+        check_tensor(values, name)
         tensor = values
     else:
         array = flag_array(values, name) if dtype == torch.bool else as_array(values, name)

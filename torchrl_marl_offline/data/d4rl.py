@@ -17,9 +17,8 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.hdf5 import open_hdf5
+from torchrl_marl_offline.data.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.validation import DatasetError, reading
-from torchrl_marl_offline.data.values import check_type
 
 if TYPE_CHECKING:
     import h5py
@@ -79,12 +78,7 @@ def read_d4rl(
 
 def _check_shapes(path: Path, file: h5py.File, names: list[str]) -> None:
     """Check types and shapes before anything is read."""
-    for name in names:
-        if not hasattr(file[name], "shape"):
-            raise DatasetError(
-                f"{path}: {name} is a group of arrays; lay them side by side and pass them to from_arrays()."
-            )
-        check_type(file[name].dtype, f"{path}: {name}")
+    check_arrays(file, names)
     wanted = file["observations"].shape
     for name in names:
         shape = file[name].shape

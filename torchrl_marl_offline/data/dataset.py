@@ -24,7 +24,15 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.data.validation import DatasetError, check_leaves, reading, validate, values_are_checked
+from torchrl_marl_offline.data.stored_values import agrees
+from torchrl_marl_offline.data.validation import (
+    DatasetError,
+    check_leaves,
+    check_metadata,
+    reading,
+    validate,
+    values_are_checked,
+)
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -75,9 +83,11 @@ class OfflineDataset:
         """Row of each episode's first transition, ``[E]`` int64 on the CPU."""
         self.episode_lengths = ends - self.episode_starts
         """Transitions of each episode, ``[E]`` int64 on the CPU."""
+        check_metadata({} if metadata is None else metadata)
         self.metadata = dict(metadata or {}) | {"n_transitions": len(data), "n_episodes": len(ends)}
         self.inspection: Inspection | None = None
-        """What inspection found when the folder was written that this dataset was loaded from."""
+        """What inspection found when the folder was written that this dataset was loaded from; ``None`` where there is
+        no such folder, or where its values have errors that it does not tell of."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -252,13 +262,19 @@ class OfflineDataset:
         Args:
             path: the folder.
             device: where to put the data; by default it stays memory-mapped.
-            verify: whether to compare every file with its checksum; sizes are always compared.
+            verify: whether to compare every file with its checksum, and every value with what the stored inspection
+                says; sizes, and the values of some rows, are always compared. See :mod:`~.stored_values`.
         """
         data, spec, metadata = storage.load(user_path(path), verify=verify)
-        found = metadata.pop("inspection", None)
-        dataset = cls(data if device is None else data.to(device), spec, metadata, check=False)
         with reading(path):
-            dataset.inspection = None if found is None else Inspection.from_dict(found)
+            check_metadata(metadata)
+            found = metadata.pop("inspection", None)
+            dataset = cls(data, spec, metadata, check=False)
+            told = None if found is None else Inspection.from_dict(found)
+            if told is not None and agrees(dataset, told, whole=verify):
+                dataset.inspection = told
+        if device is not None:
+            dataset.data = data.to(device)
         return dataset
 
     @checked

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, next_key
+from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, OBSERVATION, STATE, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -51,6 +51,12 @@ def with_next(parts: Iterable[TensorDict]) -> Iterator[tuple[TensorDict, TensorD
 def flag(rows: TensorDictBase, key: NestedKey) -> torch.Tensor:
     """Return a flag of every row as ``[rows]``."""
     return rows.get(key).reshape(len(rows))
+
+
+def counts(rows: TensorDictBase) -> torch.Tensor:
+    """Rows that count in training for some agent, ``[rows]``."""
+    alive, used = rows.get(AGENT_MASK, None), flag(rows, MASK)
+    return used if alive is None else used & alive.any(-1)
 
 
 # Values

@@ -75,7 +75,20 @@ class Inspection:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Inspection:
-        """Restore what :meth:`to_dict` returned."""
+        """Restore what :meth:`to_dict` returned.
+
+        Raises:
+            TypeError: these are others.
+        """
+        kinds = {"code": str, "rows": int, "first_row": int | None, "what": str, "remedy": str}
+        fits = isinstance(values.get("source"), str) and isinstance(values.get("facts"), dict)
+        if not fits or not isinstance(values.get("findings"), list):
+            raise TypeError("the stored inspection lacks its source, facts or findings")
+        for finding in values["findings"]:
+            if finding.get("severity") not in SEVERITIES or any(
+                not isinstance(finding.get(name), kind) for name, kind in kinds.items()
+            ):
+                raise TypeError("a finding of the stored inspection has parts of other types")
         return cls(values["source"], values["facts"], tuple(Finding(**finding) for finding in values["findings"]))
 
     def to_json(self) -> str:

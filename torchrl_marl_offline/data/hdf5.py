@@ -1,13 +1,14 @@
 """Opening HDF5 files: plain numbers that lie in the file itself, and errors that say what else a file may be.
 
-HDF5 can say that an array lies in another file (external links, virtual datasets, external storage) or declare sizes
-for which nothing is stored. Neither is followed: every array is looked at before one of its numbers is read.
+HDF5 can say that an array lies in another file (external links, virtual datasets, external storage), declare sizes
+for which nothing is stored, or link to one array from many places. None of it is followed: every array is looked at
+before one of its numbers is read, and what is reached under two names is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,11 @@ class PlainGroup(Mapping):
     Args:
         group: of h5py.
         file: that the group is a part of; the group itself where it is ``None``.
+        path: names that lead from the file to the group.
     """
 
-    def __init__(self, group: h5py.Group, file: PlainFile | None = None) -> None:
-        self._group, self._file = group, file  # a file that held itself would stay open
+    def __init__(self, group: h5py.Group, file: PlainFile | None = None, path: str = "") -> None:
+        self._group, self._file, self._path = group, file, path  # a file that held itself would stay open
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._group)  # names alone: a link is not followed
@@ -54,7 +56,8 @@ class PlainGroup(Mapping):
 
     def __getitem__(self, name: str) -> Any:
         file = self if self._file is None else self._file
-        return file.checked(_find(self._group, name, _MOST_LINKS), name)
+        path = "/".join(filter(None, [*self._path.split("/"), *name.split("/")]))
+        return file.checked(_find(self._group, name, _MOST_LINKS), path)
 
     @property
     def attrs(self) -> Any:
@@ -73,7 +76,7 @@ class PlainFile(PlainGroup):
     def __init__(self, path: Path, file: h5py.File) -> None:
         super().__init__(file)
         self._bytes = path.stat().st_size
-        self._seen: set[Any] = set()
+        self._seen: dict[Any, str] = {}  # the name under which each group and array was reached
         self._declared = self._unstored = 0  # bytes of the arrays so far
 
     def __enter__(self) -> PlainFile:
@@ -90,18 +93,25 @@ class PlainFile(PlainGroup):
         """Return a group or an array of the file, if it may be read.
 
         Raises:
-            DatasetError: it lies elsewhere, holds no numbers, or is declared larger than what is stored can be.
+            DatasetError: it lies elsewhere, holds no numbers, was reached under another name before, or is declared
+                larger than what is stored can be.
         """
         import h5py
 
+        known = item.id in self._seen
+        if name != (before := self._seen.setdefault(item.id, name)):
+            raise DatasetError(f"{name} is a link to {before}, which was read; write its numbers there instead.")
         if isinstance(item, h5py.Group):
-            return PlainGroup(item, self)
+            return PlainGroup(item, self, name)
         if not isinstance(item, h5py.Dataset):
             raise DatasetError(f"{name} is a {type(item).__name__}, no array; use the reader of its format.")
         if item.is_virtual or item.external:
             raise DatasetError(f"{name} lies in another file; copy its numbers into this one.")
+        if item.shape is None:
+            raise DatasetError(f"{name} is declared as empty, without a shape; write its numbers, or fetch it again.")
         check_type(item.dtype, name)
-        self._count(item)
+        if not known:
+            self._count(item)
         if self._unstored > _UNSTORED * self._bytes + _SLACK_BYTES:
             raise DatasetError(
                 f"{name} is declared as {item.shape}, most of which the file of {self._bytes:,} bytes does not hold; "
@@ -115,9 +125,6 @@ class PlainFile(PlainGroup):
         return item
 
     def _count(self, item: h5py.Dataset) -> None:
-        if item.id in self._seen:
-            return
-        self._seen.add(item.id)
         declared, unstored = _sizes(item, self._bytes)
         self._declared += declared
         self._unstored += unstored
@@ -125,7 +132,7 @@ class PlainFile(PlainGroup):
 
 def _sizes(item: h5py.Dataset, file_bytes: int) -> tuple[int, int]:
     """Return the bytes that an array declares, and how many of them nothing is stored for."""
-    declared = math.prod(item.shape or (0,)) * item.dtype.itemsize
+    declared = math.prod(item.shape) * item.dtype.itemsize
     if item.chunks is None:
         stored = item.id.get_storage_size()
         return declared, declared if stored > file_bytes else max(0, declared - stored)
@@ -158,6 +165,17 @@ def _find(group: h5py.Group, name: str, links: int) -> Any:
         else:
             raise DatasetError(f"{name} is a link that leads out of the file; copy its numbers into this one.")
     return found
+
+
+def check_arrays(file: PlainGroup, names: Iterable[str]) -> None:
+    """Refuse groups in the place of arrays, before anything is read.
+
+    Raises:
+        DatasetError: there is one, or see :meth:`PlainFile.checked`.
+    """
+    for name in names:
+        if isinstance(file[name], PlainGroup):
+            raise DatasetError(f"{name} is a group of arrays; lay them side by side and pass them to from_arrays().")
 
 
 def open_hdf5(path: Path, format_name: str) -> PlainFile:

@@ -20,6 +20,7 @@ finding                        severity  what repair does
 ``action_outside_bounds``      error     clips
 ``episode_marks``              error     ends an episode wherever id, done, terminated or truncated say so
 ``crosses_episode_end``        error     masks the rows
+``no_row_counts``              error     nothing: there is nothing to learn from
 ``done_never_set``             warning   cuts episodes of ``episode_length``, where that is given
 ``broken_episode``             warning   masks the rows
 ``time_limit_as_termination``  warning   truncates instead; masks the rows if the final observations are not recorded
@@ -29,6 +30,7 @@ finding                        severity  what repair does
 ``shared_episodes``            note      nothing (:func:`compare`)
 ``card_disagreement``          warning   nothing: a published set is not what is published about it
 ``team_reward``                note      nothing
+``rounded_values``             warning   nothing: values are lost where an array becomes float32
 ``low_coverage``               note      nothing
 ``masked_rows``                note      nothing
 ``reader``                     note      nothing: what the reader says, and has mostly dealt with
@@ -46,7 +48,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_marl_offline.data import bad_episodes, defects
+from torchrl_marl_offline.data import bad_episodes, defects, rounding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes
@@ -104,7 +106,7 @@ def inspection_of(scan: Scan, metadata: dict[str, Any]) -> Inspection:
                 "note",
                 scan.length - round(saco * scan.length),
                 None,
-                f"each pair of state and joint action occurs {1 / saco:.1f} times on average",
+                f"each pair of state and joint action occurs {scan.length / scan.distinct_pairs:.1f} times on average",
                 "nothing is done: the set holds less than its size suggests",
             )
         )
@@ -234,6 +236,10 @@ def _signals(scan: Scan) -> Iterator[Finding]:
     if scan.is_team_reward:
         remedy = "nothing is done: it is a team reward, and its sum over agents counts it once per agent"
         yield Finding("team_reward", "note", scan.length, 0, "all agents' rewards are equal on every row", remedy)
+    if not scan.any_counts:
+        what = "no row counts: collector/mask is false on every one, or agents/mask of all its agents"
+        remedy = "correct the masks; a truncated row counts where its next observation is given"
+        yield Finding("no_row_counts", "error", scan.length, 0, what, remedy)
     what = f"rows do not count in training, {scan.masked_terminal} terminal"
     yield from _finding("masked_rows", "note", scan["masked_rows"], what, "nothing is done: losses leave them out")
 
@@ -248,6 +254,8 @@ def _bad_episodes(metadata: dict[str, Any]) -> Iterator[Finding]:
 def _reader(metadata: dict[str, Any]) -> Iterator[Finding]:
     for sentence in metadata.get("findings", []):
         yield Finding("reader", "note", 0, None, sentence.rstrip("."), "the reader says so")
+    for sentence in metadata.get(rounding.KEY, []):
+        yield Finding("rounded_values", "warning", 0, None, sentence.rstrip("."), rounding.REMEDY)
     for sentence in metadata.get("card_disagreements", []):
         remedy = "nothing is done: fetch it again, or find out which recording it is"
         yield Finding("card_disagreement", "warning", 0, None, sentence.rstrip("."), remedy)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.utils import _encode_key_for_filesystem
@@ -28,6 +29,7 @@ DTYPES = {str(dtype): dtype for dtype in (*_WHOLE, *_REAL)}
 """The types that a leaf can have, by the name in the header."""
 META_FILE = "meta.json"
 _MOST_AXES = 16
+_BYTES_AT_ONCE, _BYTES_LOOKED_AT, _BLOCKS = 2**24, 2**16, 16
 _REMEDY = "restore the folder or record the data again"
 
 
@@ -211,6 +213,33 @@ def map_leaves(
             level = level.setdefault(name, {})
         level[leaf.key[-1]] = _mapped(folder / leaf.file, leaf)
     return _tensordict(nested, (), {(): (length,)} | dict(sizes or {}))
+
+
+def check_bools(folder: Path, leaves: Iterable[Leaf], *, whole: bool) -> None:
+    """Refuse leaves of bools with a byte that is neither 0 nor 1, which torch takes for both.
+
+    Args:
+        folder: of the data.
+        leaves: what :func:`listed_leaves` returned.
+        whole: look at every byte, else at some that are spread evenly.
+
+    Raises:
+        DatasetError: there is one.
+    """
+    for leaf in leaves:
+        if leaf.dtype == torch.bool and leaf.bytes:
+            content = np.memmap(folder / leaf.file, np.uint8, "r")
+            starts = range(0, leaf.bytes, _BYTES_AT_ONCE)
+            for start in starts if whole else spread(leaf.bytes, _BYTES_LOOKED_AT):
+                if content[start : start + (_BYTES_AT_ONCE if whole else _BYTES_LOOKED_AT)].max() > 1:
+                    raise DatasetError(f"{folder / leaf.file} holds bytes that are neither true nor false; {_REMEDY}.")
+
+
+def spread(length: int, size: int) -> list[int]:
+    """Return where blocks of ``size`` start that lie evenly over ``length``, the first and the last included."""
+    last = max(0, length - size)
+    count = min(_BLOCKS, 1 + -(-last // size))
+    return sorted({last * number // max(1, count - 1) for number in range(count)})
 
 
 def _mapped(file: Path, leaf: Leaf) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.minari_actions import Actions, action_reader
 from torchrl_marl_offline.data.minari_files import open_minari
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.validation import DatasetError, reading
 from torchrl_marl_offline.data.values import as_array, flag_array
 
@@ -52,7 +53,8 @@ def read_minari(
         name = dataset.name
         actions = action_reader(dataset.action_space, action_bounds, rescale=rescale_actions)
         bad = BadEpisodes(f"minari:{source}")
-        parts = [_rows(episode, actions, bad) for episode in dataset.iterate_episodes()]
+        rounding = Rounding()
+        parts = [_rows(episode, actions, bad, rounding) for episode in dataset.iterate_episodes()]
         parts = [part for part in parts if part is not None]
         widths = Counter(part["observations"].shape[1:] for part in parts)
         if len(widths) > 1:
@@ -61,23 +63,23 @@ def read_minari(
             raise DatasetError(f"{source} holds no episode that can be read; fetch it again.")
         arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         arrays["rewards"] = arrays["rewards"][:, None]  # [T] -> [T, n]
-        metadata = {"source": f"minari:{source}", "task": task or name} | actions.notes
+        metadata = rounding.into({"source": f"minari:{source}", "task": task or name}) | actions.notes
         return from_arrays(**arrays, **actions.options, task=task or name, metadata=bad.into(metadata))
 
 
-def _flat(values: Any) -> np.ndarray:
+def _flat(values: Any, rounding: Rounding, name: str = "observations") -> np.ndarray:
     """Return ``[L, size]`` float32."""
     if isinstance(values, dict):
-        return np.concatenate([_flat(value) for value in values.values()], -1)
+        return np.concatenate([_flat(value, rounding, f"{name}/{part}") for part, value in values.items()], -1)
     if isinstance(values, tuple):
-        return np.concatenate([_flat(value) for value in values], -1)
-    array = as_array(values, "an observation")
+        return np.concatenate([_flat(value, rounding, f"{name}/{i}") for i, value in enumerate(values)], -1)
+    array = rounding.seen(as_array(values, "an observation"), name)
     return array.reshape(len(array), -1).astype(np.float32)
 
 
-def _rows(episode: Any, action_of: Actions, bad: BadEpisodes) -> dict[str, np.ndarray] | None:
+def _rows(episode: Any, action_of: Actions, bad: BadEpisodes, rounding: Rounding) -> dict[str, np.ndarray] | None:
     """Return the rows of an episode, or ``None`` where it is bad."""
-    observations, actions = _flat(episode.observations), action_of.read(episode.actions)
+    observations, actions = _flat(episode.observations, rounding), action_of.read(episode.actions)
     length = len(actions)
     flags = {"terminals": episode.terminations, "truncations": episode.truncations}
     flags = {name: flag_array(values, name) for name, values in flags.items()}

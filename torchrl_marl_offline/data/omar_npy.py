@@ -18,10 +18,11 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
-from torchrl_marl_offline.core.regular_files import files_below, require_regular
+from torchrl_marl_offline.core.regular_files import files_below, lies_at, require_regular
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
 from torchrl_marl_offline.data.validation import DatasetError, reading
 from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
@@ -64,9 +65,8 @@ def open_omar_npy(
     path = user_path(path)
     with reading(path):
         folders = _seed_folders(path)
-        for folder in folders:
-            for _ in files_below(folder):
-                pass  # neither a pipe nor a link that leads out
+        for _ in files_below(path, None if folders == [path] else [folder.name for folder in folders]):
+            pass  # neither a pipe nor a link that leads out
         seeds = [_open_folder(folder) for folder in folders]
         first = seeds[0]
         if any(set(seed) != set(first) for seed in seeds):
@@ -89,12 +89,12 @@ def open_omar_npy(
         if episode_length is None:
             episode_length = MUJOCO_STEPS if ("states", 0) in first else PARTICLE_STEPS
         findings: list[str] = []
-        bad = BadRows()
+        bad, rounding = BadRows(), Rounding()
         terminated, truncated, living = _ends(seeds, lengths, episode_length, findings)
 
         def stack(name: str, convert: Any, start: int, stop: int) -> torch.Tensor:
             width = max(sizes) if name in ("obs", "next_obs") else 0
-            return convert(_rows(seeds, lengths, name, agents, width, start, stop))
+            return convert(_rows(seeds, lengths, name, agents, width, start, stop, rounding))
 
         fields = {
             OBSERVATION: partial(stack, "obs", as_float),
@@ -125,13 +125,14 @@ def open_omar_npy(
         metadata |= {"seeds": [folder.name for folder in folders], "observation_sizes": sizes}
         if ("states", 0) not in first:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, successors=successors, bad=bad, living=living)
+        told = {"successors": successors, "bad": bad, "living": living, "rounding": rounding}
+        return RowStream(spec, fields, terminated, truncated, metadata, **told)
 
 
 def _seed_folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder; give OMAR's seed_<k>_data folder.")
-    if (path / "obs_0.npy").is_file():
+    if lies_at(path / "obs_0.npy"):
         return [path]
     numbered: dict[int, Path] = {}
     for entry in sorted(path.iterdir()):
@@ -156,7 +157,7 @@ def _open_folder(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     for name in names:
         for agent in range(agents):
             file = folder / f"{name}_{agent}.npy"
-            if not file.is_file():
+            if not lies_at(file):
                 others = f"other files are of {agents} agents" if agents > 1 else "other files are there"
                 raise DatasetError(f"{file} is missing, though {others}; fetch the folder again.")
             with reading(file):
@@ -207,6 +208,7 @@ def _rows(
     width: int,
     start: int,
     stop: int,
+    rounding: Rounding,
 ) -> np.ndarray:
     """Return ``[stop - start, n, ...]`` rows of the seeds laid end to end, zero-padded to ``width``."""
     parts, offset = [], 0
@@ -215,7 +217,8 @@ def _rows(
         offset += length
         if low >= high:
             continue
-        columns = [np.asarray(arrays[name, agent][low:high], dtype=np.float32) for agent in range(agents)]
+        raw = [rounding.seen(arrays[name, agent][low:high], f"{name}_{agent}") for agent in range(agents)]
+        columns = [np.asarray(values, dtype=np.float32) for values in raw]
         if name == "rews":
             columns = [column[:, None] for column in columns]
         if width:

@@ -28,8 +28,9 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.hdf5 import open_hdf5
+from torchrl_marl_offline.data.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,
     BadRows,
@@ -41,7 +42,7 @@ from torchrl_marl_offline.data.streaming import (
     sample_rows,
 )
 from torchrl_marl_offline.data.validation import DatasetError, reading
-from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
+from torchrl_marl_offline.data.values import flag_array, is_index_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +88,8 @@ def open_omiga_h5(
                 f"{path} lacks {', '.join(missing)} (it has {', '.join(sorted(file)) or 'nothing'}); it is not an "
                 "OMIGA file, or not a whole one: use the reader of its format or fetch it again."
             )
+        check_arrays(file, FIELDS)
         _check_shapes(path, {name: tuple(file[name].shape) for name in FIELDS})
-        for name in FIELDS:
-            check_type(file[name].dtype, name)
         if is_index_like(file["a"].dtype):
             raise DatasetError(
                 f"{path} has actions of type {file['a'].dtype}, but OMIGA's format holds continuous ones; pass its "
@@ -97,8 +97,10 @@ def open_omiga_h5(
             )
         _, agents, size = file["o"].shape
 
+        rounding = Rounding()
+
         def rows(name: str, convert: Callable[[np.ndarray], torch.Tensor]) -> Rows:
-            return lambda start, stop: convert(file[name][start:stop])
+            return lambda start, stop: convert(rounding.seen(file[name][start:stop], name))
 
         def reward(values: np.ndarray) -> torch.Tensor:
             return as_float(values).reshape(len(values), -1, 1).expand(-1, agents, 1).contiguous()
@@ -112,7 +114,7 @@ def open_omiga_h5(
         fields = {
             OBSERVATION: rows("o", as_float),
             ACTION: rows("a", as_float),
-            STATE: lambda start, stop: state(file["s"][start:stop], start),
+            STATE: lambda start, stop: state(rounding.seen(file["s"][start:stop], "s"), start),
             REWARD_FIELD: rows("r", reward),
         }
         low, high = action_bounds
@@ -120,7 +122,9 @@ def open_omiga_h5(
         metadata = {"source": f"omiga_h5:{path}", "task": task, "time_limit": time_limit, "findings": findings}
         metadata["observations"] = "z-scored per vector by the writer"
         metadata["team_reward"] = file["r"].size == len(file["r"])
-        return RowStream(spec, fields, terminated, truncated, metadata, final=final, bad=bad, living=living)
+        return RowStream(
+            spec, fields, terminated, truncated, metadata, final=final, bad=bad, living=living, rounding=rounding
+        )
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:

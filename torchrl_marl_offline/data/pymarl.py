@@ -23,6 +23,7 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS, checked
+from torchrl_marl_offline.core.regular_files import files_below
 from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
@@ -38,6 +39,7 @@ from torchrl_marl_offline.data.layout import (
     next_key,
 )
 from torchrl_marl_offline.data.pymarl_layout import Layout, find_episodes, read_field, read_layout
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import BadRows, as_float, one_state
 from torchrl_marl_offline.data.validation import DatasetError, reading
 from torchrl_marl_offline.data.values import indices
@@ -123,6 +125,9 @@ def read_pymarl(
     options = {"task": task, "time_limit": time_limit, "final_row": final_row, "n_actions": n_actions}
     options |= {"action_bounds": action_bounds, "state": state, "legals": legals}
     if path.is_dir() and (parts := _parts(path)):
+        with reading(path):
+            for _ in files_below(path, [part.name for part in parts]):
+                pass  # neither a pipe nor a link that leads out
         return _joined(path, [read_pymarl(part, **options) for part in parts])
     bad = BadEpisodes(f"pymarl:{path}")
     with reading(path), open_hdf5(path, "PyMARL") as file:
@@ -131,7 +136,8 @@ def read_pymarl(
         if known is not None and task not in ("auto", known.task):
             known = None
         episodes = find_episodes(path, file, final_row, bad)
-        steps = _read_steps(path, file, layout, episodes)
+        rounding = Rounding()
+        steps = _read_steps(path, file, layout, episodes, rounding)
     findings = episodes.findings
     limit = (known.time_limit if known else None) if time_limit == "auto" else time_limit
     with reading(path):
@@ -174,7 +180,7 @@ def read_pymarl(
         metadata["state"] = "joint observation"
     data = assemble(rows, terminated=terminated, truncated=truncated, mask=usable, final_actions=final_actions)
     try:
-        return OfflineDataset(data, spec, bad.into(metadata))
+        return OfflineDataset(data, spec, bad.into(rounding.into(metadata)))
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
 
@@ -210,22 +216,30 @@ def _joined(folder: Path, parts: list[OfflineDataset]) -> OfflineDataset:
 
 
 def _read_steps(
-    path: Path, file: h5py.File, layout: Layout, episodes: Episodes
+    path: Path, file: h5py.File, layout: Layout, episodes: Episodes, rounding: Rounding
 ) -> dict[str, torch.Tensor | np.ndarray]:
     """Read the filled steps of all episodes end to end, a few episodes at a time: the padding never piles up.
+
+    Each field is there once, observations as float32 and legal actions as bools.
 
     Each field is ``[F, ...]``, ``F`` filled steps; ``is_row`` marks those where a transition starts, ``is_last`` the
     start of each episode's last transition, ``episode`` counts the episodes that are read.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in layout.fields}
-    lengths = episodes.lengths
+    steps: dict[str, Any] = {}
+    lengths, done = episodes.lengths, 0
+    kinds = {"obs": np.float32, "legals": np.bool_}
     time = np.arange(file["filled"].shape[1])
     for start in range(0, len(lengths), _EPISODES_AT_ONCE):
         chosen = slice(start, start + _EPISODES_AT_ONCE)
         keep = time < lengths[chosen, None]
-        for name, part in parts.items():
-            part.append(read_field(path, file, layout.fields[name], chosen)[keep])
-    steps: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
+        for name in layout.fields:
+            values = read_field(path, file, layout.fields[name], chosen)[keep]
+            if name in ("obs", "state", "reward"):
+                rounding.seen(values, layout.fields[name])
+            if name not in steps:
+                steps[name] = np.empty((int(lengths.sum()), *values.shape[1:]), kinds.get(name, values.dtype))
+            steps[name][done : done + len(values)] = values
+        done += int(keep.sum())
     count = len(steps["reward"])
     reward = as_float(steps["reward"]).reshape(count, -1)  # [F, 1] or [F, n]
     steps["reward"], steps["team_reward"] = reward, reward.mean(-1)
@@ -248,13 +262,13 @@ def _rows(
     """
     here, bad = steps["is_row"].nonzero()[:, 0], BadRows()
     there = here + (1 if episodes.final_row else (~steps["is_last"][here]).long())
-    values = {OBSERVATION: as_float(steps["obs"])}
+    values = {OBSERVATION: as_float(steps.pop("obs"))}
     state_size = layout.agents * layout.observation
     if layout.state is not None:
         state_size, convert = one_state(steps["state"], findings, bad)
-        values[STATE] = convert(steps["state"], 0)
+        values[STATE] = convert(steps.pop("state"), 0)
     if layout.has_mask:
-        values[ACTION_MASK] = torch.from_numpy(steps["legals"] != 0)
+        values[ACTION_MASK] = torch.from_numpy(steps["legals"])
     if layout.discrete:
         actions, wrong = indices(steps["actions"], agents=layout.agents, n_actions=layout.actions, name="actions")
         wrong &= steps["is_row"].numpy()  # what a writer leaves at a final observation is no action
@@ -268,10 +282,12 @@ def _rows(
     else:
         actions = as_float(steps["actions"]).reshape(len(steps["actions"]), layout.agents, -1)
     rows: dict = {}
-    for key, value in values.items():
+    for key in list(values):
+        value = values.pop(key)  # so that no more than one is there twice over
         rows[key], rows[next_key(key)] = value[here], value[there]
     if layout.state is None:
-        rows[STATE], rows[next_key(STATE)] = (values[OBSERVATION][at].flatten(1) for at in (here, there))
+        for key, joint in ((OBSERVATION, STATE), (next_key(OBSERVATION), next_key(STATE))):
+            rows[joint] = rows[key].flatten(1).clone()
     rows[ACTION] = actions[here]
     reward = steps["reward"][here]
     rows[next_key(REWARD)] = (
@@ -296,7 +312,7 @@ def _final_actions(
         return recorded, torch.ones(len(recorded), dtype=torch.bool)
     known = (recorded >= 0) & (recorded < layout.actions)
     if layout.has_mask:
-        legal = torch.from_numpy(steps["legals"] != 0)[there]
+        legal = torch.from_numpy(steps["legals"])[there]
         known &= legal.gather(-1, recorded.clamp(0, layout.actions - 1).unsqueeze(-1)).squeeze(-1)
     return recorded, known.all(-1)
 

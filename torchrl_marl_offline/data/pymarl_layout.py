@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from torchrl_marl_offline.data.hdf5 import check_arrays
 from torchrl_marl_offline.data.validation import DatasetError
-from torchrl_marl_offline.data.values import check_type, flag_array, is_index_like
+from torchrl_marl_offline.data.values import flag_array, is_index_like
 
 if TYPE_CHECKING:
     import h5py
@@ -68,8 +69,7 @@ def read_layout(
     for option, chosen in (("state", state), ("legals", legals)):
         name = _chosen_array(path, file, option, chosen)
         fields |= {} if name is None else {option: name}
-    for name in {*REQUIRED, *fields.values()}:
-        check_type(file[name].dtype, f"{path}: {name}")
+    check_arrays(file, {*REQUIRED, *fields.values(), *({"actions_onehot"} & file.keys())})
     _check_shapes(path, file, fields)
     _, _, agents, observation = file["obs"].shape
     discrete, actions = _action_kind(path, file, fields, n_actions, bounds)
@@ -126,6 +126,9 @@ def _check_shapes(path: Path, file: h5py.File, fields: dict[str, str]) -> None:
     if "legals" in fields:
         legals = shapes[fields["legals"]]
         fits[fields["legals"]] = legals[:3] == (*steps, agents) and len(legals) == 4
+    if "actions_onehot" in file:
+        shapes["actions_onehot"] = onehot = tuple(file["actions_onehot"].shape)
+        fits["actions_onehot"] = onehot[:3] == (*steps, agents) and len(onehot) == 4
     for name, right in fits.items():
         if not right:
             raise DatasetError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.storage import is_dataset_folder
 from torchrl_marl_offline.data.validation import DatasetError, reading
@@ -52,9 +53,9 @@ def _of_folder(path: Path) -> tuple[str, Path] | None:
         return OWN, path
     if is_vault(path):
         return "vault", path
-    if (path / "data" / "main_data.hdf5").is_file():
+    if lies_at(path / "data" / "main_data.hdf5"):
         return "minari", path
-    if (path / "main_data.hdf5").is_file():
+    if lies_at(path / "main_data.hdf5"):
         return "minari", path.parent
     names = [entry.name for entry in path.iterdir()]
     if any(re.fullmatch(r"obs_\d+\.npy|seed_\d+_data", name) for name in names):

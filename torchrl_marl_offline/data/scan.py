@@ -73,6 +73,7 @@ class Scan:
         outside: actions outside their bounds, and next actions.
         padding: entries that are -inf on every row, by key; see :func:`~.defects.padding_columns`.
         masked_terminal: masked rows that terminated.
+        any_counts: whether any row counts in training, for any agent.
         revivals: rows after which an agent that was allowed no action is allowed one again, ``[k, 2]``: row, agent.
         dies: whether some agent is allowed no action up to the end of an episode.
         distinct_pairs: number of different pairs of state and joint action.
@@ -86,6 +87,7 @@ class Scan:
         self.outside = [0, 0]
         self.padding: dict[NestedKey, torch.Tensor] | None = None
         self.masked_terminal = 0
+        self.any_counts = False
         self.revivals = torch.zeros(0, 2, dtype=torch.int64)
         self.dies = False
         self.distinct_pairs = 0
@@ -182,6 +184,7 @@ class Scan:
         )
 
     def _add_signals(self, rows: TensorDict) -> None:
+        self.any_counts = self.any_counts or bool(defects.counts(rows).any())
         masked = ~defects.flag(rows, MASK)
         if self._count("masked_rows", masked, self._seen):
             self.masked_terminal += int((masked & defects.flag(rows, next_key(TERMINATED))).sum())

@@ -5,6 +5,12 @@ the metadata, shape and type of every leaf, the size and BLAKE2b checksum of eve
 checksum. Everything is written into a hidden folder beside the target, flushed to the disk, and renamed: a process
 killed at any moment leaves the target as it was. What is read is what ``metadata.json`` lists, plain numbers of stated
 shapes and types (:mod:`~torchrl_marl_offline.data.mapped_leaves`): nothing in a folder is executed.
+
+Checksums tell damage, not intent: whoever changes a folder can make them anew. What they cannot vouch for is looked at
+again: that names, shapes, types and sizes agree, that metadata has the types that are read, that bools are 0 or 1, and
+that the values are what the stored inspection says (:mod:`~torchrl_marl_offline.data.stored_values`): all of them where
+``verify`` reads every byte anyway, else blocks that are spread evenly. Nothing tells whether the numbers are those that
+were recorded.
 """
 
 from __future__ import annotations
@@ -24,9 +30,9 @@ from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.files import staged, writing
-from torchrl_marl_offline.core.regular_files import NotRegularError, read_json, require_inside
+from torchrl_marl_offline.core.regular_files import NotRegularError, lies_at, read_json, require_inside
 from torchrl_marl_offline.data.layout import TaskSpec
-from torchrl_marl_offline.data.mapped_leaves import check_files, check_names, listed_leaves, map_leaves
+from torchrl_marl_offline.data.mapped_leaves import check_bools, check_files, check_names, listed_leaves, map_leaves
 from torchrl_marl_offline.data.validation import DatasetError, reading
 
 if TYPE_CHECKING:
@@ -42,7 +48,7 @@ _BYTES_AT_ONCE = 32 * 2**20
 
 def is_dataset_folder(path: Path) -> bool:
     """Say whether ``path`` is a folder that :func:`save` wrote, whole or damaged."""
-    return (path / METADATA_FILE).is_file() and (path / DATA_FOLDER).is_dir()
+    return lies_at(path / METADATA_FILE) and (path / DATA_FOLDER).is_dir()
 
 
 def save(
@@ -209,6 +215,7 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
                     f"{file} was changed after it was written; restore the folder or record the data again."
                 )
     with reading(path):  # files from before the header had a checksum
+        check_bools(path / DATA_FOLDER, leaves, whole=verify)
         return map_leaves(path / DATA_FOLDER, leaves, sizes), _task_spec(header["spec"]), header["metadata"]
 
 
@@ -224,7 +231,7 @@ def _checksums(files: list[Path]) -> list[str]:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    if not lies_at(file):
         raise DatasetError(f"{file.parent} holds no {METADATA_FILE}; give the folder that OfflineDataset.save wrote.")
     try:
         header = read_json(require_inside(file, file.parent))

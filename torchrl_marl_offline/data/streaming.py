@@ -28,6 +28,7 @@ from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspection_of
 from torchrl_marl_offline.data.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import (
     DatasetError,
@@ -74,6 +75,7 @@ class RowStream:
         final: ``[R]`` bool, rows that hold an episode's last observation and no transition. They are read as the
             successor of the row before, and left out; ``terminated`` and ``truncated`` are set on that row before.
         living: ``[R, n]`` bool, false for agents that have ended before their team; by default all live.
+        rounding: what the functions of ``fields`` show before they convert it.
     """
 
     spec: TaskSpec
@@ -85,6 +87,7 @@ class RowStream:
     final: torch.Tensor | None = None
     bad: BadRows = field(default_factory=lambda: BadRows())
     living: torch.Tensor | None = None
+    rounding: Rounding = field(default_factory=Rounding)
 
     def __post_init__(self) -> None:
         self.length = len(self.terminated) if self.final is None else int((~self.final).sum())
@@ -128,6 +131,7 @@ class RowStream:
             self._note(opened_masks_finding(opened))
         self.metadata.pop(KEY, None)  # of an earlier pass
         bad.into(self.metadata)
+        self.rounding.into(self.metadata)
 
     def _settle(self, bad: BadEpisodes, start: int, stop: int, before: int) -> None:
         """Find the episodes of the bad rows of a block, before which ``before`` episodes ended."""

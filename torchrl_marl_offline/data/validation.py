@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_marl_offline.core.files import WriteError
+from torchrl_marl_offline.core.ranges import shown
 from torchrl_marl_offline.core.regular_files import NotRegularError
 from torchrl_marl_offline.data.layout import (
     ACTION,
@@ -151,6 +152,49 @@ def validate(dataset: OfflineDataset | TensorDictBase, spec: TaskSpec | None = N
     for start, rows in _chunks(data):
         check_values(rows, spec, start=start)
     _check_episodes(data)
+
+
+def _are(kind: type) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _are_bad_episodes(values: Any) -> bool:
+    kinds = {"episode": int, "row": int | None, "what": str, "id": int | None}
+    return _are(dict)(values) and all(
+        name in record and isinstance(record[name], kind) for record in values for name, kind in kinds.items()
+    )
+
+
+_METADATA: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("findings", "card_disagreements", "repairs", "rounded"), ("a list of sentences", _are(str))),
+    **dict.fromkeys(("provenance", "parts"), ("a list of dictionaries", _are(dict))),
+    **dict.fromkeys(("task_options", "inspection"), ("a dictionary", lambda value: isinstance(value, dict))),
+    **dict.fromkeys(("env", "source"), ("text", lambda value: isinstance(value, str | None))),
+    "bad_episodes": ("a list of episodes with row, what and id", _are_bad_episodes),
+    "time_limit": ("a number of steps", lambda value: value is None or (type(value) is int and value > 0)),
+    "values_checked": ("true or false", lambda value: isinstance(value, bool)),
+    "vault": (
+        "a dictionary of seeds",
+        lambda value: isinstance(value, dict) and isinstance(value.get("seeds", []), list),
+    ),
+}
+"""What the library reads of a dataset's metadata: name -> what stands there, and whether a value is that."""
+
+
+def check_metadata(metadata: Any) -> None:
+    """Check the types of everything in a dataset's metadata that the library reads; users may add whatever they like.
+
+    Raises:
+        DatasetError: one of them is something else.
+    """
+    if not isinstance(metadata, dict):
+        raise DatasetError(f"A dataset's metadata is a dictionary, got {shown(metadata)}; give one, or leave it out.")
+    for name, (what, fits) in _METADATA.items():
+        if name in metadata and not fits(metadata[name]):
+            raise DatasetError(
+                f"has {shown(metadata[name])} as {name!r} in its metadata, where {what} stands; correct it, or "
+                "leave it out."
+            )
 
 
 def check_read(metadata: dict[str, Any]) -> None:

@@ -30,6 +30,23 @@ def check_type(dtype: np.dtype, name: str) -> None:
         raise DatasetError(f"{name} holds {_REMEDIES.get(dtype.kind, 'text; give numbers')}.")
 
 
+def check_tensor(values: torch.Tensor, name: str) -> None:
+    """Refuse tensors that are no plain block of real numbers.
+
+    Args:
+        values: the tensor.
+        name: of the array, for the message.
+    """
+    if values.is_complex():
+        raise DatasetError(f"{name} holds {_REMEDIES['c']}.")
+    if values.layout != torch.strided:
+        raise DatasetError(f"{name} is a sparse tensor; give its .to_dense().")
+    if values.is_quantized:
+        raise DatasetError(f"{name} is a quantized tensor; give its .dequantize().")
+    if values.is_meta:
+        raise DatasetError(f"{name} is a tensor without values, on the meta device; give one that has them.")
+
+
 def as_array(values: Any, name: str) -> np.ndarray:
     """Return real numbers as an array of a type that torch knows, in this machine's byte order.
 
@@ -41,8 +58,10 @@ def as_array(values: Any, name: str) -> np.ndarray:
         DatasetError: what is no real number, or lists of unequal length.
     """
     if isinstance(values, torch.Tensor):
-        tensor = values.detach().cpu()
-        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        check_tensor(values, name)
+        tensor = values.detach().cpu().resolve_neg()
+        plain = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+        values = (tensor if plain else tensor.float()).numpy()  # not bfloat16, nor numbers of 8 bits
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         raise DatasetError(f"{name} is a masked array with hidden entries; fill them, or drop those episodes.")
     try:

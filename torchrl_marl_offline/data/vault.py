@@ -40,11 +40,12 @@ import torch
 
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, SEED, WIDTHS, checked
-from torchrl_marl_offline.core.regular_files import files_below, read_json
+from torchrl_marl_offline.core.regular_files import files_below, lies_at, read_json
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.arrays import agent_flags, close_last_episode
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
+from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,
     BadRows,
@@ -69,7 +70,7 @@ _MOST_EXPANSION, _CHUNK_EXPANSION, _SLACK_BYTES = 250, 10, 2**24  # flashbax mak
 
 def is_vault(path: str | Path) -> bool:
     """Say whether ``path`` is a folder with a vault's store in it."""
-    return (Path(path) / "manifest.ocdbt").is_file()
+    return lies_at(Path(path) / "manifest.ocdbt")
 
 
 def read_vault(path: str | Path, **options: Any) -> OfflineDataset:
@@ -125,7 +126,7 @@ def open_vault(
             return lambda start, stop: convert(read(name, start, stop), start)
 
         findings: list[str] = []
-        bad = BadRows()
+        bad, rounding = BadRows(), Rounding()
         action_size = _action_size(arrays, n_actions)
         discrete = n_actions is not None or LEGALS_ARRAY in arrays or _holds_integers(arrays["actions"])
 
@@ -135,9 +136,11 @@ def open_vault(
             return torch.from_numpy(found)
 
         fields = {
-            OBSERVATION: rows("observations", lambda values, start: as_float(values)),
+            OBSERVATION: rows("observations", lambda values, start: as_float(rounding.seen(values, "observations"))),
             ACTION: rows("actions", index if discrete else lambda values, start: as_float(values)),
-            REWARD_FIELD: rows("rewards", lambda values, start: _per_agent(values, sizes["agents"])),
+            REWARD_FIELD: rows(
+                "rewards", lambda values, start: _per_agent(rounding.seen(values, "rewards"), sizes["agents"])
+            ),
         }
         has_mask = LEGALS_ARRAY in arrays
         if has_mask:
@@ -146,7 +149,7 @@ def open_vault(
         if STATE_ARRAY in arrays:
             sample = sample_rows(partial(read, STATE_ARRAY), length * len(chosen))
             state_size, convert = one_state(sample, findings, bad)
-            fields[STATE] = rows(STATE_ARRAY, convert)
+            fields[STATE] = rows(STATE_ARRAY, lambda values, start: convert(rounding.seen(values, "state"), start))
         spec = TaskSpec(
             sizes["agents"],
             sizes["observation"],
@@ -164,7 +167,7 @@ def open_vault(
         metadata["vault"] = {"seeds": chosen, "rows_per_seed": length}
         if STATE_ARRAY not in arrays:
             metadata["state"] = "joint observation"
-        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad, living=living)
+        return RowStream(spec, fields, terminated, truncated, metadata, bad=bad, living=living, rounding=rounding)
 
 
 def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, Any], int]:
@@ -206,6 +209,7 @@ def _open_arrays(path: Path, chosen: dict[str, str | None]) -> tuple[dict[str, A
     index = open_array("vault_index")
     if index.shape != (1,):
         raise DatasetError(f"{path} has a vault_index of shape {index.shape}, not of one number; fetch it again.")
+    _check_size("vault_index", index, index.shape, size)
     length = int(index.read().result()[0])
     if length < 1:
         raise DatasetError(f"{path} says that {length} rows were written; fetch it again.")
@@ -240,17 +244,22 @@ def _check_sizes(arrays: dict[str, Any], length: int, stored: int) -> None:
     Every chunk takes some bytes, and what a chunk or a row becomes in memory is bounded by the whole folder's size.
     """
     for name, array in arrays.items():
-        shape = (array.shape[0], length, *array.shape[2:])
-        chunk = array.chunk_layout.read_chunk.shape or shape
-        chunks = math.prod(-(-size // max(1, part)) for size, part in zip(shape, chunk, strict=True))
-        largest = max(math.prod(chunk), math.prod(shape[2:])) * array.dtype.numpy_dtype.itemsize
-        total = math.prod(shape) * array.dtype.numpy_dtype.itemsize
-        bounds = ((largest, _CHUNK_EXPANSION), (total, _MOST_EXPANSION))
-        if chunks > stored or any(bytes > times * stored + _SLACK_BYTES for bytes, times in bounds):
-            raise DatasetError(
-                f"declares {name} as {shape} in chunks of {tuple(chunk)}, which {stored:,} bytes cannot hold; fetch it "
-                "again."
-            )
+        _check_size(name, array, (array.shape[0], length, *array.shape[2:]), stored)
+
+
+def _check_size(name: str, array: Any, shape: tuple[int, ...], stored: int) -> None:
+    """Do what :func:`_check_sizes` does for an array of which ``shape`` is read."""
+    check_type(array.dtype.numpy_dtype, name)
+    chunk = array.chunk_layout.read_chunk.shape or shape
+    chunks = math.prod(-(-size // max(1, part)) for size, part in zip(shape, chunk, strict=True))
+    largest = max(math.prod(chunk), math.prod(shape[2:])) * array.dtype.numpy_dtype.itemsize
+    total = math.prod(shape) * array.dtype.numpy_dtype.itemsize
+    bounds = ((largest, _CHUNK_EXPANSION), (total, _MOST_EXPANSION))
+    if chunks > stored or any(bytes > times * stored + _SLACK_BYTES for bytes, times in bounds):
+        raise DatasetError(
+            f"declares {name} as {shape} in chunks of {tuple(chunk)}, which {stored:,} bytes cannot hold; fetch it "
+            "again."
+        )
 
 
 def _check_shapes(arrays: dict[str, Any], length: int) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
+from torchrl_marl_offline.core.regular_files import lies_at, require_regular
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
 
 POLICY_FILE = "policy.pt"
-_SLACK = 2**20  # numbers, beyond the bytes of the file
+_SLACK_NUMBERS, _SLACK_TENSORS = 2**16, 64  # what building may make beside the parameters
+_LISTS = 4  # options may be lists of a number for each column: observation_norm is two
+_LONGEST_REASON, _MOST_SIZES = 300, 64
+_REMEDY = "save it again, or take the policy of another run or of an earlier checkpoint"
+_PARTS = {"builder": str, "spec": dict, "options": dict, "parameters": dict, "metadata": dict}
 BUILDERS = {
     "make_actor": make_actor,
     "make_deterministic_actor": make_deterministic_actor,
@@ -79,22 +85,45 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
 
     Raises:
         FileNotFoundError: there is none, or the folder leaves open which.
-        ValueError: the file is damaged or something else.
+        ValueError: the file is damaged or something else, would build more than its parameters, or a parameter is NaN
+            or infinite.
     """
     file = policy_file(path)
-    if not file.is_file():
+    if not lies_at(file) or not file.exists():
         raise FileNotFoundError(
             f"There is no policy at {file}; name a file of save_policy(), or a run's folder with one."
         )
+    require_regular(file)
     try:
         content = load_plain_tensors(file)
+        parameters = _checked_parameters(content)
+        if _entries(content["spec"], _MOST_SIZES) > _MOST_SIZES:
+            raise ValueError("its spec is no TaskSpec")
         spec = TaskSpec(**content["spec"])
-        with _UpTo(file.stat().st_size + _SLACK):
+        with _UpTo(parameters.values(), content["options"]):
             policy = BUILDERS[content["builder"]](spec, **content["options"])
-        policy.load_state_dict(content["parameters"])
+        policy.load_state_dict(parameters)
     except Exception as error:  # a damaged file raises almost anything
-        raise ValueError(f"{file} is no whole policy of save_policy(): {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+        raise ValueError(f"{file} is no whole policy of save_policy(): {reason}; {_REMEDY}.") from error
     return SavedPolicy(policy.to(device), spec, content["metadata"])
+
+
+def _checked_parameters(content: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of a file's content, all of whose parts are what they should be."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    for name, kind in _PARTS.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"its {name} is a {type(content.get(name)).__name__}, no {kind.__name__}")
+    if content["builder"] not in BUILDERS:
+        raise ValueError(f"its builder {content['builder'][:80]!r} is none of {', '.join(BUILDERS)}")
+    for name, value in content["parameters"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"its parameter {name!r} is a {type(value).__name__}")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"its parameter {name!r} is NaN or infinite")
+    return content["parameters"]
 
 
 def policy_file(path: str | Path) -> Path:
@@ -108,7 +137,7 @@ def policy_file(path: str | Path) -> Path:
         return folder
     own, online = folder / POLICY_FILE, folder / "online" / POLICY_FILE
     below = [file for pattern in ("*", "members/*") for file in sorted(folder.glob(f"{pattern}/{POLICY_FILE}"))]
-    if own.is_file() or not below:
+    if lies_at(own) or not below:
         return own
     if online in below or len(below) == 1:
         return online if online in below else below[0]
@@ -117,20 +146,49 @@ def policy_file(path: str | Path) -> Path:
 
 
 class _UpTo(TorchDispatchMode):
-    """Refuses tensors larger than what a file can fill, before they take memory.
+    """Refuses to build more tensors, or numbers, than a file has parameters to fill, whatever option asks for them.
+
+    What is too much is refused before it takes memory: one tensor by its size, many by their sum and number.
 
     Args:
-        elements: the most that one tensor may have.
+        parameters: of the file.
+        options: of the builder; more entries than there are parameters, or columns of one, are refused at once.
+
+    Raises:
+        ValueError: see above; the same on the way.
     """
 
-    def __init__(self, elements: int) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor], options: dict[str, Any]) -> None:
         super().__init__()
-        self.elements = elements
+        parameters = list(parameters)
+        self.numbers = _SLACK_NUMBERS + sum(parameter.numel() for parameter in parameters)
+        self.tensors = _SLACK_TENSORS + len(parameters)
+        most = _LISTS * max([self.tensors, *(size for parameter in parameters for size in parameter.shape)])
+        if _entries(options, most) > most:
+            raise ValueError(f"its options list more than {most:,} numbers beside {len(parameters)} parameters")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Look at the sizes that an operation is given, then let it run."""
         for given in args:
             sizes = given if isinstance(given, list | tuple) else [given, given]  # a number may be both sides, as eye's
-            if all(type(size) is int for size in sizes) and math.prod(sizes) > self.elements:
-                raise ValueError(f"its settings ask for {given} numbers, which its parameters are not")
-        return func(*args, **(kwargs or {}))
+            if all(type(size) is int for size in sizes) and math.prod(sizes) > self.numbers:
+                raise ValueError(f"its options ask for {given} numbers, which its parameters are not")
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not any(isinstance(given, torch.Tensor) for given in args):
+            self.numbers -= made.numel()
+            self.tensors -= 1
+            if min(self.numbers, self.tensors) < 0:
+                raise ValueError("its options ask for more or larger layers than its parameters fill")
+        return made
+
+
+def _entries(content: Any, most: int) -> int:
+    """Return how many values there are, what is in two lists counted twice; the count ends beyond ``most``."""
+    waiting, count = [content], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value
+        if isinstance(inner, list | tuple):
+            count += len(inner)
+            waiting += inner
+    return count
