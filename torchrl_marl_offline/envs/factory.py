@@ -90,6 +90,7 @@ _REGISTERED: dict[str, Callable[..., EnvBase]] = {}
 """Environments of the user's own, by ``"family/task"``."""
 
 
+@checked
 def register_environment(task: str, factory: Callable[..., EnvBase], *, replace: bool = False) -> None:
     """Name an environment of one's own: ``make_env(task)``, studies and evaluations then know it.
 

@@ -20,6 +20,7 @@ from torchrl_marl_offline.core.ranges import (
     RATE,
     RUN_SEED,
     SIZE,
+    AtMost,
     checked,
     range_of,
 )
@@ -58,7 +59,7 @@ class TrainingSettings:
     batch_size: Annotated[int, SIZE] = 640
     lr: Annotated[float, LEARNING_RATE] = 3e-4
     tau: Annotated[float, RATE] = 0.005
-    actor_every: Annotated[int, COUNT] = 1
+    actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 

@@ -21,7 +21,7 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, AtMost, checked
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
@@ -156,7 +156,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         target_updater: TargetNetUpdater | None = None,
         tau: Annotated[float, RATE, ReadWith("target_updater", None)] = 0.005,
-        actor_every: Annotated[int, COUNT] = 1,
+        actor_every: Annotated[int, COUNT, AtMost("steps")] = 1,
         evaluators: Mapping[str, Evaluator] | None = None,
         eval_every: Annotated[int | None, COUNT] = None,
         eval_at_start: bool = False,
