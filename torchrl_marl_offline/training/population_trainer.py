@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
+from torchrl_marl_offline.core.paths import folder_name
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, AtMost, checked
 from torchrl_marl_offline.objectives.functional_parameters import copy_with_networks
 from torchrl_marl_offline.objectives.parts import part
@@ -97,6 +98,9 @@ class PopulationTrainer(Trainer):
             raise ValueError(
                 f"The buffer has {len(buffer.generators)} seeds for {len(losses)} losses; give one for each member."
             )
+        if output is not None:
+            for name in losses:
+                folder_name(name, "A member")
         if options.get("keep_best") is not None:
             raise ValueError("keep_best= is for one run; a population keeps the newest of all members.")
         if isinstance(compile, Mapping):
