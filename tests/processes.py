@@ -227,7 +227,7 @@ def _become(request: dict, descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     random.seed()
-    np.random.seed()  # noqa: NPY002
+    np.random.seed()
     words, options = list(request["arguments"]), []
     while words[0] == "-W":
         options += [words[1]]
