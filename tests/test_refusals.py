@@ -94,6 +94,7 @@ CONDITIONAL = [
 ]
 OTHERS = {"extraction": "brac", "value_learning": "td", "decomposition": "independent", "num_heads": 1, "noise": 0.0}
 VALUES = {"frozen": True, "heads": "min", "team_reward": "sum", "advantage": "local", "expectile": 0.6}
+VALUES |= {"weights": "softmax", "online_advantage": True, "sampler_centre": "updated"}
 
 
 @pytest.mark.fault("3.7")

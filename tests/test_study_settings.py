@@ -134,7 +134,7 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
         ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),
         ({"spread": "task = 'x'\nrepair = true"}, "repair belongs to a source"),
-        ({"study": "seeds = [1, 1]"}, "Two runs are named spread--mix--seed=1"),
+        ({"study": "seeds = [1, 1]"}, "seeds has 1 twice; leave one out"),
     ],
 )
 def test_errors_name_the_key_and_the_nearest(tmp_path, parts, message):

@@ -35,6 +35,6 @@ def folder_name(name: str, what: str) -> str:
     if not is_one or len(os.fsencode(name)) > LONGEST_NAME:
         raise ValueError(
             f"{what} becomes the name of a folder, which {str(name)[:60]!r} cannot be: give it 1 to {LONGEST_NAME} "
-            "bytes without slashes, and something else than dots."
+            "bytes without slashes, not only dots."
         )
     return name

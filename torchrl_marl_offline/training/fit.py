@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from torchrl_marl_offline.data.layout import ACTION, MASK, OBSERVATION, STATE
 from torchrl_marl_offline.training.metrics import trained_by_network
 
 if TYPE_CHECKING:
-    from tensordict.nn import TensorDictModuleBase
+    from tensordict import NestedKey
     from torchrl.objectives import LossModule
 
 NETWORKS = ("actor_network", "qvalue_network", "value_network", "behaviour_network")
@@ -100,7 +100,8 @@ def check_rows(loss: LossModule, buffer: Any) -> None:
     for name in NETWORKS:
         network = getattr(loss, name, None)
         if hasattr(network, "build"):
-            _check_sizes(network, data)
+            mixer = getattr(loss, "mixer_network", None) if name == "qvalue_network" else None
+            _check_sizes(network.build["spec"], [*network.in_keys, *getattr(mixer, "in_keys", ())], data)
     why = _why_nothing_counts(loss, data)
     if why is not None:
         raise ValueError(
@@ -132,14 +133,13 @@ def counted_rows(loss: LossModule, data: TensorDictBase) -> Tensor | None:
     return None if not masks else torch.stack(masks).all(0)
 
 
-def _check_sizes(network: TensorDictModuleBase, data: TensorDictBase) -> None:
+def _check_sizes(spec: Mapping[str, Any], in_keys: Sequence[NestedKey], data: TensorDictBase) -> None:
     """Hold what a network was built for against the rows."""
-    spec = network.build["spec"]
     wanted = {
         "agents": (spec.get("n_agents"), _size(data, OBSERVATION, -2)),
         "numbers in an observation": (spec.get("observation_size"), _size(data, OBSERVATION, -1)),
     }
-    if STATE in network.in_keys:
+    if STATE in in_keys:
         wanted["numbers in a state"] = (spec.get("state_size"), _size(data, STATE, -1))
     actions, is_discrete = data.get(ACTION, None), spec.get("discrete")
     if actions is not None and is_discrete == actions.is_floating_point():
