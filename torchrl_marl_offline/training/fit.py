@@ -100,8 +100,7 @@ def check_rows(loss: LossModule, buffer: Any) -> None:
     for name in NETWORKS:
         network = getattr(loss, name, None)
         if hasattr(network, "build"):
-            mixer = getattr(loss, "mixer_network", None) if name == "qvalue_network" else None
-            _check_sizes(network.build["spec"], [*network.in_keys, *getattr(mixer, "in_keys", ())], data)
+            _check_sizes(network.build["spec"], network.in_keys, data)
     why = _why_nothing_counts(loss, data)
     if why is not None:
         raise ValueError(
