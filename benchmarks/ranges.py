@@ -1,17 +1,19 @@
-"""How numbers outside their range are met, everywhere a number can be given: a table of kinds and places.
+"""How numbers outside their range are met, and what is no bool, word or function, everywhere it can be given.
 
     python benchmarks/ranges.py            # a minute; the table of RESULTS.md
 
 Every number parameter of the public functions and classes, of the environments and readers, every setting of
 ``make_loss``, every key of a study file and every option of the commands and examples is given -1, 0, NaN, infinity, a
 huge number, a string, a bool and NumPy's NaN. A number parameter has a range or stands in :data:`WITHOUT_RANGE`. What
-its range does not hold must be refused by a sentence that names it, before anything else is looked at.
+its range does not hold must be refused by a sentence that names it, before anything else is looked at. So must be a
+string or a number in the place of a bool, another word than those of a ``Literal``, and what cannot be called.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import inspect
 import io
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 from arguments import script_parser
@@ -30,7 +32,7 @@ from measuring import markdown
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline.core import ranges
-from torchrl_marl_offline.core.ranges import parameters_of, range_of
+from torchrl_marl_offline.core.ranges import kinds_in, parameters_of, range_of
 
 NAN, INF = float("nan"), float("inf")
 KINDS: dict[str, Any] = {
@@ -43,6 +45,12 @@ KINDS: dict[str, Any] = {
     "a bool": True,
     "NumPy's NaN": np.float64("nan"),
 }
+NO_WORDS: dict[Any, dict[str, Any]] = {
+    bool: {"a string": "no", "a number": 2},
+    Literal: {"another word": "no", "a number": 2, "a bool": True},
+    Callable: {"a number": 3},
+}
+"""What a bool, one of some words and a function must not be."""
 NEVER = ("NaN", "infinity", "huge", "NumPy's NaN")
 """Kinds that no parameter takes."""
 
@@ -50,6 +58,13 @@ PACKAGES = ("data", "envs", "modules", "objectives", "study", "training")
 EXAMPLES = ("offline_mix_awr", "omar_mpe", "vmas_finetune")
 
 SPEC = marl.TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
+
+NOT_RISING = {
+    "action_bounds": "low is to be below high, which is checked where a TaskSpec is made of them",
+    "offset": "a place in the plane",
+    "reference_returns": "of random play and of the best, which may be equal",
+}
+"""Pairs of numbers whose first may be above the second, or that are compared elsewhere."""
 
 _RESULT = "filled in by the library, as a result"
 _STEP = "made in every step, of numbers that were checked where the step was"
@@ -66,6 +81,7 @@ WITHOUT_RANGE: dict[str, str] = {
             "NonFiniteLossError",
             "Plan",
             "Run",
+            "OnlineLearner",
             "StudyOutcome",
             "TrainingFinished",
             "TrainingInterrupted",
@@ -81,12 +97,15 @@ WITHOUT_RANGE: dict[str, str] = {
     "CheckpointManager.save_best": "the trainer's own count",
     "CsvTable.truncate": "the trainer's own count",
     "OfflineMARLLoss.action_spec": "bounds of any size; low is to be below high, which is checked where they are read",
+    "OfflineMARLLoss.named_parameters": "torch's own",
     "OfflineDataset.select_episodes": "compared with the number of episodes",
     "RunLogger.log_eval": "results, which may be infinite",
     "RunLogger.log_train": "results, which may be infinite",
     "RunLogger.truncate": "the trainer's own count",
     "SingleProcess": "torchrun's numbers",
-    "SingleProcess.any_wants_to_stop": "the trainer's own count",
+    **dict.fromkeys(
+        ("SingleProcess.any_wants_to_stop", "SingleProcess.averaged", "SingleProcess.start_alike"), "the trainer's own"
+    ),
     "bootstrap_confidence_interval.values": "results; those that are not finite are refused",
     "mean_confidence_interval.values": "results; those that are not finite are refused",
     "plot_methods": "results, which may be infinite",
@@ -102,6 +121,7 @@ class Place:
 
     Attributes:
         parameters: number parameters with a range.
+        words: parameters that are bools, words or functions.
         tried: values that were given.
         refused: those that were refused in one sentence.
         bare: number parameters without a range.
@@ -111,6 +131,7 @@ class Place:
     """
 
     parameters: int = 0
+    words: int = 0
     tried: int = 0
     refused: int = 0
     bare: list[str] = field(default_factory=list)
@@ -119,15 +140,19 @@ class Place:
     signed: set[str] = field(default_factory=set)
 
     def meet(self, label: str, hint: Any, default: Any, give: Callable[[Any], Any], *, as_text: bool = False) -> None:
-        """Give a parameter every kind of value that its range does not hold."""
+        """Give a parameter every kind of value that its annotation does not hold."""
+        name = label.rpartition(".")[2]
+        self._meet_words(label, name, hint, give, as_text=as_text)
         if number_in(hint) is None:
             return
-        name = label.rpartition(".")[2]
         if range_of(hint) is None:
             if not {label, label.rpartition(".")[0]} & WITHOUT_RANGE.keys():
                 self.bare.append(label)
             return
         self.parameters += 1
+        if is_pair(hint) and name not in NOT_RISING:
+            for kind, pair in (("reversed", (0.75, 0.25)), ("equal", (0.5, 0.5))):
+                self._try(f"{label} = {kind}", name, pair, give)
         for kind, value in KINDS.items():
             if as_text and kind in ("a bool", "NumPy's NaN"):
                 continue
@@ -135,15 +160,30 @@ class Place:
             if kind not in NEVER and is_legal(name, planted, hint):
                 self.signed |= {name} if kind == "-1" else set()
                 continue
-            self.tried += 1
-            try:
-                give(planted)
-            except (ValueError, TypeError) as error:
-                self._judge(f"{label} = {kind}", str(error), name)
-            except Exception as error:
-                self.tracebacks.append(f"{label} = {kind}: {type(error).__name__}: {error}")
-            else:
-                self.taken.append(f"{label} = {kind}")
+            self._try(f"{label} = {kind}", name, planted, give)
+
+    def _meet_words(
+        self, label: str, name: str, hint: Any, give: Callable[[Any], Any], *, as_text: bool = False
+    ) -> None:
+        if {label, label.rpartition(".")[0]} & WITHOUT_RANGE.keys():
+            return
+        kinds = kinds_in(hint)
+        self.words += bool(kinds)
+        for kind, value in {what: value for each in kinds for what, value in NO_WORDS[each].items()}.items():
+            planted = word_in_form(hint, value)
+            if not is_legal(name, planted, hint) and not (as_text and kind == "a bool"):
+                self._try(f"{label} = {kind}", name, planted, give)
+
+    def _try(self, what: str, name: str, planted: Any, give: Callable[[Any], Any]) -> None:
+        self.tried += 1
+        try:
+            give(planted)
+        except (ValueError, TypeError) as error:
+            self._judge(what, str(error), name)
+        except Exception as error:
+            self.tracebacks.append(f"{what}: {type(error).__name__}: {error}")
+        else:
+            self.taken.append(what)
 
     def _judge(self, what: str, said: str, name: str) -> None:
         names = (name, name.replace("_", "-"))
@@ -183,6 +223,26 @@ def in_form(hint: Any, value: Any) -> Any:
     return value
 
 
+def is_pair(hint: Any) -> bool:
+    """Say whether an annotation wants two numbers."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return len(parts) == 2 and all(number_in(part) for part in parts) and Ellipsis not in parts
+    return origin in (Annotated, Union, UnionType) and any(map(is_pair, parts))
+
+
+def word_in_form(hint: Any, value: Any) -> Any:
+    """Put a value where an annotation has its bool, word or function: in a list or mapping, where all of it is one."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return word_in_form(parts[0], value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {"a": value}
+    if isinstance(origin, type) and issubclass(origin, tuple | Sequence):
+        return [value]
+    return value
+
+
 def is_legal(name: str, value: Any, hint: Any) -> bool:
     """Say whether the range of an annotation holds a value."""
     try:
@@ -215,11 +275,8 @@ def _methods_of(kind: type) -> Iterator[tuple[str, Any, Callable[[dict[str, Any]
         if not name.startswith("_") and inspect.isfunction(function):
             bound = getattr(kind, name)
             first = () if isinstance(member, classmethod | staticmethod) else (None,)
-            yield (
-                f"{kind.__qualname__}.{name}",
-                function,
-                lambda given, bound=bound, first=first: bound(*first, **given),
-            )
+            call = functools.partial(bound, *first)
+            yield f"{kind.__qualname__}.{name}", function, lambda given, call=call: _with_positions(call, given)
 
 
 def calling(thing: Any) -> Callable[[dict[str, Any]], Any]:
@@ -315,7 +372,7 @@ def meet_studies(place: Place, folder: Path) -> None:
             "datasets.a": 'task = "games/xor"\n',
             "methods.m": f'algorithm = "{algorithm}"\n',
         }
-        own[table] += f"{name} = {toml(value)}\n"
+        own[table] = own[table] * (name != "algorithm") + f"{name} = {toml(value)}\n"
         file.write_text("".join(f"[{key}]\n{text}" for key, text in own.items()))
         expand(read_study(file))
 
@@ -488,9 +545,19 @@ def walk(folder: Path, *, through_parser: Sequence[str] = tuple(KINDS)) -> dict[
 
 def table(places: Mapping[str, Place]) -> str:
     """Return the table of RESULTS.md."""
-    header = ("place", "numbers", "values outside their range", "refused in one sentence", "taken", "tracebacks")
-    rows = [(name, p.parameters, p.tried, p.refused, len(p.taken), len(p.tracebacks)) for name, p in places.items()]
-    rows.append(("all", *(sum(row[index] for row in rows) for index in range(1, 6))))
+    header = (
+        "place",
+        "numbers",
+        "bools, words, functions",
+        "wrong values",
+        "refused",
+        "taken",
+        "tracebacks",
+    )
+    rows = [
+        (name, p.parameters, p.words, p.tried, p.refused, len(p.taken), len(p.tracebacks)) for name, p in places.items()
+    ]
+    rows.append(("all", *(sum(row[index] for row in rows) for index in range(1, 7))))
     return markdown(header, rows)
 
 

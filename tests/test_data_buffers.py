@@ -239,3 +239,10 @@ def test_drawing_on_the_device_makes_no_host_wait(options):
         buffer.sample()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_key_that_is_not_there_is_named_beside_those_that_are():
+    with pytest.raises(KeyError, match=r"The data has no 'foo', which keys names; it has .*traj_ids"):
+        episodes([3]).replay_buffer(batch_size=2, keys=["foo"])
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+        episodes([3]).replay_buffer(batch_size=2, device="cuda:99")

@@ -334,3 +334,18 @@ def test_missing_library_says_what_to_install(monkeypatch):
 def test_bad_options(task, options, message):
     with pytest.raises(ValueError, match=message):
         make_env(task, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"foo": 1}, "mpe/simple_spread has no option 'foo'; it has max_steps, dtype, integration."),
+        ({"device": "tpuu"}, "device must be one such as cpu or cuda, got 'tpuu'."),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there: torch sees"),
+        ({"device": 3}, None),
+    ],
+)
+def test_an_unknown_option_and_a_device_that_is_not_there_are_refused(options, sentence):
+    with pytest.raises(ValueError) as error:
+        make_env("mpe/simple_spread", **options)
+    assert sentence is None or str(error.value).startswith(sentence)

@@ -239,7 +239,7 @@ def test_builders_refuse_what_they_do_not_know() -> None:
     spec = Case().spec
     with pytest.raises(ValueError, match="omar has no setting 'expectile'; it has decomposition"):
         make_loss(spec, algorithm="omar", expectile=0.9)
-    with pytest.raises(ValueError, match="sampler must be one of softmax, cem, random; got 'grid'"):
+    with pytest.raises(ValueError, match="sampler must be 'softmax', 'cem' or 'random', got 'grid'"):
         make_loss(spec, algorithm="omar", sampler="grid")
     with pytest.raises(ValueError, match="b3c clips its targets: set max_next_value"):
         make_loss(spec, algorithm="b3c")

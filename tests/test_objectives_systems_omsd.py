@@ -549,7 +549,10 @@ def test_a_model_is_trained_alone_before() -> None:
     [
         (lambda: make_score(DISCRETE), "make_score is for continuous actions; for a discrete task use"),
         (lambda: make_sequential_policy(CONTINUOUS), "is for discrete actions; for a continuous task use make_score"),
-        (lambda: make_score(CONTINUOUS, beta_range=(1.0, 1.0)), r"two rising positive rates, got \(1.0, 1.0\)"),
+        (
+            lambda: make_score(CONTINUOUS, beta_range=(1.0, 1.0)),
+            r"beta_range must be two rising numbers, got \(1.0, 1.0\)",
+        ),
         (lambda: make_score(CONTINUOUS, time_size=3), "time_size must be even and positive, got 3"),
         (lambda: ScoreRegularized(beta=0.0), "beta must be above 0, got 0.0"),
         (lambda: ScoreRegularized(time_weight="late"), "time_weight must be 'score', 'uniform' or 'variance', got"),

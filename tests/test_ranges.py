@@ -15,6 +15,7 @@ import torch
 
 from torchrl_marl_offline.core.ranges import (
     COUNT,
+    INCREASING,
     LEARNING_RATE,
     OPEN_UNIT,
     POSITIVE,
@@ -22,6 +23,7 @@ from torchrl_marl_offline.core.ranges import (
     SEED,
     UNIT,
     WIDTHS,
+    AtMost,
     Range,
     argument,
     checked,
@@ -56,6 +58,10 @@ def play(
     policy: Callable[[int], int] | Annotated[int, COUNT] = len,
     other: Unknown | None = None,
     signed: Annotated[float, REAL] = 0.0,
+    flag: bool = False,
+    word: Literal["a", "b", "c"] = "a",
+    rising: Annotated[tuple[float, float] | None, REAL, INCREASING] = None,
+    warmup: Annotated[int, COUNT, AtMost("steps")] = 1,
 ) -> str:
     return "played"
 
@@ -86,6 +92,15 @@ def play(
         ({"profile": 0}, "profile must be at least 1, got 0."),
         ({"chances": {"a": 3}}, "chances must lie between 0 and 1, got 3."),
         ({"policy": 0}, "policy must be at least 1, got 0."),
+        ({"flag": "no"}, "flag must be True or False, got 'no'."),
+        ({"flag": 1}, "flag must be True or False, got 1."),
+        ({"flag": None}, "flag must be True or False, got None."),
+        ({"word": "d"}, "word must be 'a', 'b' or 'c', got 'd'."),
+        ({"policy": "len"}, "policy must be a function or a whole number, got 'len'."),
+        ({"rising": (1, 0)}, "rising must be two rising numbers, got (1, 0)."),
+        ({"rising": (1.0, 1.0)}, "rising must be two rising numbers, got (1.0, 1.0)."),
+        ({"steps": 3, "warmup": 4}, "warmup must be at most steps (3), got 4."),
+        ({"warmup": 2}, "warmup must be at most steps (1), got 2."),
         ({"signed": -1e300}, "signed must be at least -1,000,000,000,000, got -1e+300."),
     ],
 )
@@ -102,6 +117,8 @@ def test_a_number_outside_its_range_is_refused_in_one_sentence(given, sentence):
         {"steps": np.int64(3), "lr": np.float32(0.1)},
         {"steps": torch.tensor(3), "lr": [1, 0.5], "hidden": np.array([4, 4])},
         {"scale": "learned", "threads": None, "profile": True, "chances": {"a": 0}, "other": "anything"},
+        {"flag": np.bool_(True), "word": "c", "rising": (-1, 1), "steps": 4, "warmup": 4},
+        {"flag": torch.tensor(True), "rising": None},
         {"hidden": (), "signed": -3, "policy": print},
     ],
 )
@@ -154,6 +171,7 @@ def test_every_number_of_the_library_is_refused_outside_its_range_in_one_sentenc
         assert (found.bare, found.taken, found.tracebacks) == ([], [], []), name
         assert found.refused == found.tried > 0
     assert sum(found.parameters for found in places.values()) > 500
+    assert sum(found.words for found in places.values()) > 300
     signed = set().union(*(found.signed for found in places.values()))
     assert signed <= SIGNED, f"say why these may be below 0: {signed - SIGNED}"
 

@@ -16,6 +16,7 @@ from torchrl_marl_offline.data import __main__ as data_command
 from torchrl_marl_offline.data import list_datasets
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.methods import ALGORITHMS, make_loss
+from torchrl_marl_offline.objectives import AWR, BRAC, OMIGA, TD
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.runner import run_study
 from torchrl_marl_offline.study.settings import read_study
@@ -93,6 +94,7 @@ CONDITIONAL = [
 ]
 OTHERS = {"extraction": "brac", "value_learning": "td", "decomposition": "independent", "num_heads": 1, "noise": 0.0}
 VALUES = {"frozen": True, "heads": "min", "team_reward": "sum", "advantage": "local", "expectile": 0.6}
+VALUES |= {"weights": "softmax", "online_advantage": True, "sampler_centre": "updated"}
 
 
 @pytest.mark.fault("3.7")
@@ -224,3 +226,20 @@ def test_a_study_refuses_what_it_cannot_run_before_it_makes_its_folder(tmp_path)
     with pytest.raises(StudyError, match="--only has an unknown key 'nope'"):
         run_study(file, only=["nope"], say=print)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: TD(noise=0.0, noise_clip=0.1), "noise_clip is read only with noise above 0"),
+        (lambda: AWR(weights="clipped", exponent_range=(5.0, -5.0)), "exponent_range must be two rising numbers"),
+        (lambda: OMIGA(exponent_range=(5.0, 5.0)), "exponent_range must be two rising numbers"),
+        (lambda: AWR(standardize="no"), "standardize must be True or False, got 'no'"),
+        (lambda: BRAC(normalize="no"), "normalize must be True or False, got 'no'"),
+        (lambda: make_loss(SPEC, share_params="no"), "share_params must be True or False, got 'no'"),
+        (lambda: make_loss(SPEC, svn="yes"), "svn must be True or False, got 'yes'"),
+    ],
+)
+def test_rules_take_no_word_for_a_bool_and_no_option_without_effect(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -12,6 +12,8 @@ from torchrl_marl_offline.core.relevance import conditions_of
 from torchrl_marl_offline.methods import make_recipe, settings_of
 from torchrl_marl_offline.study import StudyError, read_study, with_recordings
 from torchrl_marl_offline.study.runs import expand
+from torchrl_marl_offline.study.settings import RUN_SETTINGS, EvaluationSettings, StudySettings
+from torchrl_marl_offline.study.sources import DatasetSource
 
 SHIPPED = Path(__file__).parents[1] / "examples/studies"
 SMALL = """
@@ -132,7 +134,7 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
         ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),
         ({"spread": "task = 'x'\nrepair = true"}, "repair belongs to a source"),
-        ({"study": "seeds = [1, 1]"}, "Two runs are named spread--mix--seed=1"),
+        ({"study": "seeds = [1, 1]"}, "seeds has 1 twice; leave one out"),
     ],
 )
 def test_errors_name_the_key_and_the_nearest(tmp_path, parts, message):
@@ -280,3 +282,53 @@ def test_no_recording_of_any_task(tmp_path):
     study = read_study(write_study(tmp_path, text[: text.index("[datasets.own]")]))
     with pytest.raises(StudyError, match="None of the tasks"):
         with_recordings(study)
+
+
+OF_EVERY_TYPE = ('"a word"', '""', "3", "-1", "0.5", "nan", "true", "[1]", '["a"]', "[]", "{a = 1}", "1979-05-27")
+
+
+@pytest.mark.parametrize("table", ["study", "mix", "spread", "evaluation"])
+def test_a_value_of_any_type_is_taken_or_ends_in_a_sentence(tmp_path, table):
+    kinds = {"study": StudySettings, "evaluation": EvaluationSettings, "spread": DatasetSource}
+    keys = [*(parameters_of(kinds[table]) if table in kinds else ())]
+    keys += [*RUN_SETTINGS, "variants", "grid", "on"] if table == "mix" else []
+    for key in keys:
+        for value in OF_EVERY_TYPE:
+            text = f"{key} = {value}"
+            given = {"more": f"[evaluation]\n{text}"} if table == "evaluation" else {table: text}
+            if table == "spread":
+                given["spread"] = text if key in ("task", "source") else f'task = "mpe/simple_spread"\n{text}'
+            try:
+                expand(small(tmp_path, **given))
+            except StudyError as error:
+                assert "something else" not in str(error) and "\n" not in str(error), text
+
+
+@pytest.mark.parametrize("value", ["3", '"a"', "[1]", "{a = 1}", "1979-05-27"])
+@pytest.mark.parametrize("key", ["study", "evaluation", "methods", "datasets", "grid", "another"])
+def test_a_table_of_any_type_is_taken_or_ends_in_a_sentence(tmp_path, key, value):
+    file = write_text(tmp_path, f"{key} = {value}\n")
+    with pytest.raises(StudyError):
+        read_study(file)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../zz", "/tmp/zz", "a/b"])
+def test_a_name_makes_no_folder_outside(tmp_path, name):
+    with pytest.raises(StudyError, match=r"Without an output the \[study\] name becomes the name of a folder"):
+        small(tmp_path, study=f'name = "{name}"')
+    assert small(tmp_path, study=f'name = "{name}"\noutput = "out"').settings.output == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"study": "seeds = [1, 2, 1]"}, r"\[study\] seeds has 1 twice; leave one out"),
+        ({"more": '[evaluation]\nmodes = ["mode", "mode"]'}, r"\[evaluation\] modes has 'mode' twice"),
+        ({"spread": "source = 5"}, r"source must be a string, got 5"),
+        ({"study": "output = [1]"}, r"\[study\] output must be a path, got \[1\]"),
+        ({"study": "steps = 5\nactor_every = 100"}, r"actor_every must be at most steps \(5\), got 100"),
+    ],
+)
+def test_what_means_nothing_is_said_in_a_sentence(tmp_path, given, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        expand(small(tmp_path, **given))

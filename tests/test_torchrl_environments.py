@@ -161,7 +161,7 @@ def test_names_of_environments_that_cannot_be(registered: str) -> None:
             register_environment(name, make_mine)
     with pytest.raises(ValueError, match="'mpe' is a family of the library's own"):
         register_environment("mpe/mine", make_mine)
-    with pytest.raises(TypeError, match="must be callable, got 3"):
+    with pytest.raises(ValueError, match="factory must be a function, got 3"):
         register_environment("mine/other", 3)
     register_environment(registered, make_mine)  # once more the same
     with pytest.raises(ValueError, match="taken by another environment; pass replace=True"):

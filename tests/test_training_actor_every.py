@@ -134,4 +134,4 @@ def test_what_it_cannot_be(data):
     loss = SARSALoss(make_critic(data.spec, hidden=(4,))).make_value_estimator(gamma=0.9)
     buffer = data.replay_buffer(batch_size=4, keys=loss.in_keys)
     with pytest.raises(ValueError, match="actor_every is for a loss that trains an actor_network; leave it out"):
-        Trainer(loss, buffer, steps=1, actor_every=2)
+        Trainer(loss, buffer, steps=2, actor_every=2)

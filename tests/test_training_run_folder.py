@@ -144,6 +144,8 @@ def test_commands_claim_their_folder(tmp_path):
         shutil.copy(tmp_path / "config.json", other)
         with pytest.raises(RunInUseError, match=f"process {child}"):
             parse_settings(Args, presets={"a": {}}, arguments=["--resume", str(other)])
+        with pytest.raises(RunInUseError, match=f"process {child}"):  # not yet "holds an earlier run"
+            parse_settings(Args, presets={"a": {}}, arguments=["--output", str(other)])
         with pytest.raises(RunInUseError, match=f"process {child}"):
             record("games/bridge", other, qualities=["random"], transitions=10)
     finally:

@@ -66,6 +66,15 @@ def test_rows_that_do_not_count_say_nothing():
     assert facts(dataset).largest == 1.0
 
 
+def test_where_no_reward_counts_there_is_no_bound():
+    dataset = data_of([[1.0, 1.0], [2.0, 2.0]], [0, 1])
+    dataset.data["collector", "mask"] = torch.zeros(2, dtype=torch.bool)
+    assert facts(dataset) is None
+    dataset = data_of([[1.0, 1.0], [2.0, 2.0]], [0, 1])
+    dataset.data["agents", "mask"] = torch.zeros(2, 2, dtype=torch.bool)
+    assert facts(dataset) is None
+
+
 def test_where_rewards_cannot_be_known_there_is_no_bound():
     dataset = data_of([[1.0, 1.0]] * 4, [0, 1, 0, 1])
     loss = make_member(dataset, 0, **RULES)

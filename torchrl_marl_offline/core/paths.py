@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name: those of files and locks beside it are made of it, and a file system allows 255."""
 
 
 def user_path(path: str | Path) -> Path:
@@ -15,3 +19,22 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path} names a home folder that is not known here; write the path in full.") from error
+
+
+def folder_name(name: str, what: str) -> str:
+    """Return a name that is to become a folder's, if it can be one, within the folder where it is made.
+
+    Args:
+        name: as the user gave it.
+        what: it names, for the message.
+
+    Raises:
+        ValueError: it is empty, too long, has separators of paths or control characters, or is ``.`` or ``..``.
+    """
+    is_one = isinstance(name, str) and name.strip(" .") and not set(name) & set("/\\") and name.isprintable()
+    if not is_one or len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(
+            f"{what} becomes the name of a folder, which {str(name)[:60]!r} cannot be: give it 1 to {LONGEST_NAME} "
+            "bytes without slashes, not only dots."
+        )
+    return name

@@ -13,6 +13,10 @@ ValueError: episodes must be at least 1, got 0.
 
 Whatever else takes that number reads the range from there: a command's option (:func:`argument`), a study's key
 (:func:`check`), a text (:func:`range_of`). Nothing of the library and no torch is imported here.
+
+What is no number is said by its annotation alone, and refused by the same rule: a ``bool`` is true or false and no
+string, a ``Literal`` is one of its words, a ``Callable`` can be called. Numbers that are ordered say it once, too: the
+two of a pair by :data:`INCREASING`, two parameters by :class:`AtMost`.
 """
 
 from __future__ import annotations
@@ -80,6 +84,30 @@ class Range:
         return f"at most {self.limit:,.0f}" if number > 0 else f"at least {-self.limit:,.0f}"
 
 
+class Increasing:
+    """Of a pair of numbers: the first is below the second."""
+
+    def refusal_of(self, value: Any) -> _Refusal | None:
+        """Return what is wrong with a pair, or None."""
+        low, high = value
+        return None if low < high else _Refusal("two rising numbers", tuple(value))
+
+
+INCREASING = Increasing()
+"""The order of ``(low, high)``: reversed or equal they would hold nothing, or one number for all."""
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A parameter's number is not above that of another parameter.
+
+    Attributes:
+        other: its name; None there is no bound.
+    """
+
+    other: str
+
+
 REAL = Range()
 ONE_SCALE = "one number bounds every component of an action: scale the others to it"
 """The remedy for a list of bounds in the place of one."""
@@ -134,7 +162,8 @@ EVALUATED = Range(1, limit=100_000)
 
 
 def checked(subject: Subject) -> Subject:
-    """Refuse numbers outside the ranges that a function, or a class's ``__init__``, declares.
+    """Refuse numbers outside the ranges that a function, or a class's ``__init__``, declares, and what is no bool, none
+    of a literal's words, or no function where the annotation wants one.
 
     Works on functions, methods and classes. Below ``@dataclass`` a class is checked in its ``__post_init__``, and so
     are the dataclasses derived from it. ``None`` is legal where it is the default or in the annotation. Annotations are
@@ -142,7 +171,8 @@ def checked(subject: Subject) -> Subject:
 
     Raises:
         ValueError: at the call, for a number outside its range, for NaN, and for what is no such number: a bool, a
-            string, or a fraction where whole numbers are counted.
+            string, or a fraction where whole numbers are counted; for a string or a number in the place of a bool, for
+            another word than a literal's, and for what cannot be called.
     """
     if not isinstance(subject, type):
         return _checked_call(subject, subject)
@@ -163,37 +193,46 @@ def _checked_call(function: Callable, source: Callable) -> Callable:
             given = signature.bind_partial(*args, **kwargs).arguments
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong with the call
-        check_all(source, given)
-        _check_read(source, given)
+        values = {name: default for name, (_, default) in parameters_of(source).items()} | given
+        check_all(source, given, others=values)
+        _check_read(source, given, values)
         return function(*args, **kwargs)
 
     return call
 
 
-def _check_read(source: Callable, given: Mapping[str, Any]) -> None:
+def _check_read(source: Callable, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     from torchrl_marl_offline.core.relevance import check_read  # which needs this module
 
-    defaults = {name: default for name, (_, default) in parameters_of(source).items()}
-    check_read(source, given, defaults | dict(given))
+    check_read(source, given, values)
 
 
 def _check_after_init(kind: type) -> None:
     before = getattr(kind, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
-        check_all(kind, {name: getattr(self, name) for name in _of_class(kind)})
+        values = {name: getattr(self, name) for name in _of_class(kind)}
+        check_all(kind, values)
+        _check_read(kind, values, values)
         if before is not None:
             before(self)
 
     kind.__post_init__ = __post_init__
 
 
-def check_all(subject: Callable, values: Mapping[str, Any], *, name: Callable[[str], str] = str) -> None:
+def check_all(
+    subject: Callable,
+    values: Mapping[str, Any],
+    *,
+    others: Mapping[str, Any] | None = None,
+    name: Callable[[str], str] = str,
+) -> None:
     """Check values of some of a callable's parameters, whatever else it takes.
 
     Args:
         subject: the function or class that declares them.
         values: by name.
+        others: those of all parameters, of which some bound others; by default ``values``.
         name: writes a parameter's name as its user does, such as ``--name``.
 
     Raises:
@@ -202,16 +241,26 @@ def check_all(subject: Callable, values: Mapping[str, Any], *, name: Callable[[s
     for parameter, (hint, default) in declared(subject).items():
         if parameter in values and not (values[parameter] is None and default is None):
             check(name(parameter), values[parameter], hint)
+    others = values if others is None else others
+    for parameter, (hint, _) in declared(subject).items():
+        for bound in (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, AtMost)):
+            _check_at_most(bound.other, parameter, others, name)
+
+
+def _check_at_most(other: str, parameter: str, values: Mapping[str, Any], name: Callable[[str], str]) -> None:
+    number, bound = _plain(values.get(parameter)), _plain(values.get(other))
+    if number is not None and bound is not None and number > bound:
+        raise ValueError(f"{name(parameter)} must be at most {name(other)} ({shown(bound)}), got {shown(number)}.")
 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
-    """Return name -> (annotation, default) of the parameters of a callable that declare a range."""
+    """Return name -> (annotation, default) of the parameters of a callable whose annotation says what they take."""
     return _declared(subject.__init__ if isinstance(subject, type) and not _is_data(subject) else subject)
 
 
 @functools.cache
 def _declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
-    return {name: found for name, found in parameters_of(subject).items() if range_of(found[0]) is not None}
+    return {name: found for name, found in parameters_of(subject).items() if says_what_it_takes(found[0])}
 
 
 def _is_data(kind: type) -> bool:
@@ -290,8 +339,21 @@ def range_of(hint: Any) -> Range | None:
     return next((one for one in found if one is not None), None)
 
 
+def says_what_it_takes(hint: Any) -> bool:
+    """Say whether an annotation has, at any depth, a range, a bool, words or a function that can be checked."""
+    return range_of(hint) is not None or bool(kinds_in(hint))
+
+
+def kinds_in(hint: Any) -> set[Any]:
+    """Return which of ``bool``, ``Literal`` and ``Callable`` an annotation has at any depth."""
+    origin = get_origin(hint) or hint
+    if origin in (bool, Literal, Callable):
+        return {origin}
+    return {found for part in get_args(hint) for found in kinds_in(part)}
+
+
 def check(name: str, value: Any, hint: Any) -> None:
-    """Raise unless a value is what an annotation with ranges wants.
+    """Raise unless a value is what an annotation wants.
 
     Args:
         name: of the parameter, for the message.
@@ -324,14 +386,18 @@ def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         own = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), legal)
-        return _refusal(value, parts[0], own)
+        found = _refusal(value, parts[0], own)
+        ordered = found is None and value is not None and INCREASING in hint.__metadata__
+        return INCREASING.refusal_of(value) if ordered else found
     if origin in (Union, UnionType):
         return _most_telling([_refusal(value, part, legal) for part in parts], value)
     if hint in (int, float):
         return legal and _number_refusal(value, hint, legal)
+    if hint is bool:
+        return None if is_bool(value) else _Refusal("True or False", value, True)
     if origin is Literal:
         is_one = any(type(value) is type(part) and value == part for part in parts)
-        return None if is_one else _Refusal(" or ".join(map(repr, parts)), value, True)
+        return None if is_one else _Refusal(_either(parts), value, True)
     return _other_refusal(value, NoneType if hint is None else origin or hint, parts, legal)
 
 
@@ -346,7 +412,20 @@ def _other_refusal(value: Any, kind: Any, parts: tuple, legal: Range | None) -> 
         return _series_refusal(value, kind, parts, legal)
     if isinstance(value, kind):
         return None
-    return _Refusal("None" if kind is NoneType else f"a {kind.__name__}", value, True)
+    words = {NoneType: "None", Callable: "a function"}
+    return _Refusal(words.get(kind, f"a {kind.__name__}"), value, True)
+
+
+def _either(words: tuple) -> str:
+    *before, last = map(repr, words)
+    return f"{', '.join(before)} or {last}" if before else last
+
+
+def is_bool(value: Any) -> bool:
+    """Say whether a value is true or false, as Python, numpy or a tensor with one element has it."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    return isinstance(value, bool)
 
 
 def _series_refusal(value: Any, kind: type, parts: tuple, legal: Range | None) -> _Refusal | None:

@@ -15,6 +15,7 @@ from torchrl.data import (
 )
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE, checked
 from torchrl_marl_offline.data.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
 
@@ -179,7 +180,13 @@ def make_replay_buffer(
         ValueError: an option is out of range, or no episode is as long as ``slice_len`` where short ones are dropped.
     """
     data = _transitions(data)
+    if device is not None:
+        check_device_is_there(device)
     if keys is not None:
+        for key in keys:
+            if data.get(key, None) is None:
+                there = ", ".join(map(str, data.keys(include_nested=True, leaves_only=True)))
+                raise KeyError(f"The data has no {key!r}, which keys names; it has {there}.")
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
         masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
         data = data.select(*keys, *needed, *masks)

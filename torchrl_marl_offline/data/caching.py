@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.fetching import archive_url, fetch_archive, is_offline, qualities_in, unpack_quality
 from torchrl_marl_offline.data.published import keep_figures, published_card
@@ -39,6 +40,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+@checked
 def load_published(
     name: str,
     *,

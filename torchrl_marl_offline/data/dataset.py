@@ -68,6 +68,7 @@ class OfflineDataset:
         torch.Size([8, 2, 3])
     """
 
+    @checked
     def __init__(
         self, data: TensorDictBase, spec: TaskSpec, metadata: dict[str, Any] | None = None, *, check: bool = True
     ) -> None:
@@ -243,6 +244,7 @@ class OfflineDataset:
         """Return the dataset with its data on ``device``."""
         return OfflineDataset(self.data.to(device), self.spec, self.metadata, check=False)
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder that :meth:`load` and ``load_dataset`` read; see :func:`storage.save`.
 
@@ -254,6 +256,7 @@ class OfflineDataset:
         return storage.save(user_path(path), self.data, self.spec, metadata, overwrite=overwrite)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, *, device: torch.device | str | None = None, verify: bool = True) -> OfflineDataset:
         """Read a folder that :meth:`save` wrote; says nothing of what is in it, ``load_dataset`` warns.
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torchrl_marl_offline.core.ranges import checked
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -60,6 +62,7 @@ class Inspection:
         found = ", ".join(finding.code for finding in self.findings) or "nothing"
         raise KeyError(f"No finding {code!r} on {self.source}; found: {found}.")
 
+    @checked
     def of_severity(self, *severities: Severity) -> tuple[Finding, ...]:
         """Return the findings of the given severities."""
         return tuple(finding for finding in self.findings if finding.severity in severities)

@@ -48,6 +48,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.data import bad_episodes, defects, rounding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
@@ -114,6 +115,7 @@ def inspection_of(scan: Scan, metadata: dict[str, Any]) -> Inspection:
     return Inspection(str(metadata.get("source", "dataset")), facts, tuple(findings))
 
 
+@checked
 def inspect_source(
     source: str | Path, read: Callable[[], OfflineDataset] | None = None
 ) -> tuple[Inspection, OfflineDataset | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.d4rl import read_d4rl
 from torchrl_marl_offline.data.dataset import OfflineDataset
@@ -67,6 +68,7 @@ def _load_replay(prefix: str, name: str, **options: Any) -> TensorDictReplayBuff
     return load_replay(prefix, name, **options)
 
 
+@checked
 def load_dataset(
     source: str | Path,
     *,
@@ -136,6 +138,7 @@ def resolved(source: str | Path) -> tuple[str, str]:
     return prefix, str(path)
 
 
+@checked
 def convert_dataset(
     source: str | Path,
     path: str | Path,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_marl_offline.core.ranges import SEED, SIZE, checked
+from torchrl_marl_offline.core.devices import check_device_is_there
+from torchrl_marl_offline.core.ranges import SEED, SIZE, checked, parameters_of
 from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
@@ -90,6 +92,7 @@ _REGISTERED: dict[str, Callable[..., EnvBase]] = {}
 """Environments of the user's own, by ``"family/task"``."""
 
 
+@checked
 def register_environment(task: str, factory: Callable[..., EnvBase], *, replace: bool = False) -> None:
     """Name an environment of one's own: ``make_env(task)``, studies and evaluations then know it.
 
@@ -102,8 +105,7 @@ def register_environment(task: str, factory: Callable[..., EnvBase], *, replace:
         replace: take the place of an earlier one of this name; never of the library's own.
 
     Raises:
-        TypeError: the factory cannot be called.
-        ValueError: the name is not ``"family/task"``, or is taken.
+        ValueError: the factory cannot be called, the name is not ``"family/task"``, or is taken.
 
     Examples:
         >>> from torchrl.envs import VmasEnv
@@ -118,8 +120,6 @@ def register_environment(task: str, factory: Callable[..., EnvBase], *, replace:
     family, _, name = task.partition("/")
     if not family or not name or task != task.strip():
         raise ValueError(f"An environment is named 'family/task', got {task!r}.")
-    if not callable(factory):
-        raise TypeError(f"The factory of {task!r} must be callable, got {factory!r}.")
     if family in FAMILIES:
         raise ValueError(f"{family!r} is a family of the library's own; name {task!r} under another.")
     if task in _REGISTERED and not replace and _REGISTERED[task] is not factory:
@@ -181,7 +181,8 @@ def make_env(
         **options: the task's own, such as ``max_steps``.
 
     Raises:
-        ValueError: if there is no such task; the message lists close names.
+        ValueError: if there is no such task; the message lists close names. Also for an option that the task does not
+            have, and a device that is not there.
         ModuleNotFoundError: if the task's library is missing; the message says what to install.
 
     Examples:
@@ -189,6 +190,7 @@ def make_env(
         >>> env.rollout(10, break_when_any_done=False)["next", "agents", "reward"].shape
         torch.Size([4, 10, 3, 1])
     """
+    check_device_is_there(device)
     if task in _REGISTERED:
         return _make_registered(task, num_envs=num_envs, device=device, seed=seed, **options)
     family_name, _, name = task.partition("/")
@@ -207,7 +209,19 @@ def make_env(
     make = getattr(import_module(f"torchrl_marl_offline.envs.{module}"), attribute)
     if family.name_option is not None:
         options = {family.name_option: name, **options}
+    _check_options(task, make, options)
     return make(num_envs=num_envs, device=device, seed=seed, **options)
+
+
+def _check_options(task: str, make: Callable[..., EnvBase], options: dict[str, Any]) -> None:
+    """Refuse options that a task does not have; where it hands them on, its library is to say."""
+    parameters = parameters_of(make)
+    function = inspect.unwrap(make.__init__ if isinstance(make, type) else make)
+    if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("self", "num_envs", "device", "seed", "kwargs")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{task} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
 
 
 def _tasks_of(family: Family) -> dict[str, str]:

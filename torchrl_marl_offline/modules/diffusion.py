@@ -10,7 +10,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, WIDTHS, checked
 from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
@@ -54,7 +54,7 @@ class NoisePredictor(SequentialNetwork):
         self,
         spec: TaskSpec,
         *,
-        beta_range: Annotated[tuple[float, float], POSITIVE] = (0.1, 20.0),
+        beta_range: Annotated[tuple[float, float], POSITIVE, INCREASING] = (0.1, 20.0),
         time_size: Annotated[int, WIDTHS] = 16,
         **network,
     ) -> None:
@@ -87,7 +87,7 @@ def make_score(
     joint_observation: bool = False,
     activation: str = "silu",
     layer_norm: bool = True,
-    beta_range: Annotated[tuple[float, float], POSITIVE] = (0.1, 20.0),
+    beta_range: Annotated[tuple[float, float], POSITIVE, INCREASING] = (0.1, 20.0),
     time_size: Annotated[int, WIDTHS] = 16,
 ) -> TensorDictModule:
     r"""Build a sequential diffusion model of a continuous task's joint actions, for its score.
@@ -116,8 +116,6 @@ def make_score(
     """
     if spec.discrete:
         raise ValueError("make_score is for continuous actions; for a discrete task use make_sequential_policy.")
-    if not 0.0 < beta_range[0] < beta_range[1]:
-        raise ValueError(f"beta_range must be two rising positive rates, got {beta_range}.")
     if time_size < 2 or time_size % 2:
         raise ValueError(f"time_size must be even and positive, got {time_size}.")
     network = {"hidden": hidden, "share_params": share_params, "activation": activation, "layer_norm": layer_norm}

@@ -19,6 +19,7 @@ from torchrl_marl_offline.modules.networks import StackedMLP
 PATH, TIME, VELOCITY = ("agents", "path"), "flow_time", ("agents", "velocity")
 
 
+@checked
 class JointVelocity(nn.Module):
     r"""The velocity :math:`v(x, t | o)` of joint actions on their way from noise to the data (Lipman et al. 2023).
 

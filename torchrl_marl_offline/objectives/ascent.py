@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked
 class PolicyGradient(PolicyExtraction):
     r"""The deterministic policy gradient: :math:`-Q^1(s, \pi(o))`, of the first head as in TD3.
 

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import ABOVE_ONE, NON_NEGATIVE, POSITIVE, REAL, checked
+from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL, checked
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
@@ -102,7 +102,7 @@ class AWR(PolicyExtraction):
     weights: Literal["bounded", "softmax", "clipped"] = "bounded"
     max_relative_weight: Annotated[float, ABOVE_ONE] = 30.0
     standardize: bool = True
-    exponent_range: Annotated[tuple[float, float], REAL] = (-50.0, 10.0)
+    exponent_range: Annotated[tuple[float, float], REAL, INCREASING] = (-50.0, 10.0)
     max_weight: Annotated[float | None, POSITIVE] = 100.0
     online: bool = False
     baseline: Literal["mode", "expected"] = "mode"

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import POSITIVE, REAL, checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, REAL, checked
 from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
 
@@ -88,7 +88,7 @@ class OMIGA(ValueLearning):
     """
 
     regularization: Annotated[float, POSITIVE] = 10.0
-    exponent_range: Annotated[tuple[float, float], REAL] = (-10.0, 10.0)
+    exponent_range: Annotated[tuple[float, float], REAL, INCREASING] = (-10.0, 10.0)
     needs_value: ClassVar[bool] = True
     needs_target_value: ClassVar[bool] = True
 

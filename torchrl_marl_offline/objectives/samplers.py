@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, checked
+from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, AtMost, checked
 from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
 
 Score = Callable[[Tensor], Tensor]
@@ -129,12 +129,7 @@ class CEMSampler(GaussianSampler):
         elites: how many of the best candidates make the next Gaussian.
     """
 
-    elites: Annotated[int, SEVERAL] = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.elites > self.samples:
-            raise ValueError(f"elites must be at most samples ({self.samples}), got {self.elites}.")
+    elites: Annotated[int, SEVERAL, AtMost("samples")] = 5
 
     def refine(self, candidates: Tensor, values: Tensor, loc: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Keep the best."""

@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import POSITIVE, RATE, checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE, checked
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
@@ -46,12 +46,9 @@ class ScoreMatching(BehaviourLearning):
         ``denoising_error`` (mean over the action's components).
     """
 
-    times: Annotated[Times, RATE] = (1e-3, 1.0)
+    times: Annotated[Times, RATE, INCREASING] = (1e-3, 1.0)
     given_keys: ClassVar[tuple[NestedKey, ...]] = (NOISY_ACTION, DIFFUSION_TIME)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_error",)
-
-    def __post_init__(self) -> None:
-        _check_times(self.times)
 
     def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the squared error of each agent's noise, ``[*B, n]``."""
@@ -123,7 +120,7 @@ class ScoreRegularized(PolicyGradient):
 
     beta: Annotated[float, POSITIVE] = 0.01
     normalize: bool = False
-    times: Annotated[Times, RATE] = (0.02, 0.98)
+    times: Annotated[Times, RATE, INCREASING] = (0.02, 0.98)
     time_weight: Literal["score", "uniform", "variance"] = "score"
     others: Literal["data", "policy"] = "policy"
     sample: bool = False
@@ -132,7 +129,6 @@ class ScoreRegularized(PolicyGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_times(self.times)
         if self.time_weight not in ("score", "uniform", "variance"):
             raise ValueError(f"time_weight must be 'score', 'uniform' or 'variance', got {self.time_weight!r}.")
 
@@ -238,8 +234,3 @@ def _acting_agents(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tens
     """Return how many agents are there, ``[*B, 1]``."""
     alive = tensordict.get(loss.tensor_keys.agent_mask, None)
     return like.shape[-1] if alive is None else alive.sum(-1, keepdim=True).clamp_min(1)
-
-
-def _check_times(times: Times) -> None:
-    if not times[0] < times[1]:
-        raise ValueError(f"times must be two rising numbers, got {times}.")

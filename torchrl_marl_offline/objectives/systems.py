@@ -12,6 +12,7 @@ from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, OPEN_UNIT, POSITIVE, UNIT, checked
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
 from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
@@ -57,7 +58,7 @@ class MATD3BCLoss(OfflineMARLLoss):
         *,
         alpha: Annotated[float, NON_NEGATIVE] = TD3BC.alpha,
         noise: Annotated[float, NON_NEGATIVE] = 0.2,
-        noise_clip: Annotated[float, NON_NEGATIVE] = TD.noise_clip,
+        noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = TD.noise_clip,
         others: Literal["data", "policy"] = TD3BC.others,
         **options,
     ) -> None:

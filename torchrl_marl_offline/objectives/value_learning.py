@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT, checked
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.noise import normal_like
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action
@@ -84,7 +85,7 @@ class TD(ValueLearning):
     """
 
     noise: Annotated[float, NON_NEGATIVE] = 0.0
-    noise_clip: Annotated[float, NON_NEGATIVE] = 0.5
+    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5
     sample: bool = False
     min_weight: Annotated[float, UNIT] = 1.0
     needs_actor: ClassVar[bool] = True

@@ -49,6 +49,17 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> No
             raise StudyError(f"{where} has an unknown key {name!r}; {remedy}")
 
 
+def check_once(values: Sequence[Any], where: str) -> None:
+    """Raise for a list that has a value twice.
+
+    Raises:
+        StudyError: it has.
+    """
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise StudyError(f"{where} has {twice[0]!r} twice; leave one out.")
+
+
 def check_metric(name: str) -> None:
     """Raise for a metric that must not be compared.
 
@@ -110,7 +121,7 @@ def converted(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None and type(None) in choices:
             return None
-        for choice in choices:
+        for choice in (each for each in choices if each is not type(None)):
             try:
                 return converted(value, choice, where)
             except StudyError as error:
@@ -120,6 +131,8 @@ def converted(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list | tuple) or not value:
             raise StudyError(f"{where} must be a list with at least one value, got {value!r}.")
         return tuple(converted(item, choices[0], where) for item in value)
+    if origin is Mapping and not isinstance(value, Mapping):
+        raise StudyError(f"{where} must be a table, got {value!r}.")
     if origin is Mapping or hint is Any:
         return value
     if hint is Path and isinstance(value, str | Path):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.methods import POPULATION_SETTINGS
 from torchrl_marl_offline.study.checking import StudyError, check_keys
@@ -120,6 +121,7 @@ class Plan:
             raise StudyError(f"{file} is damaged or of another version; give the study another output.") from error
 
 
+@checked
 def plan_study(study: Study, *, capacity: Callable[[Sequence[Run]], int] | None = None) -> Plan:
     """Return the plan of a study: the one in its folder, with what the file names beside it.
 

@@ -68,6 +68,7 @@ class StudyOutcome:
     table: Path
 
 
+@checked
 def run_study(
     study: Study | str | Path,
     *,

@@ -102,6 +102,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in settings.items() if is_read(name, settings)}
     try:
         check_all(ALGORITHMS[algorithm], settings)
+        check_all(TrainingSettings, settings)
     except ValueError as error:
         raise StudyError(f"A run of {algorithm}: {error}") from None
     return settings

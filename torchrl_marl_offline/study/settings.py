@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -20,12 +20,21 @@ from torchrl_marl_offline.core.ranges import (
     RATE,
     RUN_SEED,
     SIZE,
+    AtMost,
     checked,
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.methods import ALGORITHMS, settings_of
-from torchrl_marl_offline.study.checking import StudyError, build, check_keys, check_metric, converted, subtable
+from torchrl_marl_offline.study.checking import (
+    StudyError,
+    build,
+    check_keys,
+    check_metric,
+    check_once,
+    converted,
+    subtable,
+)
 from torchrl_marl_offline.study.sources import DatasetSource, read_sources
 
 Metric = Literal[
@@ -58,7 +67,7 @@ class TrainingSettings:
     batch_size: Annotated[int, SIZE] = 640
     lr: Annotated[float, LEARNING_RATE] = 3e-4
     tau: Annotated[float, RATE] = 0.005
-    actor_every: Annotated[int, COUNT] = 1
+    actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
@@ -212,8 +221,8 @@ def read_study(path: str | Path) -> Study:
     check_keys(given, (*own, *run_names), "[study]")
     shared = {name: value for name, value in given.items() if name not in own}
     settings = {name: value for name, value in given.items() if name in own}
-    settings.setdefault("name", path.stem)
-    settings["output"] = os.path.normpath(path.parent / user_path(settings.get("output", f"runs/{settings['name']}")))
+    settings["name"] = converted(settings.get("name", path.stem), str, "[study] name")
+    settings["output"] = os.path.normpath(path.parent / _output(settings))
     if isinstance(settings.get("seeds"), int) and not isinstance(settings["seeds"], bool):
         settings["seeds"] = list(range(converted(settings["seeds"], Annotated[int, FEW], "[study] seeds")))
     methods = tuple(_method(name, content) for name, content in subtable(table, "methods").items())
@@ -228,8 +237,9 @@ def read_study(path: str | Path) -> Study:
     )
     for method in methods:
         check_keys(method.on, [source.name for source in datasets], f"[methods.{method.name}.on]")
-    check_metric(settings.get("metric", "auto"))
-    return Study(
+    if isinstance(settings.get("metric"), str):
+        check_metric(settings["metric"])
+    study = Study(
         file=path,
         settings=build(StudySettings, settings, "[study]"),
         shared=check_run_settings(shared, "[study]"),
@@ -238,6 +248,21 @@ def read_study(path: str | Path) -> Study:
         datasets=datasets,
         grid=_lists(subtable(table, "grid"), "[grid]"),
     )
+    check_once(study.settings.seeds, "[study] seeds")
+    check_once(study.evaluation.modes, "[evaluation] modes")
+    return study
+
+
+def _output(settings: Mapping[str, Any]) -> Path:
+    """Return the folder of a study as its file says it; without a word of that it is made of the name."""
+    try:
+        if "output" in settings:
+            return user_path(converted(settings["output"], Path, "[study] output"))
+        return Path("runs") / folder_name(settings["name"], "Without an output the [study] name")
+    except StudyError:
+        raise
+    except ValueError as error:
+        raise StudyError(str(error)) from None
 
 
 def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:

@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from torchrl_marl_offline.core.errors import plain_errors
-from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.paths import LONGEST_NAME, user_path
 from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
-from torchrl_marl_offline.training.run_lock import claim_folder
+from torchrl_marl_offline.training.run_lock import claim_folder, refuse_if_in_use
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 __all__ = ["SettingsError", "check_device", "expand_settings", "parse_settings", "plain_errors", "write_config"]
 
 Settings = TypeVar("Settings")
 CONFIG_FILE = "config.json"
-LONGEST_NAME = 200
-"""Bytes of a folder's name: those of files and locks beside it are made of it, and a file system allows 255."""
 
 
 class SettingsError(ValueError):
@@ -223,8 +221,10 @@ def check_is_new(folder: Path) -> None:
 
     Raises:
         SettingsError: it does.
+        RunInUseError: another process still works there.
     """
     if (folder / CONFIG_FILE).exists():
+        refuse_if_in_use(folder)
         raise SettingsError(f"{folder} holds an earlier run; go on with --resume {folder}, or name another --output.")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.core.regular_files import read_text
 
 Row = dict[str, Any]
@@ -123,6 +124,7 @@ class RunLogger:
         ValueError: if one is asked for without an ``output`` folder.
     """
 
+    @checked
     def __init__(
         self,
         output: str | Path | None = None,

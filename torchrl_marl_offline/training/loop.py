@@ -21,7 +21,7 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, AtMost, checked
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
@@ -29,6 +29,7 @@ from torchrl_marl_offline.training.compile_choice import check_compile, choose_c
 from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.distributed import SingleProcess
 from torchrl_marl_offline.training.evaluation import preserved_rng
+from torchrl_marl_offline.training.fit import check_optimizer, check_rows, check_target_updater
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.held_out import DIAGNOSES
 from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
@@ -100,7 +101,8 @@ class Trainer:
             :class:`~torchrl_marl_offline.training.OnlineReplay`, which gathers experience as it is sampled.
         steps: number of updates of the whole run.
         lr: learning rate of the default optimizer.
-        optimizer: by default Adam over the parameters that require gradients.
+        optimizer: by default Adam over the parameters that require gradients; one that is given must hold some of
+            them, and a warning names those that it leaves out.
         target_updater: by default a :class:`ForeachSoftUpdate` (TorchRL's ``SoftUpdate``, faster) with ``tau``, if the
             loss has target networks.
         tau: the default target updater's rate.
@@ -156,7 +158,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         target_updater: TargetNetUpdater | None = None,
         tau: Annotated[float, RATE, ReadWith("target_updater", None)] = 0.005,
-        actor_every: Annotated[int, COUNT] = 1,
+        actor_every: Annotated[int, COUNT, AtMost("steps")] = 1,
         evaluators: Mapping[str, Evaluator] | None = None,
         eval_every: Annotated[int | None, COUNT] = None,
         eval_at_start: bool = False,
@@ -184,6 +186,8 @@ class Trainer:
         self.loss, self.buffer, self.steps = loss, self.processes.share(buffer), steps
         self.optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         self.target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
+        check_optimizer(self.optimizer, self._named_parameters())
+        check_target_updater(self.target_updater, loss)
         self.actor_every = actor_every
         self._waiting = trained_by_network(self._named_parameters()).get("actor", [])
         if actor_every > 1 and not self._waiting:
@@ -224,12 +228,14 @@ class Trainer:
         Raises:
             TrainingInterrupted: the run was asked to stop, and has saved itself.
             RunInUseError: another process works in ``output``.
-            ValueError: an evaluator that is never asked, or ``keep_best`` of one that is not there.
+            ValueError: an evaluator that is never asked, or ``keep_best`` of one that is not there; a buffer that is
+                empty, of other sizes than the loss's, or without a row that counts.
             WriteError: the disk is full; the checkpoints that are there stay.
         """
         if on_interrupt not in ("raise", "return"):
             raise ValueError(f'on_interrupt must be "raise" or "return", got {on_interrupt!r}.')
         self._check_evaluators()
+        check_rows(getattr(self.loss, "template", self.loss), self.buffer)
         with self.processes.watched(), self._locked(), profiled(self.profiler):
             result = self._train()
         if isinstance(result, TrainingInterrupted):

@@ -69,7 +69,8 @@ class Population(nn.Module):
         losses: member name -> loss.
 
     Raises:
-        ValueError: the losses differ in more than the values of their tensors; it names the attribute and both members.
+        ValueError: the losses differ in more than the values of their tensors, or two train the same tensor; it names
+            the attribute and both members.
     """
 
     def __init__(self, losses: Mapping[str, LossModule]) -> None:
@@ -77,6 +78,7 @@ class Population(nn.Module):
         if not losses:
             raise ValueError("A population needs at least one member.")
         self.members = list(losses)
+        self._check_apart(losses)
         tensors = [tensors_of(loss) for loss in losses.values()]
         self._check_alike(losses, tensors)
         # Not registered as a child: its own tensors are the first member's start, not the population's.
@@ -90,6 +92,21 @@ class Population(nn.Module):
                 self.register_parameter(slot, nn.Parameter(stacked))
             else:
                 self.register_buffer(slot, stacked)
+
+    @staticmethod
+    def _check_apart(losses: Mapping[str, LossModule]) -> None:
+        """Refuse members that train the same tensors: stacked, each would go its own way."""
+        owner: dict[int, tuple[str, str]] = {}
+        for member, loss in losses.items():
+            for name, parameter in loss.named_parameters():
+                if not parameter.requires_grad or not parameter.numel():
+                    continue
+                before = owner.setdefault(parameter.data_ptr(), (member, name))
+                if before[0] != member:
+                    raise ValueError(
+                        f"{before[0]} and {member} share {name}; members of a population have networks of their own: "
+                        "build a loss for each."
+                    )
 
     @staticmethod
     def _check_alike(losses: Mapping[str, LossModule], tensors: Sequence[Mapping[str, Tensor]]) -> None:

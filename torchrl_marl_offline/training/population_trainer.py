@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, checked
+from torchrl_marl_offline.core.paths import folder_name
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, AtMost, checked
 from torchrl_marl_offline.objectives.functional_parameters import copy_with_networks
 from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
@@ -86,7 +87,7 @@ class PopulationTrainer(Trainer):
         steps: Annotated[int, COUNT],
         lr: Annotated[float | Sequence[float], LEARNING_RATE] = 3e-4,
         tau: Annotated[float, RATE] = 0.005,
-        actor_every: Annotated[int, COUNT] = 1,
+        actor_every: Annotated[int, COUNT, AtMost("steps")] = 1,
         evaluators: Mapping[str, PopulationEvaluator] | None = None,
         output: str | Path | None = None,
         compile: str = "off",
@@ -97,6 +98,9 @@ class PopulationTrainer(Trainer):
             raise ValueError(
                 f"The buffer has {len(buffer.generators)} seeds for {len(losses)} losses; give one for each member."
             )
+        if output is not None:
+            for name in losses:
+                folder_name(name, "A member")
         if options.get("keep_best") is not None:
             raise ValueError("keep_best= is for one run; a population keeps the newest of all members.")
         if isinstance(compile, Mapping):

@@ -98,3 +98,19 @@ def claim_folder(folder: str | Path) -> None:
         lock = RunLock(folder, COMMAND_FILE)
         lock.acquire()
         _CLAIMED.append(lock)
+
+
+def refuse_if_in_use(folder: str | Path) -> None:
+    """Refuse a folder in which another command works; nothing is written, and nothing is kept from others.
+
+    Raises:
+        RunInUseError: one does.
+    """
+    place = Path(folder) / COMMAND_FILE
+    own = any(lock._has(place) for lock in _CLAIMED)
+    if own or not place.is_file():
+        return
+    with suppress(OSError), place.open("r+b", buffering=0) as file:
+        if try_lock(file.fileno()) is False:
+            holder = file.read(200).decode(errors="replace").strip()
+            raise RunInUseError(_in_use(Path(folder), holder or "another process"))

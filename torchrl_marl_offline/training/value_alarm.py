@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorStorage
 
 from torchrl_marl_offline.data.layout import MASK
 from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.objectives.functional_parameters import tensors_of
+from torchrl_marl_offline.training.fit import rows_of
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
@@ -77,19 +77,17 @@ def reward_facts(loss: LossModule, buffer: Any) -> RewardFacts | None:
 
     Returns:
         ``None`` where that cannot be known: experience that is still gathered, transforms between the storage and the
-        loss, no rewards, or rewards that are not finite.
+        loss, no rewards, none that counts, or rewards that are not finite.
     """
-    storage, keys = getattr(buffer, "storage", None), getattr(loss, "tensor_keys", None)
-    transforms = getattr(buffer, "_transform", None)
-    if not isinstance(storage, TensorStorage) or not len(storage) or (transforms is not None and len(transforms)):
+    data, keys = rows_of(buffer), getattr(loss, "tensor_keys", None)
+    if data is None or not hasattr(keys, "reward") or not hasattr(loss, "team_reward"):
         return None
-    data = storage._storage[: len(storage)]
-    if not isinstance(data, TensorDictBase) or not hasattr(keys, "reward") or not hasattr(loss, "team_reward"):
-        return None
-    data = data.reshape(-1)
     if data.get(("next", keys.reward), None) is None:
         return None
-    largest = float(_rewards_of_critic(loss, data).abs().amax())
+    rewards = _rewards_of_critic(loss, data)
+    if not len(rewards):
+        return None
+    largest = float(rewards.abs().amax())
     longest, all_terminate = _episodes(data, keys)
     return RewardFacts(largest, longest, all_terminate) if math.isfinite(largest) else None
 
@@ -101,9 +99,11 @@ def _rewards_of_critic(loss: LossModule, data: TensorDictBase) -> Tensor:
         alive = data.get(loss.tensor_keys.agent_mask, None)
         reward = reward if alive is None else reward.where(alive.unsqueeze(-1), torch.zeros_like(reward))
         reward = team_reward(reward, loss.team_reward) if loss.is_team else reward
+        some = None if alive is None else alive.any(-1)
+        counted = some if counted is None else counted.reshape(-1) if some is None else counted.reshape(-1) & some
     if counted is not None:
         reward = reward[counted.reshape(-1)]
-    return reward if len(reward) else reward.new_zeros(1)
+    return reward
 
 
 def _episodes(data: TensorDictBase, keys: Any) -> tuple[float, bool]:
