@@ -31,9 +31,9 @@ def load_inspected(
     ``repair``, ``strict``  any error or warning that is left after the repair raises
     ======================  =======================================================================================
 
-    Without a switch, the findings of a folder are those that stand in its metadata since it was written, so that
-    loading it takes no time; what a reader brings into memory is inspected in one pass. Inside
-    :func:`~.inspection.inspect_source`, which inspects what comes back, it only reads.
+    Without a switch, the findings of a folder are those that stand in its metadata since it was written, unless its
+    values have errors of which these say nothing (:mod:`~.stored_values`); what a reader brings into memory is
+    inspected in one pass. Inside :func:`~.inspection.inspect_source`, which inspects what comes back, it only reads.
 
     Args:
         source: its name, for messages.

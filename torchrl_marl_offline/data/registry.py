@@ -88,8 +88,9 @@ def load_dataset(
             ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``.
         repair: mend what can be mended; see :func:`~.loading.load_inspected`.
         strict: refuse what is not clean.
-        inspect: whether to say what inspection finds. A folder says what it was found to hold when it was written; the
-            other formats are looked through after reading, which takes about half a second for a million rows.
+        inspect: whether to say what inspection finds. A folder says what it was found to hold when it was written, and
+            is believed where a look at its values agrees; the other formats are looked through after reading, which
+            takes about half a second for a million rows.
         codes: with ``repair``, which findings to mend, as of :func:`~.repairs.repair`.
         options: those of :func:`~.caching.load_published`, of the format's reader, or of :meth:`OfflineDataset.load`.
 
