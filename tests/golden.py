@@ -95,10 +95,11 @@ def figures(case: Golden, *, updates: int = UPDATES) -> dict[str, Any]:
         spec = DISCRETE if case.discrete else CONTINUOUS
         try:
             loss = make_loss(spec, algorithm=case.algorithm, **settings)
+            updater = SoftUpdate(loss, tau=0.1) if any("target" in name for name, _ in loss.named_buffers()) else None
             loss(batch_of(case, 0))
         except (ValueError, NotImplementedError) as error:
             return {"refused": type(error).__name__}
-        return trained(loss, case, updates)
+        return trained(loss, updater, case, updates)
 
 
 def batch_of(case: Golden, step: int) -> Any:
@@ -112,10 +113,9 @@ def batch_of(case: Golden, step: int) -> Any:
     return batch
 
 
-def trained(loss: Any, case: Golden, updates: int) -> dict[str, Any]:
+def trained(loss: Any, updater: SoftUpdate | None, case: Golden, updates: int) -> dict[str, Any]:
     parameters = {name: value for name, value in loss.named_parameters() if value.requires_grad}
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
-    updater = SoftUpdate(loss, tau=0.1) if any("target" in name for name, _ in loss.named_buffers()) else None
     found = {}
     for step in range(updates + 1):
         optimizer.zero_grad()
