@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline import OfflineMARLLoss
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
+from torchrl_marl_offline.core.functional_parameters import tensors_of
 
 EMBED = 32
 Tensors = list[Tensor]

@@ -31,7 +31,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import make_actor
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.training.export import ExecutedAction, export_policy
 
 Act = Callable[[Tensor], Callable[[], Tensor]]

@@ -23,7 +23,7 @@ from tensordict import TensorDictBase
 from torchrl.data import SliceSampler, TensorDictReplayBuffer, TensorStorage
 
 from torchrl_marl_offline import OfflineDataset
-from torchrl_marl_offline.data.layout import TRAJ_IDS
+from torchrl_marl_offline.core.layout import TRAJ_IDS
 
 SLICE = 16
 

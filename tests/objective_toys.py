@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import (
     DECOMPOSITIONS,
     make_actor,

@@ -12,7 +12,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.modules.models.multiagent import Mixer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import BoundedNormal, MaskedCategorical
 from torchrl_marl_offline.objectives import OfflineMARLLoss
 

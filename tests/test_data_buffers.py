@@ -6,8 +6,8 @@ from data_toys import episodes
 from host_waits import HostWaits
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 
+from torchrl_marl_offline.core.layout import TRAJ_IDS
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
-from torchrl_marl_offline.data.layout import TRAJ_IDS
 
 LENGTHS = [3, 1, 8, 5, 2]
 

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv, VmasEnv
 
 from torchrl_marl_offline import make_actor, make_env
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.envs import from_pettingzoo, from_torchrl
 from torchrl_marl_offline.envs.base import EpisodesLostError, TeamEnv
 from torchrl_marl_offline.envs.episodes import load_episodes, save_episodes

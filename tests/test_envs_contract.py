@@ -7,7 +7,7 @@ import torch
 from host_waits import NO_DEVICE, HostWaits
 from torchrl.envs import check_env_specs
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TaskSpec
 from torchrl_marl_offline.envs import factory, list_tasks, make_env
 
 TASKS = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env
 
 STAY, NORTH, SOUTH, WEST, EAST = range(5)

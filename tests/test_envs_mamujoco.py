@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.envs.mamujoco.names import ALIASES, PARTITIONS
 from torchrl_marl_offline.envs.mamujoco.reference import make_reference

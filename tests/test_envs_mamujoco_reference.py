@@ -9,7 +9,7 @@ import pytest
 import torch
 from selection import some_of
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.envs.mamujoco.names import PARTITIONS, split_name
 from torchrl_marl_offline.envs.mamujoco.reference import make_reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env
 
 pytest.importorskip("mujoco_warp", reason="needs the extra 'mamujoco'")

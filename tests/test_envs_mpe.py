@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env
 
 

@@ -13,7 +13,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import nn
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env, mpe_prey
 from torchrl_marl_offline.envs.mpe_physics import contact_forces
 

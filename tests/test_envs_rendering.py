@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchrl.envs import RewardSum, TransformedEnv
 
-from torchrl_marl_offline.data.layout import ACTION, REWARD
+from torchrl_marl_offline.core.layout import ACTION, REWARD
 from torchrl_marl_offline.envs import GridController, SpreadController, make_env
 from torchrl_marl_offline.envs.drawing import Scene, Shape, board, discs, draw, on_board
 from torchrl_marl_offline.training import evaluate

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import RewardSum, TransformedEnv
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD
 from torchrl_marl_offline.envs import GridController, MixedSkill, SpreadController, make_env
 from torchrl_marl_offline.envs.scripted import SKILL, best_assignment
 

@@ -12,7 +12,7 @@ import torch
 from layout_checks import assert_battle_layout
 from torchrl.envs import check_env_specs
 
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,

@@ -12,7 +12,7 @@ from layout_checks import assert_battle_layout
 from smacv2_toy import ATTACK, AWAY, NEARER, NO_OP, STOP, StarCraft2Env
 from torchrl.envs import check_env_specs
 
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,

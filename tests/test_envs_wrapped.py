@@ -14,8 +14,8 @@ from tensordict import TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, Unbounded
 from torchrl.envs import EnvBase, PettingZooWrapper, StepCounter, TransformedEnv, VmasEnv, check_env_specs
 
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.data import collect
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import from_pettingzoo, from_torchrl, make_env
 from torchrl_marl_offline.training import evaluate
 

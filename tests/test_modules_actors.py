@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import TanhNormal as TorchRLTanhNormal
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import BoundedNormal, GaussianHead, MaskedCategorical, TanhNormal, make_actor
 from torchrl_marl_offline.modules.distributions import straight_through
 

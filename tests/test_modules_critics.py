@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torchrl.modules import QMixer, VDNMixer
 from torchrl.modules.value_norm import ValueNorm
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import (
     DECOMPOSITIONS,
     HyperNetworkMixer,

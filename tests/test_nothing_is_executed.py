@@ -16,7 +16,7 @@ from file_mutations import READERS, original, unseal
 from payloads import Payload, payload_bytes, reseal, torch_payload
 
 from torchrl_marl_offline import OfflineDataset, OnlineReplay, load_dataset, load_policy, make_env, save_policy
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training import CheckpointManager, read_csv
 

@@ -26,9 +26,9 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.core.noise import NoiseRequest
 from torchrl_marl_offline.modules import HyperNetworkMixer, ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives import AWR, BRAC, TDLoss
-from torchrl_marl_offline.objectives.noise import NoiseRequest
 
 OWN_NETWORKS = {
     "loss_actor": {"actor_network"},

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.data import OfflineDataset, collect, from_arrays
-from torchrl_marl_offline.data.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.envs import from_pettingzoo
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import IQL, OMAC, OMIGA, SARSA, TD, OfflineMARLLoss, SARSALoss

@@ -27,7 +27,8 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import make_actor, make_behaviour_policy, make_critic, make_vae
 from torchrl_marl_offline.modules.behaviour import (
@@ -53,7 +54,6 @@ from torchrl_marl_offline.objectives import (
 )
 from torchrl_marl_offline.objectives.bcq import generated_actions
 from torchrl_marl_offline.objectives.functional import soft_clipped
-from torchrl_marl_offline.objectives.noise import given_noise
 
 ROWS = {"reduction": "none"}
 BEHAVIOUR = "behaviour_network_params.module."

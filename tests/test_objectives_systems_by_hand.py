@@ -13,6 +13,7 @@ from objective_toys import gradients
 from systems_toys import actor, batch, column, critic, discrete_actor, discrete_batch, log_density, ready, value
 from torch.testing import assert_close
 
+from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.objectives import (
     CQL,
     CEMSampler,
@@ -28,7 +29,6 @@ from torchrl_marl_offline.objectives import (
     SoftmaxSampler,
 )
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax
-from torchrl_marl_offline.objectives.noise import given_noise
 
 ROWS = {"reduction": "none"}
 PLAIN = CQL(min_q_weight=2.0, num_random=2, num_policy=1)

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from torchrl.modules import TanhNormal
 from torchrl.objectives import TD3BCLoss
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.noise import NoiseRequest, given_noise
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor, make_critic
 from torchrl_marl_offline.objectives import (
     CQL,
@@ -27,7 +28,6 @@ from torchrl_marl_offline.objectives import (
     in_sample,
 )
 from torchrl_marl_offline.objectives.candidates import candidate_values
-from torchrl_marl_offline.objectives.noise import NoiseRequest, given_noise
 
 ROWS = 5
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torchrl.modules import VDNMixer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.methods import ALGORITHMS, make_loss, settings_of
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import (

@@ -17,8 +17,9 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 from training_toys import weights
 
+from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.noise import given_noise, normal_like
 from torchrl_marl_offline.data.buffers import make_replay_buffer
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import MaskedCategorical, OneStep, OneStepCategorical, make_actor, make_flow
 from torchrl_marl_offline.modules.action_range import ActionRange
@@ -36,7 +37,6 @@ from torchrl_marl_offline.objectives import (
     PolicyGradient,
 )
 from torchrl_marl_offline.objectives.flow import flow
-from torchrl_marl_offline.objectives.noise import given_noise, normal_like
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,

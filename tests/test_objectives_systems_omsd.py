@@ -16,8 +16,9 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.data import from_arrays
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import make_actor, make_score, make_sequential_policy
@@ -33,7 +34,6 @@ from torchrl_marl_offline.objectives import (
     ScoreRegularized,
     SequentialCloning,
 )
-from torchrl_marl_offline.objectives.noise import given_noise
 from torchrl_marl_offline.training import Trainer, evaluate
 
 ROWS = 5

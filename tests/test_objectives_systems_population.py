@@ -11,8 +11,8 @@ from population_toys import largest_difference, lone_tensors, make_data, member_
 from selection import some_of
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.buffers import make_replay_buffer
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import distributed, multiprocessing
 from torch.testing import assert_close
 
-from torchrl_marl_offline.objectives.synchronized import Shares, joined_batch
+from torchrl_marl_offline.core.synchronized import Shares, joined_batch
 
 ROWS = 12
 

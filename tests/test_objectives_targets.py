@@ -15,7 +15,7 @@ from torchrl.objectives import SoftUpdate, ValueEstimators
 from torchrl.objectives.value import TD0Estimator, TDLambdaEstimator
 from torchrl.objectives.value.functional import td1_return_estimate, td_lambda_return_estimate
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, SumMixer, make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import IQL, SARSA, IQLLoss, OfflineMARLLoss, SARSALoss
 

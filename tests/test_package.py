@@ -121,7 +121,7 @@ def test_the_readmes_composition_runs(tmp_path):
 
 def namespace() -> dict[str, object]:
     """What the examples in the docstrings may use without importing it."""
-    from torchrl_marl_offline.data import layout
+    from torchrl_marl_offline.core import layout
 
     spec = package.TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
     names = {name: getattr(package, name) for name in package.__all__}

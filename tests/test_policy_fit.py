@@ -10,7 +10,7 @@ import torch
 from tensordict.nn import TensorDictModule
 
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, save_policy
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.training.evaluation import evaluate
 from torchrl_marl_offline.training.video import record_video
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from training_toys import RegressionLoss, make_buffer, make_trainer
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
 from torchrl_marl_offline.data import __main__ as data_command
 from torchrl_marl_offline.data import list_datasets
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.methods import ALGORITHMS, make_loss
 from torchrl_marl_offline.objectives import AWR, BRAC, OMIGA, TD
 from torchrl_marl_offline.study.checking import StudyError

@@ -12,9 +12,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import VmasEnv
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.next_action import NextAction
 from torchrl_marl_offline.data.recording import make_simulator
 from torchrl_marl_offline.envs import factory, from_torchrl, list_tasks, make_env, register_environment

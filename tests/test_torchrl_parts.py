@@ -21,8 +21,9 @@ from torchrl.data.replay_buffers.samplers import SliceSampler
 from torchrl.modules import Actor, GRUModule, LSTMModule, MultiAgentConvNet, MultiAgentMLP, set_recurrent_mode
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.core.functional_parameters import parameters_in, tensors_in, tensors_of
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.buffers import make_replay_buffer
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.next_action import NextAction
 from torchrl_marl_offline.modules import DuplexMixer
 from torchrl_marl_offline.objectives import (
@@ -44,7 +45,6 @@ from torchrl_marl_offline.objectives import (
     ValueLearning,
 )
 from torchrl_marl_offline.objectives.candidates import candidate_values
-from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.objectives.policies import mode_of, per_agent
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients

@@ -16,7 +16,7 @@ from population_toys import (
 )
 from study_toys import STUDY, write_study
 
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
+from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer

@@ -30,7 +30,7 @@ from torchrl_marl_offline import (
     make_env,
     save_policy,
 )
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.export import main
 from torchrl_marl_offline.training.export import METADATA, ExecutedAction, example_inputs, export_policy
 from torchrl_marl_offline.training.policies import BUILDERS

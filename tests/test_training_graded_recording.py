@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from torchrl_marl_offline import load_dataset, load_policy
+from torchrl_marl_offline.core.layout import ACTION
 from torchrl_marl_offline.data import DatasetError, make_simulator
-from torchrl_marl_offline.data.layout import ACTION
 from torchrl_marl_offline.training import read_csv
 from torchrl_marl_offline.training.graded_recording import QUALITIES, choose_level, published_levels, record
 

@@ -15,10 +15,10 @@ from torchrl.objectives import IQLLoss as TorchRLIQLLoss
 from torchrl.objectives.value import TDLambdaEstimator
 from training_toys import RegressionLoss, make_buffer
 
+from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor
 from torchrl_marl_offline.objectives import AWR, BRAC, OfflineMARLLoss
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
 from torchrl_marl_offline.training import ForeachSoftUpdate, Trainer, default_optimizer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, in_precision
 

@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
 from torchrl_marl_offline.data import DatasetError
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
 from torchrl_marl_offline.training import CheckpointManager, CollectorSource, OnlineReplay, Trainer, read_csv
 from torchrl_marl_offline.training.online_learners import (
     TEAM_REWARD,

@@ -17,7 +17,7 @@ import torch
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import evaluate as evaluate_function
 from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
-from torchrl_marl_offline.data.layout import ACTION
+from torchrl_marl_offline.core.layout import ACTION
 from torchrl_marl_offline.training import make_online_learner
 
 TASKS = ["mpe/simple_spread", "games/grid_navigation", "games/two_step", "vmas/balance"]

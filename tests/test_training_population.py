@@ -26,10 +26,10 @@ from population_toys import (
 from selection import some_of
 from torchrl.modules import PopArtValueNorm
 
+from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.objectives import AWR, AWRLoss, OfflineMARLLoss
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,

@@ -15,7 +15,7 @@ from tensordict import NonTensorData, TensorDict
 from torchrl.checkpoint import CheckpointError, GlobalRNGState
 
 from torchrl_marl_offline import load_policy, save_policy
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training.checkpoints import CheckpointManager, find_damage
 

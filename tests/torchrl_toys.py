@@ -19,7 +19,7 @@ from torchrl import modules as R
 from torchrl.data import Bounded, Composite
 from torchrl.modules import Actor, MultiAgentMLP, ProbabilisticActor, QMixer, ReparamGradientStrategy, VDNMixer
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 
 OBSERVATION, ACTION = ("agents", "observation"), ("agents", "action")
 LOCAL_Q, TEAM_Q = ("agents", "state_action_value"), "state_action_value"

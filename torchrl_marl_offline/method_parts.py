@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm

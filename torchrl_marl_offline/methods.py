@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, POSITIVE, WIDTHS, check_all
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.method_parts import Parts, builds
 from torchrl_marl_offline.method_systems import (
     make_b3c,

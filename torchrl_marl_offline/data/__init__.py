@@ -1,5 +1,6 @@
 """Datasets: the key layout, readers, recording, storage and replay buffers."""
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.arrays import from_arrays
 from torchrl_marl_offline.data.caching import load_published
 from torchrl_marl_offline.data.card import Card, describe
@@ -9,7 +10,6 @@ from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.findings import Finding, Inspection
 from torchrl_marl_offline.data.fingerprints import joint_saco
 from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.minari import read_minari
 from torchrl_marl_offline.data.omar_npy import read_omar_npy
 from torchrl_marl_offline.data.omiga_h5 import read_omiga_h5

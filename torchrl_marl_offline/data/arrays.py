@@ -10,6 +10,17 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    SUCCESS,
+    TaskSpec,
+    next_key,
+)
 from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.assembly import (
@@ -22,17 +33,6 @@ from torchrl_marl_offline.data.assembly import (
 from torchrl_marl_offline.data.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.episode_lists import end_to_end
-from torchrl_marl_offline.data.layout import (
-    ACTION,
-    ACTION_MASK,
-    AGENT_MASK,
-    OBSERVATION,
-    REWARD,
-    STATE,
-    SUCCESS,
-    TaskSpec,
-    next_key,
-)
 from torchrl_marl_offline.data.loading import load_inspected
 from torchrl_marl_offline.data.rounding import KEY, REMEDY, Rounding
 from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, check_metadata, values_are_checked

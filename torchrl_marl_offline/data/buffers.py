@@ -16,8 +16,8 @@ from torchrl.data import (
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_marl_offline.core.devices import check_device_is_there
+from torchrl_marl_offline.core.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
 from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE, checked
-from torchrl_marl_offline.data.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.inspection import inspect
-from torchrl_marl_offline.data.layout import ACTION, REWARD, next_key
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.dataset import OfflineDataset

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.data.layout import ACTION, REWARD, next_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
-from torchrl_marl_offline.data.assembly import assemble, open_masks_of_the_dead, open_unused_masks, usable_mask
-from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,
@@ -26,6 +23,9 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
+from torchrl_marl_offline.data.assembly import assemble, open_masks_of_the_dead, open_unused_masks, usable_mask
+from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.policy_fit import fitted
 
 if TYPE_CHECKING:

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE, checked
-from torchrl_marl_offline.data import storage
-from torchrl_marl_offline.data.findings import Inspection
-from torchrl_marl_offline.data.fingerprints import fingerprint
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     MASK,
     OBSERVATION,
@@ -24,6 +19,11 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE, checked
+from torchrl_marl_offline.data import storage
+from torchrl_marl_offline.data.findings import Inspection
+from torchrl_marl_offline.data.fingerprints import fingerprint
 from torchrl_marl_offline.data.stored_values import agrees
 from torchrl_marl_offline.data.validation import (
     DatasetError,
@@ -45,7 +45,7 @@ class OfflineDataset:
     """Transitions ``[T]`` of whole episodes, end to end in time order.
 
     Args:
-        data: the transitions in the layout of :mod:`torchrl_marl_offline.data.layout`, batch size ``[T]``. Episode
+        data: the transitions in the layout of :mod:`torchrl_marl_offline.core.layout`, batch size ``[T]``. Episode
             ids are renumbered from 0 in the order of the rows.
         spec: the task's sizes.
         metadata: where the data came from; must be JSON-ready. ``n_transitions`` and ``n_episodes`` are filled in.

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, OBSERVATION, STATE, next_key
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, OBSERVATION, STATE, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
 
-    from torchrl_marl_offline.data.layout import TaskSpec
+    from torchrl_marl_offline.core.layout import TaskSpec
 
 _ROWS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 16 * 2**20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, REWARD, STATE, TERMINATED, TRAJ_IDS, next_key
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE, TERMINATED, TRAJ_IDS, next_key
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase

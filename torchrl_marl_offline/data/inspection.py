@@ -48,12 +48,12 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.data import bad_episodes, defects, rounding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.fingerprints import content_checksum, episode_hashes
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.scan import Rows, Scan
 from torchrl_marl_offline.data.validation import DatasetError, value_checks_deferred
 

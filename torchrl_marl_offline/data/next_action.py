@@ -7,7 +7,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.envs import Transform
 
-from torchrl_marl_offline.data.layout import ACTION, DONE, HAS_NEXT_ACTION, OBSERVATION, TRAJ_IDS, next_key
+from torchrl_marl_offline.core.layout import ACTION, DONE, HAS_NEXT_ACTION, OBSERVATION, TRAJ_IDS, next_key
 
 
 class NextAction(Transform):

@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.core.regular_files import files_below, lies_at, require_regular
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import REWARD_FIELD, BadRows, RowStream, as_float, one_state, sample_rows
 from torchrl_marl_offline.data.validation import DatasetError, reading

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, checked
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.hdf5 import check_arrays, open_hdf5
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchrl_marl_offline.data.layout import OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import OBSERVATION, TaskSpec
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase

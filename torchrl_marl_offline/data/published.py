@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import read_json
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.validation import DatasetError
 
 if TYPE_CHECKING:

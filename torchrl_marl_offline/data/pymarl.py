@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import torch
 
-from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS, checked
-from torchrl_marl_offline.core.regular_files import files_below
-from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
-from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
-from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
-from torchrl_marl_offline.data.hdf5 import open_hdf5
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     OBSERVATION,
@@ -38,6 +31,13 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS, checked
+from torchrl_marl_offline.core.regular_files import files_below
+from torchrl_marl_offline.data.assembly import assemble, open_unused_masks, team_reward
+from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
+from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
+from torchrl_marl_offline.data.hdf5 import open_hdf5
 from torchrl_marl_offline.data.pymarl_layout import Layout, find_episodes, read_field, read_layout
 from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import BadRows, as_float, one_state

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.data.storage import is_dataset_folder
 from torchrl_marl_offline.data.validation import DatasetError
 

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from torchrl_marl_offline.data import bad_episodes, defects
-from torchrl_marl_offline.data.assembly import legal_placeholder
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,
@@ -26,6 +24,8 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.data import bad_episodes, defects
+from torchrl_marl_offline.data.assembly import legal_placeholder
 from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import DatasetError
 

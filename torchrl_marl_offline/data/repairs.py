@@ -13,13 +13,13 @@ from typing import Annotated
 
 from tensordict import TensorDict, TensorDictBase
 
+from torchrl_marl_offline.core.layout import MASK
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, checked
 from torchrl_marl_offline.data import bad_episodes, defects
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.findings import Inspection
 from torchrl_marl_offline.data.inspection import inspection_of
-from torchrl_marl_offline.data.layout import MASK
 from torchrl_marl_offline.data.repair_steps import ON_REQUEST, STEPS, Job
 from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.streaming import write_blocks

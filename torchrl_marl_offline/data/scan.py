@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from torchrl_marl_offline.data import defects
-from torchrl_marl_offline.data.fingerprints import (
-    EPISODE_KEYS,
-    PAIR_KEYS,
-    distinct,
-    leaf_hashes,
-    mixed,
-    repeated,
-    steps_of_episodes,
-)
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     DONE,
@@ -37,11 +27,21 @@ from torchrl_marl_offline.data.layout import (
     TRUNCATED,
     next_key,
 )
+from torchrl_marl_offline.data import defects
+from torchrl_marl_offline.data.fingerprints import (
+    EPISODE_KEYS,
+    PAIR_KEYS,
+    distinct,
+    leaf_hashes,
+    mixed,
+    repeated,
+    steps_of_episodes,
+)
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDict
 
-    from torchrl_marl_offline.data.layout import TaskSpec
+    from torchrl_marl_offline.core.layout import TaskSpec
 
 
 @dataclass

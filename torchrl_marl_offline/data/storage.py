@@ -30,8 +30,8 @@ from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.files import staged, writing
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import NotRegularError, lies_at, read_json, require_inside
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.data.mapped_leaves import check_bools, check_files, check_names, listed_leaves, map_leaves
 from torchrl_marl_offline.data.validation import DatasetError, reading
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.core.layout import DONE, TRAJ_IDS, next_key
 from torchrl_marl_offline.data import defects
-from torchrl_marl_offline.data.layout import DONE, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.mapped_leaves import spread
 from torchrl_marl_offline.data.validation import DatasetError, check_values
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from torchrl_marl_offline.core.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data import storage
 from torchrl_marl_offline.data.assembly import (
@@ -27,7 +28,6 @@ from torchrl_marl_offline.data.assembly import (
 from torchrl_marl_offline.data.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspection_of
-from torchrl_marl_offline.data.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.scan import Scan
 from torchrl_marl_offline.data.validation import (
@@ -42,7 +42,7 @@ from torchrl_marl_offline.data.validation import (
 if TYPE_CHECKING:
     from tensordict import NestedKey
 
-    from torchrl_marl_offline.data.layout import TaskSpec
+    from torchrl_marl_offline.core.layout import TaskSpec
 
 Rows = Callable[[int, int], torch.Tensor]
 """Reads the rows from one number up to another, ``[stop - start, ...]`` in the layout's type."""

@@ -12,9 +12,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_marl_offline.core.files import WriteError
-from torchrl_marl_offline.core.ranges import shown
-from torchrl_marl_offline.core.regular_files import NotRegularError
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,
@@ -31,6 +29,8 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.ranges import shown
+from torchrl_marl_offline.core.regular_files import NotRegularError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -232,7 +232,7 @@ def check_leaves(data: TensorDictBase, spec: TaskSpec) -> None:
     if missing:
         raise DatasetError(
             f"The dataset lacks {', '.join(map(repr, missing))}; build it with from_arrays() or add the key in the "
-            "layout of torchrl_marl_offline.data.layout."
+            "layout of torchrl_marl_offline.core.layout."
         )
     known = expected | optional_leaves(spec)
     for key in present & known.keys():

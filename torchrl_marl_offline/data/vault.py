@@ -38,13 +38,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, SEED, WIDTHS, checked
 from torchrl_marl_offline.core.regular_files import files_below, lies_at, read_json
 from torchrl_marl_offline.data.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.arrays import agent_flags, close_last_episode
 from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.data.rounding import Rounding
 from torchrl_marl_offline.data.streaming import (
     REWARD_FIELD,

@@ -14,8 +14,8 @@ import torch
 from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.devices import check_device_is_there
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import SEED, SIZE, checked, parameters_of
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 

@@ -16,8 +16,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.envs.mpe_pursuit import Pursuit

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.envs.action_ranges import ActionRanges
 from torchrl_marl_offline.envs.base import EpisodesLostError, Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.time_limit import time_limit

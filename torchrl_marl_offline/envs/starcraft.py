@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
+from torchrl_marl_offline.core.layout import GROUP
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
-from torchrl_marl_offline.data.layout import GROUP
 from torchrl_marl_offline.envs.starcraft_battle import StarCraftBattle
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smacv2_arguments
 from torchrl_marl_offline.envs.torchrl_team import TorchRLTeam

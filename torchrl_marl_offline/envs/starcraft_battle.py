@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.data import Categorical, Composite
 from torchrl.envs.libs.smacv2 import SMACv2Env
 
-from torchrl_marl_offline.data.layout import ACTION_MASK, AGENT_MASK, DONE, SUCCESS, TERMINATED, TRUNCATED
+from torchrl_marl_offline.core.layout import ACTION_MASK, AGENT_MASK, DONE, SUCCESS, TERMINATED, TRUNCATED
 
 NO_OP = 0  # legal for the dead alone
 

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_marl_offline.data.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.envs.vmas_scenarios import VmasScenario

@@ -11,8 +11,9 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL, WIDTHS, checked
-from torchrl_marl_offline.data.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
@@ -24,7 +25,6 @@ from torchrl_marl_offline.modules.distributions import (
     TanhNormal,
 )
 from torchrl_marl_offline.modules.networks import AgentNetwork
-from torchrl_marl_offline.objectives.noise import normal_like
 
 Distribution = Literal["gaussian", "tanh_gaussian", "one_step"]
 

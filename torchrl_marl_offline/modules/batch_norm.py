@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
 
     def _by_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``[rows, *shape]`` normalized, and the mean and the variance of the rows."""
-        from torchrl_marl_offline.objectives.synchronized import is_shared, joined_mean  # whose package imports us
+        from torchrl_marl_offline.core.synchronized import is_shared, joined_mean  # whose package imports us
 
         if is_shared():
             mean = joined_mean(x.mean(0))

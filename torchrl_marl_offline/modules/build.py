@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_marl_offline.data.layout import TaskSpec
+from torchrl_marl_offline.core.layout import TaskSpec
 
 Network = TypeVar("Network", bound=TensorDictModuleBase)
 

@@ -11,8 +11,8 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.modules import TanhNormal as TorchRLTanhNormal
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
+from torchrl_marl_offline.core.noise import exponential_like
 from torchrl_marl_offline.modules.networks import mask_logits, one_hot
-from torchrl_marl_offline.objectives.noise import exponential_like
 
 
 class _ActsByMode:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.functional import masked_mean
-from torchrl_marl_offline.objectives.synchronized import joined_max
+from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.synchronized import joined_max
 
 
 def batch_max(x: Tensor, mask: Tensor | None, dims: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT, checked
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
@@ -23,8 +25,7 @@ from torchrl_marl_offline.objectives.candidates import (
 )
 from torchrl_marl_offline.objectives.estimates import joined
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
-from torchrl_marl_offline.objectives.functional import masked_mean, soft_clipped
-from torchrl_marl_offline.objectives.noise import normal_like
+from torchrl_marl_offline.objectives.functional import soft_clipped
 from torchrl_marl_offline.objectives.policies import is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchrl.modules import Actor, Delta, GRUModule, LSTMModule
 
+from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
+from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.objectives.candidates import expected_value
-from torchrl_marl_offline.objectives.functional_parameters import parameters_in, tree_of
-from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.objectives.policies import Bounds, bounds_or_none, is_discrete, mode_of, per_agent
 
 if TYPE_CHECKING:

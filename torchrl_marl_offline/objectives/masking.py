@@ -6,7 +6,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.synchronized import is_shared, share_of_mean, share_of_sum
+from torchrl_marl_offline.core.synchronized import is_shared, share_of_mean, share_of_sum
 
 
 class Masking:

@@ -17,6 +17,12 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_marl_offline.core.functional_parameters import (
+    check_uses_given_parameters,
+    fit_batch_sizes,
+    parameters_in,
+)
+from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked, declared
 from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -30,12 +36,7 @@ from torchrl_marl_offline.objectives.estimates import (
     rows_are_independent,
 )
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
-from torchrl_marl_offline.objectives.functional import masked_mean, team_reward
-from torchrl_marl_offline.objectives.functional_parameters import (
-    check_uses_given_parameters,
-    fit_batch_sizes,
-    parameters_in,
-)
+from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.objectives.masking import Masking
 from torchrl_marl_offline.objectives.policies import no_density
 from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series, step_by_step

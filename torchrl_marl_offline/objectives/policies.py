@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.distributions.constraints import interval
 from torchrl.modules import Delta, ReparamGradientStrategy
 
-from torchrl_marl_offline.objectives.noise import normal_like
+from torchrl_marl_offline.core.noise import normal_like
 
 
 class Bounds(NamedTuple):

@@ -9,6 +9,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE, checked
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
@@ -16,8 +18,7 @@ from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.candidates import recorded_action
 from torchrl_marl_offline.objectives.estimates import joined
-from torchrl_marl_offline.objectives.functional import masked_mean, mean_magnitude
-from torchrl_marl_offline.objectives.noise import normal_like, uniform_like
+from torchrl_marl_offline.objectives.functional import mean_magnitude
 from torchrl_marl_offline.objectives.policies import is_discrete
 
 if TYPE_CHECKING:

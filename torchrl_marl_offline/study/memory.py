@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     OBSERVATION,

@@ -20,7 +20,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
+from torchrl_marl_offline.core.functional_parameters import tensors_of
 
 _BY_PROPERTY = {"_in_keys": "in_keys", "_out_keys": "out_keys", "_vmap_randomness": "vmap_randomness"}
 """Attributes of a loss that are filled at the first use of a property: the property is compared."""

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.parts import WHOLE, part
+from torchrl_marl_offline.core.parts import WHOLE, part
 from torchrl_marl_offline.training.gradients import signature_of
 
 Step = Callable[[TensorDictBase], dict[str, Tensor]]

@@ -2,7 +2,7 @@
 
 The run equals that of one process on the joined batch, up to the rounding of sums: every process draws the same rows
 and the same noise from the same generators and takes its share, statistics of the batch are those of the joined one
-(:mod:`torchrl_marl_offline.objectives.synchronized`), and gradients are averaged. The first process alone logs,
+(:mod:`torchrl_marl_offline.core.synchronized`), and gradients are averaged. The first process alone logs,
 evaluates and writes checkpoints, from which a run goes on with any number of processes.
 
 Gradients and metrics are averaged by one call on one flat tensor after the backward pass. Torch's
@@ -28,8 +28,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data.replay_buffers.samplers import Sampler
 
-from torchrl_marl_offline.objectives.parts import part
-from torchrl_marl_offline.objectives.synchronized import Shares, joined_batch
+from torchrl_marl_offline.core.parts import part
+from torchrl_marl_offline.core.synchronized import Shares, joined_batch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store

@@ -13,7 +13,7 @@ from torchrl.data import TensorStorage
 from torchrl.data.replay_buffers.storages import Storage
 from torchrl.objectives import TargetNetUpdater
 
-from torchrl_marl_offline.data.layout import ACTION, MASK, OBSERVATION, STATE
+from torchrl_marl_offline.core.layout import ACTION, MASK, OBSERVATION, STATE
 from torchrl_marl_offline.training.metrics import trained_by_network
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
-from torchrl_marl_offline.objectives.functional_parameters import tensors_in, tensors_of
-from torchrl_marl_offline.objectives.noise import NoiseRequest, given_noise, recorded_noise
-from torchrl_marl_offline.objectives.parts import COMPILED, heard_by, part
+from torchrl_marl_offline.core.functional_parameters import tensors_in, tensors_of
+from torchrl_marl_offline.core.noise import NoiseRequest, given_noise, recorded_noise
+from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.training.compile_failures import is_of_compiler, say_that_it_failed
 from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.metrics import scalars

@@ -20,10 +20,10 @@ from tensordict import TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
 
+from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, AtMost, checked
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.objectives.parts import part
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
 from torchrl_marl_offline.training.cuda_graph import CudaGraphStep

@@ -16,8 +16,7 @@ from torchrl.modules import AdditiveGaussianModule, EGreedyModule, QValueModule,
 from torchrl.objectives import LossModule, TD3Loss
 from torchrl.objectives.multiagent import QMixerLoss
 
-from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, WIDTHS, checked
-from torchrl_marl_offline.data.layout import (
+from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     DONE,
@@ -29,6 +28,7 @@ from torchrl_marl_offline.data.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, WIDTHS, checked
 from torchrl_marl_offline.modules.actors import remembers_build
 from torchrl_marl_offline.modules.critics import make_critic
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer

@@ -12,10 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.regular_files import lies_at, require_regular
-from torchrl_marl_offline.data.layout import TaskSpec
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
 

@@ -18,17 +18,17 @@ from tensordict.nn import (
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, checked
-from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
-from torchrl_marl_offline.objectives.functional_parameters import (
+from torchrl_marl_offline.core.functional_parameters import (
     GivenTensors,
     named_tensors,
     parameters_in,
     tensors_in,
     tensors_of,
 )
-from torchrl_marl_offline.objectives.noise import NoiseRequest, recorded_noise
-from torchrl_marl_offline.objectives.parts import COMPILED, part
+from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
+from torchrl_marl_offline.core.parts import COMPILED, part
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, checked
+from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.training.alike import first_difference
 from torchrl_marl_offline.training.checkpoints import check_content, check_generator, content_of, restore_generator
 from torchrl_marl_offline.training.evaluation import preserved_rng

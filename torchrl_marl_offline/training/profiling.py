@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchrl_marl_offline.core.files import replacing_file, write_text_atomic
-from torchrl_marl_offline.objectives.parts import COMPILED, WHOLE, heard_by
+from torchrl_marl_offline.core.parts import COMPILED, WHOLE, heard_by
 
 STEP = "step"
 REST = "the rest"

@@ -11,9 +11,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.data.layout import MASK
+from torchrl_marl_offline.core.functional_parameters import tensors_of
+from torchrl_marl_offline.core.layout import MASK
 from torchrl_marl_offline.objectives.functional import team_reward
-from torchrl_marl_offline.objectives.functional_parameters import tensors_of
 from torchrl_marl_offline.training.fit import rows_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.parts import part
+from torchrl_marl_offline.core.parts import part
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

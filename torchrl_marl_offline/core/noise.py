@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.objectives.synchronized import joined_shape, own_rows
+from torchrl_marl_offline.core.synchronized import joined_shape, own_rows
 
 Kind = Literal["exponential", "normal", "uniform"]
 
