@@ -203,7 +203,7 @@ def serve(descriptor: int) -> None:
         if ready:
             message, ancillary, _, _ = asked.recvmsg(2**20, socket.CMSG_SPACE(16))
             if not message:
-                sys.exit(0)
+                os._exit(0)
             descriptors = array.array("i", ancillary[0][2]).tolist()
             if (pid := os.fork()) == 0:
                 asked.close()
