@@ -227,6 +227,7 @@ def serve(descriptor: int) -> None:
 
 def _become(request: dict, descriptors: list[int]) -> None:
     """Make this fork what a new interpreter would be, and run its program."""
+    import io
     import random
     import runpy
     import types
@@ -239,6 +240,15 @@ def _become(request: dict, descriptors: list[int]) -> None:
         os.dup2(here, there)
         os.close(here)
     os.chdir(request["cwd"])
+    errors = {"stdout": "strict", "stderr": "backslashreplace"}
+    encoding = request["env"].get("PYTHONIOENCODING", "utf-8")
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.FileIO(descriptor, "w", closefd=False)
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding=encoding, errors=errors[name], line_buffering=name == "stderr"
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(request["env"])
     random.seed()

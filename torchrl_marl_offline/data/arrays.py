@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -207,7 +208,7 @@ def _from_flat(
     notes |= {KEY: [*(metadata or {}).get(KEY, []), *notes[KEY]]} if KEY in notes else {}
     if values_are_checked() and "source" not in (metadata or {}):  # else a reader's, which load_dataset inspects
         for sentence in notes.get(KEY, []):
-            warnings.warn(f"from_arrays: {sentence}; {REMEDY}.", DatasetWarning, 5)
+            warnings.warn(f"from_arrays: {sentence}; {REMEDY}.", DatasetWarning, outside())
     return OfflineDataset(data, spec, bad.into({"source": "from_arrays"} | (metadata or {}) | notes))
 
 

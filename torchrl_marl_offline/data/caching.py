@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.fetching import archive_url, fetch_archive, is_offline, qualities_in, unpack_quality
@@ -89,7 +90,7 @@ def load_published(
     disagreements = card.disagreements(dataset)
     if disagreements:
         dataset.metadata["card_disagreements"] = disagreements
-        warnings.warn(f"{card.id} is not what is published: {'; '.join(disagreements)}.", DatasetWarning, stacklevel=2)
+        warnings.warn(f"{card.id} is not what is published: {'; '.join(disagreements)}.", DatasetWarning, outside())
     return dataset
 
 

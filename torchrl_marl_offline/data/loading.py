@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.inspection import inspect, inspect_source
 from torchrl_marl_offline.data.repairs import repair as mend
@@ -69,5 +70,7 @@ def load_inspected(
         problems = inspection.problems
     for finding in problems:
         if finding.code != "card_disagreement":  # of which load_published has warned
-            warnings.warn(f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, 3)
+            warnings.warn(
+                f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, outside()
+            )
     return dataset

@@ -279,7 +279,7 @@ def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
             slack = 1e-5 * (spec.action_high - spec.action_low)
             bad = (action < spec.action_low - slack) | (action > spec.action_high + slack)
             what = f"lies outside its bounds [{spec.action_low}, {spec.action_high}]"
-            remedy = "clip or rescale the actions, or widen action_low and action_high in the TaskSpec"
+            remedy = "clip or rescale the actions, or widen the bounds (action_bounds=, or those of spec=)"
         _fail_where(bad, rows, start, key, what, remedy)
 
 

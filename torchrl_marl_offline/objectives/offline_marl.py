@@ -64,7 +64,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         critic: a module, or a list of modules as an ensemble, that writes a team value ``"state_action_value"``
             ``[*B, H]``, or local values ``("agents", "state_action_value")`` ``[*B, n, H]``, or both by a
             :class:`~tensordict.nn.TensorDictSequential` that ends in a mixer (any TorchRL
-            :class:`~torchrl.modules.models.multiagent.Mixer`, ours included). ``H`` may be 1.
+            :class:`~torchrl.modules.models.multiagent.Mixer`, ours included). ``H`` may be 1. Of a discrete task it
+            gets recorded actions as indices ``[*B, n]`` and a policy's, or all that there are, as indices or one-hot
+            numbers ``[*B, n, A]``: its first module takes both, as :func:`~torchrl_marl_offline.make_critic`'s do.
         value: the state-value network of implicit Q-learning.
 
     Networks may have memory (:class:`~torchrl.modules.LSTMModule`, :class:`~torchrl.modules.GRUModule`), which reads
@@ -570,6 +572,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         with torch.no_grad():
             next_td = self._with_batch(next_td, tensordict)
             next_value = self.value_learning.next_value(self, next_td)
+            self._check_next_value(next_value, tensordict)
             if "max_next_value" in self._buffers:
                 next_value = next_value.minimum(self.max_next_value)
             next_value = self.value_learning.reweighted(self, tensordict, next_value)
@@ -586,6 +589,16 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             with step_by_step(self.value_estimator, next_value):
                 return self.value_estimator.value_estimate(batch, next_value=next_value)
 
+    def _check_next_value(self, next_value: Tensor, tensordict: TensorDictBase) -> None:
+        signals = 1 if self.is_team else tensordict.get(self.tensor_keys.action).shape[tensordict.ndim]
+        expected = (*tensordict.batch_size, signals, 1)
+        if next_value.shape != expected:
+            raise ValueError(
+                f"next_value of {type(self.value_learning).__name__} must return {list(expected)}, [*B, k, 1] with k = "
+                f"{signals}, {'one value of the team' if self.is_team else 'one value of each agent'}; got "
+                f"{list(next_value.shape)}."
+            )
+
     def _indexed(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return discrete actions as indices ``[*B, n]``: TorchRL's environments also have ``[*B, n, 1]`` and codes."""
         found = {}
@@ -596,12 +609,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             if action.dtype == torch.bool:
                 found[key] = action.long().argmax(-1)
             elif action.ndim == tensordict.ndim + 2:
-                if action.shape[-1] != 1:
+                if action.shape[-1] != 1 and not _may_be_one_hot(action):
                     raise ValueError(
                         f"{joined(key)} has whole numbers {list(action.shape)}: discrete actions are one index for "
-                        "each agent, [*B, n], or one-hot codes of dtype bool."
+                        "each agent, [*B, n], or one-hot codes, [*B, n, A]."
                     )
-                found[key] = action.squeeze(-1)
+                found[key] = action.squeeze(-1) if action.shape[-1] == 1 else action.argmax(-1)
         return tensordict.copy().update(found) if found else tensordict
 
     def _series_ends(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
@@ -747,3 +760,8 @@ def _split_mixer(critic):
     if not isinstance(getattr(last, "module", None), Mixer):
         return critic, None
     return (local[0] if len(local) == 1 else TensorDictSequential(*local)), last
+
+
+def _may_be_one_hot(action: Tensor) -> bool:
+    """Say whether whole numbers ``[*B, n, A]`` are codes; where they may not be looked at, they are taken for them."""
+    return not is_readable(action) or bool(((action == 0) | (action == 1)).all() and (action.sum(-1) == 1).all())

@@ -22,6 +22,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, next_key
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE, checked
 from torchrl_marl_offline.data.policy_fit import fitted
+from torchrl_marl_offline.training.policies import bare
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def evaluate(
         RuntimeError: if an episode outlasts ``env.max_episode_steps``.
     """
     check_arguments(env, episodes, mode)
+    policy = bare(policy)
     with explored(env, mode, seed), evaluation_mode(policy):
         finished, has_success = run_episodes(policy, env, spread_over_slots(episodes, env.batch_size[0]))
     return Evaluation.of([row for slot in finished for row in slot], has_success, env, mode, seed)

@@ -25,6 +25,7 @@ from torchrl_marl_offline.training.evaluation import (
     raise_on_illegal_action,
     raise_on_non_finite_action,
 )
+from torchrl_marl_offline.training.policies import bare
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
@@ -121,6 +122,7 @@ def evaluate_held_out(
     Raises:
         IllegalActionError: if the policy, by mode or sampled, proposes an action that the recorded mask forbids.
     """
+    policy = bare(policy)
     if isinstance(policy, LossModule):
         with policy.actor_network_params.to_module(policy.actor_network):
             return evaluate_held_out(

@@ -40,7 +40,16 @@ class StopRequest:
         self._previous = {}
 
 
+_commands: set[str] = set()
+
+
+def has_resume_option() -> None:
+    """Say that the program that runs takes ``--resume FOLDER``."""
+    _commands.add(sys.argv[0])
+
+
 def how_to_resume(folder: Path) -> str:
-    """Return the command line that goes on with the run in ``folder``."""
-    script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
-    return f"python {script} --resume {folder}"
+    """Return what goes on with the run in ``folder``: a command line, or calls where there is no such option."""
+    if sys.argv and sys.argv[0] in _commands:
+        return f"python {sys.argv[0]} --resume {folder}"
+    return f"resume() of a trainer that is made like this one, with output={str(folder)!r}, then train()"

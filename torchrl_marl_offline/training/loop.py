@@ -74,8 +74,8 @@ class TrainingFinished:
 class TrainingInterrupted(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C, SIGTERM, or its ``deadline``) before its last step, and has saved itself.
 
-    A ``KeyboardInterrupt``: a loop over seeds that goes on after an ``Exception`` ends, and so does a script, with exit
-    status 130.
+    A ``KeyboardInterrupt``, no ``Exception``: a loop over seeds that goes on after errors ends, and so does a script
+    (with Python's status 1; the library's commands and examples end with one sentence and status 130).
 
     Attributes:
         step: the number of updates made, over all parts of the run.

@@ -20,6 +20,7 @@ from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
 
 if TYPE_CHECKING:
+    from tensordict import TensorDictBase
     from tensordict.nn import TensorDictModuleBase
 
 POLICY_FILE = "policy.pt"
@@ -38,7 +39,7 @@ BUILDERS = {
 
 @dataclass(frozen=True)
 class SavedPolicy:
-    """What :func:`load_policy` returns.
+    """What :func:`load_policy` returns: the policy, which it also is as a function, and what is known of it.
 
     Attributes:
         policy: reads observations and writes ``("agents", "action")``.
@@ -49,6 +50,15 @@ class SavedPolicy:
     policy: TensorDictModuleBase
     spec: TaskSpec
     metadata: dict[str, Any]
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the policy's action into a tensordict."""
+        return self.policy(tensordict)
+
+
+def bare(policy: Any) -> Any:
+    """Return the module of a policy that was loaded, and any other as it is."""
+    return policy.policy if isinstance(policy, SavedPolicy) else policy
 
 
 def save_policy(path: str | Path, policy: TensorDictModuleBase, metadata: dict[str, Any] | None = None) -> Path:

@@ -17,6 +17,7 @@ from tensordict.nn import (
 )
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
+from torchrl.modules import GRUModule, LSTMModule
 
 from torchrl_marl_offline.core.functional_parameters import (
     GivenTensors,
@@ -78,6 +79,7 @@ class Population(nn.Module):
         if not losses:
             raise ValueError("A population needs at least one member.")
         self.members = list(losses)
+        self._check_without_memory(losses)
         self._check_apart(losses)
         tensors = [tensors_of(loss) for loss in losses.values()]
         self._check_alike(losses, tensors)
@@ -92,6 +94,17 @@ class Population(nn.Module):
                 self.register_parameter(slot, nn.Parameter(stacked))
             else:
                 self.register_buffer(slot, stacked)
+
+    @staticmethod
+    def _check_without_memory(losses: Mapping[str, LossModule]) -> None:
+        """Refuse TorchRL's networks with memory, which look at where episodes begin: no map over members can."""
+        for member, loss in losses.items():
+            for module in loss.modules():
+                if isinstance(module, GRUModule | LSTMModule):
+                    raise ValueError(
+                        f"{member} has a {type(module).__name__}, which cannot be trained in a population; train its "
+                        "losses one by one, with Trainer."
+                    )
 
     @staticmethod
     def _check_apart(losses: Mapping[str, LossModule]) -> None:
