@@ -155,9 +155,9 @@ def test_mixed_skill_redraws_only_where_an_episode_begins():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="kind must be one of optimal, greedy_nearest"):
+    with pytest.raises(ValueError, match="kind must be 'optimal', 'greedy_nearest'"):
         SpreadController("best")
-    with pytest.raises(ValueError, match="kind must be one of optimal, greedy, random"):
+    with pytest.raises(ValueError, match="kind must be 'optimal', 'greedy' or 'random', got"):
         GridController("best")
     with pytest.raises(ValueError, match="epsilon must lie between 0 and 1"):
         GridController(epsilon=2.0)

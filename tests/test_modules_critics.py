@@ -115,8 +115,8 @@ def test_sharing(share_params: bool) -> None:
 def test_an_unknown_decomposition(make) -> None:
     with pytest.raises(
         ValueError,
-        match="decomposition must be one of centralized, mixer, vdn, independent, linear, nonmonotonic, qatten, qplex, "
-        "graph; got 'qmix'",
+        match="decomposition must be 'centralized', 'mixer', 'vdn', 'independent', 'linear', 'nonmonotonic', 'qatten', "
+        "'qplex' or 'graph', got 'qmix'",
     ):
         make(SPEC, decomposition="qmix")
 

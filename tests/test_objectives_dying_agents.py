@@ -283,7 +283,7 @@ def test_a_trainer_refuses_before_it_writes(tmp_path):
         Trainer(losses[0], plain, steps=2, output=tmp_path / "run", progress=False)
     many = PopulationBuffer(dataset.data, batch_size=8, seeds=[0, 1])
     with pytest.raises(ValueError, match=r"TDLambdaEstimator .* slice_len="):
-        PopulationTrainer(dict(enumerate(losses)), many, steps=2, output=tmp_path / "many", progress=False)
+        PopulationTrainer(dict(zip("ab", losses)), many, steps=2, output=tmp_path / "many", progress=False)
     assert not list(tmp_path.iterdir())
     assert Trainer(losses[0], sliced, steps=2, progress=False).train().step == 2
     many = PopulationBuffer(dataset.data, batch_size=8, seeds=[0, 1], slice_len=4)

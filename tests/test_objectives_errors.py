@@ -38,9 +38,9 @@ CASE = Case()
         ({"critic": None, "value_learning": None}, "AWR needs a critic"),
         ({"value": None}, "IQL needs a state-value network; pass value=make_value"),
         ({"value_learning": SARSA()}, "SARSA would never train the value network; leave value= out"),
-        ({"heads": "max"}, "heads must be one of 'all', 'min', got 'max'"),
-        ({"team_reward": "max"}, "team_reward must be one of 'mean', 'sum', got 'max'"),
-        ({"reduction": "max"}, "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
+        ({"heads": "max"}, "heads must be 'all' or 'min', got 'max'"),
+        ({"team_reward": "max"}, "team_reward must be 'mean' or 'sum', got 'max'"),
+        ({"reduction": "max"}, "reduction must be 'mean', 'sum' or 'none', got 'max'"),
     ],
 )
 def test_construction(arguments: dict, message: str) -> None:
@@ -55,7 +55,7 @@ def test_construction(arguments: dict, message: str) -> None:
         (lambda: IQL(0.0), "expectile must lie between 0 and 1, both excluded, got 0.0"),
         (lambda: IQL(1.0), "expectile must lie between 0 and 1, both excluded, got 1.0"),
         (lambda: AWR(temperature=-1.0), "temperature must be at least 0, got -1.0"),
-        (lambda: AWR(advantage="team"), "advantage must be 'local', 'weighted' or 'joint', got 'team'"),
+        (lambda: AWR(advantage="team"), "advantage must be 'local', 'joint' or 'weighted', got 'team'"),
         (lambda: BRAC(alpha=-0.1), "alpha must be at least 0, got -0.1"),
     ],
 )

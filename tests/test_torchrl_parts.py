@@ -644,3 +644,42 @@ def test_an_actor_of_torchrl_is_deterministic_although_it_has_a_distribution() -
     actor = Actor(toys.net(4, 2), in_keys=[toys.OBSERVATION], out_keys=[toys.ACTION])
     assert hasattr(actor, "get_dist")
     assert OfflineMARLLoss(actor, toys.critic(), value_learning=TD(), extraction=TD3BC())._deterministic
+
+
+def test_codes_of_whole_numbers_are_discrete_actions():
+    """TorchRL's environments and policies write one-hot actions as int64."""
+    batch = make_batch(DISCRETE, 8)
+    batch["next", "agents", "action"] = batch["agents", "action"].roll(1, 0)
+    coded = batch.clone()
+    for key in (("agents", "action"), ("next", "agents", "action")):
+        coded[key] = torch.nn.functional.one_hot(batch[key], 4)
+    for learning, extraction in (("sarsa", "awr"), ("td", "brac"), ("iql", "awr")):
+        loss = Case("mixer", learning, extraction, discrete=True).build()
+        torch.manual_seed(0)
+        expected = loss(batch)
+        torch.manual_seed(0)
+        found = loss(coded)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value)
+    coded["agents", "action"] = torch.full((8, 3, 4), 2)  # four indices of each agent, or what?
+    with pytest.raises(ValueError, match=r"agents\.action has whole numbers .* one-hot codes"):
+        loss(coded)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (8, 3, 1), (8, 3)])
+def test_next_values_of_another_shape_are_refused_by_name(shape):
+    class Mine(TD):
+        def next_value(self, loss, next_td):
+            return torch.zeros(shape)
+
+    loss = Case("mixer", "td", "brac").build(value_learning=Mine())
+    with pytest.raises(ValueError, match=r"next_value of Mine must return \[8, 1, 1\], \[\*B, k, 1\] with k = 1, one"):
+        loss(make_batch(CONTINUOUS, 8))
+
+
+def test_populations_refuse_networks_with_memory():
+    loss = OfflineMARLLoss(None, toys.remembering_critic(GRUModule, "hidden"), value_learning=SARSA(), extraction=None)
+    with pytest.raises(
+        ValueError, match="b has a GRUModule, which cannot be trained in a population; train its losses"
+    ):
+        Population({"b": loss})

@@ -429,5 +429,5 @@ def test_tf32_puts_torchs_setting_back():
 
 
 def test_a_trainer_refuses_an_unknown_precision_before_the_first_step():
-    with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16; got 'half'"):
+    with pytest.raises(ValueError, match="precision must be 'fp32', 'tf32' or 'bf16', got 'half'"):
         Trainer(RegressionLoss(), make_buffer(), steps=1, precision="half", progress=False)

@@ -254,3 +254,17 @@ def test_the_command_refuses_an_environment_of_other_sizes(tmp_path):
     said = result.stderr.splitlines()[-1]
     assert said.startswith("error: The policy was made for 2 agents, observations of 1 numbers and 2 discrete actions")
     assert "observations of 18 numbers and actions of 2 numbers (mpe/simple_spread)" in said
+
+
+def test_a_loaded_policy_is_a_policy_for_every_evaluation(tmp_path):
+    from torchrl_marl_offline import collect, evaluate
+    from torchrl_marl_offline.training import evaluate_held_out
+
+    env = make_env("games/two_step", num_envs=4)
+    actor = make_actor(env.task_spec, hidden=(8,))
+    saved = load_policy(save_policy(tmp_path / "p.pt", actor))
+    assert evaluate(saved, env, episodes=8, seed=0) == evaluate(actor, env, episodes=8, seed=0)
+    data = collect(env, episodes=8, seed=0)
+    assert evaluate_held_out(saved, data).agreement == evaluate_held_out(actor, data).agreement
+    rows = data.data[:3].to_tensordict()
+    assert torch.equal(saved(rows.clone())["agents", "action"], actor(rows.clone())["agents", "action"])
