@@ -287,6 +287,11 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
             target = train and self.value_learning.needs_target_value
             self.convert_to_functional(value, "value_network", create_target_params=target, compare_against=held)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether one of the networks has TorchRL's ``LSTMModule`` or ``GRUModule``."""
+        return bool(self._memory_keys)
+
     def _register_bounds(self, action_spec, actor) -> None:
         self._bounds_given = action_spec is not None
         spec = action_spec if self._bounds_given else getattr(actor, "spec", None)

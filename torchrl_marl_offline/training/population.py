@@ -17,7 +17,6 @@ from tensordict.nn import (
 )
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
-from torchrl.modules import GRUModule, LSTMModule
 
 from torchrl_marl_offline.core.functional_parameters import (
     GivenTensors,
@@ -99,12 +98,11 @@ class Population(nn.Module):
     def _check_without_memory(losses: Mapping[str, LossModule]) -> None:
         """Refuse TorchRL's networks with memory, which look at where episodes begin: no map over members can."""
         for member, loss in losses.items():
-            for module in loss.modules():
-                if isinstance(module, GRUModule | LSTMModule):
-                    raise ValueError(
-                        f"{member} has a {type(module).__name__}, which cannot be trained in a population; train its "
-                        "losses one by one, with Trainer."
-                    )
+            if getattr(loss, "has_memory", False):
+                raise ValueError(
+                    f"{member} has a network with memory (an LSTMModule or a GRUModule), which cannot be trained in a "
+                    "population; train its losses one by one, with Trainer."
+                )
 
     @staticmethod
     def _check_apart(losses: Mapping[str, LossModule]) -> None:
