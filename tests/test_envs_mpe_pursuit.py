@@ -185,7 +185,7 @@ def test_still_and_callable_prey(task):
     env = make_env(task, opponent=lambda observation: observation)
     with pytest.raises(ValueError, match=rf"must return actions \[1, 2\], got \[1, {width}\]"):
         env.rollout(1)
-    with pytest.raises(ValueError, match="opponent must be a str or .* or a function, got 3"):
+    with pytest.raises(ValueError, match=r"opponent must be a str or .* or a function, got 3"):
         make_env(task, opponent=3)
 
 

@@ -679,7 +679,5 @@ def test_next_values_of_another_shape_are_refused_by_name(shape):
 
 def test_populations_refuse_networks_with_memory():
     loss = OfflineMARLLoss(None, toys.remembering_critic(GRUModule, "hidden"), value_learning=SARSA(), extraction=None)
-    with pytest.raises(
-        ValueError, match="b has a GRUModule, which cannot be trained in a population; train its losses"
-    ):
+    with pytest.raises(ValueError, match=r"^b has a network with memory .* cannot be trained in a population"):
         Population({"b": loss})
