@@ -239,6 +239,7 @@ def _become(request: dict, descriptors: list[int]) -> None:
     for here, there in zip(descriptors, (1, 2)):
         os.dup2(here, there)
         os.close(here)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
     os.chdir(request["cwd"])
     errors = {"stdout": "strict", "stderr": "backslashreplace"}
     encoding = request["env"].get("PYTHONIOENCODING", "utf-8")

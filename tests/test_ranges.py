@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -57,6 +57,7 @@ def play(
     chances: Annotated[dict[str, float], UNIT] | None = None,
     policy: Callable[[int], int] | Annotated[int, COUNT] = len,
     other: Unknown | None = None,
+    anything: dict[str, Any] | Literal["auto"] = "auto",
     signed: Annotated[float, REAL] = 0.0,
     flag: bool = False,
     word: Literal["a", "b", "c"] = "a",
@@ -119,7 +120,7 @@ def test_a_number_outside_its_range_is_refused_in_one_sentence(given, sentence):
         {"scale": "learned", "threads": None, "profile": True, "chances": {"a": 0}, "other": "anything"},
         {"flag": np.bool_(True), "word": "c", "rising": (-1, 1), "steps": 4, "warmup": 4},
         {"flag": torch.tensor(True), "rising": None},
-        {"hidden": (), "signed": -3, "policy": print},
+        {"hidden": (), "signed": -3, "policy": print, "anything": {"a": 1, "b": None}},
     ],
 )
 def test_every_legal_form_of_a_number_is_taken(given):

@@ -402,7 +402,7 @@ def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
 
 
 def _other_refusal(value: Any, kind: Any, parts: tuple, legal: Range | None) -> _Refusal | None:
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind is object:
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind in (object, Any):
         return None
     if issubclass(kind, Mapping) and parts:
         values = value.values() if isinstance(value, Mapping) else ()
