@@ -287,7 +287,7 @@ def test_a_half_written_file_does_not_load(tmp_path, format, monkeypatch):
 
 def test_what_cannot_be_exported_is_named(tmp_path):
     policy = Case("make_actor", CONTINUOUS).build()
-    with pytest.raises(ValueError, match="format must be one of torch, onnx, got 'tflite'"):
+    with pytest.raises(ValueError, match="format must be 'torch' or 'onnx', got 'tflite'"):
         export_policy(policy, tmp_path / "a", format="tflite")
     with pytest.raises(ValueError, match='mode must be "mode" or "sample", got \'mean\''):
         export_policy(policy, tmp_path / "a", mode="mean")
