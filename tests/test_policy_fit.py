@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 
@@ -53,6 +54,7 @@ def test_kinds_of_actions_and_agents(tmp_path, monkeypatch, capsys):
     spread = make_env("mpe/simple_spread", num_envs=2)
     with pytest.raises(ValueError, match=r"5 discrete actions .* actions of 2 numbers"):
         evaluate(make_actor(discrete.task_spec, hidden=(4,)), spread, episodes=1, seed=0)
+    importlib.import_module("torchrl_marl_offline.evaluate")
     path = save_policy(tmp_path / "p.pt", make_actor(discrete.task_spec, hidden=(4,)))
     monkeypatch.setattr(sys, "argv", ["evaluate", str(path), "--env", "mpe/simple_spread", "--episodes", "1"])
     with pytest.raises(SystemExit):
