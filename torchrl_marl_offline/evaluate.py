@@ -89,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 def _module_is_the_function() -> Any:
     # ``import torchrl_marl_offline.evaluate`` binds the package's attribute ``evaluate``, which is the function of that
     # name: let the import system find the function.
-    evaluate.__spec__ = __spec__  # which ``python -m`` looks for in what was imported
-    sys.modules[__name__] = evaluate  # type: ignore[assignment]
+    if __spec__ is not None:  # a file that is run under another name has none
+        evaluate.__spec__ = __spec__  # which ``python -m`` looks for in what was imported
+        sys.modules[__name__] = evaluate  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
