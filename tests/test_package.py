@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from objective_toys import make_batch
@@ -117,6 +118,14 @@ def test_the_readmes_composition_runs(tmp_path):
     assert len([line for line in block.splitlines() if line and "import" not in line]) <= 15
     code = f"import torch\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n{block}"
     assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", run(code, cwd=tmp_path))
+
+
+def test_the_page_on_own_data_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    done = processes.run("-c", "\n".join(blocks), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "robots.pt2").is_file()
 
 
 def namespace() -> dict[str, object]:
