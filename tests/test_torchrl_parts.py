@@ -380,8 +380,8 @@ def test_any_distribution_of_discrete_actions_serves_every_rule(make) -> None:
                 outputs.append(loss(form.clone()))
             for name, term in outputs[0].items():
                 assert term == outputs[1][name] == outputs[2][name]
-    codes[toys.ACTION] = codes[toys.ACTION].long()  # these might be several numbers for each agent
-    with pytest.raises(ValueError, match=r"one index for each agent, \[\*B, n\], or one-hot codes of dtype bool"):
+    codes[toys.ACTION] = 2 * codes[toys.ACTION].long()  # several numbers for each agent, not codes
+    with pytest.raises(ValueError, match=r"one index for each agent, \[\*B, n\], or one-hot codes, \[\*B, n, A\]"):
         loss(codes)
 
 

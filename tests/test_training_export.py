@@ -289,7 +289,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     policy = Case("make_actor", CONTINUOUS).build()
     with pytest.raises(ValueError, match="format must be 'torch' or 'onnx', got 'tflite'"):
         export_policy(policy, tmp_path / "a", format="tflite")
-    with pytest.raises(ValueError, match='mode must be "mode" or "sample", got \'mean\''):
+    with pytest.raises(ValueError, match="mode must be 'mode' or 'sample', got 'mean'"):
         export_policy(policy, tmp_path / "a", mode="mean")
     with pytest.raises(TypeError, match="A Linear does not say for which task it was built; only policies of make_act"):
         export_policy(torch.nn.Linear(1, 1), tmp_path / "a")

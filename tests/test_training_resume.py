@@ -89,6 +89,7 @@ def test_the_toy_depends_on_everything_that_is_saved(reference, tmp_path):
     ],
     ids=["generator", "global_generator", "without_replacement", "clipped", "compiled"],
 )
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
 def test_resume_is_bit_for_bit(tmp_path, options, buffer):
     def run(name, **more):
         return trained(tmp_path / name, buffer=make_buffer(**buffer), **options | more)
