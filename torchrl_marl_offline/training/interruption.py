@@ -43,13 +43,17 @@ class StopRequest:
 _commands: set[str] = set()
 
 
+def _program() -> str:
+    return sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
+
+
 def has_resume_option() -> None:
     """Say that the program that runs takes ``--resume FOLDER``."""
-    _commands.add(sys.argv[0])
+    _commands.add(_program())
 
 
 def how_to_resume(folder: Path) -> str:
     """Return what goes on with the run in ``folder``: a command line, or calls where there is no such option."""
-    if sys.argv and sys.argv[0] in _commands:
-        return f"python {sys.argv[0]} --resume {folder}"
+    if _program() in _commands:
+        return f"python {_program()} --resume {folder}"
     return f"resume() of a trainer that is made like this one, with output={str(folder)!r}, then train()"

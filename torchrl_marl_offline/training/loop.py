@@ -32,7 +32,7 @@ from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.fit import check_optimizer, check_rows, check_target_updater
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
+from torchrl_marl_offline.training.interruption import StopRequest, has_resume_option, how_to_resume
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.metrics import (
     GradientNorm,
@@ -121,7 +121,7 @@ class Trainer:
             agreement with recorded actions, which is highest where least is learned beyond them.
         output: folder of the CSV files, of ``checkpoints/`` and of the newest policy (``policy.pt``, where the actor is
             one of :func:`~torchrl_marl_offline.make_actor`); ``None`` writes nothing.
-        resume_folder: the folder named in the advice on how to go on; by default ``output``.
+        resume_folder: of a script that takes ``--resume FOLDER``: the folder named in the advice on how to go on.
         clip_grad_norm: largest norm of the whole gradient.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
             (:class:`CompiledGradients`), the same numbers up to rounding, and on a GPU the whole step as one CUDA
@@ -197,6 +197,8 @@ class Trainer:
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else user_path(output)
         self.resume_folder = self.output if resume_folder is None else user_path(resume_folder)
+        if resume_folder is not None:
+            has_resume_option()
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
         own_logger = RunLogger(self.output if is_main else None) if logger is None or not is_main else logger
         self.logger, self._owns_logger = own_logger, own_logger is not logger
