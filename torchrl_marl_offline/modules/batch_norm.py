@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, UNIT, checked
+from torchrl_marl_offline.core.synchronized import is_shared, joined_mean
 
 
 class BatchNorm(nn.Module):
@@ -81,8 +82,6 @@ class BatchNorm(nn.Module):
 
     def _by_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``[rows, *shape]`` normalized, and the mean and the variance of the rows."""
-        from torchrl_marl_offline.core.synchronized import is_shared, joined_mean  # whose package imports us
-
         if is_shared():
             mean = joined_mean(x.mean(0))
             variance = joined_mean((x - mean).square().mean(0))
