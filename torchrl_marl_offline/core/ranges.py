@@ -423,9 +423,7 @@ def _either(words: tuple) -> str:
 
 def is_bool(value: Any) -> bool:
     """Say whether a value is true or false, as Python, numpy or a tensor with one element has it."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    return isinstance(value, bool)
+    return isinstance(_python(value), bool)
 
 
 def _series_refusal(value: Any, kind: type, parts: tuple, legal: Range | None) -> _Refusal | None:
@@ -463,9 +461,13 @@ def _number_refusal(value: Any, kind: type, legal: Range) -> _Refusal | None:
 
 def _plain(value: Any) -> int | float | None:
     """Return a number as Python has it, from numpy and from a tensor with one element too; None for what is none."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
+    value = _python(value)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _python(value: Any) -> Any:
+    """Return what a scalar of numpy, or a tensor without dimensions, is in Python."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def shown(value: Any) -> str:
