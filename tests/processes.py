@@ -67,8 +67,7 @@ class Process:
             if read.is_alive():
                 raise subprocess.TimeoutExpired(self.args, timeout)
         self.wait(max(0.1, end - time.monotonic()))
-        for stream in filter(None, (self.stdout, self.stderr)):
-            stream.close()
+        self._close()
         return found.get("stdout"), found.get("stderr")
 
     def send_signal(self, number: int) -> None:
@@ -81,16 +80,17 @@ class Process:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
-    def __del__(self) -> None:
+    def _close(self) -> None:
         for stream in filter(None, (self.stdout, self.stderr)):
             stream.close()
+
+    __del__ = _close
 
     def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in filter(None, (self.stdout, self.stderr)):
-            stream.close()
+        self._close()
         self.wait()
 
 
