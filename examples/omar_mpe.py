@@ -219,6 +219,7 @@ def main(args: Args) -> None:
         checkpoint_every=args.checkpoint_every,
         compile=args.compile,
         output=folder,
+        resume_folder=folder,
     )
     if args.resume is not None and trainer.checkpoints.checkpoints():
         trainer.resume()

@@ -245,6 +245,14 @@ def test_interrupted_and_resumed_in_one_process(tmp_path, reference, capsys):
     assert torch.equal(weights(resumed), weights(reference))
 
 
+def test_a_script_without_an_option_for_it_is_told_the_calls(tmp_path):
+    options = {"evaluators": {"stop": lambda: os.kill(os.getpid(), signal.SIGINT)}, "eval_every": 26}
+    told = make_trainer(tmp_path, **options).train(on_interrupt="return").message
+    assert told.endswith(
+        f"go on with: resume() of a trainer that is made like this one, with output='{tmp_path}', then train()"
+    )
+
+
 def test_a_second_ctrl_c_is_not_held_back():
     def interrupt_twice():
         signal.raise_signal(signal.SIGINT)  # not os.kill: other threads may take both at once

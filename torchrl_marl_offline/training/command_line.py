@@ -21,7 +21,6 @@ from torchrl_marl_offline.core.paths import LONGEST_NAME, user_path
 from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
-from torchrl_marl_offline.training.interruption import has_resume_option
 from torchrl_marl_offline.training.run_lock import claim_folder, refuse_if_in_use
 from torchrl_marl_offline.training.summary import write_json_atomic
 
@@ -56,7 +55,6 @@ def parse_settings(
             holds an earlier run.
         SystemExit: an argument that cannot be read at all; status 2, after one sentence on stderr.
     """
-    has_resume_option()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--preset", default=kind().preset)

@@ -40,20 +40,9 @@ class StopRequest:
         self._previous = {}
 
 
-_commands: set[str] = set()
-
-
-def _program() -> str:
-    return sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
-
-
-def has_resume_option() -> None:
-    """Say that the program that runs takes ``--resume FOLDER``."""
-    _commands.add(_program())
-
-
-def how_to_resume(folder: Path) -> str:
-    """Return what goes on with the run in ``folder``: a command line, or calls where there is no such option."""
-    if _program() in _commands:
-        return f"python {_program()} --resume {folder}"
-    return f"resume() of a trainer that is made like this one, with output={str(folder)!r}, then train()"
+def how_to_resume(output: Path, resume_folder: Path | None) -> str:
+    """Return what goes on with a run: a command line, or calls in a script that names no folder for ``--resume``."""
+    if resume_folder is None:
+        return f"resume() of a trainer that is made like this one, with output={str(output)!r}, then train()"
+    script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
+    return f"python {script} --resume {resume_folder}"

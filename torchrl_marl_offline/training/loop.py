@@ -32,7 +32,7 @@ from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.fit import check_optimizer, check_rows, check_target_updater
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.interruption import StopRequest, has_resume_option, how_to_resume
+from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.metrics import (
     GradientNorm,
@@ -196,9 +196,7 @@ class Trainer:
         self.eval_at_start = eval_at_start
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else user_path(output)
-        self.resume_folder = self.output if resume_folder is None else user_path(resume_folder)
-        if resume_folder is not None:
-            has_resume_option()
+        self.resume_folder = None if resume_folder is None else user_path(resume_folder)
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
         own_logger = RunLogger(self.output if is_main else None) if logger is None or not is_main else logger
         self.logger, self._owns_logger = own_logger, own_logger is not logger
@@ -567,7 +565,7 @@ class Trainer:
             return TrainingFinished(self.step, path)
         advice = "nothing was saved, since there is no output folder"
         if path is not None:
-            advice = f"saved {path}; go on with: {how_to_resume(self.resume_folder)}"
+            advice = f"saved {path}; go on with: {how_to_resume(self.output, self.resume_folder)}"
         message = f"Interrupted at step {self.step} of {self.steps}: {advice}"
         return TrainingInterrupted(self.step, path, message)
 
