@@ -27,9 +27,9 @@ from torch.func import functional_call, grad
 from tqdm import trange
 
 from torchrl_marl_offline import AWR, OfflineDataset, evaluate, make_actor, make_env, make_loss
-from torchrl_marl_offline.data import record_mixed_skill
 from torchrl_marl_offline.objectives.estimates import Estimates
 from torchrl_marl_offline.objectives.functional import effective_sample_size, standardize
+from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import ForeachSoftUpdate
 
 SETTINGS = {"gamma": 0.95, "expectile": 0.7, "hidden": (64, 64)}

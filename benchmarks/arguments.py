@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Annotated
 
+from torchrl_marl_offline.commands.parser import OneSentenceParser
 from torchrl_marl_offline.core.ranges import COUNT, FEW, NON_NEGATIVE, SIZE, THREADS, UNIT, argument
-from torchrl_marl_offline.subcommands import OneSentenceParser
 from torchrl_marl_offline.training.command_line import SettingsError, check_device
 
 as_count = argument(Annotated[int, COUNT])

@@ -38,7 +38,7 @@ import torch
 from measuring import machine, markdown
 
 import torchrl_marl_offline as marl
-from torchrl_marl_offline.data.__main__ import main as data_command
+from torchrl_marl_offline.commands.data import main as data_command
 from torchrl_marl_offline.study import run_study
 from torchrl_marl_offline.study.jobs import run_job
 from torchrl_marl_offline.training import (
@@ -46,7 +46,6 @@ from torchrl_marl_offline.training import (
     CollectorSource,
     PopulationBuffer,
     PopulationTrainer,
-    graded_recording,
     read_csv,
 )
 from torchrl_marl_offline.training.run_lock import COMMAND_FILE, LOCK_FILE
@@ -92,7 +91,7 @@ def convert(folder: Path) -> None:
 
 def record(folder: Path) -> None:
     """Train a behaviour policy and record three qualities."""
-    graded_recording.record(
+    marl.record(
         "mpe/simple_spread",
         folder / "recording",
         qualities=("random", "medium-replay", "expert"),

@@ -19,7 +19,7 @@ from arguments import as_count, as_few, as_size, script_parser
 from common import draw_seeds, machine, make_loss, pyplot, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
-from torchrl_marl_offline.data import record_mixed_skill
+from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import CollectorSource
 
 EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint", weights="clipped"), "BRAC": BRAC(0.1)}

@@ -31,8 +31,10 @@ from arguments import script_parser
 from measuring import markdown
 
 import torchrl_marl_offline as marl
+from torchrl_marl_offline.commands import COMMANDS
 from torchrl_marl_offline.core import ranges
-from torchrl_marl_offline.core.ranges import kinds_in, parameters_of, range_of
+from torchrl_marl_offline.core.annotations import parameters_of
+from torchrl_marl_offline.core.ranges import kinds_in, range_of
 
 NAN, INF = float("nan"), float("inf")
 KINDS: dict[str, Any] = {
@@ -54,7 +56,7 @@ NO_WORDS: dict[Any, dict[str, Any]] = {
 NEVER = ("NaN", "infinity", "huge", "NumPy's NaN")
 """Kinds that no parameter takes."""
 
-PACKAGES = ("data", "envs", "modules", "objectives", "study", "training")
+PACKAGES = ("data", "envs", "modules", "objectives", "recording", "study", "training")
 EXAMPLES = ("offline_mix_awr", "omar_mpe", "vmas_finetune")
 
 SPEC = marl.TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
@@ -329,9 +331,9 @@ def environments() -> Iterator[tuple[str, Any, Callable[[dict[str, Any]], Any]]]
 
 def readers() -> Iterator[tuple[str, Any, Callable[[dict[str, Any]], Any]]]:
     """Yield the readers of formats."""
-    from torchrl_marl_offline.data.registry import READERS, STREAMS
+    from torchrl_marl_offline.data.formats.readers import READERS
 
-    for thing in {**{id(each): each for each in (*READERS.values(), *STREAMS.values())}}.values():
+    for thing in [each for reader in READERS.values() for each in (reader.read, reader.open) if each is not None]:
         yield thing.__qualname__, thing, lambda given, thing=thing: thing(**given)
 
 
@@ -419,52 +421,15 @@ def said_by(run: Callable[[], Any]) -> None:
 
 def parsers() -> dict[str, tuple[Callable[[list[str]], Any], argparse.ArgumentParser, list[str]]]:
     """Return the commands: name -> what runs its arguments, its parser, and arguments that it must have."""
-    from torchrl_marl_offline.data import __main__ as data
-    from torchrl_marl_offline.study import __main__ as study
-
-    importlib.import_module("torchrl_marl_offline.export")
-    importlib.import_module("torchrl_marl_offline.study.__main__")
     found = {}
-    for name, module in (("data", data), ("study", study)):
-        subparsers = next(a for a in module._parser()._actions if isinstance(a, argparse._SubParsersAction))
-        for command, parser in subparsers.choices.items():
-            needed = [word for a in parser._actions if not a.option_strings and a.nargs != "?" for word in ["nowhere"]]
-            found[f"{name} {command}"] = (lambda words, m=module, c=command: m.main([c, *words]), parser, needed)
-    for name in ("evaluate", "export"):
-        main = _main_of(name)
-        found[name] = (main, _parser_of(main), ["nowhere"])
+    for name in COMMANDS:
+        module = importlib.import_module(f"torchrl_marl_offline.commands.{name}")
+        parser = module.make_parser()
+        branches = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        for words, branch in ({(c,): p for c, p in branches[0].choices.items()} if branches else {(): parser}).items():
+            needed = [*words, *("nowhere" for a in branch._actions if not a.option_strings and a.nargs != "?")]
+            found[" ".join((name, *words))] = (module.main, branch, needed)
     return found
-
-
-def _main_of(name: str) -> Callable[[list[str]], Any]:
-    # the module evaluate is replaced by the function of that name as it is imported
-    import importlib.util
-
-    spec = importlib.util.find_spec(f"torchrl_marl_offline.{name}")
-    module = importlib.util.module_from_spec(spec)
-    kept = sys.modules.get(spec.name)
-    spec.loader.exec_module(module)
-    if kept is not None:
-        sys.modules[spec.name] = kept
-    return module.main
-
-
-def _parser_of(main: Callable[[list[str]], Any]) -> argparse.ArgumentParser:
-    """Return the parser that a command makes, caught as it is used."""
-    caught: list[argparse.ArgumentParser] = []
-    original = argparse.ArgumentParser.parse_args
-
-    def catch(self: argparse.ArgumentParser, *_: Any) -> None:
-        caught.append(self)
-        raise SystemExit(0)
-
-    argparse.ArgumentParser.parse_args = catch
-    try:
-        with contextlib.suppress(SystemExit):
-            main([])
-    finally:
-        argparse.ArgumentParser.parse_args = original
-    return caught[0]
 
 
 def meet_commands(place: Place) -> None:

@@ -15,7 +15,7 @@ import torch
 from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env
-from torchrl_marl_offline.data import record_mixed_skill
+from torchrl_marl_offline.recording import record_mixed_skill
 
 METHODS = {
     "cloning": ("cloning", "joint"),

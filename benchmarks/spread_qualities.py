@@ -17,8 +17,8 @@ import torch
 from common import draw_seeds, machine, make_loss, parse_method_study, pyplot, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
+from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.training import read_csv
-from torchrl_marl_offline.training.graded_recording import QUALITIES
 
 TASK = "mpe/simple_spread"
 RANDOM, EXPERT = 159.8, 516.8

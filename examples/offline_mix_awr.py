@@ -22,10 +22,9 @@ from typing import Annotated, Literal
 import torch
 
 import torchrl_marl_offline as marl
-from torchrl_marl_offline import training
+from torchrl_marl_offline import make_simulator, record_mixed_skill, training
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.data import make_simulator, record_mixed_skill
 from torchrl_marl_offline.methods import ALGORITHMS, OF_ALGORITHM, POPULATION_SETTINGS, is_read, settings_of
 from torchrl_marl_offline.modules.critics import Decomposition
 

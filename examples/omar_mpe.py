@@ -40,7 +40,7 @@ from torchrl_marl_offline.core.ranges import (
     WIDTHS,
 )
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.data import make_simulator
+from torchrl_marl_offline.evaluation import make_simulator
 from torchrl_marl_offline.objectives import CEMSampler, RandomSampler, SoftmaxSampler
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
@@ -130,7 +130,7 @@ def load(args: Args, place: Path) -> marl.OfflineDataset:
     """Load the dataset, or record one of the quality below ``place``, once."""
     if args.dataset is not None:
         return marl.load_dataset(args.dataset)
-    levels = training.published_levels(args.task)
+    levels = marl.recording.published_levels(args.task)
     if levels and args.quality != "expert":
         levels["expert"] = levels["medium"]  # where the behaviour's training may end
     level = "expert" if args.quality == "expert" else "medium"

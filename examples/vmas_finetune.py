@@ -36,7 +36,7 @@ from torchrl_marl_offline.core.ranges import (
     WIDTHS,
 )
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.data import record_mixed_skill
+from torchrl_marl_offline.recording import record_mixed_skill
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from torchrl_marl_offline.data import storage
+from torchrl_marl_offline.data.transitions import storage
 
 
 class Payload:

@@ -10,10 +10,10 @@ from format_toys import omiga_arrays, vault_arrays, write_omar, write_vault
 
 from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
-from torchrl_marl_offline.data.agent_ends import AgentEnds
-from torchrl_marl_offline.data.omar_npy import read_omar_npy
-from torchrl_marl_offline.data.omiga_h5 import read_omiga_h5
-from torchrl_marl_offline.data.vault import open_vault, read_vault
+from torchrl_marl_offline.data.formats.omar_npy import read_omar_npy
+from torchrl_marl_offline.data.formats.omiga_h5 import read_omiga_h5
+from torchrl_marl_offline.data.formats.vault import open_vault, read_vault
+from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds
 
 EPISODES, LENGTH = 4, 5
 ROWS = EPISODES * LENGTH

@@ -6,7 +6,7 @@ import torch
 from data_toys import episodes
 
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, from_arrays
-from torchrl_marl_offline.data.inspection import inspect
+from torchrl_marl_offline.data.quality.inspection import inspect
 
 
 def toy(**changes) -> dict:

@@ -9,8 +9,8 @@ import pytest
 from data_toys import pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 
+from torchrl_marl_offline.commands.data import main
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, convert_dataset, from_arrays, load_dataset
-from torchrl_marl_offline.data.__main__ import main
 
 pytestmark = pytest.mark.fault("2.4")
 pytest.importorskip("h5py")

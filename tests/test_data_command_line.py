@@ -7,9 +7,9 @@ import pytest
 from data_toys import episodes, pymarl_episode_arrays, write_h5
 from inspection_toys import clean, put
 
+from torchrl_marl_offline.commands.data import main
 from torchrl_marl_offline.data import OfflineDataset
-from torchrl_marl_offline.data.__main__ import main
-from torchrl_marl_offline.data.inspection import inspect
+from torchrl_marl_offline.data.quality.inspection import inspect
 
 pytest.importorskip("h5py")
 

@@ -11,8 +11,8 @@ from data_toys import pymarl_episode_arrays, write_h5
 from format_toys import vault_arrays, write_vault
 from tensordict import TensorDict
 
+from torchrl_marl_offline.core.usable_mask import usable_mask
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, convert_dataset, from_arrays, load_dataset
-from torchrl_marl_offline.data.assembly import usable_mask
 
 pytestmark = pytest.mark.fault("5.3")
 MASK, ALIVE = ("agents", "action_mask"), ("agents", "mask")
@@ -73,8 +73,8 @@ def test_files_of_either_format_are_mended_whole_or_in_blocks(tmp_path, monkeypa
     vault["infos.legals"][0, [1, 2, 3, 9, 10, 11], 1] = 0
     steps = pymarl_episode_arrays([4, 3], longest=4)
     steps["avail_actions"][0, 2:, 0] = 0
-    monkeypatch.setattr("torchrl_marl_offline.data.streaming._BYTES_AT_ONCE", 500)
-    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("torchrl_marl_offline.data.formats.streaming._BYTES_AT_ONCE", 500)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 2)
     for source, dead in (
         (f"vault:{write_vault(tmp_path / 'v', vault)}", [[1, 1], [2, 1], [3, 1], [9, 1], [10, 1], [11, 1]]),
         (f"pymarl:{write_h5(tmp_path / 'a.h5', steps)}", [[2, 0], [3, 0]]),

@@ -17,8 +17,8 @@ from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, w
 from payloads import payload_bytes
 
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, convert_dataset, load_dataset
-from torchrl_marl_offline.data.fetching import _UpTo, unpack_quality
-from torchrl_marl_offline.data.published import card_of
+from torchrl_marl_offline.data.published.cards import card_of
+from torchrl_marl_offline.data.published.fetching import _UpTo, unpack_quality
 
 READERS = {
     "pymarl:": ("a.h5", lambda file: write_h5(file, pymarl_episode_arrays([3, 1, 4], longest=4)), ("obs", "reward")),

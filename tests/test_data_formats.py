@@ -9,8 +9,8 @@ from data_toys import write_h5
 from format_toys import d4rl_arrays, omiga_arrays, write_minari, write_omar
 
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, OfflineDataset, convert_dataset, load_dataset
-from torchrl_marl_offline.data.omar_npy import open_omar_npy
-from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5
+from torchrl_marl_offline.data.formats.omar_npy import open_omar_npy
+from torchrl_marl_offline.data.formats.omiga_h5 import open_omiga_h5
 
 
 class TestOmiga:

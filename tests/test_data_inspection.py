@@ -18,18 +18,19 @@ from torchrl_marl_offline.data import (
     OfflineDataset,
     TaskSpec,
     convert_dataset,
-    defects,
     from_arrays,
     load_dataset,
     validate,
 )
-from torchrl_marl_offline.data.card import describe
-from torchrl_marl_offline.data.fingerprints import content_checksum, joint_saco, repeated, row_hashes
-from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source, inspection_of
-from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.repairs import repair
-from torchrl_marl_offline.data.scan import Scan
-from torchrl_marl_offline.data.validation import DatasetWarning, value_checks_deferred, values_are_checked
+from torchrl_marl_offline.data.quality.card import describe
+from torchrl_marl_offline.data.quality.inspection import compare, inspect, inspection_of
+from torchrl_marl_offline.data.quality.loading import load_inspected
+from torchrl_marl_offline.data.quality.repairs import repair
+from torchrl_marl_offline.data.quality.scan import Scan
+from torchrl_marl_offline.data.registry import inspect_source
+from torchrl_marl_offline.data.transitions import row_blocks
+from torchrl_marl_offline.data.transitions.errors import DatasetWarning, value_checks_deferred, values_are_checked
+from torchrl_marl_offline.data.transitions.fingerprints import content_checksum, joint_saco, repeated, row_hashes
 
 OBSERVATION, ACTION, MASK = ("agents", "observation"), ("agents", "action"), ("collector", "mask")
 NEXT_OBSERVATION, NEXT_ACTION = ("next", *OBSERVATION), ("next", *ACTION)
@@ -233,8 +234,8 @@ def test_hashes_see_every_bit_but_the_sign_of_zero():
 
 def test_blocks_do_not_change_a_hash(monkeypatch):
     whole = row_hashes(clean().data, ("state", ACTION)), content_checksum(clean()), inspect(clean())
-    monkeypatch.setattr("torchrl_marl_offline.data.fingerprints._ROWS_AT_ONCE", 4)
-    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.fingerprints._ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 4)
     assert torch.equal(row_hashes(clean().data, ("state", ACTION)), whole[0])
     assert content_checksum(clean()) == whole[1] and inspect(clean()) == whole[2]
     for make, plant, *_ in PLANTS.values():
@@ -391,7 +392,7 @@ def test_repair_block_by_block_is_repair(code, rows_at_once, tmp_path, monkeypat
     make, plant, *_ = PLANTS[code]
     whole = repair(plant(make()), **REPAIRED[code])
     OfflineDataset(plant(make()).data, plant(make()).spec, check=False).save(tmp_path / "set")
-    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", rows_at_once)
     spoiled = OfflineDataset.load(tmp_path / "set")
     parts = repair(spoiled, path=tmp_path / "mended", **REPAIRED[code])
     assert content_checksum(parts) == content_checksum(whole) and parts.spec == whole.spec
@@ -420,7 +421,7 @@ def test_many_repairs_in_one_pass(tmp_path, monkeypatch):
     whole = repair(spoil())
     assert len(whole.metadata["repairs"]) == 9 and codes(whole) == ["masked_rows"]
     assert masked(whole) == [3, 4, 7]
-    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 5)
     assert content_checksum(repair(spoil(), path=tmp_path / "set")) == content_checksum(whole)
 
 
@@ -577,7 +578,7 @@ def test_a_folder_warns_of_what_was_found_when_it_was_written(tmp_path, monkeypa
     def never(*_):
         raise AssertionError("the rows were read")
 
-    monkeypatch.setattr("torchrl_marl_offline.data.loading.inspect", never)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.loading.inspect", never)
     broken, repeated_state = warnings_of(tmp_path / "set")
     assert broken.startswith(f"{tmp_path / 'set'}: the next observation or state within an episode is not")
     assert "one vector of 3 repeated" in repeated_state
@@ -708,6 +709,6 @@ def test_a_dataset_of_which_no_row_counts_has_an_error(change):
 
 
 def test_rows_that_all_repeat_are_counted_however_many(monkeypatch):
-    scan = Scan.of(defects.blocks(clean().data), clean().spec, 22)
+    scan = Scan.of(row_blocks.blocks(clean().data), clean().spec, 22)
     scan.length, scan.distinct_pairs = 10**8, 1
     assert "occurs 100000000.0 times" in inspection_of(scan, {})["low_coverage"].what

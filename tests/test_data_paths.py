@@ -9,8 +9,8 @@ import torch
 from data_toys import episodes, pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 
+from torchrl_marl_offline.commands.data import main
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, convert_dataset, inspect_source, load_dataset
-from torchrl_marl_offline.data.__main__ import main
 
 pytestmark = pytest.mark.fault("5.2")
 
@@ -69,7 +69,8 @@ def test_what_is_not_recognized_is_said(places, tmp_path):
 
 def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch, capsys):
     from torchrl_marl_offline import load_policy, make_actor, save_policy
-    from torchrl_marl_offline.data import record_mixed_skill, repair
+    from torchrl_marl_offline.data import repair
+    from torchrl_marl_offline.recording import record_mixed_skill
     from torchrl_marl_offline.study.settings import read_study
     from torchrl_marl_offline.training.logging import RunLogger
 

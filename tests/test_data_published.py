@@ -16,7 +16,7 @@ from format_toys import vault_arrays, write_vault
 
 from torchrl_marl_offline import collect, make_env
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, joint_saco, list_datasets, load_dataset, read_vault
-from torchrl_marl_offline.data.published import card_of
+from torchrl_marl_offline.data.published.cards import card_of
 
 NAME = "og_marl:smac_v1/3m/Good"
 
@@ -113,8 +113,8 @@ def hopper_vault(folder: Path) -> Path:
 
 @pytest.mark.fault("5.7")
 def test_a_set_without_a_published_card_says_so_and_fills_it_when_it_is_loaded(tmp_path, capsys, monkeypatch):
-    from torchrl_marl_offline.data import make_simulator
-    from torchrl_marl_offline.data.__main__ import main
+    from torchrl_marl_offline.commands.data import main
+    from torchrl_marl_offline.evaluation import make_simulator
 
     pytest.importorskip("gymnasium_robotics")
     monkeypatch.setenv("TORCHRL_MARL_OFFLINE_CACHE", str(tmp_path))
@@ -367,8 +367,8 @@ def test_a_damaged_archive_put_there_by_hand(tmp_path, archive):
 def test_every_prefix_but_torchrls_own_is_registered():
     import torchrl_marl_offline.data.torchrl_datasets  # noqa: F401, I001 -- it hushes what TorchRL's collectors say
     from torchrl.data.datasets.utils import _DATASET_REGISTRY as registered
-    from torchrl_marl_offline.data.published import SOURCES
-    from torchrl_marl_offline.data.registry import READERS
+    from torchrl_marl_offline.data.published.cards import SOURCES
+    from torchrl_marl_offline.data.formats.readers import READERS
 
     assert {*SOURCES, *READERS} <= registered.keys()
     ours = {prefix for prefix in registered if callable(registered[prefix])}

@@ -8,7 +8,7 @@ import torch
 from data_toys import episodes, pymarl_episode_arrays, recording, write_h5
 
 from torchrl_marl_offline.data import DatasetError, load_dataset, read_pymarl
-from torchrl_marl_offline.data.pymarl import recognise
+from torchrl_marl_offline.data.formats.pymarl import known_task
 
 pytest.importorskip("h5py")
 
@@ -120,9 +120,9 @@ def test_recognised_tasks_can_be_overridden(tmp_path):
 
 
 def test_the_table_of_known_tasks():
-    assert recognise(3, 30, 48, 9).task == "smac/3m"
-    assert recognise(5, 20, 20, 5).options == {"agents": 5}
-    assert recognise(6, 24, 24, 5) is None and recognise(2, 8, 8, 4) is None
+    assert known_task(3, 30, 48, 9).task == "smac/3m"
+    assert known_task(5, 20, 20, 5).options == {"agents": 5}
+    assert known_task(6, 24, 24, 5) is None and known_task(2, 8, 8, 4) is None
 
 
 def _drop(*names):

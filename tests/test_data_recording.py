@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from torchrl_marl_offline import make_simulator, record_mixed_skill
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, make_simulator, record_mixed_skill
+from torchrl_marl_offline.data import DatasetError, OfflineDataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
 

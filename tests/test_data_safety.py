@@ -14,7 +14,7 @@ from inspection_toys import clean
 from payloads import payload_bytes, reseal, with_non_tensor
 
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, OfflineDataset, load_dataset
-from torchrl_marl_offline.data.inspection import inspect
+from torchrl_marl_offline.data.quality.inspection import inspect
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from data_toys import episodes
 from tensordict import MemoryMappedTensor
 
 from torchrl_marl_offline.core.files import try_lock
-from torchrl_marl_offline.data import DatasetError, OfflineDataset, load_dataset, storage
+from torchrl_marl_offline.data import DatasetError, OfflineDataset, load_dataset
+from torchrl_marl_offline.data.transitions import storage
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from data_toys import episodes
 
 from torchrl_marl_offline.data import DatasetError, OfflineDataset, validate
-from torchrl_marl_offline.data.fingerprints import content_checksum, fingerprint
-from torchrl_marl_offline.data.subsets import hold_out, mixture, select_by_return, subsample
+from torchrl_marl_offline.data.transitions.fingerprints import content_checksum, fingerprint
+from torchrl_marl_offline.data.transitions.subsets import hold_out, mixture, select_by_return, subsample
 
 LENGTHS = [4, 2, 9, 7, 1, 3, 8, 6, 10, 5]  # the return of an episode is its length
 

@@ -355,7 +355,7 @@ def test_d4rl_columns_and_float_indices(tmp_path):
 @pytest.mark.fault("5.1")
 def test_minari_actions_of_several_spaces():
     spaces = pytest.importorskip("gymnasium").spaces
-    from torchrl_marl_offline.data.minari_actions import action_reader
+    from torchrl_marl_offline.data.formats.minari_actions import action_reader
 
     box, wide = spaces.Box(-1.0, 1.0, (2,)), spaces.Box(-2.0, 2.0, (1,))
     steps = np.arange(6).reshape(3, 2) / 10

@@ -22,8 +22,8 @@ from torchrl_marl_offline.data import (
     read_pymarl,
     read_vault,
 )
-from torchrl_marl_offline.data.fingerprints import content_checksum
-from torchrl_marl_offline.data.vault import open_vault
+from torchrl_marl_offline.data.formats.vault import open_vault
+from torchrl_marl_offline.data.transitions.fingerprints import content_checksum
 
 pytest.importorskip("tensorstore")
 
@@ -219,8 +219,8 @@ def test_a_repairing_conversion_mends_block_by_block(tmp_path, monkeypatch):
     arrays["actions"][0, 13] = (arrays["actions"][0, 13] + 1) % 3
     source = f"vault:{write_vault(tmp_path / 'v', arrays)}"
     whole = load_dataset(source, repair=True)
-    monkeypatch.setattr("torchrl_marl_offline.data.streaming._BYTES_AT_ONCE", 1000)
-    monkeypatch.setattr("torchrl_marl_offline.data.defects._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("torchrl_marl_offline.data.formats.streaming._BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 3)
     mended = load_dataset(convert_dataset(source, tmp_path / "out", repair=True))
     assert content_checksum(mended) == content_checksum(whole)
     assert mended.metadata["repairs"] == whole.metadata["repairs"] != []
@@ -243,9 +243,9 @@ def test_a_damaged_chunk_stops_the_conversion(tmp_path):
 
 KILLED = """
 import sys
-from torchrl_marl_offline.data import streaming
-from torchrl_marl_offline.data.fingerprints import content_checksum
-from torchrl_marl_offline.data.vault import open_vault
+from torchrl_marl_offline.data.formats import streaming
+from torchrl_marl_offline.data.transitions.fingerprints import content_checksum
+from torchrl_marl_offline.data.formats.vault import open_vault
 streaming._BYTES_AT_ONCE = 4096
 stream = open_vault(sys.argv[1])
 print("started", flush=True)

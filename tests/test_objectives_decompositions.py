@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchrl.modules.models.multiagent import Mixer
 
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import DuelingCritic, DuplexMixer, ScaleInvariantValueNorm, make_actor, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, TD, OfflineMARLLoss

@@ -19,7 +19,7 @@ from training_toys import weights
 
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise, normal_like
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import MaskedCategorical, OneStep, OneStepCategorical, make_actor, make_flow
 from torchrl_marl_offline.modules.action_range import ActionRange

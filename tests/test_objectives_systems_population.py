@@ -12,7 +12,7 @@ from selection import some_of
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import runpy
-import sys
-
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
 
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, save_policy
+from torchrl_marl_offline.commands import main
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.training.evaluation import evaluate
 from torchrl_marl_offline.training.video import record_video
@@ -48,17 +45,13 @@ def test_a_policy_that_does_not_say_its_sizes(tmp_path):
             play()
 
 
-@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # runpy's, where it was imported before
-def test_kinds_of_actions_and_agents(tmp_path, monkeypatch, capsys):
+def test_kinds_of_actions_and_agents(tmp_path, capsys):
     discrete = make_env("games/grid_navigation", num_envs=2, agents=2)
     spread = make_env("mpe/simple_spread", num_envs=2)
     with pytest.raises(ValueError, match=r"5 discrete actions .* actions of 2 numbers"):
         evaluate(make_actor(discrete.task_spec, hidden=(4,)), spread, episodes=1, seed=0)
-    importlib.import_module("torchrl_marl_offline.evaluate")
     path = save_policy(tmp_path / "p.pt", make_actor(discrete.task_spec, hidden=(4,)))
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(path), "--env", "mpe/simple_spread", "--episodes", "1"])
-    with pytest.raises(SystemExit):
-        runpy.run_module("torchrl_marl_offline.evaluate", run_name="__main__")
+    assert main(["evaluate", str(path), "--env", "mpe/simple_spread", "--episodes", "1"]) == 1
     assert "made for 2 agents, observations of 8 numbers" in (said := capsys.readouterr().err)
     assert "has 3 agents, observations of 18 numbers" in said
 

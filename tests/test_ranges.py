@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import (
     COUNT,
     INCREASING,
@@ -26,7 +27,6 @@ from torchrl_marl_offline.core.ranges import (
     AtMost,
     Range,
     argument,
-    checked,
     option_of,
 )
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 from training_toys import RegressionLoss, make_buffer, make_trainer
 
+from torchrl_marl_offline.commands import data as data_command
+from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
-from torchrl_marl_offline.data import __main__ as data_command
 from torchrl_marl_offline.data import list_datasets
 from torchrl_marl_offline.methods import ALGORITHMS, make_loss
 from torchrl_marl_offline.objectives import AWR, BRAC, OMIGA, TD
+from torchrl_marl_offline.recording import record
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.runner import run_study
 from torchrl_marl_offline.study.settings import read_study
-from torchrl_marl_offline.training import Trainer, record
+from torchrl_marl_offline.training import Trainer
 
 SPEC = TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
 NAN = float("nan")
@@ -129,7 +130,7 @@ def test_a_published_task_that_is_not_there_is_refused(capsys):
 
 @pytest.mark.fault("3.7")
 def test_an_opset_is_read_by_onnx_alone(capsys, tmp_path):
-    main = importlib.import_module("torchrl_marl_offline.export").main
+    main = importlib.import_module("torchrl_marl_offline.commands.export").main
     for arguments, sentence in (
         (["--opset", "18"], "--opset is read only with --format onnx"),
         (["--opset", "0", "--format", "onnx"], "--opset must be at least 7, got 0"),

@@ -22,8 +22,8 @@ from study_toys import (
     write_study,
 )
 
+from torchrl_marl_offline.commands.study import main
 from torchrl_marl_offline.study import Machine, StudyError, read_results, read_study, run_study, runner
-from torchrl_marl_offline.study.__main__ import main
 from torchrl_marl_offline.study.jobs import Job, job_state, run_job
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.progress import StudyProgress, duration

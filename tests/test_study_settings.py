@@ -7,7 +7,7 @@ import pytest
 from study_toys import STUDY, write_study
 
 from torchrl_marl_offline import list_datasets
-from torchrl_marl_offline.core.ranges import parameters_of
+from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
 from torchrl_marl_offline.methods import make_recipe, settings_of
 from torchrl_marl_offline.study import StudyError, read_study, with_recordings

@@ -10,8 +10,8 @@ import pytest
 from torchrl_marl_offline import TaskSpec, list_datasets, make_loss
 from torchrl_marl_offline.envs import list_tasks
 from torchrl_marl_offline.methods import POPULATION_SETTINGS
+from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.study import Study, plan_study, read_study
-from torchrl_marl_offline.training.graded_recording import QUALITIES
 
 FILES = sorted((Path(__file__).parents[1] / "examples/studies").glob("*.toml"))
 

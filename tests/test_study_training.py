@@ -8,7 +8,7 @@ import torch
 from study_toys import STUDY, Inline, quietly, write_study
 
 from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, make_env, training
-from torchrl_marl_offline.data import record_mixed_skill
+from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.study import read_results, read_study
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.report import write_study_report

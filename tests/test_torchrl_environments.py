@@ -14,10 +14,10 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.collection import collect
-from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.next_action import NextAction
-from torchrl_marl_offline.data.recording import make_simulator
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.envs import factory, from_torchrl, list_tasks, make_env, register_environment
+from torchrl_marl_offline.evaluation import make_simulator
 from torchrl_marl_offline.modules import make_actor, make_flow, make_score, make_vae
 from torchrl_marl_offline.modules.actors import OneStepHead
 from torchrl_marl_offline.objectives import (

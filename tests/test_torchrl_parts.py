@@ -23,8 +23,8 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tensors_in, tensors_of
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.data.buffers import make_replay_buffer
 from torchrl_marl_offline.data.next_action import NextAction
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.modules import DuplexMixer
 from torchrl_marl_offline.objectives import (
     AWR,

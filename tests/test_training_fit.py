@@ -10,7 +10,7 @@ from torchrl.objectives import SoftUpdate
 from training_toys import RegressionLoss, make_buffer
 
 from torchrl_marl_offline.data import from_arrays
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 

@@ -13,9 +13,10 @@ import torch
 
 from torchrl_marl_offline import load_dataset, load_policy
 from torchrl_marl_offline.core.layout import ACTION
-from torchrl_marl_offline.data import DatasetError, make_simulator
+from torchrl_marl_offline.data import DatasetError
+from torchrl_marl_offline.evaluation import make_simulator
+from torchrl_marl_offline.recording.graded import QUALITIES, choose_level, published_levels, record
 from torchrl_marl_offline.training import read_csv
-from torchrl_marl_offline.training.graded_recording import QUALITIES, choose_level, published_levels, record
 
 SMALL = {
     "transitions": 400,
@@ -108,7 +109,7 @@ def test_a_killed_recording_goes_on_and_ends_with_equal_files(tmp_path):
     settings = SMALL | {"updates": 200, "eval_every": 10}
     record("mpe/simple_spread", tmp_path / "whole", **settings)
     script = f"""
-from torchrl_marl_offline.training.graded_recording import record
+from torchrl_marl_offline.recording.graded import record
 record("mpe/simple_spread", {str(tmp_path / "killed")!r}, **{settings!r})
 """
     process = processes.start("-W", "ignore", "-c", script)

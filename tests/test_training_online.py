@@ -12,13 +12,13 @@ from tensordict import TensorDict
 from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
 from torchrl_marl_offline.data import DatasetError
-from torchrl_marl_offline.training import CheckpointManager, CollectorSource, OnlineReplay, Trainer, read_csv
-from torchrl_marl_offline.training.online_learners import (
+from torchrl_marl_offline.recording.learners import (
     TEAM_REWARD,
     DelayedUpdates,
     make_online_learner,
     with_team_reward,
 )
+from torchrl_marl_offline.training import CheckpointManager, CollectorSource, OnlineReplay, Trainer, read_csv
 
 
 def make_replay(folder, *, capacity=1000, calls=None, **options) -> OnlineReplay:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,14 +16,15 @@ import torch
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import evaluate as evaluate_function
 from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
+from torchrl_marl_offline.commands import COMMANDS, main
 from torchrl_marl_offline.core.layout import ACTION
-from torchrl_marl_offline.training import make_online_learner
+from torchrl_marl_offline.recording import make_online_learner
 
 TASKS = ["mpe/simple_spread", "games/grid_navigation", "games/two_step", "vmas/balance"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return processes.run("-m", "torchrl_marl_offline.evaluate", *arguments)
+    return processes.run("-m", "torchrl_marl_offline", "evaluate", *arguments)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -196,20 +196,13 @@ def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
 
 
 def help_of_all_commands(capsys) -> dict[str, str]:
-    import torchrl_marl_offline.data.__main__ as of_data
-    import torchrl_marl_offline.study.__main__ as of_studies
-
-    mains = {"data": of_data.main, "study": of_studies.main}
-    for name in ("evaluate", "export"):  # the first puts its function in its own place where it is imported
-        source = Path(marl.__file__).with_name(f"{name}.py")
-        mains[name] = runpy.run_path(str(source), run_name="help")["main"]
     commands = {"data": ["", "inspect", "convert", "list", "verify", "record"]}
     commands["study"] = ["", "run", "plan", "list", "report"]
     texts = {}
-    for name, main in mains.items():
+    for name in COMMANDS:
         for command in commands.get(name, [""]):
             with pytest.raises(SystemExit):
-                main([*([command] if command else []), "--help"])
+                main([name, *([command] if command else []), "--help"])
             texts[f"{name} {command}"] = capsys.readouterr().out
     return texts
 

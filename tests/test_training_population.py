@@ -27,7 +27,7 @@ from selection import some_of
 from torchrl.modules import PopArtValueNorm
 
 from torchrl_marl_offline.core.functional_parameters import tensors_of
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.objectives import AWR, AWRLoss, OfflineMARLLoss
 from torchrl_marl_offline.training import (

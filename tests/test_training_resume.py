@@ -17,7 +17,7 @@ from torchrl.checkpoint import CheckpointError
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.data import collect
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, OfflineMARLLoss

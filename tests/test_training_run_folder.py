@@ -18,7 +18,7 @@ from training_toys import RegressionLoss, make_buffer, make_trainer, weights
 
 from torchrl_marl_offline import PopulationBuffer, Trainer
 from torchrl_marl_offline.data import DatasetError
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import (
     CheckpointManager,
     CsvError,

@@ -12,7 +12,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Compose, RewardScaling
 
 from torchrl_marl_offline.data import from_arrays
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import ImpossibleValueError, ImpossibleValueWarning, Trainer, read_csv
 from torchrl_marl_offline.training.value_alarm import MARGIN, MARGIN_OF_PENALTIES, RewardFacts, ValueAlarm, reward_facts
 

@@ -16,4 +16,4 @@ __getattr__, __dir__, _names = attach_stub(__name__, __file__)
 __all__ = sorted(set(_names) - {module.name for module in iter_modules(__path__) if module.ispkg})
 
 # TorchRL's dataset modules bring its collectors along, so they are not imported for the sake of registering.
-register_post_import_hook("torchrl_marl_offline.data.registry:register_with_torchrl", "torchrl.data.datasets.utils")
+register_post_import_hook("torchrl_marl_offline.data.torchrl_hook:register_with_torchrl", "torchrl.data.datasets.utils")

@@ -1,7 +1,9 @@
 from . import data as data
 from . import envs as envs
+from . import evaluation as evaluation
 from . import modules as modules
 from . import objectives as objectives
+from . import recording as recording
 from . import study as study
 from . import training as training
 from .data import OfflineDataset as OfflineDataset
@@ -11,12 +13,14 @@ from .data import convert_dataset as convert_dataset
 from .data import from_arrays as from_arrays
 from .data import list_datasets as list_datasets
 from .data import load_dataset as load_dataset
+from .data import register_reader as register_reader
 from .data.next_action import NextAction as NextAction
 from .envs import from_pettingzoo as from_pettingzoo
 from .envs import from_torchrl as from_torchrl
 from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
 from .envs import register_environment as register_environment
+from .evaluation import make_simulator as make_simulator
 from .methods import make_loss as make_loss
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer
@@ -69,6 +73,8 @@ from .objectives import ScoreRegularized as ScoreRegularized
 from .objectives import SequentialCloning as SequentialCloning
 from .objectives import TDLoss as TDLoss
 from .objectives import VAELearning as VAELearning
+from .recording import record as record
+from .recording import record_mixed_skill as record_mixed_skill
 from .training import OnlineReplay as OnlineReplay
 from .training import PopulationBuffer as PopulationBuffer
 from .training import PopulationTrainer as PopulationTrainer
@@ -76,7 +82,6 @@ from .training import Trainer as Trainer
 from .training import evaluate as evaluate
 from .training import export_policy as export_policy
 from .training import load_policy as load_policy
-from .training import record as record
 from .training import record_video as record_video
 from .training import save_policy as save_policy
 

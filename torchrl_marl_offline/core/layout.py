@@ -28,7 +28,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from torchrl_marl_offline.core.ranges import REAL, SIZE, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import REAL, SIZE
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase

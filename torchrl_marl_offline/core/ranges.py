@@ -1,8 +1,9 @@
 """The legal range of a number, written once: where the parameter is declared.
 
-A parameter says its range in its annotation, and :func:`checked` refuses by it:
+A parameter says its range in its annotation, and :func:`~.checked.checked` refuses by it:
 
 >>> from typing import Annotated
+>>> from torchrl_marl_offline.core.checked import checked
 >>> @checked
 ... def play(*, episodes: Annotated[int, SIZE] = 10, gamma: Annotated[float, UNIT] = 0.99):
 ...     return episodes
@@ -12,7 +13,7 @@ Traceback (most recent call last):
 ValueError: episodes must be at least 1, got 0.
 
 Whatever else takes that number reads the range from there: a command's option (:func:`argument`), a study's key
-(:func:`check`), a text (:func:`range_of`). Nothing of the library and no torch is imported here.
+(:func:`check`), a text (:func:`range_of`). No torch is imported here.
 
 What is no number is said by its annotation alone, and refused by the same rule: a ``bool`` is true or false and no
 string, a ``Literal`` is one of its words, a ``Callable`` can be called. Numbers that are ordered say it once, too: the
@@ -21,17 +22,15 @@ two of a pair by :data:`INCREASING`, two parameters by :class:`AtMost`.
 
 from __future__ import annotations
 
-import builtins
+import argparse
 import functools
-import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-Subject = TypeVar("Subject")
+from torchrl_marl_offline.core.annotations import is_data, parameters_of
 
 
 @dataclass(frozen=True)
@@ -161,65 +160,6 @@ EVALUATED = Range(1, limit=100_000)
 """Episodes of an evaluation during training; a last one may have several times as many."""
 
 
-def checked(subject: Subject) -> Subject:
-    """Refuse numbers outside the ranges that a function, or a class's ``__init__``, declares, and what is no bool, none
-    of a literal's words, or no function where the annotation wants one.
-
-    Works on functions, methods and classes. Below ``@dataclass`` a class is checked in its ``__post_init__``, and so
-    are the dataclasses derived from it. ``None`` is legal where it is the default or in the annotation. Annotations are
-    read at the first call, so that names which only a type checker imports do no harm.
-
-    Raises:
-        ValueError: at the call, for a number outside its range, for NaN, and for what is no such number: a bool, a
-            string, or a fraction where whole numbers are counted; for a string or a number in the place of a bool, for
-            another word than a literal's, and for what cannot be called.
-    """
-    if not isinstance(subject, type):
-        return _checked_call(subject, subject)
-    if "__init__" in vars(subject):
-        source = subject if is_dataclass(subject) else subject.__init__
-        subject.__init__ = _checked_call(subject.__init__, source)
-    else:
-        _check_after_init(subject)
-    return subject
-
-
-def _checked_call(function: Callable, source: Callable) -> Callable:
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = signature.bind_partial(*args, **kwargs).arguments
-        except TypeError:
-            return function(*args, **kwargs)  # which says what is wrong with the call
-        values = {name: default for name, (_, default) in parameters_of(source).items()} | given
-        check_all(source, given, others=values)
-        _check_read(source, given, values)
-        return function(*args, **kwargs)
-
-    return call
-
-
-def _check_read(source: Callable, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    from torchrl_marl_offline.core.relevance import check_read  # which needs this module
-
-    check_read(source, given, values)
-
-
-def _check_after_init(kind: type) -> None:
-    before = getattr(kind, "__post_init__", None)
-
-    def __post_init__(self: Any) -> None:
-        values = {name: getattr(self, name) for name in _of_class(kind)}
-        check_all(kind, values)
-        _check_read(kind, values, values)
-        if before is not None:
-            before(self)
-
-    kind.__post_init__ = __post_init__
-
-
 def check_all(
     subject: Callable,
     values: Mapping[str, Any],
@@ -236,7 +176,7 @@ def check_all(
         name: writes a parameter's name as its user does, such as ``--name``.
 
     Raises:
-        ValueError: as :func:`checked`.
+        ValueError: as :func:`~.checked.checked`.
     """
     for parameter, (hint, default) in declared(subject).items():
         if parameter in values and not (values[parameter] is None and default is None):
@@ -255,79 +195,12 @@ def _check_at_most(other: str, parameter: str, values: Mapping[str, Any], name: 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
     """Return name -> (annotation, default) of the parameters of a callable whose annotation says what they take."""
-    return _declared(subject.__init__ if isinstance(subject, type) and not _is_data(subject) else subject)
+    return _declared(subject.__init__ if isinstance(subject, type) and not is_data(subject) else subject)
 
 
 @functools.cache
 def _declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
     return {name: found for name, found in parameters_of(subject).items() if says_what_it_takes(found[0])}
-
-
-def _is_data(kind: type) -> bool:
-    return "__dataclass_fields__" in vars(kind)
-
-
-def parameters_of(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
-    """Return name -> (annotation, default) of the parameters of a function or a class."""
-    if isinstance(subject, type):
-        return _of_class(subject) if _is_data(subject) else _of_function(inspect.unwrap(subject.__init__))
-    return _of_function(inspect.unwrap(subject))
-
-
-@functools.cache
-def _of_function(function: Callable) -> Mapping[str, tuple[Any, Any]]:
-    found = {}
-    names = getattr(function, "__globals__", {})
-    for parameter in inspect.signature(function).parameters.values():
-        hint = _meaning(parameter.annotation, names)
-        hint = tuple[hint, ...] if parameter.kind is parameter.VAR_POSITIONAL else hint
-        found[parameter.name] = (hint, parameter.default)
-    return found
-
-
-@functools.cache
-def _of_class(kind: type) -> Mapping[str, tuple[Any, Any]]:
-    """Return the fields of a dataclass; each one's annotation is read in the module that wrote it."""
-    hints = {}
-    for base in reversed(kind.__mro__):
-        names = getattr(sys.modules.get(base.__module__), "__dict__", {})
-        hints |= {name: _meaning(text, names) for name, text in vars(base).get("__annotations__", {}).items()}
-    return {f.name: (hints[f.name], f.default) for f in fields(kind) if f.init}
-
-
-def _meaning(annotation: Any, names: Mapping[str, Any]) -> Any:
-    """Return what an annotation means; names that are not there at run time mean anything."""
-    if annotation is inspect.Parameter.empty:
-        return Any
-    holder = SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        return get_type_hints(holder, globalns={}, localns=_Names(names), include_extras=True)["it"]
-    except (TypeError, AttributeError, SyntaxError):
-        return Any
-
-
-class _Names(dict):
-    """A module's names; those that only a type checker knows stand for anything that is no number."""
-
-    def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, _Unknown)
-
-
-class _UnknownKind(type):
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return cls
-
-    def __getitem__(cls, _: Any) -> Any:
-        return cls
-
-    def __instancecheck__(cls, value: Any) -> bool:
-        return not isinstance(value, int | float)
-
-
-class _Unknown(metaclass=_UnknownKind):
-    """What an annotation names that is not there at run time."""
 
 
 def range_of(hint: Any) -> Range | None:
@@ -484,8 +357,6 @@ def argument(hint: Any) -> Callable[[str], Any]:
     Args:
         hint: such as ``Annotated[int, SIZE]``.
     """
-    import argparse
-
     kind = _kind(hint)
 
     def read(text: str) -> int | float:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, get_origin
 
-from torchrl_marl_offline.core.ranges import Range, parameters_of, shown
+from torchrl_marl_offline.core.annotations import parameters_of
+from torchrl_marl_offline.core.ranges import Range, shown
 
 
 class Condition(Protocol):

@@ -1,26 +1,28 @@
-"""Datasets: the key layout, readers, recording, storage and replay buffers."""
+"""Datasets: the key layout, readers, storage and replay buffers."""
 
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.data.arrays import from_arrays
-from torchrl_marl_offline.data.caching import load_published
-from torchrl_marl_offline.data.card import Card, describe
+from torchrl_marl_offline.core.moved import moved
 from torchrl_marl_offline.data.collection import collect
-from torchrl_marl_offline.data.d4rl import read_d4rl
-from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
-from torchrl_marl_offline.data.findings import Finding, Inspection
-from torchrl_marl_offline.data.fingerprints import joint_saco
-from torchrl_marl_offline.data.inspection import compare, inspect, inspect_source
-from torchrl_marl_offline.data.minari import read_minari
-from torchrl_marl_offline.data.omar_npy import read_omar_npy
-from torchrl_marl_offline.data.omiga_h5 import read_omiga_h5
-from torchrl_marl_offline.data.published import DatasetCard, list_datasets
-from torchrl_marl_offline.data.pymarl import read_pymarl
-from torchrl_marl_offline.data.recording import make_simulator, record_mixed_skill
-from torchrl_marl_offline.data.registry import convert_dataset, load_dataset
-from torchrl_marl_offline.data.repairs import repair
-from torchrl_marl_offline.data.subsets import hold_out, mixture, select_by_return, subsample
-from torchrl_marl_offline.data.validation import DatasetError, DatasetWarning, validate
-from torchrl_marl_offline.data.vault import read_vault
+from torchrl_marl_offline.data.formats.arrays import from_arrays
+from torchrl_marl_offline.data.formats.d4rl import read_d4rl
+from torchrl_marl_offline.data.formats.minari import read_minari
+from torchrl_marl_offline.data.formats.omar_npy import read_omar_npy
+from torchrl_marl_offline.data.formats.omiga_h5 import read_omiga_h5
+from torchrl_marl_offline.data.formats.pymarl import read_pymarl
+from torchrl_marl_offline.data.formats.readers import register_reader
+from torchrl_marl_offline.data.formats.vault import read_vault
+from torchrl_marl_offline.data.published.caching import load_published
+from torchrl_marl_offline.data.published.cards import DatasetCard, list_datasets
+from torchrl_marl_offline.data.quality.card import Card, describe
+from torchrl_marl_offline.data.quality.inspection import compare, inspect
+from torchrl_marl_offline.data.quality.repairs import repair
+from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
+from torchrl_marl_offline.data.transitions.errors import DatasetError, DatasetWarning
+from torchrl_marl_offline.data.transitions.findings import Finding, Inspection
+from torchrl_marl_offline.data.transitions.fingerprints import joint_saco
+from torchrl_marl_offline.data.transitions.subsets import hold_out, mixture, select_by_return, subsample
+from torchrl_marl_offline.data.transitions.validation import validate
 
 __all__ = [
     "Card",
@@ -44,7 +46,6 @@ __all__ = [
     "list_datasets",
     "load_dataset",
     "load_published",
-    "make_simulator",
     "mixture",
     "read_d4rl",
     "read_minari",
@@ -52,9 +53,17 @@ __all__ = [
     "read_omiga_h5",
     "read_pymarl",
     "read_vault",
-    "record_mixed_skill",
+    "register_reader",
     "repair",
     "select_by_return",
     "subsample",
     "validate",
 ]
+
+__getattr__ = moved(
+    __name__,
+    {
+        "make_simulator": "torchrl_marl_offline.evaluation",
+        "record_mixed_skill": "torchrl_marl_offline.recording",
+    },
+)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
+from tqdm import tqdm
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -23,10 +25,11 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
-from torchrl_marl_offline.data.assembly import assemble, open_masks_of_the_dead, open_unused_masks, usable_mask
-from torchrl_marl_offline.data.dataset import OfflineDataset
+from torchrl_marl_offline.core.ranges import COUNT, SEED
+from torchrl_marl_offline.core.usable_mask import usable_mask
 from torchrl_marl_offline.data.policy_fit import fitted
+from torchrl_marl_offline.data.transitions.assembly import assemble, open_masks_of_the_dead, open_unused_masks
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -174,8 +177,6 @@ class _Recording:
 
 
 def _roll_out(env: EnvBase, policy: Policy, recording: _Recording, progress: bool) -> None:
-    from tqdm import tqdm
-
     with tqdm(
         total=int(recording.shares.sum()),
         disable=None if progress else True,  # None: no bar where the output is not a terminal

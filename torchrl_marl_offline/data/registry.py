@@ -5,67 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import checked
-from torchrl_marl_offline.data.caching import load_published
-from torchrl_marl_offline.data.d4rl import read_d4rl
-from torchrl_marl_offline.data.dataset import OfflineDataset
-from torchrl_marl_offline.data.loading import load_inspected
-from torchrl_marl_offline.data.minari import read_minari
-from torchrl_marl_offline.data.omar_npy import open_omar_npy, read_omar_npy
-from torchrl_marl_offline.data.omiga_h5 import open_omiga_h5, read_omiga_h5
-from torchrl_marl_offline.data.published import SOURCES
-from torchrl_marl_offline.data.pymarl import read_pymarl
-from torchrl_marl_offline.data.recognition import recognised
-from torchrl_marl_offline.data.repair_steps import STEPS
-from torchrl_marl_offline.data.repairs import repair as mend
-from torchrl_marl_offline.data.streaming import RowStream
-from torchrl_marl_offline.data.validation import value_checks_deferred
-from torchrl_marl_offline.data.vault import open_vault, read_vault
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from torchrl.data import TensorDictReplayBuffer
-
-READERS: dict[str, Callable[..., OfflineDataset]] = {
-    "pymarl": read_pymarl,
-    "vault": read_vault,
-    "omiga_h5": read_omiga_h5,
-    "omar_npy": read_omar_npy,
-    "minari": read_minari,
-    "d4rl": read_d4rl,
-}
-"""Reader of each ``format:`` prefix: called with the path that follows the colon and the options."""
-
-STREAMS: dict[str, Callable[..., RowStream]] = {
-    "vault": open_vault,
-    "omiga_h5": open_omiga_h5,
-    "omar_npy": open_omar_npy,
-}
-"""The formats that are converted block by block, however large they are."""
-
-
-_TORCHRLS_OWN = ("minari", "d4rl")
-
-
-def register_with_torchrl(datasets: ModuleType) -> None:
-    """Register every prefix of :func:`load_dataset` that TorchRL does not use itself.
-
-    It is called when ``torchrl.data.datasets.utils`` is imported, which is its argument.
-    """
-    for prefix in (*SOURCES, *READERS):
-        if prefix not in _TORCHRLS_OWN:
-            datasets.register_dataset(prefix, partial(_load_replay, prefix), replace=True)
-
-
-def _load_replay(prefix: str, name: str, **options: Any) -> TensorDictReplayBuffer:
-    from torchrl_marl_offline.data.torchrl_datasets import load_replay
-
-    return load_replay(prefix, name, **options)
+from torchrl_marl_offline.data.formats.readers import READERS, recognised
+from torchrl_marl_offline.data.formats.streaming import RowStream
+from torchrl_marl_offline.data.published.caching import load_published
+from torchrl_marl_offline.data.published.cards import SOURCES
+from torchrl_marl_offline.data.quality.inspection import inspect, inspected
+from torchrl_marl_offline.data.quality.loading import load_inspected
+from torchrl_marl_offline.data.quality.repair_steps import STEPS
+from torchrl_marl_offline.data.quality.repairs import repair as mend
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+from torchrl_marl_offline.data.transitions.errors import value_checks_deferred
+from torchrl_marl_offline.data.transitions.findings import Inspection
 
 
 @checked
@@ -110,6 +65,22 @@ def load_dataset(
     return read()
 
 
+@checked
+def inspect_source(
+    source: str | Path, read: Callable[[], OfflineDataset] | None = None
+) -> tuple[Inspection, OfflineDataset | None]:
+    """Read a source without the checks of its values, and inspect it.
+
+    Args:
+        source: as for :func:`load_dataset`.
+        read: how to read it; by default ``load_dataset(source)``.
+
+    Returns:
+        The inspection, and the dataset as it was read: unchecked, and ``None`` where the reader failed.
+    """
+    return inspected(source, partial(load_dataset, source) if read is None else read)
+
+
 def _check_codes(codes: Sequence[str] | None, repair: bool) -> None:
     if codes is None:
         return
@@ -124,7 +95,7 @@ def _load(source: str | Path, **options: Any) -> OfflineDataset:
     if prefix in SOURCES:
         return load_published(place, **options)
     if prefix in READERS:
-        return READERS[prefix](place, **options)
+        return READERS[prefix].read(place, **options)
     return OfflineDataset.load(place, **options)
 
 
@@ -172,9 +143,11 @@ def convert_dataset(
     if repair:
         switches = {"overwrite": overwrite, "progress": progress, "codes": codes}
         return _convert_repaired(source, path.absolute(), **switches, **options)
-    if prefix in STREAMS:
-        return STREAMS[prefix](place, **options).write(path, overwrite=overwrite, progress=progress)
-    return _load(source, **options).save(path, overwrite=overwrite)
+    if (open_stream := _stream(prefix)) is not None:
+        return open_stream(place, **options).write(path, overwrite=overwrite, progress=progress)
+    dataset = _load(source, **options)
+    dataset.inspection = inspect(dataset)
+    return dataset.save(path, overwrite=overwrite)
 
 
 def _convert_repaired(
@@ -184,10 +157,15 @@ def _convert_repaired(
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), staged(path, folder=True) as raw:
         with value_checks_deferred():
-            if prefix in STREAMS:
-                STREAMS[prefix](place, **options).write(raw / "raw", progress=progress)
+            if (open_stream := _stream(prefix)) is not None:
+                open_stream(place, **options).write(raw / "raw", progress=progress)
                 dataset = OfflineDataset.load(raw / "raw", verify=False)
             else:
                 dataset = _load(source, **options)
         mend(dataset, codes=codes, path=path, overwrite=overwrite)
     return path
+
+
+def _stream(prefix: str) -> Callable[..., RowStream] | None:
+    """Return what opens a format that is converted block by block, or None."""
+    return READERS[prefix].open if prefix in READERS else None

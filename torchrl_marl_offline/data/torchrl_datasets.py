@@ -4,7 +4,7 @@
     >>> from torchrl.data.datasets import load_dataset
     >>> buffer = load_dataset("og_marl:smac_v1/3m/Good", batch_size=256)  # doctest: +SKIP
 
-Importing the package is enough: :func:`~.registry.register_with_torchrl` waits for TorchRL's dataset modules. This
+Importing the package is enough: :func:`~.torchrl_hook.register_with_torchrl` waits for TorchRL's dataset modules. This
 module imports them, and with them TorchRL's collectors. TorchRL keeps the prefixes ``minari`` and ``d4rl`` for readers
 of its own.
 """
@@ -15,9 +15,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torchrl_marl_offline.data.buffers import make_replay_buffer
-from torchrl_marl_offline.data.dataset import OfflineDataset
 from torchrl_marl_offline.data.registry import load_dataset
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -23,8 +24,8 @@ from torchrl_marl_offline.core.layout import (
     TRUNCATED,
     TaskSpec,
 )
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, checked
-from torchrl_marl_offline.data.assembly import usable_mask
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE
+from torchrl_marl_offline.core.usable_mask import usable_mask
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 if TYPE_CHECKING:

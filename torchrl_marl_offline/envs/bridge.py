@@ -8,8 +8,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, Shape, board, discs, on_board
 

@@ -13,9 +13,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_marl_offline.core.annotations import parameters_of
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import SEED, SIZE, checked, parameters_of
+from torchrl_marl_offline.core.ranges import SEED, SIZE
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 
 

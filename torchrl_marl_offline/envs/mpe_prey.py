@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -19,11 +19,22 @@ from torch import Tensor, nn
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 
-if TYPE_CHECKING:
-    from torchrl_marl_offline.envs.mpe_pursuit import Pursuit
-
 Opponent = str | os.PathLike | TensorDictModuleBase | Callable[[Tensor], Tensor]
 Prey = Callable[[Tensor], Tensor]
+
+
+class World(Protocol):
+    """What a prey knows of the environment that it lives in."""
+
+    device: torch.device | None
+    prey_observation_size: int
+
+    def evasion(self, observation: Tensor) -> Tensor:
+        """Return the scripted evasion for the prey's observations."""
+
+    def prey_chance(self) -> Tensor:
+        """Return the prey's random numbers of this step, ``[B, 2]`` in [0, 1)."""
+
 
 PUBLISHED = {
     "mpe/simple_tag": "b22b95f3397f41a21aa247810e385a8ecf85294f2e2ed8e523a954c633daf7a2",
@@ -35,7 +46,7 @@ _NORM = "in_fn."
 _WALL, _OBSTACLE, _NEAREST = 0.3, 0.05, 0.05
 
 
-def make_prey(opponent: Opponent, env: Pursuit) -> Prey:
+def make_prey(opponent: Opponent, env: World) -> Prey:
     """Return a function from the prey's observations ``[B, o]`` to its actions ``[B, 2]``.
 
     Args:
@@ -72,7 +83,7 @@ def is_published(opponent: Any, task: str) -> bool:
 # Functions and `partial`, not lambdas: a copy of an environment has a prey of its own, by the copy's chance.
 
 
-def _random(env: Pursuit, observation: Tensor) -> Tensor:
+def _random(env: World, observation: Tensor) -> Tensor:
     return env.prey_chance().to(observation.dtype) * 2 - 1
 
 

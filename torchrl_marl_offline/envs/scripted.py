@@ -15,8 +15,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, REAL, SEED, UNIT, checked
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, REAL, SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
 

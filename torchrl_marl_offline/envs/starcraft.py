@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import GROUP
-from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.envs.starcraft_battle import StarCraftBattle
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smacv2_arguments
 from torchrl_marl_offline.envs.torchrl_team import TorchRLTeam

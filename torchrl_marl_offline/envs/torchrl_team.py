@@ -14,8 +14,9 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Mult
 from torchrl.envs import Compose, EnvBase, StepCounter, TransformedEnv, VmasEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import DONE, STATE, SUCCESS, TERMINATED, TRUNCATED, TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, SEED, checked
+from torchrl_marl_offline.core.ranges import COUNT, SEED
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.time_limit import time_limit

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.envs.action_ranges import ActionRanges, pad_last
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import Scene, Shape

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from torchrl_marl_offline.core.ranges import FEW, SIZE, WIDTHS, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import FEW, SIZE, WIDTHS
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer
 
 

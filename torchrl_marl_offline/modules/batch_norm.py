@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, UNIT, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import POSITIVE, SIZE, UNIT
 from torchrl_marl_offline.core.synchronized import is_shared, joined_mean
 
 

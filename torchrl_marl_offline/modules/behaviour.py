@@ -10,8 +10,9 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
-from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.networks import AgentNetwork, mask_logits

@@ -9,8 +9,9 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import FEW, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import FEW, WIDTHS
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic

@@ -10,8 +10,9 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.sequential import SequentialNetwork

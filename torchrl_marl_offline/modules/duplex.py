@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import FEW, WIDTHS, checked
+from torchrl_marl_offline.core.ranges import FEW, WIDTHS
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer

@@ -7,8 +7,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import FEW, checked
+from torchrl_marl_offline.core.ranges import FEW
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules.models.multiagent import Mixer
 
-from torchrl_marl_offline.core.ranges import SIZE, WIDTHS, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import SIZE, WIDTHS
 from torchrl_marl_offline.modules.networks import StackedLayerNorm, StackedLinear
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, SIZE, WIDTHS, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, SIZE, WIDTHS
 
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
 

@@ -9,8 +9,9 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import WIDTHS, checked
+from torchrl_marl_offline.core.ranges import WIDTHS
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.critics import encode_action
 from torchrl_marl_offline.modules.networks import AgentNetwork, mask_logits

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torchrl.modules.value_norm import ValueNorm
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, SIZE, checked
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, SIZE
 
 
 class ScaleInvariantValueNorm(ValueNorm):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, checked
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE
 from torchrl_marl_offline.objectives.candidates import candidate_values
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude

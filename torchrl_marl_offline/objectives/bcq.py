@@ -10,9 +10,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.noise import normal_like
-from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT, checked
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning

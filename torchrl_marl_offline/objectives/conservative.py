@@ -10,8 +10,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import uniform_like
-from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE, checked
+from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE
 from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
 from torchrl_marl_offline.objectives.policies import bounds_of, drawn_actions, is_deterministic, is_discrete, mode_of
 from torchrl_marl_offline.objectives.value_learning import TD

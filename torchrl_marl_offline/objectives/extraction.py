@@ -14,8 +14,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL, checked
+from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,

@@ -9,9 +9,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
-from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, checked
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
 from torchrl_marl_offline.modules.networks import mask_logits
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning

@@ -9,7 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, REAL, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, REAL
 from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
 

@@ -17,13 +17,14 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, get_value_estimator_entry
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import (
     check_uses_given_parameters,
     fit_batch_sizes,
     parameters_in,
 )
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, checked, declared
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, declared
 from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.estimates import (

@@ -9,8 +9,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.ranges import UNIT, checked
+from torchrl_marl_offline.core.ranges import UNIT
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.candidates import best_candidate, candidate_values, every_action, legal_actions
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete

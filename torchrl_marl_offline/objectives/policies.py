@@ -12,6 +12,7 @@ from torch.distributions.constraints import interval
 from torchrl.modules import Delta, ReparamGradientStrategy
 
 from torchrl_marl_offline.core.noise import normal_like
+from torchrl_marl_offline.modules.distributions import MaskedCategorical, RelaxedCategorical
 
 
 class Bounds(NamedTuple):
@@ -41,8 +42,6 @@ def per_agent(policy: Distribution) -> Distribution:
 
 def _categorical(policy: Categorical | OneHotCategorical) -> Distribution:
     # not above: distributions draw by the losses' noise, whose package would not be whole yet
-    from torchrl_marl_offline.modules.distributions import MaskedCategorical, RelaxedCategorical
-
     relaxed = getattr(policy, "grad_method", None) is ReparamGradientStrategy.RelaxedOneHot
     return (RelaxedCategorical if relaxed else MaskedCategorical)(policy.logits, ~policy.logits.isneginf())
 

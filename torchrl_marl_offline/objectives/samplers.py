@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
-from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, AtMost, checked
+from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, AtMost
 
 Score = Callable[[Tensor], Tensor]
 """From candidates ``[*B, K, n, a]`` to their values ``[*B, K, n]``."""

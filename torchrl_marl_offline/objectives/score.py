@@ -9,9 +9,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
-from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE, checked
+from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import PolicyGradient

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, OPEN_UNIT, POSITIVE, UNIT, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, OPEN_UNIT, POSITIVE, UNIT
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import normal_like
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT, checked
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action

@@ -18,10 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
+from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.study.plan import Population
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
+from torchrl_marl_offline.training.summary import write_json_atomic
 
 State = Literal["new", "begun", "failed", "finished"]
 RESULT, FAILURE, PROGRESS, MEMBERS = "result.json", "failure.txt", "progress.json", "members"
@@ -119,10 +123,6 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
         train: does it, in ``job.folder``, going on with what it finds there.
         stop: set to ask the job to stop.
     """
-    from filelock import FileLock
-
-    from torchrl_marl_offline.training.summary import write_json_atomic
-
     name, progress = job.population.name, Progress(stop=stop)
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -157,8 +157,6 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
 
 def failure(job: Job, message: str, *, details: str = "") -> Outcome:
     """Write down that a job failed, and return it."""
-    from torchrl_marl_offline.core.files import write_text_atomic
-
     write_text_atomic(job.folder / FAILURE, details or message + "\n")
     return Outcome(job.population.name, "failed", " ".join(message.split()))
 
@@ -189,8 +187,6 @@ def job_step(folder: Path) -> int:
 @contextmanager
 def _heartbeat(job: Job, progress: Progress) -> Iterator[None]:
     """Write the step to ``progress.json`` while the job works, for whoever watches, on this machine or another."""
-    from torchrl_marl_offline.training.summary import write_json_atomic
-
     ended, before = threading.Event(), job_step(job.folder)
     progress.step = lambda: before  # until the training knows better
 

@@ -22,6 +22,7 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.methods import POPULATION_SETTINGS, make_loss
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.study.runs import Run
@@ -142,8 +143,6 @@ class Capacity:
 
     def member(self, run: Run) -> MemberMemory:
         """Return what is counted for one such run."""
-        from torchrl_marl_offline.methods import POPULATION_SETTINGS, make_loss
-
         spec = self._fact(run.dataset)[0]
         shared = {name: value for name, value in run.settings.items() if name not in POPULATION_SETTINGS}
         key = str((spec.to_dict() | {"task": None}, shared))

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from torchrl_marl_offline.study.jobs import Job, job_state, job_step
 
 _REFRESH_SECONDS = 2.0
@@ -23,8 +25,6 @@ class StudyProgress:
     """
 
     def __init__(self, jobs: Sequence[Job], *, show: bool = True) -> None:
-        from tqdm import tqdm
-
         self.jobs = {job.population.name: job for job in jobs}
         self.total = sum(job.population.updates for job in jobs)
         self.runs = sum(len(job.population.runs) for job in jobs)

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy
+
 from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
@@ -218,8 +220,6 @@ def _cell(interval: Interval) -> str:
 
 def _profile(report: _Report, evaluator: str, metric: str, found: Mapping[str, Sequence[Choice]]) -> list[Picture]:
     """Draw a profile of the methods that have two seeds."""
-    import numpy
-
     matrices = {name: score_matrix(choices, "average_of_last") for name, choices in found.items()}
     matrices = {name: matrix for name, matrix in matrices.items() if len(matrix) > 1}
     if not matrices:

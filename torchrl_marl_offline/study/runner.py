@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
-from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO, checked
+from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
 from torchrl_marl_offline.study.plan import Plan, plan_study, select
 from torchrl_marl_offline.study.progress import StudyProgress
+from torchrl_marl_offline.study.ray_backend import RayWorkers
 from torchrl_marl_offline.study.settings import Study, read_study
 from torchrl_marl_offline.study.table import DATA, job_folder, write_results
 from torchrl_marl_offline.study.training import train_population
 from torchrl_marl_offline.study.workers import Backend, LocalWorkers
+from torchrl_marl_offline.training.interruption import StopRequest
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,6 @@ def run_study(
 
 @contextmanager
 def _only_runner(output: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
     output.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(output / ".lock").acquire(timeout=0)
@@ -138,8 +140,6 @@ def _train(
     jobs: Sequence[Job], train: TrainFunction, backend: Backend, bar: StudyProgress
 ) -> tuple[dict[str, str], bool]:
     """Run the jobs that are not finished; returns what failed and why, and whether it was interrupted."""
-    from torchrl_marl_offline.training.interruption import StopRequest
-
     left, failed = [job for job in jobs if job_state(job.folder) != "finished"], {}
     if not left:
         return failed, False
@@ -197,8 +197,6 @@ def _backend(study: Study, machine: Machine) -> Backend:
     devices = _devices(study, machine)
     if machine.ray is None:
         return LocalWorkers(devices)
-    from torchrl_marl_offline.study.ray_backend import RayWorkers
-
     gpus = 1.0 if devices[0].startswith("cuda") else 0.0
     workers = machine.workers or (len(devices) if machine.ray == "local" else None)
     return RayWorkers(
@@ -244,4 +242,4 @@ def _closing_lines(
     else:
         lines.append(f"All {bar.runs} runs are done.")
     folder = study.settings.output
-    return [*lines, f"results: {table}; report: python -m torchrl_marl_offline.study report {folder}"]
+    return [*lines, f"results: {table}; report: python -m torchrl_marl_offline study report {folder}"]

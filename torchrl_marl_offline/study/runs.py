@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchrl_marl_offline import methods
-from torchrl_marl_offline.core.ranges import check_all, parameters_of
+from torchrl_marl_offline.core.annotations import parameters_of
+from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import ReadWith, conditions_of
 from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import StudyError

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy
+
 from torchrl_marl_offline.study.checking import StudyError, check_metric
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.held_out import OF_RECORDED_ACTIONS
 from torchrl_marl_offline.training.statistics import Interval
+from torchrl_marl_offline.training.summary import summarize_evaluations
 
 if TYPE_CHECKING:
     import numpy
@@ -93,8 +97,6 @@ def choose_metrics(frame: pandas.DataFrame, wanted: str) -> dict[str, str]:
 
 def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -> list[Score]:
     """Return the readings of all finished runs, in the plan's order."""
-    from torchrl_marl_offline.training.summary import summarize_evaluations
-
     rows = {str(name): part for name, part in frame[frame["finished"]].groupby("run", sort=False)}
     scores = []
     for run in plan.runs:
@@ -142,8 +144,6 @@ def averaged_in_words(scores: Iterable[Score]) -> str:
 
 def score_matrix(choices: Sequence[Choice], reading: Reading) -> numpy.ndarray:
     """Return ``[seeds, datasets]``: the runs of the seeds that every dataset has."""
-    import numpy
-
     seeds = set.intersection(*({score.run.seed for score in choice.scores} for choice in choices))
     columns = [
         [value for score, value in zip(choice.scores, choice.values(reading)) if score.run.seed in seeds]
@@ -154,8 +154,6 @@ def score_matrix(choices: Sequence[Choice], reading: Reading) -> numpy.ndarray:
 
 def interquartile_mean(values: numpy.ndarray) -> float:
     """Return what rliable's ``aggregate_iqm`` does, bit for bit, in a fiftieth of the time that SciPy's checks take."""
-    import numpy
-
     flat, cut = values.reshape(-1), values.size // 4
     parts = numpy.partition(flat, (cut, values.size - cut - 1))
     return numpy.mean(parts[cut : values.size - cut])
@@ -171,10 +169,7 @@ def mean_and_iqm(matrix: numpy.ndarray, *, seed: int = 0) -> tuple[Interval, Int
     Returns:
         Intervals of width 0 where there is one seed.
     """
-    import numpy
-
     library, metrics = _rliable()
-    from torchrl_marl_offline.training.evaluation import preserved_rng
 
     def both(values: numpy.ndarray) -> numpy.ndarray:
         return numpy.array([metrics.aggregate_mean(values), interquartile_mean(values)])
@@ -192,10 +187,6 @@ def performance_profile(
     matrices: dict[str, numpy.ndarray], thresholds: numpy.ndarray, *, seed: int = 0
 ) -> dict[str, list[Interval]]:
     """Return, for each method and threshold, the share of runs with a higher score, with its 95 % interval."""
-    import numpy
-
-    from torchrl_marl_offline.training.evaluation import preserved_rng
-
     library, _ = _rliable()
     with preserved_rng():
         numpy.random.seed(seed)

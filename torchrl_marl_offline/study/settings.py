@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
     COUNT,
@@ -21,7 +22,6 @@ from torchrl_marl_offline.core.ranges import (
     RUN_SEED,
     SIZE,
     AtMost,
-    checked,
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from filelock import FileLock
+
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, checked
+from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED
+from torchrl_marl_offline.data import OfflineDataset, TaskSpec, load_dataset
+from torchrl_marl_offline.data.formats.readers import READERS
+from torchrl_marl_offline.data.published.cards import SOURCES, card_of
+from torchrl_marl_offline.data.transitions.subsets import subsample
+from torchrl_marl_offline.envs import list_tasks, make_env
+from torchrl_marl_offline.recording import record, record_mixed_skill
+from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
 from torchrl_marl_offline.study.checking import StudyError, build
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.data import OfflineDataset, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class DatasetSource:
         repair: mend what can be mended of a ``source``.
         task: ``"family/task"`` to record.
         quality: of :func:`~torchrl_marl_offline.record`, which trains a behaviour policy first; without it
-            :func:`~torchrl_marl_offline.data.record_mixed_skill` plays with scripted policies.
+            :func:`~torchrl_marl_offline.record_mixed_skill` plays with scripted policies.
         episodes: to record without a ``quality``.
         transitions: to record with one.
         fraction: share of the episodes to train on, drawn by ``seed``; a smaller share lies within a larger one.
@@ -52,16 +59,10 @@ class DatasetSource:
 
         Processes that want the same data at the same time wait for the one that makes it.
         """
-        from torchrl_marl_offline.data.subsets import subsample
-
         dataset = self._load_whole(folder)
         return dataset if self.fraction == 1.0 else subsample(dataset, fraction=self.fraction, seed=self.seed)
 
     def _load_whole(self, folder: Path) -> OfflineDataset:
-        from filelock import FileLock
-
-        from torchrl_marl_offline.data import load_dataset, record_mixed_skill
-
         if self.source is not None:
             return load_dataset(self.source, repair=self.repair, **self.options)
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,6 @@ class DatasetSource:
         with FileLock(folder / f".{name}.lock"):  # the qualities of a task come from one training
             if self.quality is None:
                 return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed)
-            from torchrl_marl_offline.training.graded_recording import record
-
             place = folder / name
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
@@ -81,10 +80,6 @@ class DatasetSource:
         Any other source is returned as it is; ``None`` where the published set's task cannot be played, or
         :func:`~torchrl_marl_offline.record` makes no such quality.
         """
-        from torchrl_marl_offline.data.published import SOURCES, card_of
-        from torchrl_marl_offline.envs import list_tasks
-        from torchrl_marl_offline.training.graded_recording import QUALITIES, parts_of
-
         if self.source is None or self.source.partition(":")[0] not in SOURCES:
             return self
         card = card_of(self.source)
@@ -95,10 +90,6 @@ class DatasetSource:
 
     def facts(self) -> tuple[TaskSpec, int]:
         """Return the task's sizes and about how many transitions there are, without making or fetching the data."""
-        from torchrl_marl_offline.data import TaskSpec, load_dataset
-        from torchrl_marl_offline.data.published import SOURCES, card_of
-        from torchrl_marl_offline.envs import make_env
-
         if self.task is not None:
             env = make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
             rows = self.transitions if self.quality is not None else self.episodes * env.max_episode_steps
@@ -166,8 +157,6 @@ def _source(table: Any, folder: Path) -> DatasetSource:
 
 def _check_recording(source: DatasetSource, where: str) -> None:
     """Refuse what :func:`~torchrl_marl_offline.record` would refuse, long before it is asked."""
-    from torchrl_marl_offline.training.graded_recording import QUALITIES, RecordSettings, parts_of
-
     if not set(parts_of(source.quality)) <= set(QUALITIES):
         raise StudyError(
             f"{where} quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {source.quality!r}."
@@ -183,17 +172,12 @@ def _check_recording(source: DatasetSource, where: str) -> None:
 def _default_name(table: Mapping[str, Any]) -> str:
     text = str(table.get("source") or table.get("task") or "dataset")
     prefix, colon, rest = text.partition(":")
-    from torchrl_marl_offline.data.published import SOURCES
-
     name = rest if colon and prefix in SOURCES else Path(rest or text).stem if "task" not in table else text
     return name.replace("/", "-")
 
 
 def _absolute(source: str, folder: Path) -> str:
     """Make the path in a source absolute; names of published sets and of Minari's stay."""
-    from torchrl_marl_offline.data.published import SOURCES
-    from torchrl_marl_offline.data.registry import READERS
-
     prefix, colon, rest = source.partition(":")
     if colon and prefix in SOURCES:
         return source

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
 from torchrl_marl_offline.study.plan import Plan, Population
+from torchrl_marl_offline.training.logging import read_csv
 
 if TYPE_CHECKING:
     import pandas
@@ -58,8 +60,6 @@ def collect_results(plan: Plan, output: Path) -> pandas.DataFrame:
 
 def write_results(plan: Plan, output: Path) -> Path:
     """Write ``results.parquet`` and ``timings.csv`` anew, each in one step; returns the path of the first."""
-    from torchrl_marl_offline.core.files import replacing_file
-
     frame = collect_results(plan, output)
     with replacing_file(output / RESULTS) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -82,8 +82,6 @@ def read_results(output: str | Path) -> pandas.DataFrame:
 
 
 def _population_rows(plan: Plan, population: Population, output: Path) -> list[dict[str, Any]]:
-    from torchrl_marl_offline.training.logging import read_csv
-
     folder = job_folder(output, population)
     result = job_result(folder)
     rows = []
@@ -102,8 +100,6 @@ def _population_rows(plan: Plan, population: Population, output: Path) -> list[d
 
 def _write_timings(plan: Plan, output: Path) -> None:
     import pandas
-
-    from torchrl_marl_offline.core.files import replacing_file
 
     rows = []
     for population in plan.populations:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.evaluation import make_simulator
+from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
+from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, TrainingInterrupted, evaluate_held_out
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -26,9 +29,6 @@ HELD_OUT = "held-out episodes"
 
 def train_population(job: Job, progress: Progress) -> Trained:
     """Train the population of a job, from its newest checkpoint where there is one."""
-    from torchrl_marl_offline.data import make_simulator
-    from torchrl_marl_offline.training import TrainingInterrupted
-
     if job.threads:
         torch.set_num_threads(job.threads)
     dataset = job.source.load(job.data)
@@ -58,8 +58,6 @@ def train_population(job: Job, progress: Progress) -> Trained:
 
 def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
     """Build the members of a job's population and what trains them."""
-    from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
-
     runs, settings = job.population.runs, job.population.runs[0].settings
     losses = {run.name: build_loss(run, dataset).to(job.device) for run in runs}
     buffer = PopulationBuffer(
@@ -92,8 +90,6 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
 
 def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:
     """Build the loss of a run as it is built alone: parameters drawn under its seed."""
-    from torchrl_marl_offline.methods import make_loss
-
     torch.manual_seed(run.seed)
     return make_loss(dataset.spec, **run.loss_settings)
 
@@ -106,8 +102,6 @@ def _played(trainer: PopulationTrainer, env: EnvBase, **options: Any) -> dict[st
 
 def _held_out(trainer: PopulationTrainer, runs: Sequence[Run], dataset: OfflineDataset, device: str) -> dict[str, Any]:
     """Hold every member against recorded episodes, its values against returns of its own discount and reward."""
-    from torchrl_marl_offline.training import evaluate_held_out
-
     found = {}
     for run, (name, loss) in zip(runs, trainer.member_losses(), strict=True):
         options = {key: run.settings[key] for key in ("gamma", "team_reward") if key in run.settings}

@@ -1,5 +1,6 @@
 """Training and evaluation: the loop, its checkpoints, its logs, pictures and intervals."""
 
+from torchrl_marl_offline.core.moved import moved
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.command_line import (
     SettingsError,
@@ -21,7 +22,6 @@ from torchrl_marl_offline.training.evaluation import (
     preserved_rng,
 )
 from torchrl_marl_offline.training.export import export_policy
-from torchrl_marl_offline.training.graded_recording import RecordSettings, choose_level, published_levels, record
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.training.logging import CsvError, CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.loop import (
@@ -31,7 +31,6 @@ from torchrl_marl_offline.training.loop import (
 )
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
-from torchrl_marl_offline.training.online_learners import OnlineLearner, make_matd3, make_online_learner, make_qmix
 from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
@@ -64,13 +63,11 @@ __all__ = [
     "ImpossibleValueWarning",
     "Interval",
     "NonFiniteLossError",
-    "OnlineLearner",
     "OnlineReplay",
     "Population",
     "PopulationBuffer",
     "PopulationTrainer",
     "ProcessFailedError",
-    "RecordSettings",
     "RunInUseError",
     "RunLogger",
     "SavedPolicy",
@@ -80,7 +77,6 @@ __all__ = [
     "TrainingFinished",
     "TrainingInterrupted",
     "bootstrap_confidence_interval",
-    "choose_level",
     "default_optimizer",
     "distributed_from_environment",
     "evaluate",
@@ -90,18 +86,13 @@ __all__ = [
     "export_policy",
     "format_table",
     "load_policy",
-    "make_matd3",
-    "make_online_learner",
-    "make_qmix",
     "mean_confidence_interval",
     "parse_settings",
     "plain_errors",
     "plot_learning_curves",
     "plot_methods",
     "preserved_rng",
-    "published_levels",
     "read_csv",
-    "record",
     "record_video",
     "save_policy",
     "summarize_evaluations",
@@ -110,3 +101,20 @@ __all__ = [
     "write_population_report",
     "write_report",
 ]
+
+__getattr__ = moved(
+    __name__,
+    dict.fromkeys(
+        (
+            "OnlineLearner",
+            "RecordSettings",
+            "choose_level",
+            "make_matd3",
+            "make_online_learner",
+            "make_qmix",
+            "published_levels",
+            "record",
+        ),
+        "torchrl_marl_offline.recording",
+    ),
+)

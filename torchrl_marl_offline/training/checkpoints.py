@@ -29,13 +29,14 @@ from torchrl.checkpoint import (
     StateDictCheckpointAdapter,
 )
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import remove_if_abandoned, staged, writing
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
-from torchrl_marl_offline.core.ranges import COUNT, checked
+from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.core.regular_files import open_regular, require_regular
 from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
-from torchrl_marl_offline.data.fingerprints import spread_checksums
+from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.training.restoring import Holder, restore
 
 if TYPE_CHECKING:

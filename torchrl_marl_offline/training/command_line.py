@@ -16,9 +16,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+from torchrl_marl_offline.core.annotations import parameters_of
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.errors import plain_errors
 from torchrl_marl_offline.core.paths import LONGEST_NAME, user_path
-from torchrl_marl_offline.core.ranges import FEW, check, check_all, checked, parameters_of, range_of
+from torchrl_marl_offline.core.ranges import FEW, check, check_all, range_of
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.training.run_lock import claim_folder, refuse_if_in_use

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.data.published.cache_folder import cache_folder
 from torchrl_marl_offline.training.gradients import leaf_device, signature_of
 
 if TYPE_CHECKING:
@@ -48,12 +49,10 @@ class CompileCosts:
     """The figures of one machine, of one version of torch.
 
     Args:
-        path: the file; by default in the cache folder of :func:`~torchrl_marl_offline.data.caching.cache_folder`.
+        path: the file; by default in the cache folder of :func:`~.caching.cache_folder`.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        from torchrl_marl_offline.data.caching import cache_folder
-
         self.path = cache_folder() / FILE if path is None else Path(path)
 
     def expected(self, kind: str, machine: str) -> Cost:

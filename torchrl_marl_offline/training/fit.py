@@ -105,7 +105,7 @@ def check_rows(loss: LossModule, buffer: Any) -> None:
     if why is not None:
         raise ValueError(
             f"No row of the data counts: {why}, so that nothing could be learned from it; look at the data with "
-            "torchrl_marl_offline.data.inspection.inspect()."
+            "torchrl_marl_offline.data.quality.inspection.inspect()."
         )
 
 

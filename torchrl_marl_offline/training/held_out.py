@@ -16,8 +16,9 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
-from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE, checked
+from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE
 from torchrl_marl_offline.training.evaluation import (
     Policy,
     evaluation_mode,

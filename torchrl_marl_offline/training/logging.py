@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import checked
 from torchrl_marl_offline.core.regular_files import read_text
 
 Row = dict[str, Any]

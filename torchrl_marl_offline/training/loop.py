@@ -19,10 +19,12 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.objectives import SoftUpdate, TargetNetUpdater
+from tqdm import tqdm
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, AtMost, checked
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, REAL, SIZE, AtMost
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
@@ -582,8 +584,6 @@ class Trainer:
             raise NonFiniteLossError(self.step, name, self._checkpoint)
 
     def _bar(self) -> Any:
-        from tqdm import tqdm
-
         # disable=None: no bar where the output is not a terminal
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.progress else True)
 

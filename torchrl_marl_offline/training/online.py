@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import DONE, TRAJ_IDS, TRUNCATED
-from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, UNIT, checked
-from torchrl_marl_offline.data.buffers import make_replay_buffer
+from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, UNIT
 from torchrl_marl_offline.data.collection import as_dataset
-from torchrl_marl_offline.data.dataset import OfflineDataset, concatenate
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
 from torchrl_marl_offline.training.checkpoints import BufferState, check_generator, restore_generator

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from torchrl_marl_offline.core.ranges import LEARNING_RATE, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import LEARNING_RATE
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule

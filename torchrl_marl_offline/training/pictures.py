@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, REAL, checked
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, REAL
 from torchrl_marl_offline.training.logging import Row, read_csv
 from torchrl_marl_offline.training.statistics import Interval
 

@@ -17,7 +17,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.regular_files import lies_at, require_regular
 from torchrl_marl_offline.modules.actors import make_actor
-from torchrl_marl_offline.training.online_learners import make_deterministic_actor, make_greedy_actor
+from torchrl_marl_offline.modules.greedy_actors import make_deterministic_actor, make_greedy_actor
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase

@@ -18,6 +18,7 @@ from tensordict.nn import (
 from torch import Tensor, nn
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import (
     GivenTensors,
     named_tensors,
@@ -27,8 +28,8 @@ from torchrl_marl_offline.core.functional_parameters import (
 )
 from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.core.parts import COMPILED, part
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, checked
-from torchrl_marl_offline.data.buffers import DatasetStorage, make_replay_buffer
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
+from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.training.alike import first_difference
 from torchrl_marl_offline.training.checkpoints import check_content, check_generator, content_of, restore_generator
 from torchrl_marl_offline.training.evaluation import preserved_rng
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
     from torchrl.objectives import LossModule
 
-    from torchrl_marl_offline.data.dataset import OfflineDataset
+    from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
 
 AT_ONCE_ON_CPU = 8

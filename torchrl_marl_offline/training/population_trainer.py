@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import copy_with_networks
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.paths import folder_name
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, AtMost, checked
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, RATE, SEED, SIZE, AtMost
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.evaluation import (
     Evaluation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchrl_marl_offline.data.buffers import DatasetStorage, EpisodeSliceSampler
+from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, EpisodeSliceSampler
 from torchrl_marl_offline.objectives.series import SLICES, needs_series
 
 if TYPE_CHECKING:

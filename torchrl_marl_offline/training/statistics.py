@@ -13,7 +13,8 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
 
 
 class Interval(NamedTuple):

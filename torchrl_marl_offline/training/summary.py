@@ -9,8 +9,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import write_text_atomic
-from torchrl_marl_offline.core.ranges import COUNT, checked
+from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.training.logging import Row
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.core.ranges import RATE, checked
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.ranges import RATE
 
 
 class ForeachSoftUpdate(SoftUpdate):

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
+from PIL import Image  # comes with matplotlib
 from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.layout import DONE, next_key
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, SEED, SIZE, checked
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode, evaluation_mode, preserved_rng
 
@@ -81,8 +83,6 @@ def record_video(
 
 def write_gif(frames: list[np.ndarray], path: Path, *, frames_per_second: float) -> None:
     """Write pictures ``[height, width, 3]`` of uint8 as a GIF that repeats."""
-    from PIL import Image  # comes with matplotlib
-
     first, *others = (Image.fromarray(frame) for frame in frames)
     options = {"save_all": True, "append_images": others, "duration": 1000 / frames_per_second, "loop": 0}
     with replacing_file(path) as temporary:

@@ -8,8 +8,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, THREADS, checked
+from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, THREADS
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.mamujoco.names import split_name
 from torchrl_marl_offline.envs.mamujoco.observations import ObservationMap

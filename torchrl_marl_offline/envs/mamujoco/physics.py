@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from torchrl_marl_offline.envs.base import Game
@@ -48,7 +49,6 @@ class _Workspace:
 
     def __init__(self, model: mujoco.MjModel, fields: Sequence[str]) -> None:
         import mujoco
-        from numpy.lib.stride_tricks import as_strided
 
         self.data = mujoco.MjData(model)
         arrays = {name: getattr(self.data, name) for name in (*STATE_FIELDS, "ctrl")}

@@ -1,0 +1,78 @@
+"""The building: layers that import only what stands below them, no circles, imports at the top of files."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import grimp
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+import torchrl_marl_offline
+
+PACKAGE = "torchrl_marl_offline"
+ROOT = Path(torchrl_marl_offline.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+
+LATE = {
+    "data/collection.py": "torchrl.envs is slow to import, and data is loaded without it",
+    "data/torchrl_hook.py": "TorchRL's base class cannot be imported while the hook runs",
+    "envs/base.py": "matplotlib is slow to import",
+    "envs/factory.py": "the names of tasks are known without the libraries that play them",
+    "envs/mamujoco/environment.py": "the renderer needs a graphics library",
+}
+"""Files that import the library's own, or what it always needs, where they use it, and why."""
+
+RULES_AND_LOSS = ("behaviour_learning", "candidates", "estimates", "extraction", "offline_marl", "value_learning")
+"""The one circle that there is: rules are given the loss that owns them."""
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph(PACKAGE, cache_dir=None)
+
+
+def test_each_layer_imports_only_what_stands_below_it(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert lint_imports("pyproject.toml", no_cache=True) == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def in_circles(graph: grimp.ImportGraph) -> set[str]:
+    """Return the files that import each other round about, or lie between such."""
+    left = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+    while True:
+        imported = set().union(*left.values())
+        kept = {module for module, imports in left.items() if imports & left.keys() and module in imported}
+        if kept == left.keys():
+            return kept
+        left = {module: left[module] & kept for module in kept}
+
+
+def test_no_files_import_each_other(graph):
+    assert in_circles(graph) == {f"{PACKAGE}.objectives.{name}" for name in RULES_AND_LOSS}
+
+
+def test_circles_are_found():
+    graph = grimp.ImportGraph()
+    for module in ("a", "b", "c", "d", "e"):
+        graph.add_module(module)
+    for importer, imported in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a"), ("c", "e")):
+        graph.add_import(importer=importer, imported=imported)
+    assert in_circles(graph) == {"a", "b", "c"}
+
+
+def imports_inside_functions(source: str) -> list[str]:
+    """Return the modules of the library itself that a file imports inside its functions."""
+    inside = []
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+            inside += [getattr(node, "module", None) or node.names[0].name for node in nodes]
+    return [module for module in inside if module.partition(".")[0] == PACKAGE]
+
+
+def test_the_library_imports_its_own_files_at_their_top():
+    late = {str(file.relative_to(ROOT)): imports_inside_functions(file.read_text()) for file in ROOT.rglob("*.py")}
+    assert {name for name, modules in late.items() if modules} <= LATE.keys()
+    assert imports_inside_functions("def f():\n    from torchrl_marl_offline.data import a") == [f"{PACKAGE}.data"]

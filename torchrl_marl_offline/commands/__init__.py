@@ -1,0 +1,58 @@
+"""The commands: ``python -m torchrl_marl_offline COMMAND``, or ``marl-offline COMMAND``.
+
+Each is a module of this package with two functions, ``main(arguments)``, which returns the exit status, and
+``make_parser()``; it is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "data": "inspect, convert, list, verify and record datasets",
+    "evaluate": "play a saved policy in an environment",
+    "export": "write a saved policy as a program of its own",
+    "study": "methods × datasets × grids × seeds: run, plan, list, report",
+}
+"""The commands and what they do."""
+
+PROGRAM = "marl-offline"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 2 where there is no such command.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    name, *rest = sys.argv[1:] if arguments is None else [*arguments] or ["--help"]
+    if name in COMMANDS:
+        return import_module(f"{__name__}.{name}").main(rest)
+    if name == "--version":
+        print(f"{PROGRAM} {import_module('torchrl_marl_offline').__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    print(f"error: There is no command {name!r}; known are {', '.join(COMMANDS)}. See --help.", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return f"""usage: {PROGRAM} [--version] COMMAND ...
+
+Offline multi-agent reinforcement learning.
+
+{lines}
+
+{PROGRAM} COMMAND --help says more."""
+
+
+def earlier(name: str) -> int:
+    """Run a command that was called by its earlier name, ``python -m torchrl_marl_offline.NAME``, with a hint."""
+    print(f"hint: this command is now called {PROGRAM} {name}", file=sys.stderr)
+    return main([name, *sys.argv[1:]])

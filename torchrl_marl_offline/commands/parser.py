@@ -1,0 +1,55 @@
+"""Command lines: several commands under one name, ``marl-offline PART COMMAND``, and their parser."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def plain_text(documentation: str | None) -> str:
+    """Return a docstring as a terminal shows it: without the marks of reStructuredText.
+
+    Example:
+        >>> plain_text("A file of :func:`~torchrl_marl_offline.save_policy`, or ``policy.pt``.")
+        'A file of save_policy, or policy.pt.'
+    """
+    text = re.sub(r":[a-z:]+:`~[^`]*?([^.`]+)`", r"\1", documentation or "")
+    text = re.sub(r":[a-z:]+:`([^`<]+?)(?: <[^`]*>)?`", r"\1", text)
+    return re.sub(r"``([^`]+)``", r"\1", text)
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence on stderr, without the usage; options cannot be abbreviated.
+
+    Its description may be a docstring.
+    """
+
+    def __init__(self, *args, description: str | None = None, **options) -> None:
+        super().__init__(*args, **{"description": plain_text(description), "allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        said = re.sub(r"^argument ([^:]+): ", r"\1 ", " ".join(message.split()))
+        print(f"error: {said}; see --help.", file=sys.stderr)
+        sys.exit(2)
+
+
+def subcommand_parser(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Add]:
+    """Return a parser and the function ``add(name, run, text)``, which adds a command and returns its own parser.
+
+    What is parsed has an attribute ``run``: the function of the command that was given.
+    """
+    parser = OneSentenceParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=plain_text(text), description=text)
+        command.set_defaults(run=run)
+        return command
+
+    return parser, add

@@ -1,0 +1,1 @@
+"""Readers: one file for each format, and from_arrays."""

@@ -1,0 +1,1 @@
+"""The published sets: cards, fetching, the cache folder."""

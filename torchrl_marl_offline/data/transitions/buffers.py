@@ -1,0 +1,239 @@
+"""Replay buffers over a dataset: uniform transitions, or slices of episodes, reproducible bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import (
+    ImmutableDatasetWriter,
+    ReplayBuffer,
+    TensorDictReplayBuffer,
+    TensorStorage,
+)
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.devices import check_device_is_there
+from torchrl_marl_offline.core.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
+from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE
+
+if TYPE_CHECKING:
+    from tensordict import NestedKey
+
+    from torchrl_marl_offline.data.transitions.protocol import Transitions
+
+_MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
+
+
+class DatasetStorage(TensorStorage):
+    """A storage that reads a fixed dataset.
+
+    Its state is the dataset's size, not its content: a checkpoint of the buffer stays small and restoring it never
+    writes into a memory-mapped file.
+
+    Args:
+        data: transitions ``[T]``.
+        device: where they are kept and sampled.
+    """
+
+    def __init__(self, data: TensorDictBase, *, device: torch.device | str = "cpu") -> None:
+        # Plain tensors over the same memory: the memory-mapped subclass makes every operation slower.
+        plain = data.apply(lambda leaf: leaf.as_subclass(torch.Tensor).to(device), device=torch.device(device))
+        super().__init__(plain, device=device)
+
+    def get(self, index: Any) -> Any:
+        """Return the rows at ``index``; ``index_select`` beats advanced indexing."""
+        if isinstance(index, tuple) and len(index) == 1:
+            index = index[0]
+        if not isinstance(index, torch.Tensor) or index.ndim != 1 or index.dtype == torch.bool:
+            return super().get(index)
+        # Building the TensorDict anew takes two thirds of the time of TensorDict.apply.
+        rows = _select(self._storage, index)
+        return TensorDict(rows, batch_size=index.shape, device=self._storage.device)
+
+    def leaf(self, key: NestedKey, index: torch.Tensor) -> torch.Tensor | None:
+        """Return the rows of one leaf, or ``None`` where it is not kept."""
+        values = self._storage.get(key, None)
+        return None if values is None else values.index_select(0, index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of rows and their keys."""
+        keys = sorted(map(str, self._storage.keys(include_nested=True, leaves_only=True)))
+        return {"rows": len(self), "keys": keys}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the state belongs to a dataset like this one."""
+        if state_dict != self.state_dict():
+            raise ValueError(
+                f"The buffer's state is of a dataset of {state_dict['rows']} rows with keys {state_dict['keys']}, this "
+                f"one has {len(self)} rows with keys {self.state_dict()['keys']}; resume with the same dataset."
+            )
+
+    def dumps(self, path: Any) -> None:
+        """Write nothing: the dataset has files of its own."""
+
+    def loads(self, path: Any) -> None:
+        """Read nothing: the dataset has files of its own."""
+
+
+def _select(data: TensorDictBase, index: torch.Tensor) -> dict:
+    return {
+        key: _select(value, index) if isinstance(value, TensorDictBase) else value.index_select(0, index)
+        for key, value in data.items()
+    }
+
+
+class EpisodeSliceSampler(Sampler):
+    """Draws slices of episodes: an episode uniformly, then a start uniformly within it.
+
+    It does what TorchRL's ``SliceSampler(strict_length=False, pad_output=True)`` does, for a dataset that never
+    changes: where the episodes lie is known from the start, so that a draw is a dozen operations on the device, none of
+    which makes the host wait. TorchRL's reads a flag back in each draw.
+
+    Args:
+        starts: row of the first transition of each episode that may be drawn, ``[E]`` int64.
+        lengths: their transitions, ``[E]`` int64.
+        slice_len: rows of a slice. A shorter episode is filled up with its last row.
+    """
+
+    def __init__(self, starts: torch.Tensor, lengths: torch.Tensor, slice_len: int) -> None:
+        self.starts, self.lengths = starts, lengths
+        self.time = torch.arange(slice_len, device=starts.device)
+
+    def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
+        """Return the rows ``[batch_size]`` of ``batch_size // slice_len`` slices, and what the slices add to them."""
+        count, size, device = batch_size // len(self.time), len(self.time), self.starts.device
+        episode = torch.randint(len(self.starts), (count,), device=device, generator=self._rng)
+        start, length = self.starts.index_select(0, episode), self.lengths.index_select(0, episode)
+        room = (length - size).clamp_min(0)  # the last start within the episode
+        drawn = torch.rand(count, dtype=torch.float64, device=device, generator=self._rng)
+        start_time = torch.minimum((drawn * (room + 1)).long(), room)
+        time = start_time.unsqueeze(1) + self.time  # [slices, slice_len]
+        index = (start.unsqueeze(1) + torch.minimum(time, (length - 1).unsqueeze(1))).flatten()
+        real = self.time < length.unsqueeze(1)
+        last = (self.time == (length.clamp_max(size) - 1).unsqueeze(1)).reshape(-1, 1)
+        done = storage.leaf(next_key(DONE), index)
+        return index, {
+            MASK: real.flatten() & storage.leaf(MASK, index),
+            next_key(TRUNCATED): last,
+            next_key(DONE): last if done is None else last | done,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the buffer keeps the generator's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing: the buffer keeps the generator's state."""
+
+    def dumps(self, path: Any) -> None:
+        """Write nothing: the buffer keeps the generator's state."""
+
+    def loads(self, path: Any) -> None:
+        """Read nothing: the buffer keeps the generator's state."""
+
+    def _empty(self) -> None:
+        """Forget nothing: the dataset stays."""
+
+
+@checked
+def make_replay_buffer(
+    data: TensorDictBase | Transitions,
+    *,
+    batch_size: Annotated[int | None, SIZE],
+    device: torch.device | str | None = None,
+    slice_len: Annotated[int | None, SIZE] = None,
+    short_episodes: Literal["pad", "drop"] = "pad",
+    seed: Annotated[int | None, SEED] = None,
+    keys: Sequence[NestedKey] | None = None,
+    prefetch: Annotated[int | None, PREFETCH] = None,
+    buffer_class: type[ReplayBuffer] = TensorDictReplayBuffer,
+) -> TensorDictReplayBuffer:
+    """Return a buffer that draws with replacement from a generator of its own.
+
+    ``buffer.state_dict()`` holds the generator's state and none of the data; ``buffer.load_state_dict`` goes on with
+    exactly the batches that would have come. Nothing in a draw makes the host wait for the device.
+
+    Without ``slice_len`` every transition is equally likely. With it, ``batch_size // slice_len`` slices are drawn: an
+    episode uniformly, then a start uniformly within it; no slice crosses an episode. The sample is flat,
+    ``[batch_size]``, slice after slice (``sample.reshape(-1, slice_len)``); the last row of a slice is marked
+    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's.
+
+    Args:
+        data: transitions ``[T]``, or a dataset.
+        batch_size: rows of a sample; ``None``: ``sample(n)`` says.
+        device: put all of it on that device once; by default sampling reads where it lies, a memory map included.
+        slice_len: rows of a slice; must divide ``batch_size``.
+        short_episodes: what becomes of episodes shorter than ``slice_len``: ``"pad"`` repeats their last row, with
+            ``("collector", "mask")`` false; ``"drop"`` never samples them.
+        seed: of the generator; by default one is drawn from the operating system.
+        keys: leaves to keep, by default all; ``loss.in_keys`` makes samples cheaper. Masks with a false entry always
+            stay, because a loss reads them where they are, and ``("collector", "traj_ids")`` where slices need it.
+        prefetch: 1 prepares the next sample in a thread. More would let threads decide the order.
+        buffer_class: what is built.
+
+    Raises:
+        KeyError: a key of ``keys`` is not in the dataset.
+        TypeError: ``data`` is neither transitions nor a dataset.
+        ValueError: an option is out of range, or no episode is as long as ``slice_len`` where short ones are dropped.
+    """
+    data = _transitions(data)
+    if device is not None:
+        check_device_is_there(device)
+    if keys is not None:
+        for key in keys:
+            if data.get(key, None) is None:
+                there = ", ".join(map(str, data.keys(include_nested=True, leaves_only=True)))
+                raise KeyError(f"The data has no {key!r}, which keys names; it has {there}.")
+        needed = [TRAJ_IDS, MASK] if slice_len is not None else []
+        masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
+        data = data.select(*keys, *needed, *masks)
+    device = torch.device(
+        next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
+    )
+    storage = DatasetStorage(data, device=device)
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return buffer_class(
+        storage=storage,
+        sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, short_episodes, device),
+        writer=ImmutableDatasetWriter(),
+        batch_size=batch_size,
+        generator=generator,
+        prefetch=prefetch,
+    )
+
+
+def _transitions(data: TensorDictBase | Transitions) -> TensorDictBase:
+    if isinstance(data, TensorDictBase):
+        return data
+    if not isinstance(getattr(data, "data", None), TensorDictBase):
+        raise TypeError(f"A buffer is made of transitions or of a dataset, got a {type(data).__name__}.")
+    return data.data
+
+
+def _slice_sampler(
+    data: TensorDictBase, batch_size: int, slice_len: int, short_episodes: str, device: torch.device
+) -> EpisodeSliceSampler:
+    if batch_size is None or slice_len < 1 or batch_size % slice_len:
+        raise ValueError(f"slice_len={slice_len} must divide batch_size={batch_size}; change one of them.")
+    if short_episodes not in ("pad", "drop"):
+        raise ValueError(f"short_episodes must be 'pad' or 'drop', got {short_episodes!r}.")
+    lengths = torch.unique_consecutive(data.get(TRAJ_IDS), return_counts=True)[1]
+    starts = lengths.cumsum(0) - lengths
+    if short_episodes == "drop":
+        kept = lengths >= slice_len
+        if not kept.any():
+            longest = int(lengths.max())
+            raise ValueError(f"No episode has {slice_len} rows, the longest has {longest}; use short_episodes='pad'.")
+        starts, lengths = starts[kept], lengths[kept]
+    return EpisodeSliceSampler(starts.to(device), lengths.to(device), slice_len)
+
+
+__all__ = ["DatasetStorage", "EpisodeSliceSampler", "make_replay_buffer"]

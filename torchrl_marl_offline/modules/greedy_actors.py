@@ -1,0 +1,50 @@
+"""Policies without a density: MATD3's, a tanh of a network, and QMIX's, the legal action of the largest local value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.modules import QValueModule, TanhModule
+
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, TaskSpec
+from torchrl_marl_offline.modules.actors import remembers_build
+from torchrl_marl_offline.modules.networks import AgentNetwork
+
+PROPOSAL = (GROUP, "proposal")
+ACTION_VALUE, CHOSEN_ACTION_VALUE = (GROUP, "action_value"), (GROUP, "chosen_action_value")
+
+
+@remembers_build
+def make_deterministic_actor(spec: TaskSpec, *, hidden: Sequence[int] = (128, 128)) -> TensorDictSequential:
+    """Build MATD3's policies: a tanh within the action bounds; agents share parameters.
+
+    Args:
+        spec: the task, with continuous actions.
+        hidden: widths of the hidden layers.
+    """
+    network = AgentNetwork(
+        spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=False, final_scale=0.1
+    )
+    return TensorDictSequential(
+        TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[PROPOSAL]),
+        TanhModule(in_keys=[PROPOSAL], out_keys=[ACTION], low=spec.action_low, high=spec.action_high),
+    )
+
+
+@remembers_build
+def make_greedy_actor(spec: TaskSpec, *, hidden: Sequence[int] = (128, 128)) -> TensorDictSequential:
+    """Build QMIX's policies: the legal action of the largest local value; agents share parameters.
+
+    Args:
+        spec: the task, with discrete actions.
+        hidden: widths of the hidden layers.
+    """
+    network = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=True)
+    choice = QValueModule(
+        action_space="categorical",
+        action_value_key=ACTION_VALUE,
+        action_mask_key=ACTION_MASK if spec.has_action_mask else None,
+        out_keys=[ACTION, ACTION_VALUE, CHOSEN_ACTION_VALUE],
+    )
+    return TensorDictSequential(TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[ACTION_VALUE]), choice)

@@ -1,0 +1,348 @@
+"""Datasets of graded quality by the field's protocol: train a behaviour policy online, record it at several levels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE
+from torchrl_marl_offline.core.regular_files import read_json
+from torchrl_marl_offline.data.collection import collect
+from torchrl_marl_offline.data.published.cards import list_datasets
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
+from torchrl_marl_offline.data.transitions.subsets import mixture
+from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
+from torchrl_marl_offline.training.evaluation import evaluate
+from torchrl_marl_offline.training.logging import read_csv
+from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
+from torchrl_marl_offline.training.online import OnlineReplay
+from torchrl_marl_offline.training.policies import load_policy, save_policy
+from torchrl_marl_offline.training.run_lock import COMMAND_FILE, RunLock
+from torchrl_marl_offline.training.summary import write_json_atomic
+
+QUALITIES = ("random", "medium-replay", "medium", "expert")
+LEARNER_OPTIONS: dict[str, dict[str, Any]] = {"mpe/simple_spread": {"gamma": 0.85}}
+"""Options of the learner that were found to suit a task better than the defaults."""
+
+_STRIDE = 1_000_003  # between the seeds of two rounds' environments, so that those of neighbouring seeds differ
+
+
+@dataclass(frozen=True)
+@checked
+class RecordSettings:
+    """What a recording depends on; the same settings give equal files.
+
+    Attributes:
+        task: ``"family/task"``.
+        seed: of networks, environments and exploration.
+        updates: gradient steps of the behaviour's training, at most.
+        num_envs: environments that run at once; a round is one episode of each.
+        transitions_per_update: environment steps for each gradient step.
+        batch_size: rows of an update.
+        tau: rate of the target networks.
+        eval_every: gradient steps between two snapshots of the policy.
+        eval_episodes: episodes that measure a snapshot.
+        levels: mean returns that ``"medium"`` and ``"expert"`` should have, or empty: then the expert is the best
+            snapshot and medium the first that gains a third of the way from random play to it.
+        compile: run the loss through :func:`torch.compile`.
+        task_options: of ``make_env``.
+        learner: options of :func:`~.online_learners.make_matd3` or :func:`~.online_learners.make_qmix`.
+    """
+
+    task: str
+    seed: Annotated[int, RUN_SEED] = 0
+    updates: Annotated[int, COUNT] = 40_000
+    num_envs: Annotated[int, SIZE] = 64
+    transitions_per_update: Annotated[int, SIZE] = 32
+    batch_size: Annotated[int, SIZE] = 256
+    tau: Annotated[float, RATE] = 0.02
+    eval_every: Annotated[int, COUNT] = 500
+    eval_episodes: Annotated[int, SIZE] = 320
+    levels: Annotated[Mapping[str, float], REAL] = field(default_factory=dict)
+    compile: bool = True
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    learner: Mapping[str, Any] = field(default_factory=dict)
+
+
+@checked
+def record(
+    task: str,
+    folder: str | Path,
+    *,
+    qualities: Sequence[str] = QUALITIES,
+    transitions: Annotated[int, COUNT] = 100_000,
+    levels: Annotated[Mapping[str, float] | None, REAL] = None,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, OfflineDataset]:
+    """Train a behaviour policy on ``task`` and record datasets of several qualities.
+
+    ====================  =========================================================================================
+    quality               policy
+    ====================  =========================================================================================
+    ``random``            uniform over the (legal) actions
+    ``medium``            the training's snapshot at a medium level, with its exploration
+    ``medium-replay``     no policy: everything that the training gathered up to that snapshot
+    ``expert``            the snapshot at the expert level, with its exploration
+    ``A-B``               equal numbers of episodes of the qualities ``A`` and ``B``, e.g. ``medium-expert``
+    ====================  =========================================================================================
+
+    MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`). The
+    folder holds a dataset per quality, ``behaviour/`` with the training's curves (``eval.csv``), checkpoints,
+    experience and snapshots, ``policies/`` with the two that were recorded, and ``recording.json``. Called again it
+    goes on where it was interrupted or killed; what is there already is loaded.
+
+    Args:
+        task: ``"family/task"``, as for ``make_env``.
+        folder: of this recording; one per task and seed.
+        qualities: which datasets to record.
+        transitions: of every dataset but ``medium-replay`` (whole episodes: at least that many).
+        levels: see :class:`RecordSettings`; by default those of the published sets of this task, where there are any.
+        progress: show bars and a line per snapshot.
+        settings: the other fields of :class:`RecordSettings`.
+
+    Returns:
+        the datasets by quality.
+
+    Raises:
+        ValueError: an unknown quality or setting.
+        DatasetError: the folder holds a recording with other settings.
+        TrainingInterrupted: the training was asked to stop; it has saved itself.
+        RunInUseError: another process is recording there.
+    """
+    base = [part for quality in qualities for part in parts_of(quality)]
+    if unknown := [part for part in base if part not in QUALITIES]:
+        raise ValueError(f"Unknown quality {unknown[0]!r}; choose from {', '.join(QUALITIES)}, or mix two as 'A-B'.")
+    levels = published_levels(task) if levels is None else dict(levels)
+    known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+    settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
+    recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
+    if any(quality != "random" and not is_dataset_folder(user_path(folder) / quality) for quality in base):
+        recording.train()
+    found = {quality: recording.dataset(quality) for quality in dict.fromkeys(base)}
+    for quality in qualities:
+        if quality not in found:
+            found[quality] = recording.mixture(quality, [found[part] for part in parts_of(quality)])
+    return {quality: found[quality] for quality in qualities}
+
+
+def parts_of(quality: str) -> list[str]:
+    """Return what a quality is recorded from: itself, or of a mixture ``"A-B"`` both parts."""
+    return [quality] if quality in QUALITIES else quality.split("-")
+
+
+def published_levels(task: str) -> dict[str, float]:
+    """Return the mean returns of the published ``"medium"`` and ``"expert"`` sets of a task, or an empty mapping."""
+    levels = {}
+    for card in list_datasets().values():
+        if card.env == task and card.quality.lower() in ("medium", "expert"):
+            levels.setdefault(card.quality.lower(), card.returns[0])
+    return levels if len(levels) == 2 else {}
+
+
+class _Recording:
+    """One folder: the training, its snapshots, and the datasets that come from them."""
+
+    def __init__(self, settings: RecordSettings, folder: Path, transitions: int, progress: bool) -> None:
+        self.settings, self.folder, self.transitions, self.progress = settings, folder, transitions, progress
+        self.behaviour, self.policies = folder / "behaviour", folder / "behaviour" / "snapshots"
+        torch.manual_seed(settings.seed)
+        self.env = make_env(settings.task, num_envs=settings.num_envs, **settings.task_options)
+        self.learner: OnlineLearner = make_online_learner(self.env, **settings.learner)
+        self.warm_up = math.ceil(5000 / (settings.num_envs * self.env.max_episode_steps))  # rounds of random play
+        self.replay: OnlineReplay | None = None
+        self._claim()  # after everything that could be refused
+
+    # Training
+
+    def train(self) -> None:
+        """Train to the end, from the newest checkpoint if there is one."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        round_size = settings.num_envs * self.env.max_episode_steps
+        self.replay = OnlineReplay(
+            self._round,
+            capacity=min(1_000_000, max(round_size, settings.updates * settings.transitions_per_update + round_size)),
+            batch_size=settings.batch_size,
+            update_to_data=1 / settings.transitions_per_update,
+            journal=self.behaviour / "experience",
+            prepare=with_team_reward,
+            keys=self.learner.keys,
+            device=self.env.device,
+            seed=settings.seed,
+        )
+        trainer = Trainer(
+            self.learner.loss,
+            self.replay,
+            steps=settings.updates,
+            optimizer=self.learner.optimizer,
+            tau=settings.tau,
+            evaluators={"behaviour": self._snapshot},
+            eval_every=settings.eval_every,
+            checkpoint_every=4 * settings.eval_every,
+            keep_checkpoints=2,
+            stop_when=self._expert_reached,
+            output=self.behaviour,
+            compile={} if settings.compile else "off",
+            progress=self.progress,
+        )
+        self.trainer = trainer
+        if trainer.checkpoints.latest() is not None:
+            trainer.resume()
+            if self.learner.delay is not None:
+                self.learner.delay.count = trainer.step
+        try:
+            trainer.train()
+        except TrainingInterrupted as stopped:
+            raise TrainingInterrupted(
+                stopped.step,
+                stopped.checkpoint,
+                f"Interrupted at update {stopped.step} of {settings.updates}, saved; call record() again to go on.",
+            ) from None
+
+    def _round(self, number: int) -> OfflineDataset:
+        """Gather one episode of every environment."""
+        self.learner.set_exploration(number / max(1, 10 * self.warm_up))
+        policy = None if number < self.warm_up else self.learner.explorer
+        seed = _STRIDE * (number + len(QUALITIES)) + self.settings.seed  # after those of the datasets
+        return collect(self.env, policy, episodes=self.settings.num_envs, seed=seed)
+
+    def _snapshot(self) -> dict[str, float]:
+        """Measure the policy as it would be recorded, and keep it."""
+        self.learner.set_exploration(1.0)
+        seed = self.settings.seed
+        result = evaluate(
+            self.learner.explorer, self.env, episodes=self.settings.eval_episodes, seed=seed, mode="sample"
+        )
+        save_policy(self._snapshot_file(self.trainer.step), self.learner.actor)
+        return result.summary() | {"transitions": float(self.replay.transitions)}
+
+    def _expert_reached(self) -> bool:
+        level = self.settings.levels.get("expert")
+        return level is not None and self._history()[-1]["return"] >= level
+
+    def _history(self) -> list[dict[str, Any]]:
+        return [row for row in read_csv(self.behaviour / "eval.csv") if row["evaluator"] == "behaviour"]
+
+    # Datasets
+
+    def dataset(self, quality: str) -> OfflineDataset:
+        """Load the dataset of a quality, recorded first if it is not there."""
+        make = {"random": self._random, "medium-replay": self._medium_replay}.get(quality, self._level)
+        return self._kept(quality, lambda: make(quality))
+
+    def mixture(self, name: str, parts: list[OfflineDataset]) -> OfflineDataset:
+        """Load a mixture of equal numbers of episodes, made first if it is not there."""
+
+        def make() -> OfflineDataset:
+            mixed = mixture(parts, [1.0] * len(parts), seed=self.settings.seed)
+            mixed.metadata["quality"] = name
+            return mixed
+
+        return self._kept(name, make)
+
+    def _kept(self, name: str, make: Callable[[], OfflineDataset]) -> OfflineDataset:
+        path = self.folder / name
+        if not is_dataset_folder(path):
+            make().save(path)
+        return OfflineDataset.load(path)
+
+    def _random(self, quality: str) -> OfflineDataset:
+        facts = self._facts(quality) | {"behaviour": "uniform over the legal actions"}
+        return self._collect(None, facts)
+
+    def _level(self, quality: str) -> OfflineDataset:
+        row = choose_level(self._history(), quality, self.settings.levels, self._random_return())
+        facts = self._facts(quality) | self._policy_facts(row)
+        saved = load_policy(self._snapshot_file(row["step"]), device=self.env.device)
+        self.learner.actor.load_state_dict(saved.policy.state_dict())
+        self.learner.set_exploration(1.0)
+        save_policy(self.folder / "policies" / f"{quality}.pt", saved.policy, facts)
+        return self._collect(self.learner.explorer, facts)
+
+    def _medium_replay(self, quality: str) -> OfflineDataset:
+        row = choose_level(self._history(), "medium", self.settings.levels, self._random_return())
+        gathered = self.replay.experience(int(row["transitions"]))
+        facts = self._facts(quality) | self._policy_facts(row) | {"source": "record", "task": self.settings.task}
+        return OfflineDataset(gathered.data, gathered.spec, facts, check=False)
+
+    def _collect(self, policy: Any, facts: dict[str, Any]) -> OfflineDataset:
+        seed = _STRIDE * QUALITIES.index(facts["quality"]) + self.settings.seed
+        env = make_env(self.settings.task, num_envs=self.settings.num_envs, **self.settings.task_options)
+        return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
+
+    def _facts(self, quality: str) -> dict[str, Any]:
+        options = dict(self.settings.task_options)
+        return {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": self.learner.name}} | (
+            {"task_options": options} if options else {}
+        )
+
+    def _policy_facts(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        words = f"{self.learner.name} after {row['step']} updates, with its exploration"
+        return {"behaviour": words, "behaviour_updates": row["step"], "behaviour_return": row["return"]}
+
+    def _random_return(self) -> float:
+        return self.dataset("random").episode_returns().mean().item()
+
+    def _snapshot_file(self, step: int) -> Path:
+        return self.policies / f"step-{step:08d}.pt"
+
+    def _claim(self) -> None:
+        """Write the settings, or compare them with those of the recording that is there."""
+        self._lock = RunLock(self.folder, COMMAND_FILE)
+        self._lock.acquire()
+        path = self.folder / "recording.json"
+        told = json.loads(json.dumps({**asdict(self.settings), "transitions": self.transitions}))
+        if not path.exists():
+            self.policies.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(path, told)
+        elif (there := read_json(path)) != told:
+            differing = sorted(key for key in told | there if told.get(key) != there.get(key))
+            raise DatasetError(
+                f"{self.folder} holds a recording with another {', '.join(differing)} "
+                f"({', '.join(str(there.get(key)) for key in differing)}); choose another folder or the same settings."
+            )
+
+
+@checked
+def choose_level(
+    history: Sequence[Mapping[str, Any]],
+    quality: str,
+    levels: Annotated[Mapping[str, float], REAL],
+    random_return: Annotated[float, REAL],
+) -> Mapping[str, Any]:
+    """Return the snapshot of a quality.
+
+    With a level, the first snapshot that reaches it or the one before, whichever is nearer; if none does, the best.
+    Without, the best snapshot is the expert, and medium's level lies a third of the way from random play to it.
+
+    Args:
+        history: snapshots in order of time, each with its ``"return"``.
+        quality: ``"medium"`` or ``"expert"``.
+        levels: mean returns by quality.
+        random_return: of uniformly random play.
+    """
+    best = max(history, key=lambda row: row["return"])
+    level = levels.get(quality)
+    if level is None:
+        if quality == "expert":
+            return best
+        level = random_return + (best["return"] - random_return) / 3
+    for before, row in zip([None, *history], history):
+        if row["return"] >= level:
+            nearer = before is not None and level - before["return"] < row["return"] - level
+            return before if nearer else row
+    return best

@@ -1,0 +1,206 @@
+"""The online methods that behaviour policies are trained with, put together from TorchRL's parts.
+
+MATD3 (Ackermann et al. 2019) for continuous actions and QMIX (Rashid et al. 2018) for discrete ones: the methods behind
+the field's published datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torchrl.modules import AdditiveGaussianModule, EGreedyModule
+from torchrl.objectives import LossModule, TD3Loss
+from torchrl.objectives.multiagent import QMixerLoss
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    DONE,
+    REWARD,
+    STATE,
+    TERMINATED,
+    TaskSpec,
+    next_key,
+)
+from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, WIDTHS
+from torchrl_marl_offline.modules.critics import make_critic
+from torchrl_marl_offline.modules.greedy_actors import (
+    ACTION_VALUE,
+    CHOSEN_ACTION_VALUE,
+    make_deterministic_actor,
+    make_greedy_actor,
+)
+from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
+from torchrl_marl_offline.training.optimizer import default_optimizer
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torchrl.envs import EnvBase
+
+TEAM_REWARD = "reward"
+
+
+@dataclass(frozen=True)
+class OnlineLearner:
+    """A loss, the policy it trains, and how that policy explores.
+
+    Attributes:
+        name: of the method.
+        loss: for a :class:`~torchrl_marl_offline.Trainer`; wants :func:`with_team_reward` of the rows.
+        actor: the greedy policy; with the noise of a recorded behaviour in ``explorer``.
+        explorer: ``actor`` and noise, where TorchRL's exploration type is ``RANDOM``.
+        optimizer: of the loss's parameters.
+        set_exploration: called with the share of the exploration schedule that is over, in [0, 1], and 1 for
+            recording.
+        delay: the hook behind delayed policy updates, or ``None``.
+    """
+
+    name: str
+    loss: LossModule
+    actor: TensorDictModuleBase
+    explorer: TensorDictModuleBase
+    optimizer: torch.optim.Optimizer
+    set_exploration: Callable[[float], None]
+    delay: DelayedUpdates | None = None
+
+    @property
+    def keys(self) -> list[Any]:
+        """The leaves that the loss reads."""
+        return [key for key in self.loss.in_keys if key != "td_error"]
+
+
+class DelayedUpdates:
+    """Let an optimizer leave some parameters alone in all but every ``every``-th step (TD3's delayed policy updates).
+
+    Args:
+        optimizer: whose steps are counted.
+        parameters: those that wait.
+        every: how long.
+
+    Attributes:
+        count: steps so far; to be put back when a run is resumed.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], *, every: int) -> None:
+        self.parameters, self.every, self.count = list(parameters), every, 0
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, *_: Any) -> None:
+        self.count += 1
+        if self.count % self.every:
+            for parameter in self.parameters:
+                parameter.grad = None  # an optimizer passes over parameters without a gradient
+
+
+def with_team_reward(rows: TensorDictBase) -> TensorDictBase:
+    """Return ``rows`` with the mean of the agents' rewards, ``[*B, 1]``, at ``("next", "reward")``."""
+    rows = rows.copy()
+    following = rows.get("next").copy()
+    return rows.set("next", following.set(TEAM_REWARD, rows.get(next_key(REWARD)).mean(-2)))
+
+
+def make_online_learner(env: EnvBase, **options: Any) -> OnlineLearner:
+    """Return :func:`make_qmix` of a discrete task and :func:`make_matd3` of a continuous one; options as there."""
+    return (make_qmix if TaskSpec.from_env(env).discrete else make_matd3)(env, **options)
+
+
+@checked
+def make_matd3(
+    env: EnvBase,
+    *,
+    hidden: Annotated[Sequence[int], WIDTHS] = (128, 128),
+    lr: Annotated[float, LEARNING_RATE] = 1e-3,
+    gamma: Annotated[float, DISCOUNT] = 0.95,
+    noise: Annotated[float, NON_NEGATIVE] = 0.3,
+    policy_delay: Annotated[int, COUNT] = 2,
+) -> OnlineLearner:
+    """Build MATD3: decentralized deterministic policies and two centralized critics of the team's mean reward.
+
+    The loss is TorchRL's :class:`~torchrl.objectives.TD3Loss`. Agents share parameters and are told apart by a one-hot
+    id; the critics read the joint observation and the joint action.
+
+    Args:
+        env: the task, with continuous actions.
+        hidden: widths of the hidden layers of all networks.
+        lr: Adam's learning rate.
+        gamma: discount.
+        noise: standard deviation of the exploration, and of a recorded behaviour, in halves of the action range.
+        policy_delay: critic updates for each update of the policy.
+    """
+    spec = TaskSpec.from_env(env)
+    half = (spec.action_high - spec.action_low) / 2
+    actor = make_deterministic_actor(spec, hidden=hidden).to(env.device)
+    critic = make_critic(spec, decomposition="centralized", joint_observation=True, num_heads=1, hidden=hidden)
+    loss = TD3Loss(
+        actor,
+        critic.to(env.device),
+        bounds=(spec.action_low, spec.action_high),
+        policy_noise=0.2 * half,
+        noise_clip=0.5 * half,
+        loss_function="l2",
+    )
+    loss.set_keys(action=ACTION, reward=TEAM_REWARD, done=DONE, terminated=TERMINATED)
+    loss.make_value_estimator(gamma=gamma)
+    gaussian = AdditiveGaussianModule(
+        env.full_action_spec[ACTION], noise * half, noise * half, action_key=ACTION, device=env.device
+    )
+    explorer = TensorDictSequential(actor, gaussian)
+    optimizer = default_optimizer(loss, lr=lr)
+    policy = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
+    delay = DelayedUpdates(optimizer, policy, every=policy_delay)
+    return OnlineLearner("MATD3", loss, actor, explorer, optimizer, lambda share: None, delay)
+
+
+@checked
+def make_qmix(
+    env: EnvBase,
+    *,
+    hidden: Annotated[Sequence[int], WIDTHS] = (128, 128),
+    lr: Annotated[float, LEARNING_RATE] = 1e-3,
+    gamma: Annotated[float, DISCOUNT] = 0.95,
+    noise: Annotated[float, NON_NEGATIVE] = 0.05,
+) -> OnlineLearner:
+    """Build QMIX: greedy policies over local action values, trained through a monotonic mixer.
+
+    The loss is TorchRL's :class:`~torchrl.objectives.QMixerLoss`, the mixer
+    :class:`~torchrl_marl_offline.HyperNetworkMixer`. Exploration is epsilon-greedy over the legal actions, from 1 down
+    to ``noise``.
+
+    Args:
+        env: the task, with discrete actions.
+        hidden: widths of the hidden layers of the local values.
+        lr: Adam's learning rate.
+        gamma: discount.
+        noise: the last epsilon, which is also that of a recorded behaviour.
+    """
+    spec = TaskSpec.from_env(env)
+    mask = ACTION_MASK if spec.has_action_mask else None
+    actor = make_greedy_actor(spec, hidden=hidden).to(env.device)
+    network = HyperNetworkMixer(spec.n_agents, spec.state_size)
+    mixer = TensorDictModule(network, in_keys=[CHOSEN_ACTION_VALUE, STATE], out_keys=["chosen_action_value"])
+    loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
+    loss.set_keys(
+        action_value=ACTION_VALUE,
+        local_value=CHOSEN_ACTION_VALUE,
+        global_value="chosen_action_value",
+        action=ACTION,
+        reward=TEAM_REWARD,
+        done=DONE,
+        terminated=TERMINATED,
+    )
+    loss.make_value_estimator(gamma=gamma)
+    greedy = EGreedyModule(
+        env.full_action_spec[ACTION].clone(), 1.0, noise, action_key=ACTION, action_mask_key=mask, device=env.device
+    )
+    optimizer = default_optimizer(loss, lr=lr)
+
+    def set_exploration(share: float) -> None:
+        greedy.eps.fill_(1.0 + (noise - 1.0) * min(share, 1.0))
+
+    explorer = TensorDictSequential(actor, greedy)
+    return OnlineLearner("QMIX", loss, actor, explorer, optimizer, set_exploration)

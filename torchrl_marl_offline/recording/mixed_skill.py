@@ -1,0 +1,105 @@
+"""Datasets of mixed skill, recorded once with scripted policies."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tensordict.nn import TensorDictModule
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
+from torchrl_marl_offline.data.collection import collect
+from torchrl_marl_offline.data.quality.inspection import inspect
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
+from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+
+    from torchrl_marl_offline.data.collection import Policy
+
+
+@checked
+def record_mixed_skill(
+    task: str,
+    folder: str | Path,
+    *,
+    episodes: Annotated[int, COUNT] = 4000,
+    seed: Annotated[int, SEED] = 0,
+    num_envs: Annotated[int, SIZE] = 1000,
+    progress: bool = False,
+) -> OfflineDataset:
+    """Record ``task`` with policies of mixed skill, one drawn per episode; a dataset that is there already is loaded.
+
+    ==========================  ==============================================================================
+    task                        policies
+    ==========================  ==============================================================================
+    ``mpe/simple_spread``       to fixed landmarks: one straight there (.34), two blown off course by a wind (.33
+                                each), all with action noise .3
+    ``games/grid_navigation``   optimal with a third of its actions random (.4), greedy (.3), random (.3)
+    ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
+    others                      uniform over the legal actions
+    ==========================  ==============================================================================
+
+    Args:
+        task: ``"family/task"``, as for ``make_env``.
+        folder: where datasets of all tasks lie; this one's name tells task, number of episodes and seed.
+        episodes: how many to record.
+        seed: of the environment and the policies.
+        num_envs: environments stepped at once (at most ``episodes``).
+        progress: show a bar on a terminal.
+
+    Raises:
+        DatasetError: if the dataset that is there is damaged, or of the policies of another version.
+        ValueError: if there is no such task.
+    """
+    env = make_env(task, num_envs=min(num_envs, episodes), seed=seed)
+    behaviour, policy = _mixed_skill(env, seed)
+    path = user_path(folder) / f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
+    if not is_dataset_folder(path):
+        facts = {"quality": "mixed", "behaviour": behaviour}
+        recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)
+        recorded.inspection = inspect(recorded)
+        with suppress(FileExistsError):  # another process was faster, with the same seed
+            recorded.save(path)
+    dataset = OfflineDataset.load(path)
+    if dataset.metadata.get("behaviour") != behaviour:
+        raise DatasetError(f"{path} was recorded by other policies than those of this version; delete it.")
+    return dataset
+
+
+def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
+    """Return the policies in words, which tell one version's data from another's, and the policy to record with."""
+    family, _, name = env.task_spec.task.partition("/")
+    seeds = iter(range(1000 * seed, 1000 * seed + 10))
+    if name == "simple_spread":
+        offsets, shares = [(0.0, 0.0), (0.6, 0.3), (0.6, -0.3)], [0.34, 0.33, 0.33]
+        policies = [
+            SpreadController("fixed_assignment", noise=0.3, offset=offset, seed=next(seeds)) for offset in offsets
+        ]
+        words = f"fixed_assignment, noise 0.3, offsets {offsets}, shares {shares}"
+    elif name == "grid_navigation":
+        shares = [0.4, 0.3, 0.3]
+        policies = [
+            GridController("optimal", epsilon=0.33, seed=next(seeds)),
+            GridController("greedy", seed=next(seeds)),
+            GridController("random", seed=next(seeds)),
+        ]
+        words = f"optimal with epsilon 0.33, greedy, random, shares {shares}"
+    elif family == "vmas" and name in SCENARIOS:
+        shares = [0.5, 0.5]
+        draw = env.full_action_spec[ACTION].rand
+        uniform = TensorDictModule(lambda _: draw(), in_keys=[OBSERVATION], out_keys=[ACTION])
+        policies = [VmasHeuristic(env, noise=0.3), uniform]
+        words = f"heuristic with noise 0.3, random, shares {shares}"
+    else:
+        return "uniform over the legal actions", None
+    return words, MixedSkill(policies, probabilities=shares, seed=next(seeds))
