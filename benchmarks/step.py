@@ -115,7 +115,7 @@ def flop_of(size: Size, data: OfflineDataset, **settings: Any) -> int:
     return counter.get_total_flops()
 
 
-def matrix_peak(device: str = "cpu", precision: Precision = "fp32") -> float:
+def matrix_peak(device: str = "cpu", precision: Precision = "fp32", *, products: int = 40) -> float:
     """Return the FLOP/s that a large product reaches."""
     side = 2048 if device == "cpu" else 8192
     a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
@@ -123,7 +123,7 @@ def matrix_peak(device: str = "cpu", precision: Precision = "fp32") -> float:
         a, b = a.bfloat16(), b.bfloat16()
     best = float("inf")
     with in_precision(precision, a.device):
-        for _ in range(40):  # the best of many: other jobs may run beside it
+        for _ in range(products):  # the best of many: other jobs may run beside it
             wait_for_gpu()
             began = time.perf_counter()
             a @ b

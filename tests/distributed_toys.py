@@ -126,11 +126,12 @@ def train_case(case: SharedCase, processes: SingleProcess) -> tuple[Trainer, tor
 
 
 def train_cases(folder: Path, processes: SingleProcess) -> None:
-    """Train all cases and write each process's weights and the rows that it logged."""
+    """Train the cases that ``cases`` names and write each process's weights and the rows that it logged."""
+    wanted = (folder / "cases").read_text().splitlines()
     AveragedGradients.__call__, joined = _not_joined, AveragedGradients.__call__
-    found = {str(case): train_case(case, processes) for case in UNEQUAL}
+    found = {str(case): train_case(case, processes) for case in UNEQUAL if str(case) in wanted}
     AveragedGradients.__call__ = joined
-    found |= {str(case): train_case(case, processes) for case in EQUAL}
+    found |= {str(case): train_case(case, processes) for case in EQUAL if str(case) in wanted}
     result = {name: {"weights": vector, "rows": run.logger.train.rows} for name, (run, vector) in found.items()}
     torch.save(result, folder / f"process-{processes.rank}.pt")
 

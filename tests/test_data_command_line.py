@@ -141,7 +141,7 @@ def test_wrong_arguments():
 
 def test_as_a_process(tmp_path):
     episodes([2, 3]).save(tmp_path / "toy")
-    result = processes.run("-W", "ignore", "-m", "torchrl_marl_offline.data", "verify", tmp_path / "none")
+    result = processes.run("-W", "ignore", "-m", "torchrl_marl_offline", "data", "verify", tmp_path / "none")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 

@@ -74,7 +74,7 @@ def test_files_of_either_format_are_mended_whole_or_in_blocks(tmp_path, monkeypa
     steps = pymarl_episode_arrays([4, 3], longest=4)
     steps["avail_actions"][0, 2:, 0] = 0
     monkeypatch.setattr("torchrl_marl_offline.data.formats.streaming._BYTES_AT_ONCE", 500)
-    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.row_blocks._ROWS_AT_ONCE", 2)
     for source, dead in (
         (f"vault:{write_vault(tmp_path / 'v', vault)}", [[1, 1], [2, 1], [3, 1], [9, 1], [10, 1], [11, 1]]),
         (f"pymarl:{write_h5(tmp_path / 'a.h5', steps)}", [[2, 0], [3, 0]]),

@@ -235,7 +235,7 @@ def test_hashes_see_every_bit_but_the_sign_of_zero():
 def test_blocks_do_not_change_a_hash(monkeypatch):
     whole = row_hashes(clean().data, ("state", ACTION)), content_checksum(clean()), inspect(clean())
     monkeypatch.setattr("torchrl_marl_offline.data.transitions.fingerprints._ROWS_AT_ONCE", 4)
-    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.row_blocks._ROWS_AT_ONCE", 4)
     assert torch.equal(row_hashes(clean().data, ("state", ACTION)), whole[0])
     assert content_checksum(clean()) == whole[1] and inspect(clean()) == whole[2]
     for make, plant, *_ in PLANTS.values():
@@ -392,7 +392,7 @@ def test_repair_block_by_block_is_repair(code, rows_at_once, tmp_path, monkeypat
     make, plant, *_ = PLANTS[code]
     whole = repair(plant(make()), **REPAIRED[code])
     OfflineDataset(plant(make()).data, plant(make()).spec, check=False).save(tmp_path / "set")
-    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.row_blocks._ROWS_AT_ONCE", rows_at_once)
     spoiled = OfflineDataset.load(tmp_path / "set")
     parts = repair(spoiled, path=tmp_path / "mended", **REPAIRED[code])
     assert content_checksum(parts) == content_checksum(whole) and parts.spec == whole.spec
@@ -421,7 +421,7 @@ def test_many_repairs_in_one_pass(tmp_path, monkeypatch):
     whole = repair(spoil())
     assert len(whole.metadata["repairs"]) == 9 and codes(whole) == ["masked_rows"]
     assert masked(whole) == [3, 4, 7]
-    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.row_blocks._ROWS_AT_ONCE", 5)
     assert content_checksum(repair(spoil(), path=tmp_path / "set")) == content_checksum(whole)
 
 
@@ -442,8 +442,9 @@ def test_a_repair_that_is_refused_leaves_no_folder(tmp_path):
 
 SHORT_OF_MEMORY = """
 import resource, sys
-from torchrl_marl_offline.data import OfflineDataset, defects, repair
-defects._BYTES_AT_ONCE = 2**20
+from torchrl_marl_offline.data import OfflineDataset, repair
+from torchrl_marl_offline.data.transitions import row_blocks
+row_blocks._BYTES_AT_ONCE = 2**20
 dataset = OfflineDataset.load(sys.argv[1], verify=False)
 repair(dataset.select_episodes([0]), path=sys.argv[2] + "-warm")  # whatever is imported on the way
 taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
@@ -570,7 +571,9 @@ def test_a_plain_load_warns_once_for_each_finding(tmp_path):
 
 
 def test_a_folder_warns_of_what_was_found_when_it_was_written(tmp_path, monkeypatch):
-    two_problems(clean()).save(tmp_path / "set")
+    dataset = two_problems(clean())
+    dataset.inspection = inspect(dataset)
+    dataset.save(tmp_path / "set")
     found = inspect(OfflineDataset.load(tmp_path / "set"))
     assert [finding.code for finding in found.problems] == ["broken_episode", "replicated_state"]
     assert OfflineDataset.load(tmp_path / "set").inspection == found
@@ -597,9 +600,6 @@ def test_a_part_of_a_loaded_set_is_another_set(tmp_path):
 
 def test_a_folder_without_findings_is_inspected(tmp_path):
     path = two_problems(clean()).save(tmp_path / "set")
-    header = json.loads((path / "metadata.json").read_text())
-    del header["metadata"]["inspection"], header["header"]  # as before findings were written
-    (path / "metadata.json").write_text(json.dumps(header))
     assert OfflineDataset.load(path).inspection is None and len(warnings_of(path)) == 2
 
 

@@ -221,7 +221,9 @@ CHANGES = {
 @pytest.mark.parametrize("code", CHANGES)
 def test_a_stored_inspection_is_believed_where_the_values_agree(tmp_path, code, verify):
     change, discrete = CHANGES[code]
-    folder = clean([3, 1, 4], discrete=discrete).save(tmp_path / "toy")
+    dataset = clean([3, 1, 4], discrete=discrete)
+    dataset.inspection = inspect(dataset)
+    folder = dataset.save(tmp_path / "toy")
     assert OfflineDataset.load(folder, verify=verify).inspection is not None
     change(folder)
     reseal(folder)

@@ -220,7 +220,7 @@ def test_a_repairing_conversion_mends_block_by_block(tmp_path, monkeypatch):
     source = f"vault:{write_vault(tmp_path / 'v', arrays)}"
     whole = load_dataset(source, repair=True)
     monkeypatch.setattr("torchrl_marl_offline.data.formats.streaming._BYTES_AT_ONCE", 1000)
-    monkeypatch.setattr("torchrl_marl_offline.data.quality.defects._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("torchrl_marl_offline.data.transitions.row_blocks._ROWS_AT_ONCE", 3)
     mended = load_dataset(convert_dataset(source, tmp_path / "out", repair=True))
     assert content_checksum(mended) == content_checksum(whole)
     assert mended.metadata["repairs"] == whole.metadata["repairs"] != []

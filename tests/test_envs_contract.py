@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from host_waits import NO_DEVICE, HostWaits
+from selection import some_of
 from torchrl.envs import check_env_specs
 
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, TaskSpec
@@ -277,7 +278,7 @@ def test_actions_beyond_the_bounds_are_clipped(task, options):
 
 
 @pytest.mark.filterwarnings("ignore:Force limits not specified")
-@pytest.mark.parametrize("task", VMAS)
+@pytest.mark.parametrize("task", some_of(VMAS, every=3))
 def test_all_vmas_scenarios(task):
     env = make_env(task, num_envs=3, seed=0, max_steps=3)
     check_env_specs(env)

@@ -9,6 +9,7 @@ import pytest
 import smacv2_toy
 import torch
 from layout_checks import assert_battle_layout
+from selection import thorough
 from smacv2_toy import ATTACK, AWAY, NEARER, NO_OP, STOP, StarCraft2Env
 from torchrl.envs import check_env_specs
 
@@ -68,7 +69,9 @@ def test_without_the_game_one_sentence_says_what_to_do(game, monkeypatch, tmp_pa
     assert message.count(". ") == 0
 
 
-@pytest.mark.parametrize(("task", "num_envs"), [(TASKS[0], 1), (TASKS[0], 3), (TASKS[1], 1), (TASKS[1], 3)])
+@pytest.mark.parametrize(
+    ("task", "num_envs"), [(TASKS[0], 3), (TASKS[1], 1), *map(thorough, [(TASKS[0], 1), (TASKS[1], 3)])]
+)
 def test_specs_layout_and_a_thousand_random_steps(game, task, num_envs):
     env = make_env(task, num_envs=num_envs, seed=0, workers="serial")
     check_env_specs(env)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from objective_toys import Case, make_batch
+from selection import thorough
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
@@ -183,9 +184,10 @@ def stag_hunt(rows: int = 2000):
 
 @pytest.mark.slow
 @pytest.mark.fault("3.15")
-def test_rare_successes_are_found() -> None:
+@pytest.mark.parametrize("seeds", [[0], thorough([1, 2, 3, 4])])
+def test_rare_successes_are_found(seeds: list[int]) -> None:
     data = stag_hunt()
-    for seed in range(5):
+    for seed in seeds:
         torch.manual_seed(seed)
         actor = make_actor(data.spec, hidden=(32, 32))
         critic = make_critic(data.spec, decomposition="centralized", hidden=(32, 32))

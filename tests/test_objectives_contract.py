@@ -507,7 +507,7 @@ def test_a_mask_of_another_name_is_honoured() -> None:
     "case",
     [
         Case("mixer", "iql", "awr"),
-        Case("vdn", "sarsa", "brac", discrete=True),
+        thorough(Case("vdn", "sarsa", "brac", discrete=True)),
         *map(thorough, [Case("qplex", "iql", "brac", discrete=True), Case("graph", "td", "brac", discrete=True)]),
         SYSTEM_CASES[3],  # conservative, discrete
         *map(thorough, [SYSTEM_CASES[6], *SYSTEM_CASES[7::3]]),  # rectification; implicit constraint; global to local

@@ -74,7 +74,7 @@ def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool
 
 @pytest.mark.parametrize(
     "case",
-    some_of(SYSTEM_CASES, every=2),
+    some_of(SYSTEM_CASES, every=5),
     ids=str,
 )
 def test_traced_it_is_the_loss_as_it_stands(case: Case) -> None:

@@ -34,7 +34,7 @@ def test_what_a_process_sees_is_what_a_new_one_sees(tmp_path):
 def test_errors_signals_and_modules(tmp_path):
     failed = run("-W", "error::UserWarning", "-c", "import warnings; warnings.warn('no')")
     assert failed.returncode == 1 and "UserWarning: no" in failed.stderr
-    assert run("-m", "torchrl_marl_offline.data", "verify", str(tmp_path / "none")).returncode == 1
+    assert run("-m", "torchrl_marl_offline", "data", "verify", str(tmp_path / "none")).returncode == 1
     waiting = "import time; print('started', flush=True); time.sleep(60)"
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         process = start("-c", waiting)

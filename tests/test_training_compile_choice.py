@@ -187,6 +187,7 @@ def test_a_library_is_cut_where_it_ends_before_its_sections(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # a cut library that is put there by hand is always tested
 @pytest.mark.fault("2.5")
 def test_a_library_that_is_really_cut_short(tmp_path):
     """What Ctrl-C leaves: torch finds the file in its cache, and a new process cannot load it."""

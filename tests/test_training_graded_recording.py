@@ -10,6 +10,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from selection import thorough
 
 from torchrl_marl_offline import load_dataset, load_policy
 from torchrl_marl_offline.core.layout import ACTION
@@ -64,7 +65,7 @@ def test_the_levels_of_published_sets():
     assert published_levels("vmas/balance") == {}
 
 
-@pytest.mark.parametrize("task", ["mpe/simple_spread", "games/grid_navigation", "vmas/balance"])
+@pytest.mark.parametrize("task", ["mpe/simple_spread", *map(thorough, ["games/grid_navigation", "vmas/balance"])])
 def test_two_recordings_with_one_seed_are_equal_files(tmp_path, task):
     settings = SMALL | {"task_options": {"max_steps": 20}}
     qualities = [*QUALITIES, "medium-expert"]

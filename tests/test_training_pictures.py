@@ -46,7 +46,8 @@ def pixels(path):
 def distinct_colours(path) -> int:
     import numpy as np
 
-    return len(np.unique((pixels(path)[..., :3] * 255).astype(int).reshape(-1, 3), axis=0))
+    red, green, blue = (pixels(path)[..., channel] * 255 for channel in range(3))
+    return len(np.unique(((red.astype(int) * 256) + green.astype(int)) * 256 + blue.astype(int)))
 
 
 def test_learning_curves_of_one_run_and_of_several(tmp_path):

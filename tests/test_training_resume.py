@@ -31,7 +31,7 @@ from torchrl_marl_offline.training import (
     read_csv,
 )
 
-KILLS = 20
+KILLS = 6
 TIMING = {"seconds"}
 
 

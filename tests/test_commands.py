@@ -1,0 +1,55 @@
+"""The commands under one name, and their earlier names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import processes
+import pytest
+
+import torchrl_marl_offline as marl
+from torchrl_marl_offline.commands import COMMANDS, main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(arguments, capsys):
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_version_and_a_command_that_is_not_there(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"marl-offline {marl.__version__}\n"
+    assert main(["recrod"]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no command 'recrod'; known are data, ")
+
+
+def test_help_and_version_do_without_torch():
+    script = "import sys; from torchrl_marl_offline import commands; commands.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for argument in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", script, argument], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["data", "evaluate", "export", "study"])
+def test_the_earlier_names_still_work_with_a_hint(name, tmp_path):
+    arguments = (
+        ["list", "og_marl", "nope"] if name == "data" else [*(["plan"] if name == "study" else []), str(tmp_path)]
+    )
+    now = processes.run("-m", "torchrl_marl_offline", name, *arguments)
+    before = processes.run("-W", "ignore", "-m", f"torchrl_marl_offline.{name}", *arguments)
+    assert now.returncode == before.returncode == 1 and now.stderr.startswith("error: ")
+    assert before.stderr == f"hint: this command is now called marl-offline {name}\n{now.stderr}"
+
+
+def test_names_that_have_moved_are_found_where_they_were():
+    for package, names in (("data", ["make_simulator", "record_mixed_skill"]), ("training", ["record", "make_matd3"])):
+        place = import_module(f"torchrl_marl_offline.{package}")
+        for name in names:
+            with pytest.warns(DeprecationWarning, match=rf"{package}\.{name} is now torchrl_marl_offline\.\w+\.{name}"):
+                assert getattr(place, name).__name__ == name
+        with pytest.raises(AttributeError, match="has no attribute 'nope'"):
+            _ = place.nope
