@@ -3,6 +3,7 @@
     python benchmarks/advantage_weights.py --table             # selectivity, by distribution of the advantages: seconds
     python benchmarks/advantage_weights.py                     # the main job: an hour, resumable
     python benchmarks/advantage_weights.py --decomposition vdn
+    python benchmarks/advantage_weights.py --dataset runs/spread/medium-replay --output runs/medium_replay
 
 The main job of ``examples/offline_mix_awr.py``. Implicit Q-learning's critics do not depend on the policy, so that one
 critic of each seed serves an actor of every form and strength, all from the same initial parameters and on the same
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.func import functional_call, grad
 from tqdm import trange
 
-from torchrl_marl_offline import AWR, OfflineDataset, evaluate, make_actor, make_env, make_loss
+from torchrl_marl_offline import AWR, OfflineDataset, evaluate, load_dataset, make_actor, make_env, make_loss
 from torchrl_marl_offline.objectives.estimates import Estimates
 from torchrl_marl_offline.objectives.functional import effective_sample_size, standardize
 from torchrl_marl_offline.recording import record_mixed_skill
@@ -112,7 +113,10 @@ def study(args: argparse.Namespace) -> list[dict]:
     for seed in range(args.seeds):
         if any((row["decomposition"], row["seed"]) == (args.decomposition, seed) for row in rows):
             continue
-        data = record_mixed_skill("mpe/simple_spread", args.output / "data", seed=seed)
+        if args.dataset is None:
+            data = record_mixed_skill("mpe/simple_spread", args.output / "data", seed=seed)
+        else:
+            data = load_dataset(args.dataset)
         found = []
         for form, strength, size, actor in train(data, args.decomposition, seed, args.steps):
             row = {"decomposition": args.decomposition, "seed": seed, "form": form, "strength": strength}
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only the table of selectivity")
     parser.add_argument("--output", type=Path, default=Path("runs/advantage_weights"))
     parser.add_argument("--decomposition", default="mixer", choices=["mixer", "vdn", "independent"])
+    parser.add_argument("--dataset", help="of mpe/simple_spread; by default that of the main job, one for each seed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6000)
     args = parser.parse_args()

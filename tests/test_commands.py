@@ -29,7 +29,8 @@ def test_the_version_and_a_command_that_is_not_there(capsys):
 
 
 def test_help_and_version_do_without_torch():
-    script = "import sys; from torchrl_marl_offline import commands; commands.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    script = "import sys; from torchrl_marl_offline import commands; commands.main(sys.argv[1:]); "
+    script += "assert 'torch' not in sys.modules"
     for argument in ("--help", "--version"):
         subprocess.run([sys.executable, "-c", script, argument], check=True, capture_output=True)
 
