@@ -19,6 +19,7 @@ from training_toys import RegressionLoss, make_buffer, make_trainer, weights
 from torchrl_marl_offline import PopulationBuffer, Trainer
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+from torchrl_marl_offline.recording import record
 from torchrl_marl_offline.training import (
     CheckpointManager,
     CsvError,
@@ -29,7 +30,6 @@ from torchrl_marl_offline.training import (
     TrainingInterrupted,
     plain_errors,
     read_csv,
-    record,
     write_config,
 )
 from torchrl_marl_offline.training.checkpoints import content_of

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, flatdim, flatten
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
@@ -315,6 +314,8 @@ class _Spaces:
     """What one agent sees and does."""
 
     def __init__(self, env: ParallelEnv, name: str) -> None:
+        from gymnasium.spaces import Box, Dict, Discrete, flatdim
+
         self.name = name
         seen, self.action = env.observation_space(name), env.action_space(name)
         self.mask_in_observation = isinstance(seen, Dict) and _MASK in seen.spaces
@@ -331,6 +332,8 @@ class _Spaces:
         self.number = int(self.action.n) if self.discrete else self.action.low.size
 
     def flatten(self, observation: Any) -> np.ndarray:
+        from gymnasium.spaces import Dict, flatten
+
         if isinstance(observation, Mapping):  # with its mask, perhaps, which the space may not declare
             rest = {key: value for key, value in observation.items() if key != _MASK}
             undeclared = not isinstance(self.observation, Dict) and set(rest) == {_SEEN}

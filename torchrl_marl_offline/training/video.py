@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from PIL import Image  # comes with matplotlib
 from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
@@ -83,6 +82,8 @@ def record_video(
 
 def write_gif(frames: list[np.ndarray], path: Path, *, frames_per_second: float) -> None:
     """Write pictures ``[height, width, 3]`` of uint8 as a GIF that repeats."""
+    from PIL import Image  # comes with matplotlib
+
     first, *others = (Image.fromarray(frame) for frame in frames)
     options = {"save_all": True, "append_images": others, "duration": 1000 / frames_per_second, "loop": 0}
     with replacing_file(path) as temporary:
