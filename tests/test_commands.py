@@ -21,6 +21,13 @@ def test_help_names_every_command(arguments, capsys):
     assert max(map(len, said.splitlines())) <= 80
 
 
+def test_the_arguments_are_those_of_the_process_by_default(monkeypatch, capsys):
+    for words, said in ((["marl-offline"], "usage: marl-offline"), (["marl-offline", "--version"], "marl-offline 0")):
+        monkeypatch.setattr("sys.argv", words)
+        assert main() == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
 def test_the_version_and_a_command_that_is_not_there(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"marl-offline {marl.__version__}\n"

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: by default those of the process.
     """
-    name, *rest = sys.argv[1:] if arguments is None else [*arguments] or ["--help"]
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    name, *rest = given or ["--help"]
     if name in COMMANDS:
         return import_module(f"{__name__}.{name}").main(rest)
     if name == "--version":
