@@ -14,7 +14,8 @@ from torchrl_marl_offline.data.formats.readers import READERS, recognised
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import SOURCES
-from torchrl_marl_offline.data.quality.inspection import inspect, inspected
+from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
+from torchrl_marl_offline.data.quality.inspection import inspected
 from torchrl_marl_offline.data.quality.loading import load_inspected
 from torchrl_marl_offline.data.quality.repair_steps import STEPS
 from torchrl_marl_offline.data.quality.repairs import repair as mend
@@ -145,9 +146,7 @@ def convert_dataset(
         return _convert_repaired(source, path.absolute(), **switches, **options)
     if (open_stream := _stream(prefix)) is not None:
         return open_stream(place, **options).write(path, overwrite=overwrite, progress=progress)
-    dataset = _load(source, **options)
-    dataset.inspection = inspect(dataset)
-    return dataset.save(path, overwrite=overwrite)
+    return save_inspected(_load(source, **options), path, overwrite=overwrite)
 
 
 def _convert_repaired(

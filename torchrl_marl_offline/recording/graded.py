@@ -17,6 +17,7 @@ from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.published.cards import list_datasets
+from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
@@ -257,7 +258,7 @@ class _Recording:
     def _kept(self, name: str, make: Callable[[], OfflineDataset]) -> OfflineDataset:
         path = self.folder / name
         if not is_dataset_folder(path):
-            make().save(path)
+            save_inspected(make(), path)
         return OfflineDataset.load(path)
 
     def _random(self, quality: str) -> OfflineDataset:

@@ -13,7 +13,7 @@ from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.data.collection import collect
-from torchrl_marl_offline.data.quality.inspection import inspect
+from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
@@ -67,9 +67,8 @@ def record_mixed_skill(
     if not is_dataset_folder(path):
         facts = {"quality": "mixed", "behaviour": behaviour}
         recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)
-        recorded.inspection = inspect(recorded)
         with suppress(FileExistsError):  # another process was faster, with the same seed
-            recorded.save(path)
+            save_inspected(recorded, path)
     dataset = OfflineDataset.load(path)
     if dataset.metadata.get("behaviour") != behaviour:
         raise DatasetError(f"{path} was recorded by other policies than those of this version; delete it.")

@@ -1,4 +1,4 @@
-"""Writing a dataset's folder block by block; the rows are inspected while they pass."""
+"""Writing a dataset's folder with what inspection finds, whole or block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from tqdm import tqdm
 
-from torchrl_marl_offline.data.quality.inspection import inspection_of
+from torchrl_marl_offline.data.quality.inspection import inspect, inspection_of
 from torchrl_marl_offline.data.quality.scan import Scan
 from torchrl_marl_offline.data.transitions import storage
 from torchrl_marl_offline.data.transitions.errors import values_are_checked
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from tensordict import NestedKey
 
     from torchrl_marl_offline.core.layout import TaskSpec
+    from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+
+
+def save_inspected(dataset: OfflineDataset, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Inspect a dataset and write its folder with the findings: ``load_dataset`` warns of them without another look."""
+    dataset.inspection = inspect(dataset)
+    return dataset.save(path, overwrite=overwrite)
 
 
 def write_blocks(
