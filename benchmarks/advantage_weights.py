@@ -28,7 +28,6 @@ from torch.func import functional_call, grad
 from tqdm import trange
 
 from torchrl_marl_offline import AWR, OfflineDataset, evaluate, load_dataset, make_actor, make_env, make_loss
-from torchrl_marl_offline.objectives.estimates import Estimates
 from torchrl_marl_offline.objectives.functional import effective_sample_size, standardize
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import ForeachSoftUpdate
@@ -78,7 +77,7 @@ def train(
     for _ in trange(steps, desc=f"{decomposition}, seed {seed}"):
         batch = buffer.sample()
         with torch.no_grad():
-            x = standardize(Estimates(loss, batch).advantage(advantage))  # [B, 1] of a team, [B, n] of agents
+            x = standardize(loss.batch(batch).advantage(advantage))  # [B, 1] of a team, [B, n] of agents
             weight = torch.stack([FORMS[form][0](x, strength) for form, strength in points])
             sizes += torch.stack([effective_sample_size(each) for each in weight]) / steps
         terms = loss(batch)

@@ -182,9 +182,9 @@ def test_dead_agents_are_left_out_of_averages_under_any_group_name() -> None:
 
 def per_agent_squares(loss, batch: TensorDict) -> tuple[torch.Tensor, torch.Tensor]:
     """The SARSA critic's squared errors [B, n], summed over heads, from the loss's networks one by one."""
-    target_q = loss.action_value(batch["next"], batch["next", "agents", "action"], target=True).total_min
+    target_q = loss.team.action_value(batch["next"], batch["next", "agents", "action"], target=True).total_min
     y = batch["next", "agents", "reward"] + 0.9 * ~batch["next", "terminated"].unsqueeze(-1) * target_q
-    q = loss.action_value(batch, batch["agents", "action"]).total
+    q = loss.team.action_value(batch, batch["agents", "action"]).total
     return (q - y.detach()).pow(2).sum(-1), y
 
 
@@ -422,7 +422,7 @@ def test_an_ensemble_of_modules_with_and_without_vmap(decomposition: str, learni
             mixer = TensorDictModule(mixer, in_keys=mixer_keys, out_keys=["state_action_value"])
         loss = case.build(critic=critics, mixer=mixer, deactivate_vmap=deactivate)
         batch = make_batch(case.spec, 5)
-        values = loss.action_value(batch, batch["agents", "action"])
+        values = loss.team.action_value(batch, batch["agents", "action"])
         assert values.total.shape == (5, 3 if decomposition == "independent" else 1, 3)
         # the ensemble is the modules, not a new draw
         local = values.total if values.local is None else values.local
@@ -440,7 +440,7 @@ def test_copies_of_one_critic() -> None:
     case = Case("independent", "td", "awr")
     loss = case.build(num_qvalue_nets=2)
     batch = make_batch(case.spec, 5)
-    assert loss.action_value(batch, batch["agents", "action"]).total.shape == (5, 3, 4)
+    assert loss.team.action_value(batch, batch["agents", "action"]).total.shape == (5, 3, 4)
     assert all(v.shape[0] == 2 for v in loss.qvalue_network_params.values(True, True))
 
 
@@ -545,10 +545,10 @@ def test_awr_without_a_value_network_subtracts_the_value_of_the_policy() -> None
     case = Case("independent", "td", "awr")
     loss = case.build(extraction=AWR(weights="clipped", temperature=1.0, standardize=False))
     batch = make_batch(case.spec, 5)
-    q = loss.action_value(batch, batch["agents", "action"]).local_min
-    mode = loss.policy(batch).deterministic_sample
-    v = loss.action_value(batch, mode).local_min
-    log_prob = loss.policy(batch).log_prob(batch["agents", "action"])
+    q = loss.team.action_value(batch, batch["agents", "action"]).local_min
+    mode = loss.team.policy(batch).deterministic_sample
+    v = loss.team.action_value(batch, mode).local_min
+    log_prob = loss.team.policy(batch).log_prob(batch["agents", "action"])
     expected = -((q - v).squeeze(-1).exp() * log_prob).mean()
     torch.testing.assert_close(loss(batch)["loss_actor"], expected)
 
@@ -560,14 +560,14 @@ def test_awr_by_its_equation(advantage: str, standardize: bool) -> None:
     loss = case.build(extraction=AWR(weights="clipped", temperature=0.5, advantage=advantage, standardize=standardize))
     batch = make_batch(case.spec, 5)
     with torch.no_grad():
-        q, v = loss.action_value(batch, batch["agents", "action"], target=True), loss.state_value(batch)
+        q, v = loss.team.action_value(batch, batch["agents", "action"], target=True), loss.team.state_value(batch)
     if advantage == "local":
         a = (q.local.amin(-1) - v.local.squeeze(-1)).detach()
     else:
         a = (q.total.amin(-1) - v.total.squeeze(-1)).expand(5, 3)
     if standardize:
         a = (a - a.mean()) / a.std(correction=0)
-    log_prob = loss.policy(batch).log_prob(batch["agents", "action"])
+    log_prob = loss.team.policy(batch).log_prob(batch["agents", "action"])
     output = loss(batch)
     weight = (0.5 * a).exp()
     torch.testing.assert_close(output["loss_actor"], -(weight * log_prob).mean(), rtol=1e-4, atol=1e-5)
@@ -580,8 +580,8 @@ def test_brac_by_its_equation(decomposition: str, normalize: bool) -> None:
     case = Case(decomposition, "td", "brac")
     loss = case.build(extraction=BRAC(alpha=0.3, normalize=normalize), reduction="none")
     batch = make_batch(case.spec, 5)
-    policy = loss.policy(batch)
-    q = loss.action_value(batch, policy.deterministic_sample).total.amin(-1)  # [B, k]
+    policy = loss.team.policy(batch)
+    q = loss.team.action_value(batch, policy.deterministic_sample).total.amin(-1)  # [B, k]
     if normalize:
         q = (q - q.mean()) / q.abs().mean()
     cloning = policy.log_prob(batch["agents", "action"]).mean(-1)

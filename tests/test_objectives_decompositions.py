@@ -18,7 +18,6 @@ from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import DuelingCritic, DuplexMixer, ScaleInvariantValueNorm, make_actor, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, TD, OfflineMARLLoss
-from torchrl_marl_offline.objectives.candidates import candidate_values
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
@@ -61,17 +60,17 @@ def test_the_mixer_reads_the_action_that_is_asked_for(discrete: bool) -> None:
     loss.mixer_network_params.to_module(critic.module[1])
     asked = batch[ACTION].roll(1, 0)
     out = critic(batch.clone().set(ACTION, asked))
-    found = loss.action_value(batch, asked)
+    found = loss.team.action_value(batch, asked)
     assert_close(found.total.squeeze(-2), out[TEAM])
     assert_close(found.local, out[LOCAL])
-    assert not torch.isclose(loss.action_value(batch, batch[ACTION]).total, found.total).all()
+    assert not torch.isclose(loss.team.action_value(batch, batch[ACTION]).total, found.total).all()
     code = torch.nn.functional.one_hot(asked, 4).float() if discrete else asked
     candidates = code.unsqueeze(1)  # [B, 1, n, a]
-    one_each = candidate_values(loss, batch, candidates, team=True)  # [B, 1, n, heads]
+    one_each = loss.batch(batch).candidates(candidates, team=True)  # [B, 1, n, heads]
     for agent in range(3):
         joint = batch[ACTION].clone()
         joint[:, agent] = asked[:, agent]
-        assert_close(one_each[:, 0, agent], loss.action_value(batch, joint).total.squeeze(1))
+        assert_close(one_each[:, 0, agent], loss.team.action_value(batch, joint).total.squeeze(1))
 
 
 def test_duplex_values_in_the_loss() -> None:
@@ -92,15 +91,15 @@ def test_duplex_values_in_the_loss() -> None:
             mixer(value(half.clone())["agents", "state_value"], half["state"]).squeeze(-1)
             for half in (batch, batch["next"])
         )
-    found, output = loss.state_value(batch), loss(batch)
+    found, output = loss.team.state_value(batch), loss(batch)
     assert_close(found.total.flatten(), v_tot)
     gap = q_tot - v_tot
     assert_close(output["loss_value"], torch.where(gap > 0, 0.8, 0.2) * gap.square())
-    log_prob = loss.policy(batch).log_prob(batch[ACTION]).mean(-1)
+    log_prob = loss.team.policy(batch).log_prob(batch[ACTION]).mean(-1)
     assert_close(output["loss_actor"], -(0.5 * gap).exp() * log_prob)
     reward, over = batch["next", "agents", "reward"].mean(-2).squeeze(-1), batch["next", "terminated"].squeeze(-1)
     y = reward + 0.9 * ~over * next_v_tot
-    q = loss.action_value(batch, batch[ACTION]).total.squeeze(1)
+    q = loss.team.action_value(batch, batch[ACTION]).total.squeeze(1)
     assert_close(output["loss_qvalue"], (q - y.unsqueeze(-1)).square().sum(-1))
 
 
@@ -118,20 +117,20 @@ def test_state_values_need_no_action() -> None:
 def test_credit_is_the_slope_of_the_target_mixer(decomposition: str, discrete: bool) -> None:
     case = Case(decomposition, "td", "awr", discrete=discrete)
     loss, batch = case.build(), make_batch(case.spec, 6)
-    values, beside = loss._critic_outputs(batch, batch[ACTION], target=True)
+    values, beside = loss.team.critic_outputs(batch, batch[ACTION], target=True)
     assert set(beside) == ({"agents.action", "agents.advantage"} if decomposition == "qplex" else set())
     values = values.detach().requires_grad_()
     if decomposition == "qplex":  # which moves with the values, around the same baseline
         beside["agents.advantage"] = values - (values - beside["agents.advantage"]).detach()
-    (slope,) = torch.autograd.grad(loss._mix(batch, values, target=True, **beside).sum(), values)
-    assert_close(loss.credit(batch, values), slope)
+    (slope,) = torch.autograd.grad(loss.team.mix(batch, values, target=True, **beside).sum(), values)
+    assert_close(loss.team.credit(batch, values), slope)
     weighted = case.build(extraction=AWR(weights="clipped", advantage="weighted", standardize=False, temperature=0.3))
     local = (
-        weighted.action_value(batch, batch[ACTION]).local_min
-        - weighted.action_value(batch, weighted.policy_action(batch)).local_min
+        weighted.team.action_value(batch, batch[ACTION]).local_min
+        - weighted.team.action_value(batch, weighted.policy_action(batch)).local_min
     ).detach()
-    credit = weighted.credit(batch, weighted.action_value(batch, batch[ACTION]).local_min.detach())
-    log_prob = weighted.policy(batch).log_prob(batch[ACTION])
+    credit = weighted.team.credit(batch, weighted.team.action_value(batch, batch[ACTION]).local_min.detach())
+    log_prob = weighted.team.policy(batch).log_prob(batch[ACTION])
     expected = -((0.3 * local * credit).squeeze(-1).exp() * log_prob).mean()
     assert_close(weighted(batch)["loss_actor"], expected, rtol=1e-4, atol=1e-5)
 
@@ -165,7 +164,7 @@ def test_an_ensemble_and_a_mixer_of_one_head(learning, deactivate_vmap: bool) ->
             actor, critics, value, mixer=last, value_learning=learning, deactivate_vmap=deactivate_vmap
         ).make_value_estimator(gamma=0.9)
         loss.__dict__["_has_update_associated"] = dict.fromkeys(loss.__dict__["_has_update_associated"], True)
-        values = loss.action_value(batch, batch[ACTION])
+        values = loss.team.action_value(batch, batch[ACTION])
         out = critics[1](batch.clone())
         assert_close(values.local[..., 1:2], out[LOCAL])
         expected = mixer(out[LOCAL], batch["state"], batch[ACTION], out[ADVANTAGE])
@@ -271,5 +270,5 @@ def test_gradients_stay_with_the_networks_that_learn() -> None:
     of_actor = {name.split("_params")[0] for name in gradients(loss, batch, "loss_actor")}
     assert of_actor == {"actor_network"}
     action = torch.nn.functional.one_hot(batch[ACTION], 4).float().requires_grad_()
-    loss.action_value(batch, action, detach=True).total.sum().backward()
+    loss.team.action_value(batch, action, detach=True).total.sum().backward()
     assert (action.grad.abs().sum((0, 2)) > 0).all()  # every agent's action is seen

@@ -18,6 +18,7 @@ from torchrl_marl_offline.data import OfflineDataset, collect, from_arrays
 from torchrl_marl_offline.envs import from_pettingzoo
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import IQL, OMAC, OMIGA, SARSA, TD, OfflineMARLLoss, SARSALoss
+from torchrl_marl_offline.objectives.targets import value_target
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 
 STEPS, DEATH = 6, 3
@@ -126,13 +127,14 @@ def test_no_rule_bootstraps_an_independent_agent_that_is_dead_in_the_next_state(
     batch[next_key(AGENT_MASK)] = torch.ones(5, 3, dtype=torch.bool)
     batch[next_key(AGENT_MASK)][1, 2] = False
     loss = case.build()
-    with torch.no_grad():
-        target = loss._value_target(loss._sanitize(batch)).squeeze(-1)
+    target = target_of(loss, batch)
     reward = batch["next", "agents", "reward"].squeeze(-1)
     assert (target == reward).nonzero().tolist() == [[1, 2]]
     if preset == "MAICQLoss":  # its weights are shared out among what bootstraps: 14 of the 15
         weights = (target - reward) / 0.9
-        critic = loss.action_value(batch["next"], batch["next", "agents", "action"], target=True).total_min.squeeze(-1)
+        critic = loss.team.action_value(
+            batch["next"], batch["next", "agents", "action"], target=True
+        ).total_min.squeeze(-1)
         assert_close((weights / critic)[batch[next_key(AGENT_MASK)]].mean(), torch.tensor(1.0))
 
 
@@ -146,8 +148,7 @@ def test_a_team_value_goes_on_whoever_died(decomposition):
     batch[AGENT_MASK] = batch[next_key(AGENT_MASK)] = torch.ones(5, 3, dtype=torch.bool)
     batch[next_key(AGENT_MASK)] = torch.tensor([True, False, True]).repeat(5, 1)
     loss = case.build()
-    with torch.no_grad():
-        target = loss._value_target(loss._sanitize(batch))
+    target = target_of(loss, batch).unsqueeze(-1)
     assert (target != batch["next", "agents", "reward"].mean(-2, keepdim=True)).all()
 
 
@@ -161,7 +162,7 @@ def test_a_mixed_value_of_the_dead_is_trained_where_it_is_mixed(rule):
     batch = make_batch(case.spec, 6)
     batch[AGENT_MASK] = batch[next_key(AGENT_MASK)] = torch.tensor([True, True, False]).repeat(6, 1)
     with_dead = loss(batch)["loss_value"]
-    clean = loss._sanitize(batch)
+    clean = loss.batch(batch).tensordict
     del clean["agents", "mask"], clean["next", "agents", "mask"]
     assert_close(with_dead, loss(clean)["loss_value"])
 
@@ -189,8 +190,9 @@ def sarsa(dataset: OfflineDataset, estimator: str = "td0", *, decomposition: str
 
 
 def target_of(loss: OfflineMARLLoss, batch: TensorDict) -> torch.Tensor:
-    with torch.no_grad():
-        return loss._value_target(loss._sanitize(batch)).squeeze(-1)
+    rows, rule = loss.batch(batch), loss.value_learning
+    given = {"how": loss.team_reward, "has_target": rule.row_mask(rows)}
+    return value_target(rows, rule, loss.value_estimator, **given).squeeze(-1)
 
 
 @pytest.mark.fault("3.5")
@@ -218,7 +220,7 @@ def test_a_return_by_hand():
     batch = series("terminals").data[:4].clone()
     batch["next", "agents", "reward"] = reward
     batch[MASK][2] = False
-    loss.value_learning = type("Ten", (SARSA,), {"next_value": lambda self, loss, td: torch.full((4, 1, 1), 10.0)})()
+    loss.value_learning = type("Ten", (SARSA,), {"next_value": lambda self, following: torch.full((4, 1, 1), 10.0)})()
     # row 1: 2 + 5 = 7, row 0: 1 + 7 / 2 = 4.5; row 3 is the last of the batch: 8 + 5
     assert target_of(loss, batch)[[0, 1, 3], 0].tolist() == [4.5, 7.0, 13.0]
     batch[MASK][2] = True  # 13, 4 + 6.5 = 10.5, 2 + 5.25 = 7.25, 1 + 3.625

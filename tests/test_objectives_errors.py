@@ -121,7 +121,7 @@ def test_a_batch_that_lacks_an_entry(missing) -> None:
 def test_a_network_asked_alone_for_an_entry_that_is_not_there() -> None:
     loss = OfflineMARLLoss(CASE.actor(), None, value_learning=None, extraction=Cloning())
     with pytest.raises(KeyError, match=r"needs the entry agents\.observation"):
-        loss.policy(make_batch(CONTINUOUS, 4).exclude(("agents", "observation")))
+        loss.team.policy(make_batch(CONTINUOUS, 4).exclude(("agents", "observation")))
 
 
 def test_a_state_of_another_width() -> None:

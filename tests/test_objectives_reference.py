@@ -236,7 +236,7 @@ def test_torchrl_mixers_work_in_the_loss(mixer: str) -> None:
     net = VDNMixer(3, "cpu") if mixer == "vdn" else QMixer((5,), 4, 3, "cpu")
     loss = case.build(critic=case.critic(mixer=net))
     batch = make_batch(case.spec, 6)
-    values = loss.action_value(batch, batch["agents", "action"])
+    values = loss.team.action_value(batch, batch["agents", "action"])
     assert values.total.shape == (6, 1, 2)
     for head in range(2):  # TorchRL's take one head at a time
         inputs = [values.local[..., head : head + 1]] + ([batch["state"]] if mixer == "qmix" else [])

@@ -164,7 +164,7 @@ def test_discrete() -> None:
     found = loss(rows)
     # of the legal actions, those of at least .3 of the likeliest: {0, 1} {0, 1}; {1} {0}; {0, 1} {1, 2}
     best = torch.tensor([[1, 1], [1, 0], [1, 2]])
-    assert_close(found["loss_actor"], -loss.policy(rows).log_prob(best).mean(-1))
+    assert_close(found["loss_actor"], -loss.team.policy(rows).log_prob(best).mean(-1))
     # next values (1, 1) + ln 2 and (2 + ln 2, 0)
     ln2 = math.log(2)
     targets = ((1 + 0.5 * (1 + ln2), 3 + 0.5 * (1 + ln2)), (0.5 * (2 + ln2), 2.0), (2.0, 4.0))
@@ -188,7 +188,7 @@ def test_soft_clipping() -> None:
 
 def value_of(loss, rows, action, agent: int, *, target: bool) -> Tensor:
     """Q [B, H] of a joint action: the agent's own where there is one, or the team's."""
-    values = loss.action_value(rows, action, target=target)
+    values = loss.team.action_value(rows, action, target=target)
     return values.total[:, 0] if values.local is None else values.local[:, agent]
 
 
@@ -225,21 +225,21 @@ def test_the_best_generated_action_by_a_loop(decomposition: str) -> None:
             found.append(behaviour["perturbation"].module(seen, decoded))
         return torch.stack(found, 1).detach()
 
-    ahead, policy = rows["next"], loss.policy(rows["next"]).deterministic_sample.detach()
+    ahead, policy = rows["next"], loss.team.policy(rows["next"]).deterministic_sample.detach()
     others = policy if decomposition == "centralized" else ahead["agents", "action"]
     next_best = best_by_loop(loss, ahead, candidates(ahead, drawn[1]), others, target=True)
-    heads = loss.action_value(ahead, next_best, target=True).total
+    heads = loss.team.action_value(ahead, next_best, target=True).total
     value = 0.75 * heads.amin(-1) + 0.25 * heads.amax(-1)
     reward = rows["next", "agents", "reward"].squeeze(-1)
     reward = reward.mean(-1, keepdim=True) if loss.is_team else reward
     target = (reward + 0.9 * ~rows["next", "terminated"] * value).detach()
-    live = loss.action_value(rows, rows["agents", "action"]).total
+    live = loss.team.action_value(rows, rows["agents", "action"]).total
     expected = (live - target.unsqueeze(-1)).pow(2).sum(-1).mean(-1)
     with given_noise([*drawn, torch.zeros(4, 3, 4), torch.zeros(4, 1, 3, 4)]):
         found = loss(rows)
     assert_close(found["loss_qvalue"], expected)
     best = best_by_loop(loss, rows, candidates(rows, drawn[0]), rows["agents", "action"], target=False)
-    error = (loss.policy(rows).deterministic_sample - best).pow(2).mean((-1, -2))
+    error = (loss.team.policy(rows).deterministic_sample - best).pow(2).mean((-1, -2))
     assert_close(found["loss_actor"], error)
 
 
@@ -252,7 +252,7 @@ def test_the_best_likely_action_by_a_loop(decomposition: str, threshold: float) 
         loss.behaviour_network_params["module", "network", "mlp", "layers", "1", "weight"].mul_(6)
     rows = make_batch(case.spec, 6)
     recorded, left_out = one_hot(case.spec, rows["agents", "action"]), 0
-    probs = loss.behaviour_outputs(rows)[BEHAVIOUR_LOGITS].softmax(-1)
+    probs = loss.team.behaviour(rows)[BEHAVIOUR_LOGITS].softmax(-1)
     best = torch.zeros(6, 3, dtype=torch.long)
     for row, agent in itertools.product(range(6), range(3)):
         found = {}
@@ -264,7 +264,7 @@ def test_the_best_likely_action_by_a_loop(decomposition: str, threshold: float) 
             joint[row, agent] = torch.eye(case.spec.action_size)[action]
             found[action] = value_of(loss, rows, joint, agent, target=False)[row, 0].item()
         best[row, agent] = max(found, key=found.get)
-    assert_close(loss(rows)["loss_actor"], -loss.policy(rows).log_prob(best).mean(-1))
+    assert_close(loss(rows)["loss_actor"], -loss.team.policy(rows).log_prob(best).mean(-1))
     assert bool(left_out) == (threshold > 0)
 
 
@@ -344,7 +344,7 @@ def test_generated_actions_stay_near_the_decoders_and_within_the_bounds() -> Non
     loss = updated(MABCQLoss(*parts, behaviour))
     rows = make_batch(spec, 64)
     torch.manual_seed(1)
-    found = generated_actions(loss, rows, 30, detach=True)
+    found = generated_actions(loss.batch(rows), 30, detach=True)
     torch.manual_seed(1)
     latent = torch.randn(64, 30, 3, 3).clamp(-0.25, 0.25)
     seen = rows["agents", "observation"].unsqueeze(1).expand(64, 30, 3, 4)
@@ -359,12 +359,12 @@ def test_a_threshold_of_one_leaves_the_likeliest_and_of_zero_all_legal_actions()
     case = Case("independent", preset="MABCQLoss", discrete=True)
     rows = make_batch(case.spec, 8)
     loss = case.build(threshold=1.0, reduction="none")
-    likeliest = loss.behaviour_outputs(rows)[BEHAVIOUR_LOGITS].argmax(-1)
-    assert_close(loss(rows)["loss_actor"], -loss.policy(rows).log_prob(likeliest).mean(-1))
+    likeliest = loss.team.behaviour(rows)[BEHAVIOUR_LOGITS].argmax(-1)
+    assert_close(loss(rows)["loss_actor"], -loss.team.policy(rows).log_prob(likeliest).mean(-1))
     # what the likeliest next actions bring is the target of SARSA, were they recorded
     plain = case.build(threshold=1.0, min_weight=1.0, reduction="none")
     ahead = rows["next"]
-    ahead["agents", "action"] = plain.behaviour_outputs(ahead)[BEHAVIOUR_LOGITS].argmax(-1)
+    ahead["agents", "action"] = plain.team.behaviour(ahead)[BEHAVIOUR_LOGITS].argmax(-1)
     sarsa = updated(
         OfflineMARLLoss(case.actor(), case.critic(), value_learning=SARSA(), extraction=Cloning(), reduction="none")
     )
@@ -372,10 +372,10 @@ def test_a_threshold_of_one_leaves_the_likeliest_and_of_zero_all_legal_actions()
     assert_close(plain(rows)["loss_qvalue"], sarsa(rows)["loss_qvalue"])
     loss = case.build(threshold=0.0, min_weight=1.0, reduction="none")
     every = [one_hot(case.spec, torch.full((8, 3), i)) for i in range(case.spec.action_size)]
-    values = torch.stack([loss.action_value(ahead, each, target=True).total_min.squeeze(-1) for each in every], -1)
+    values = torch.stack([loss.team.action_value(ahead, each, target=True).total_min.squeeze(-1) for each in every], -1)
     highest = values.masked_fill(~ahead["agents", "action_mask"], -torch.inf).amax(-1)
     target = ahead["agents", "reward"].squeeze(-1) + 0.9 * ~ahead["terminated"] * highest
-    live = loss.action_value(rows, rows["agents", "action"]).total
+    live = loss.team.action_value(rows, rows["agents", "action"]).total
     assert_close(loss(rows)["loss_qvalue"], (live - target.detach().unsqueeze(-1)).pow(2).sum(-1).mean(-1))
 
 
@@ -387,9 +387,9 @@ def test_illegal_actions_do_not_count(decomposition: str) -> None:
     torch.manual_seed(0)
     loss = updated(MABCQLoss(case.actor(), case.critic(), make_behaviour_policy(spec, hidden=(8,)), threshold=0.0))
     rows = make_batch(case.spec, 32)
-    action, _ = loss.extraction.best(loss, rows)
+    action, _ = loss.extraction.best(loss.batch(rows))
     assert (action.bool() <= rows["agents", "action_mask"]).all() and (action.sum(-1) == 1).all()
-    assert loss.extraction.best(loss, rows.exclude(MASK))[0].ne(action).any()
+    assert loss.extraction.best(loss.batch(rows.exclude(MASK)))[0].ne(action).any()
 
 
 # ------------------------------------------------------------------- refusals
@@ -480,5 +480,5 @@ def test_the_policy_goes_to_the_better_mode_and_not_beyond() -> None:
         optimizer.step()
     action = loss.policy_action(data[:200])
     assert 0.5 < action.mean() < 0.8 and action.std() < 0.15
-    generated = generated_actions(loss, data[:200], 20, detach=True)
+    generated = generated_actions(loss.batch(data[:200]), 20, detach=True)
     assert (generated < -0.3).float().mean() > 0.1 and (generated > 0.3).float().mean() > 0.3  # both modes

@@ -142,7 +142,7 @@ def test_rectification_of_discrete_policies_is_towards_the_best_legal_action() -
     loss = ready(OMARLoss(discrete_actor(), critic(team=False), rectification=1.0, learning=PLAIN, **ROWS))
     rows = discrete_batch()
     best = torch.tensor([[[0, 0, 1], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]]])
-    expected = (loss.policy(rows).probs - best).pow(2).mean((-1, -2))
+    expected = (loss.team.policy(rows).probs - best).pow(2).mean((-1, -2))
     assert_close(loss(rows)["loss_actor"], expected)
     assert expected[1] < expected.max()  # there is one legal action for one of the agents
 

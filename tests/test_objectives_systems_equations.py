@@ -27,7 +27,6 @@ from torchrl_marl_offline.objectives import (
     SoftmaxSampler,
     in_sample,
 )
-from torchrl_marl_offline.objectives.candidates import candidate_values
 
 ROWS = 5
 
@@ -38,7 +37,7 @@ def to_double(batch):
 
 def value_of(loss, batch, action, agent: int | None = None) -> torch.Tensor:
     """Q of the first head [B, H] at a joint action: an agent's own, or the team's."""
-    values = loss.action_value(batch, action)
+    values = loss.team.action_value(batch, action)
     if agent is not None and values.local is not None:
         return values.local[:, agent]
     return values.total[:, 0] if loss.is_team else values.total[:, agent]
@@ -102,12 +101,12 @@ def test_ascent(decomposition: str, others: str) -> None:
     loss = case.build(extraction=PolicyGradient(others=others), reduction="none")
     batch = make_batch(case.spec, ROWS)
     n = case.spec.n_agents
-    action, recorded = loss.policy(batch).deterministic_sample, batch["agents", "action"]
+    action, recorded = loss.team.policy(batch).deterministic_sample, batch["agents", "action"]
     terms = []
     for agent in range(n):
         mine = torch.arange(n).reshape(1, n, 1) == agent
         joint = torch.where(mine, action, recorded) if others == "data" else action
-        values = loss.action_value(batch, joint).total
+        values = loss.team.action_value(batch, joint).total
         terms.append(values[:, 0 if loss.is_team else agent, 0])
     expected = -torch.stack(terms, -1).mean(-1)
     assert_close(loss(batch)["loss_actor"], expected)
@@ -122,8 +121,8 @@ def test_td3_bc(decomposition: str) -> None:
     case = Case(decomposition, preset="MATD3BCLoss")
     loss = case.build(alpha=1.5, others="policy", noise=0.0, reduction="none")
     batch = make_batch(case.spec, ROWS)
-    action = loss.policy(batch).deterministic_sample
-    q = loss.action_value(batch, action).total[..., 0]  # [B, k]
+    action = loss.team.policy(batch).deterministic_sample
+    q = loss.team.action_value(batch, action).total[..., 0]  # [B, k]
     scaled = torch.stack([1.5 * column / column.abs().mean().detach() for column in q.unbind(-1)], -1)
     cloning = ((action - batch["agents", "action"]) ** 2).mean((-1, -2))
     assert_close(loss(batch)["loss_actor"], cloning - scaled.mean(-1), rtol=1e-4, atol=1e-5)
@@ -139,7 +138,7 @@ def test_the_best_action_by_a_loop(decomposition: str, sampler) -> None:
     batch = make_batch(case.spec, ROWS)
     n, a, count = case.spec.n_agents, case.spec.action_size, sampler.samples
     noise = [torch.randn(ROWS, count, n, a) for _ in range(sampler.iterations)]
-    own = loss.policy(batch).deterministic_sample
+    own = loss.team.policy(batch).deterministic_sample
     distance = torch.zeros(ROWS, n)
     for row, agent in itertools.product(range(ROWS), range(n)):
 
@@ -177,14 +176,14 @@ def test_local_values_and_their_weights(decomposition: str, preset: str) -> None
         for parameter in loss.parameters():
             parameter.mul_(1.7)  # targets unlike the live networks
     batch = make_batch(case.spec, ROWS)
-    values = loss.action_value(batch, batch["agents", "action"], target=True)
+    values = loss.team.action_value(batch, batch["agents", "action"], target=True)
     q = values.local.amin(-1).detach().requires_grad_()
     if decomposition == "independent":
         w = torch.ones(ROWS, 3)
     else:
-        (w,) = torch.autograd.grad(loss._mix(batch, q.unsqueeze(-1), target=True).sum(), q)
+        (w,) = torch.autograd.grad(loss.team.mix(batch, q.unsqueeze(-1), target=True).sum(), q)
     assert (w > 0).all() and (w.std() > 1e-3 or decomposition in ("independent", "vdn"))
-    v = loss.state_value(batch).local.squeeze(-1)
+    v = loss.team.state_value(batch).local.squeeze(-1)
     gap = q.detach() - v
     if preset == "OMACLoss":
         elements, x = torch.where(gap > 0, 0.8, 0.2) * gap**2, 2.0 * w * gap
@@ -195,7 +194,7 @@ def test_local_values_and_their_weights(decomposition: str, preset: str) -> None
         elements, weight = (x - largest).exp() + math.exp(-largest) * w * v / 0.5, x.exp()
     found = loss(batch)
     assert_close(found["loss_value"], elements.mean(-1), rtol=1e-4, atol=1e-5)
-    log_prob = loss.policy(batch).log_prob(batch["agents", "action"])
+    log_prob = loss.team.policy(batch).log_prob(batch["agents", "action"])
     assert_close(found["loss_actor"], -(weight.detach() * log_prob).mean(-1), rtol=1e-4, atol=1e-5)
     parameters = list(loss.value_network_params.parameters())
     by_hand = torch.autograd.grad(elements.mean(), parameters)
@@ -207,9 +206,9 @@ def test_state_values_have_the_weights_of_action_values() -> None:
     case = Case("linear", preset="OMACLoss")
     loss = case.build()
     batch = make_batch(case.spec, ROWS)
-    q = loss.action_value(batch, batch["agents", "action"], target=True)
-    v = loss.state_value(batch)
-    w = loss.credit(batch, q.local[..., :1])
+    q = loss.team.action_value(batch, batch["agents", "action"], target=True)
+    v = loss.team.state_value(batch)
+    w = loss.team.credit(batch, q.local[..., :1])
     gap = (w * (q.local[..., :1] - v.local)).sum(-2)
     assert_close(q.total[:, 0, :1] - v.total[:, 0], gap)
 
@@ -222,28 +221,30 @@ def test_implicit_constraint(decomposition: str, discrete: bool) -> None:
     batch = make_batch(case.spec, 8)
     batch["next", "terminated"][:2] = True
     action = batch["agents", "action"]
-    following = loss.action_value(batch["next"], batch["next", "agents", "action"], target=True).total.amin(-1)[:, 0]
+    following = loss.team.action_value(batch["next"], batch["next", "agents", "action"], target=True).total.amin(-1)[
+        :, 0
+    ]
     goes_on = ~batch["next", "terminated"].squeeze(-1)
     rho = (following / 0.7).exp() / (following[goes_on] / 0.7).exp().sum() * goes_on.sum()
     reward = batch["next", "agents", "reward"].mean((-1, -2))
     target = (reward + 0.9 * goes_on * rho * following).detach()
-    live = loss.action_value(batch, action)
+    live = loss.team.action_value(batch, action)
     found = loss(batch)
     assert_close(found["loss_qvalue"], ((live.total[:, 0] - target.unsqueeze(-1)) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
-    policy = loss.policy(batch)
+    policy = loss.team.policy(batch)
     if decomposition == "centralized":
-        advantage = live.total.amin(-1) - loss.action_value(batch, policy.deterministic_sample).total.amin(-1)
+        advantage = live.total.amin(-1) - loss.team.action_value(batch, policy.deterministic_sample).total.amin(-1)
         advantage = advantage.expand(8, 3)
     else:
         if discrete:
             each = [
-                loss.action_value(batch, one_hot(case.spec, torch.full_like(action, i))).local.amin(-1)
+                loss.team.action_value(batch, one_hot(case.spec, torch.full_like(action, i))).local.amin(-1)
                 for i in range(case.spec.action_size)
             ]
             baseline = (policy.probs * torch.stack(each, -1)).sum(-1)
         else:
-            baseline = loss.action_value(batch, policy.deterministic_sample).local.amin(-1)
-        w = loss.credit(batch, live.local).mean(-1)
+            baseline = loss.team.action_value(batch, policy.deterministic_sample).local.amin(-1)
+        w = loss.team.credit(batch, live.local).mean(-1)
         advantage = w * (live.local.amin(-1) - baseline)
     weights = 8 * torch.softmax(2.0 * advantage, 0).detach()
     assert_close(found["loss_actor"], -(weights * policy.log_prob(action)).mean(-1), rtol=1e-4, atol=1e-5)
@@ -286,7 +287,7 @@ def test_an_ensemble_of_critics_is_asked_as_its_members_are() -> None:
     loss = case.build(critic=critics)
     batch = make_batch(case.spec, ROWS)
     actions = torch.rand(ROWS, 4, 3, 2) - 0.5
-    found = candidate_values(loss, batch, actions)
+    found = loss.batch(batch).candidates(actions)
     assert found.shape == (ROWS, 4, 3, 3)
     for index, critic in enumerate(critics):
         inputs = batch.select("agents").clone()

@@ -36,6 +36,7 @@ from torchrl_marl_offline.objectives import (
     OfflineMARLLoss,
     PolicyGradient,
 )
+from torchrl_marl_offline.objectives.batch import Following
 from torchrl_marl_offline.objectives.flow import flow
 from torchrl_marl_offline.training import (
     Population,
@@ -172,18 +173,18 @@ def test_continuous(decomposition: str, normalize: bool) -> None:
     head = loss.get_stateful_net("actor_network").module[0].module
     velocity = loss.get_stateful_net("behaviour_network").module
     policy = head.network(torch.cat([seen, now], -1))
-    values = loss.action_value(rows, policy.clamp(-1, 1)).total
+    values = loss.team.action_value(rows, policy.clamp(-1, 1)).total
     q = (values[..., 0] + values[..., 1]) / 2  # [B, k]
     q = q / q.abs().mean(0) if normalize else q
     error = (policy - euler(velocity, seen, now, 4).clamp(-1, 1)).pow(2).mean(-1)
     assert_close(found["loss_actor"], (1.5 * error - q).mean(-1), rtol=1e-4, atol=1e-5)
     after = rows["next"]
     following = head.network(torch.cat([after["agents", "observation"], ahead], -1)).clamp(-1, 1)
-    value = loss.action_value(after, following, target=True).total.mean(-1)
+    value = loss.team.action_value(after, following, target=True).total.mean(-1)
     reward = after["agents", "reward"].squeeze(-1)
     reward = reward.mean(-1, keepdim=True) if loss.is_team else reward
     target = (reward + 0.9 * ~after["terminated"] * value).detach()
-    live = loss.action_value(rows, action).total
+    live = loss.team.action_value(rows, action).total
     assert_close(found["loss_qvalue"], (live - target.unsqueeze(-1)).pow(2).sum(-1).mean(-1), rtol=1e-4, atol=1e-5)
     predicted = velocity(seen, (1 - time) * start + time * action, time)
     assert_close(found["loss_behaviour"], (predicted - (action - start)).pow(2).mean((-1, -2)))
@@ -205,7 +206,7 @@ def test_discrete() -> None:
     aim = places.masked_fill(~mask, -torch.inf).argmax(-1)
     error = nn.functional.cross_entropy(scores.flatten(0, 1), aim.flatten(), reduction="none").reshape(12, 3)
     chosen = nn.functional.one_hot(scores.argmax(-1), 4).float()
-    q = loss.action_value(rows, chosen).total.mean(-1).squeeze(-1)
+    q = loss.team.action_value(rows, chosen).total.mean(-1).squeeze(-1)
     assert_close(found["loss_actor"], 1.5 * error.mean(-1) - q, rtol=1e-4, atol=1e-5)
     code = nn.functional.one_hot(rows["agents", "action"], 4).float()
     predicted = velocity(seen, (1 - time) * start + time * code, time)
@@ -217,7 +218,7 @@ def test_discrete() -> None:
     with given_noise([now, torch.randn(12, 3, 4), start, time]):
         slopes = gradients(loss, rows, "loss_actor")
     point = chosen.clone().requires_grad_()
-    (pull,) = torch.autograd.grad(-loss.action_value(rows, point).total.mean(), point)
+    (pull,) = torch.autograd.grad(-loss.team.action_value(rows, point).total.mean(), point)
     parameters = dict(head.named_parameters())
     by_hand = torch.autograd.grad((pull * scores.softmax(-1)).sum(), list(parameters.values()))
     for name, expected in zip(parameters, by_hand):
@@ -264,9 +265,13 @@ def test_a_flow_to_one_action_ends_there_by_any_number_of_steps() -> None:
     loss.behaviour_network.module.forward = lambda seen, place, time: (end - place) / (1 - time)
     noise = torch.randn(5, 3, 2)
     for steps in (1, 3, 10):
-        assert_close(flow(loss, rows, noise, steps=steps, rule="test"), end, rtol=1e-4, atol=1e-5)
+        assert_close(flow(loss.batch(rows), noise, steps=steps, rule="test"), end, rtol=1e-4, atol=1e-5)
     _, metrics = loss.behaviour_loss(rows)
     assert_close(metrics["behaviour_error"], torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def following(loss, ahead) -> Following:
+    return Following(loss.team, ahead)
 
 
 def test_samples_without_noise_are_the_mode_and_two_heads_have_a_mean() -> None:
@@ -276,13 +281,13 @@ def test_samples_without_noise_are_the_mode_and_two_heads_have_a_mean() -> None:
     ahead = rows["next"]
     zeros = [torch.zeros(5, 3, 2)]
     with given_noise(zeros * 2):
-        sampled, mode = (TD(sample=sample).next_value(loss, ahead) for sample in (True, False))
+        sampled, mode = (TD(sample=sample).next_value(following(loss, ahead)) for sample in (True, False))
     assert torch.equal(sampled, mode)
     drawn = torch.randn(5, 3, 2)
     with given_noise([drawn] * 4):
-        action = loss.policy(ahead).sample()
-        heads = loss.action_value(ahead, action, target=True).total
-        found = [TD(sample=True, min_weight=weight).next_value(loss, ahead) for weight in (1.0, 0.5, 0.0)]
+        action = loss.team.policy(ahead).sample()
+        heads = loss.team.action_value(ahead, action, target=True).total
+        found = [TD(sample=True, min_weight=weight).next_value(following(loss, ahead)) for weight in (1.0, 0.5, 0.0)]
     assert_close(found, [heads.amin(-1, True), heads.mean(-1, True), heads.amax(-1, True)])
     assert not torch.equal(found[0], mode)
 
@@ -293,16 +298,16 @@ def test_sampling_of_other_policies(discrete: bool) -> None:
     case = Case("vdn", "td", discrete=discrete)
     loss = case.build(value_learning=TD(sample=True), reduction="none")
     rows = make_batch(case.spec, 5)
-    policy = loss.policy(rows["next"])
+    policy = loss.team.policy(rows["next"])
     if discrete:
         noise = torch.rand(5, 3, 4) + 0.1
         action = (policy.logits - noise.log()).argmax(-1)
     else:
         noise = torch.randn(5, 1, 3, 2)
         action = (policy.base_dist.loc + policy.base_dist.scale * noise[:, 0]).clamp(-1, 1)
-    expected = loss.action_value(rows["next"], action, target=True).total_min
+    expected = loss.team.action_value(rows["next"], action, target=True).total_min
     with given_noise([noise]):
-        assert_close(loss.value_learning.next_value(loss, rows["next"]), expected)
+        assert_close(loss.value_learning.next_value(following(loss, rows["next"])), expected)
 
 
 def test_with_a_large_alpha_the_policies_are_the_flows() -> None:
@@ -316,8 +321,8 @@ def test_with_a_large_alpha_the_policies_are_the_flows() -> None:
         found.append(gradients(loss, rows, "loss_actor"))
     loss = case.build()
     torch.manual_seed(2)
-    policy = loss.policy(rows)
-    error = (policy.drawn - flow(loss, rows, policy.noise, steps=10, rule="test").clamp(-1, 1)).pow(2).mean()
+    policy = loss.team.policy(rows)
+    error = (policy.drawn - flow(loss.batch(rows), policy.noise, steps=10, rule="test").clamp(-1, 1)).pow(2).mean()
     error.backward()
     for name, parameter in loss.named_parameters():
         if name.startswith("actor_network"):
@@ -552,9 +557,9 @@ def test_the_flow_keeps_what_agents_do_together() -> None:
         sum(value for name, value in output.items() if name.startswith("loss_")).backward()
         optimizer.step()
     rows = data[:500]
-    end = flow(loss, rows, torch.randn(500, 3, 1), steps=10, rule="test").squeeze(-1)
+    end = flow(loss.batch(rows), torch.randn(500, 3, 1), steps=10, rule="test").squeeze(-1)
     together = (end.sign().sum(-1).abs() == 3).float().mean()
     right = (end > 0).all(-1).float().mean()
     assert together > 0.85 and 0.3 < right < 0.7  # of independent agents a quarter would agree
-    sampled = loss.policy(rows).sample()
+    sampled = loss.team.policy(rows).sample()
     assert (sampled > 0).float().mean() > 0.9 and loss.policy_action(rows).mean() > 0.4

@@ -266,7 +266,7 @@ def test_continuous_by_a_loop(decomposition: str, normalize: bool) -> None:
         noisy[:, agent], times[:, agent] = alpha * own + (1 - alpha**2).sqrt() * drawn, time
         return predictor(rows["state"], joint, noisy, times)[:, agent] - drawn
 
-    action, recorded = loss.policy(rows).deterministic_sample, rows[ACTION]
+    action, recorded = loss.team.policy(rows).deterministic_sample, rows[ACTION]
     held, fitted = [], []
     for agent in range(n):
         time, drawn = 0.02 + 0.96 * noise[0][:, agent], noise[1][:, agent]
@@ -275,7 +275,7 @@ def test_continuous_by_a_loop(decomposition: str, normalize: bool) -> None:
         held.append((alpha / (1 - alpha**2).sqrt() * found * action[:, agent]).sum(-1))
         time, drawn = 0.001 + 0.999 * noise[2][:, agent], noise[3][:, agent]
         fitted.append(error(agent, recorded[:, :agent], recorded[:, agent], time, drawn).pow(2).sum(-1))
-    q = loss.action_value(rows, action).total[..., 0]  # [B, k] of the first head
+    q = loss.team.action_value(rows, action).total[..., 0]  # [B, k] of the first head
     q = torch.stack([each / each.detach().abs().mean() if normalize else each for each in q.unbind(-1)], -1)
     penalty = sum(held) / 0.3 / (n if decomposition == "independent" else 1)
     expected = (penalty - q.mean(-1)).mean()
@@ -296,7 +296,7 @@ def test_discrete_by_a_loop(decomposition: str) -> None:
     n, legal = case.spec.n_agents, rows["agents", "action_mask"]
     model = copy.deepcopy(loss.behaviour_network)
     loss.behaviour_network_params.to_module(model)
-    policy = loss.policy(rows)
+    policy = loss.team.policy(rows)
     mode, recorded = one_hot(case.spec, policy.probs.argmax(-1)), one_hot(case.spec, rows[ACTION])
     held, fitted = torch.zeros(()), torch.zeros(())
     for row, agent in itertools.product(range(ROWS), range(n)):
@@ -311,7 +311,7 @@ def test_discrete_by_a_loop(decomposition: str) -> None:
         taken = recorded[row, agent][legal[row, agent]].bool()
         fitted = fitted - chances["data"][taken].log().squeeze()
     straight = mode + policy.probs - policy.probs.detach()
-    q = loss.action_value(rows, straight).total[..., 0]
+    q = loss.team.action_value(rows, straight).total[..., 0]
     expected = held / 0.3 / ROWS / (n if decomposition == "independent" else 1) - q.mean()
     found = loss(rows)
     assert_close(found["loss_actor"], expected, rtol=1e-4, atol=1e-5)
@@ -378,18 +378,18 @@ def test_agents_that_are_not_there_are_to_the_others_as_recorded(discrete: bool)
             seen["agents", "action_mask"], seen[ACTION] = legal, seen[ACTION].clone()
             seen[ACTION][:, 0] = shift
         given = []
-        inner = loss.behaviour_outputs
+        inner = loss.team.behaviour
 
         def spy(tensordict, *, given=given, inner=inner, **options):
             given.append(options["agents.action"])
             return inner(tensordict, **options)
 
-        clean = loss._sanitize(seen)
+        clean = loss.batch(seen).tensordict
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(loss.__dict__, "behaviour_outputs", spy)
+            patch.setitem(vars(loss.team), "behaviour", spy)
             torch.manual_seed(0)
             loss.actor_loss(clean)
-        policy = loss.policy(clean)
+        policy = loss.team.policy(clean)
         expected = one_hot(case.spec, policy.probs.argmax(-1)) if discrete else policy.deterministic_sample.detach()
         expected[:, 0] = one_hot(case.spec, torch.tensor(shift)) if discrete else 0.0
         assert_close(given[0], expected)
@@ -491,7 +491,7 @@ def test_two_good_joint_actions_are_told_from_four_actions() -> None:
     train(loss, data, steps=500)
     rows = data.data[:2].to_tensordict()
     with torch.no_grad():
-        model = loss.behaviour_outputs(rows)["agents", "behaviour_logits"].softmax(-1)
+        model = loss.team.behaviour(rows)["agents", "behaviour_logits"].softmax(-1)
     assert_close(model[:, 0], torch.full((2, 2), 0.5), rtol=0, atol=0.2)
     assert (model[:, 1].gather(-1, rows[ACTION][:, 1:]) > 0.9).all()
     env = make_env("games/xor", num_envs=4)

@@ -136,7 +136,7 @@ def test_the_target_state_values_follow() -> None:
         for parameter in loss.parameters():
             parameter.add_(1.0)
     batch = make_batch(loss_spec := Case("linear").spec, 4)
-    values = [loss.state_value(batch["next"], target=target).local for target in (False, True)]
+    values = [loss.team.state_value(batch["next"], target=target).local for target in (False, True)]
     assert before and not torch.equal(*values) and loss_spec.n_agents == values[0].shape[1]
     loss.updater.step()
     for name, old in before.items():

@@ -184,7 +184,7 @@ def test_multi_step_returns_from_a_window() -> None:
     loss(stepped.reshape(-1))
     with torch.no_grad():
         next_td = window["next"][:, 1]
-        bootstrap = loss.action_value(next_td, loss.policy_action(next_td), target=True).total_min.squeeze(-1)
+        bootstrap = loss.team.action_value(next_td, loss.policy_action(next_td), target=True).total_min.squeeze(-1)
     reward = window["next", "reward"]
     expected = reward[:, 0] + 0.9 * reward[:, 1] + 0.81 * bootstrap
     q = loss.qvalue(window[:, 0])
@@ -223,7 +223,7 @@ def test_targets_over_time(decomposition: str, kind: str) -> None:
     assert loss.make_value_estimator(getattr(ValueEstimators, kind), **options) is loss
     batch = windows()
     with torch.no_grad():
-        next_value = loss.action_value(batch["next"], batch["next", "agents", "action"], target=True).total_min
+        next_value = loss.team.action_value(batch["next"], batch["next", "agents", "action"], target=True).total_min
     reward = batch["next", "agents", "reward"]
     reward = reward if decomposition == "independent" else reward.mean(-2, keepdim=True)  # [B, T, k, 1]
     # by a loop backwards in time
@@ -235,7 +235,7 @@ def test_targets_over_time(decomposition: str, kind: str) -> None:
         lmbda = {"TD0": 0.0, "TD1": 1.0, "TDLambda": 0.6}[kind]
         mixed = torch.where(end, next_value[:, t], (1 - lmbda) * next_value[:, t] + lmbda * carried)
         carried = expected[:, t] = reward[:, t] + 0.8 * alive * mixed
-    q = loss.action_value(batch, batch["agents", "action"]).total
+    q = loss.team.action_value(batch, batch["agents", "action"]).total
     total = (q - expected).pow(2).sum(-1).mean()
     assert_close(loss(batch)["loss_qvalue"], total)
     per_row = {"done": batch["next", "done"].unsqueeze(-2).expand_as(next_value)}

@@ -48,8 +48,8 @@ def test_the_advantage_of_the_online_critic_as_released(kind: str) -> None:
         with torch.no_grad():  # targets unlike the live networks
             for parameter in loss.qvalue_network_params.values(True, True):
                 parameter.mul_(1.5)
-            q = loss.action_value(batch, batch["agents", "action"], target=not online)
-            v = loss.state_value(batch)
+            q = loss.team.action_value(batch, batch["agents", "action"], target=not online)
+            v = loss.team.state_value(batch)
         if kind == "joint":
             expected = (q.total.amin(-1) - v.total.squeeze(-1)).mean()
         else:

@@ -44,7 +44,7 @@ from torchrl_marl_offline.objectives import (
     SoftmaxSampler,
     ValueLearning,
 )
-from torchrl_marl_offline.objectives.candidates import candidate_values
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.policies import mode_of, per_agent
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
@@ -125,7 +125,7 @@ def test_an_ensemble_of_multi_agent_mlps_is_its_members_with_and_without_vmap(fo
         torch.manual_seed(3)
         members = [toys.critic(**form) for _ in range(2)]
         loss = updated(SARSALoss(members, deactivate_vmap=deactivate))
-        values = loss.action_value(batch, batch[toys.ACTION]).total
+        values = loss.team.action_value(batch, batch[toys.ACTION]).total
         torch.testing.assert_close(values[..., 1:], members[1](batch.clone())[toys.LOCAL_Q])
         found.append(gradients(loss, batch.clone()))
         loss.reset_parameters_recursive()
@@ -193,13 +193,13 @@ def test_networks_use_the_parameters_that_they_are_given_and_get_their_own_back(
         for name, target in loss.named_buffers():
             if name.startswith("target_"):
                 target.zero_()
-    assert not loss.action_value(batch, batch[toys.ACTION], target=True).total.any()
+    assert not loss.team.action_value(batch, batch[toys.ACTION], target=True).total.any()
     assert own.any() and torch.equal(network(batch.clone())[toys.LOCAL_Q], own)
-    assert torch.equal(loss.action_value(batch, batch[toys.ACTION]).total, own)
+    assert torch.equal(loss.team.action_value(batch, batch[toys.ACTION]).total, own)
     given = {name: torch.zeros_like(tensor) for name, tensor in tensors_of(loss).items()}
     with tensors_in(loss, given):
-        assert not loss.action_value(batch, batch[toys.ACTION]).total.any()
-    assert torch.equal(loss.action_value(batch, batch[toys.ACTION]).total, own)
+        assert not loss.team.action_value(batch, batch[toys.ACTION]).total.any()
+    assert torch.equal(loss.team.action_value(batch, batch[toys.ACTION]).total, own)
     with parameters_in(network, loss.target_qvalue_network_params):
         assert not network(batch.clone())[toys.LOCAL_Q].any()
     assert torch.equal(network(batch.clone())[toys.LOCAL_Q], own)
@@ -253,7 +253,7 @@ def test_multi_agent_mlp_in_a_traced_step_and_in_populations(form: dict) -> None
         assert largest_difference(stacked, found[name]) < 1e-5
     acted = population.act(torch.cat([batch, batch]).select(toys.OBSERVATION))[toys.ACTION]
     for part, loss in zip(acted.split(6), losses.values()):
-        torch.testing.assert_close(part, mode_of(loss.policy(batch)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part, mode_of(loss.team.policy(batch)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.fault("4.2")
@@ -266,7 +266,7 @@ def test_deterministic_actors_serve_rules_that_need_no_likelihood(make) -> None:
         terms = gradients(loss, batch.clone())
         assert terms.keys() == dict(loss.named_parameters()).keys()
         executed = loss.actor_network(batch.clone())[toys.ACTION]
-        torch.testing.assert_close(mode_of(loss.policy(batch)), executed)
+        torch.testing.assert_close(mode_of(loss.team.policy(batch)), executed)
 
 
 @pytest.mark.fault("4.2")
@@ -308,7 +308,7 @@ def test_bounds_may_be_numbers_or_a_spec(spec) -> None:
     loss = OfflineMARLLoss(
         toys.plain(), toys.critic(), value_learning=CQL(**FEW), extraction=PolicyGradient(), action_spec=spec
     )
-    drawn, log_prob = CQL(**FEW)._sampled(loss.policy(make_batch(CONTINUOUS, 200)))
+    drawn, log_prob = CQL(**FEW)._sampled(loss.team.policy(make_batch(CONTINUOUS, 200)))
     assert drawn.min() >= -0.5 and drawn.max() <= 0.25 and drawn.min() < -0.49 and drawn.max() > 0.24
     torch.testing.assert_close(log_prob, torch.full_like(log_prob, -2 * math.log(0.75)))
     assert not {"action_low", "action_high"} & loss.state_dict().keys()
@@ -358,7 +358,7 @@ def test_any_distribution_of_continuous_actions_serves_every_rule(make) -> None:
         loss = updated(OfflineMARLLoss(make(), toys.critic(), **parts))
         assert gradients(loss, batch.clone()).keys() == dict(loss.named_parameters()).keys()
         assert all(term.isfinite() for term in loss(batch.clone()).values())
-        assert loss.policy(batch).log_prob(batch[toys.ACTION]).shape == (5, 3)
+        assert loss.team.policy(batch).log_prob(batch[toys.ACTION]).shape == (5, 3)
 
 
 @pytest.mark.fault("4.3")
@@ -428,9 +428,9 @@ class Scaled(PolicyExtraction):
     def coefficients(self) -> dict[str, float]:
         return {"gumbel_scale": self.scale}
 
-    def element_loss(self, loss, tensordict, estimates):
-        error = (mode_of(estimates.policy) - tensordict.get(loss.tensor_keys.action)).pow(2).mean(-1)
-        return loss.gumbel_scale * error, dict.fromkeys(self.returned, error.detach().mean())
+    def element_loss(self, batch):
+        error = (mode_of(batch.policy) - batch.action).pow(2).mean(-1)
+        return batch.coefficient("gumbel_scale") * error, dict.fromkeys(self.returned, error.detach().mean())
 
 
 @pytest.mark.fault("4.5")
@@ -572,10 +572,10 @@ def test_a_critic_of_qplex_does_not_learn_through_its_advantages_and_a_policy_fo
     case = Case("qplex", "td", "brac")
     loss, batch = updated(case.build()), make_batch(case.spec, 4)
     action = batch[toys.ACTION].clone().requires_grad_()
-    _, beside = loss._critic_outputs(batch, action, target=False)
+    _, beside = loss.team.critic_outputs(batch, action, target=False)
     learned = [entry for entry in beside.values() if entry is not action]
     assert learned and not any(entry.requires_grad for entry in learned)
-    _, beside = loss._critic_outputs(batch, action, target=False, detach=True)
+    _, beside = loss.team.critic_outputs(batch, action, target=False, detach=True)
     assert all(entry.requires_grad for entry in beside.values())
 
 
@@ -602,8 +602,8 @@ def test_hidden_states_that_a_batch_lacks_are_zeros(kind, hidden) -> None:
     assert loss(given)["loss_qvalue"] != without  # those that it has are used
     batch["next", "done"][:, 2] = True  # memory starts anew behind it
     with set_recurrent_mode(True):
-        whole = loss.action_value(loss._with_beginnings(batch), batch[toys.ACTION]).total
-        parts = [loss.action_value(part, part[toys.ACTION]).total for part in (batch[:, :3], batch[:, 3:])]
+        whole = loss.team.action_value(loss.batch(batch).tensordict, batch[toys.ACTION]).total
+        parts = [loss.team.action_value(part, part[toys.ACTION]).total for part in (batch[:, :3], batch[:, 3:])]
     torch.testing.assert_close(whole, torch.cat(parts, 1))
 
 
@@ -616,8 +616,8 @@ def test_equal_actions_have_equal_values_by_a_critic_with_memory(kind, hidden, s
     loss = updated(OfflineMARLLoss(toys.plain(), toys.remembering_critic(kind, *hidden), **rules))
     recorded = batch[toys.ACTION]
     with set_recurrent_mode(True):
-        six = candidate_values(loss, batch, recorded.unsqueeze(-3).expand(*shape, 6, 3, 2))
-        once = loss.action_value(batch, recorded).total  # [*B, 1, H]
+        six = Batch(loss.team, batch).candidates(recorded.unsqueeze(-3).expand(*shape, 6, 3, 2))
+        once = loss.team.action_value(batch, recorded).total  # [*B, 1, H]
     torch.testing.assert_close(six, once.unsqueeze(-3).expand_as(six))
     assert all(term.isfinite() for term in loss(batch).values())
 
@@ -629,21 +629,21 @@ def test_samples_are_in_their_place_whatever_the_critic_is_made_of() -> None:
     for critic, mixer in ((toys.critic(), None), (toys.team_critic(), None), (toys.critic(), toys.mixer("QMixer"))):
         loss = SARSALoss(critic, mixer=mixer)
         for team in (False, True):
-            values = candidate_values(loss, batch, actions, team=team)
+            values = loss.batch(batch).candidates(actions, team=team)
             assert values.shape == (2, 4, 5, 3, 1)
-            if loss._is_central or (team and mixer is not None):
+            if loss.team.is_central or (team and mixer is not None):
                 joint = batch[toys.ACTION].clone()
                 joint[..., 1, :] = actions[:, :, 3, 1]
-                expected = loss.action_value(batch, joint).total.squeeze(-2)
+                expected = loss.team.action_value(batch, joint).total.squeeze(-2)
             else:
-                expected = loss._critic(batch, actions[:, :, 3], target=False)[..., 1, :]
+                expected = loss.team.critic_outputs(batch, actions[:, :, 3], target=False)[0][..., 1, :]
             torch.testing.assert_close(values[:, :, 3, 1], expected)
 
 
 def test_an_actor_of_torchrl_is_deterministic_although_it_has_a_distribution() -> None:
     actor = Actor(toys.net(4, 2), in_keys=[toys.OBSERVATION], out_keys=[toys.ACTION])
     assert hasattr(actor, "get_dist")
-    assert OfflineMARLLoss(actor, toys.critic(), value_learning=TD(), extraction=TD3BC())._deterministic
+    assert OfflineMARLLoss(actor, toys.critic(), value_learning=TD(), extraction=TD3BC()).team.is_deterministic
 
 
 def test_codes_of_whole_numbers_are_discrete_actions():
@@ -669,7 +669,7 @@ def test_codes_of_whole_numbers_are_discrete_actions():
 @pytest.mark.parametrize("shape", [(8,), (8, 1), (8, 3, 1), (8, 3)])
 def test_next_values_of_another_shape_are_refused_by_name(shape):
     class Mine(TD):
-        def next_value(self, loss, next_td):
+        def next_value(self, following):
             return torch.zeros(shape)
 
     loss = Case("mixer", "td", "brac").build(value_learning=Mine())

@@ -344,8 +344,8 @@ class Own(PolicyExtraction):
     def coefficients(self):
         return {"temperature": self.temperature}
 
-    def element_loss(self, loss, tensordict, estimates):
-        return AWR(self.temperature).element_loss(loss, tensordict, estimates)
+    def element_loss(self, batch):
+        return AWR(self.temperature).element_loss(batch)
 
 
 def test_buffers_of_a_mixer_without_parameters_are_not_carried(losses):

@@ -15,6 +15,7 @@ from torchrl.objectives import IQLLoss as TorchRLIQLLoss
 from torchrl.objectives.value import TDLambdaEstimator
 from training_toys import RegressionLoss, make_buffer
 
+import torchrl_marl_offline.objectives.loss as loss_module
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor
@@ -375,19 +376,19 @@ def test_bf16_keeps_losses_and_gradients_in_full_precision(kind, ensemble, monke
     loss = build(case, **critics)
     seen: dict[str, list[torch.dtype]] = {"critic": [], "mixed": [], "target": []}
 
-    def spy(name: str, method: str, dtype) -> None:
-        inner = getattr(loss, method)
+    def spy(name: str, owner, method: str, dtype) -> None:
+        inner = getattr(owner, method)
 
         def call(*args, **kwargs):
             out = inner(*args, **kwargs)
             seen[name].append(dtype(out))
             return out
 
-        monkeypatch.setitem(loss.__dict__, method, call)
+        monkeypatch.setattr(owner, method, call)
 
-    spy("critic", "_critic_outputs", lambda out: out[0].dtype)
-    spy("mixed", "action_value", lambda out: out.total.dtype)
-    spy("target", "_value_target", lambda out: out.dtype)
+    spy("critic", loss.team, "critic_outputs", lambda out: out[0].dtype)
+    spy("mixed", loss.team, "action_value", lambda out: out.total.dtype)
+    spy("target", loss_module, "value_target", lambda out: out.dtype)
     full = Gradients(loss)(batch.clone())
     full_gradients = {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
     metrics = kind(loss, precision="bf16")(batch.clone())

@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
-from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
 
 @dataclass(frozen=True)

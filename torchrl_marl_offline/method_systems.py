@@ -23,7 +23,7 @@ from torchrl_marl_offline.modules.diffusion import make_score
 from torchrl_marl_offline.modules.flow import make_flow
 from torchrl_marl_offline.modules.sequential import make_sequential_policy
 from torchrl_marl_offline.objectives.conservative import CQL
-from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.samplers import (
     ActionSampler,
     CEMSampler,

@@ -24,7 +24,7 @@ from torchrl_marl_offline.method_systems import (
 )
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC
-from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.presets import BehaviourCloning
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
 

@@ -50,6 +50,11 @@ HAS_NEXT_ACTION = ("collector", "has_next_action")
 SUCCESS = "success"
 
 
+def joined(key: str | tuple[str, ...]) -> str:
+    """Return a nested key as one name, its parts joined by dots."""
+    return key if isinstance(key, str) else ".".join(key)
+
+
 def next_key(key: str | tuple[str, ...]) -> tuple[str, ...]:
     """Return ``key`` under ``"next"``: ``next_key(("agents", "reward"))``."""
     return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -6,7 +6,7 @@ from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
 from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, OMAC, OMIGA
-from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.omar import OMAR
 from torchrl_marl_offline.objectives.presets import (
     AWRLoss,

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
-from torchrl_marl_offline.objectives.candidates import candidate_values
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude
 from torchrl_marl_offline.objectives.policies import differentiable_action, is_discrete
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +41,20 @@ class PolicyGradient(PolicyExtraction):
         if self.others not in ("data", "policy"):
             raise ValueError(f"others must be 'data' or 'policy', got {self.others!r}.")
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action."""
-        _, value, metrics = self.ascend(loss, tensordict, estimates)
+        _, value, metrics = self.ascend(batch)
         return -value, metrics
 
-    def ascend(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def ascend(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the policy's action ``[*B, n, a]``, its value ``[*B, k]`` or ``[*B, n]``, and metrics."""
-        action = differentiable_action(estimates.policy, sample=self.sample, rule=type(self).__name__)
-        if self.others == "data" and loss.is_team:
-            value = candidate_values(loss, tensordict, action.unsqueeze(-3), team=True, detach=True).squeeze(-3)
+        action = differentiable_action(batch.policy, sample=self.sample, rule=type(self).__name__)
+        if self.others == "data" and batch.is_team:
+            value = batch.candidates(action.unsqueeze(-3), team=True, detach=True).squeeze(-3)
         else:
-            value = loss.action_value(tensordict, action, detach=True).total
+            value = batch.q(action, detach=True).total
         value = value[..., 0]
-        return action, value, {"policy_qvalue": masked_mean(value.detach(), loss.agent_mask(tensordict, value))}
+        return action, value, {"policy_qvalue": batch.mean(value)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +83,12 @@ class TD3BC(PolicyGradient):
         """Return alpha."""
         return {"alpha": self.alpha}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the normalized critic at the policy's action, and stay near the recorded one."""
-        if is_discrete(estimates.policy):
+        if is_discrete(batch.policy):
             raise ValueError("TD3BC regresses on continuous actions; for a discrete task use BRAC.")
-        action, value, metrics = self.ascend(loss, tensordict, estimates)
-        size = mean_magnitude(value, loss.agent_mask(tensordict, value))  # [k]
-        error = (action - tensordict.get(loss.tensor_keys.action)).pow(2).mean(-1)  # [*B, n]
-        metrics["action_error"] = masked_mean(error.detach(), loss.agent_mask(tensordict, error))
-        return error - loss.alpha / size * value, metrics
+        action, value, metrics = self.ascend(batch)
+        size = mean_magnitude(value, batch.counts(value))  # [k]
+        error = (action - batch.action).pow(2).mean(-1)  # [*B, n]
+        metrics["action_error"] = batch.mean(error)
+        return error - batch.coefficient("alpha") / size * value, metrics

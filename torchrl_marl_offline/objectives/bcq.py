@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.candidates import (
-    best_candidate,
-    candidate_values,
-    every_action,
-    legal_actions,
-    repeated,
-)
-from torchrl_marl_offline.objectives.estimates import joined
+from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import soft_clipped
 from torchrl_marl_offline.objectives.policies import is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +51,25 @@ class VAELearning(BehaviourLearning):
     given_keys: ClassVar[tuple[NestedKey, ...]] = (LATENT,)
     metrics: ClassVar[tuple[str, ...]] = ("behaviour_error", "behaviour_divergence", "perturbation_qvalue")
 
-    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return both models' losses of each agent's action, ``[*B, n]``."""
-        _check_generative(loss, type(self).__name__)
-        if "qvalue_network" not in loss.__dict__:
+        _check_generative(batch, type(self).__name__)
+        if not batch.has_critic:
             raise ValueError("VAELearning trains its perturbation on a critic; pass one, or leave the rule out.")
-        error, divergence = self._autoencode(loss, tensordict)
-        perturbed = generated_actions(loss, tensordict, 1, detach=False)
-        value = candidate_values(loss, tensordict, perturbed, detach=True)[..., 0].squeeze(-2)  # [*B, n]
-        found = zip(self.metrics, (error, divergence, value))
-        metrics = {name: masked_mean(x.detach(), loss.agent_mask(tensordict, x)) for name, x in found}
+        error, divergence = self._autoencode(batch)
+        perturbed = generated_actions(batch, 1, detach=False)
+        value = batch.candidates(perturbed, detach=True)[..., 0].squeeze(-2)  # [*B, n]
+        metrics = {name: batch.mean(x) for name, x in zip(self.metrics, (error, divergence, value))}
         return error + self.kl_weight * divergence - value, metrics
 
     @staticmethod
-    def _autoencode(loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _autoencode(batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the squared error and the divergence from the prior, each ``[*B, n]``."""
-        found = loss.behaviour_outputs(tensordict, module="encoder")
+        found = batch.behaviour(module="encoder")
         loc, scale = found[LATENT_LOC], found[LATENT_SCALE]
         latent = loc + scale * normal_like(loc)
-        decoded = loss.behaviour_outputs(tensordict, module="decoder", **{joined(LATENT): latent})[DECODED]
-        error = (decoded - tensordict.get(loss.tensor_keys.action)).pow(2).mean(-1)
+        decoded = batch.behaviour(module="decoder", **{joined(LATENT): latent})[DECODED]
+        error = (decoded - batch.action).pow(2).mean(-1)
         return error, 0.5 * (loc.pow(2) + scale.pow(2) - 1 - 2 * scale.log()).mean(-1)
 
 
@@ -98,35 +87,27 @@ class BatchConstraint:
     threshold: Annotated[float, UNIT] = 0.3
 
     @torch.no_grad()
-    def allowed(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+    def allowed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return candidates ``[*B, K, n, a]``, and of discrete tasks which of them count, ``[*B, K, n]``."""
-        if BEHAVIOUR_LOGITS not in map(unravel_key, loss.behaviour_network.out_keys):
-            _check_generative(loss, type(self).__name__)
-            return generated_actions(loss, tensordict, self.samples, detach=True), None
-        logits = loss.behaviour_outputs(tensordict, detach=True)[BEHAVIOUR_LOGITS]
+        if BEHAVIOUR_LOGITS not in map(unravel_key, batch.behaviour_model.out_keys):
+            _check_generative(batch, type(self).__name__)
+            return generated_actions(batch, self.samples, detach=True), None
+        logits = batch.behaviour(detach=True)[BEHAVIOUR_LOGITS]
         least = math.log(self.threshold) if self.threshold else -math.inf
         likely = (logits - logits.amax(-1, keepdim=True) >= least).transpose(-1, -2)  # [*B, n, A] -> [*B, A, n]
-        return every_action(logits), likely & legal_actions(loss, tensordict, likely)
+        return every_action(logits), likely & batch.legal(likely)
 
     @torch.no_grad()
-    def best(
-        self,
-        loss: OfflineMARLLoss,
-        tensordict: TensorDictBase,
-        *,
-        target: bool = False,
-        min_weight: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def best(self, batch: Batch, *, target: bool = False, min_weight: float | None = None) -> tuple[Tensor, Tensor]:
         """Return each agent's best allowed action ``[*B, n, a]`` (one-hot of discrete tasks) and its value ``[*B, n]``.
 
         Args:
-            loss: whose critic and model are asked.
-            tensordict: observations, state, and for a centralized critic the other agents' actions.
+            batch: of observations, states, and for a centralized critic the other agents' actions.
             target: ask the target critic.
             min_weight: see :class:`TD`; None for the first head.
         """
-        actions, counts = self.allowed(loss, tensordict)
-        values = candidate_values(loss, tensordict, actions, target=target)  # [*B, K, n, H]
+        actions, counts = self.allowed(batch)
+        values = batch.candidates(actions, target=target)  # [*B, K, n, H]
         values = values[..., 0] if min_weight is None else soft_clipped(values, min_weight).squeeze(-1)
         if counts is not None:
             values = torch.where(counts, values, torch.full_like(values, -torch.inf))
@@ -157,13 +138,12 @@ class BCQ(BatchConstraint, ValueLearning):
     needs_actor: ClassVar[bool] = True
     needs_behaviour: ClassVar[bool] = True
 
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Evaluate the target critic at every agent's best action."""
-        if loss._is_central:
-            action = mode_of(loss.policy(next_tensordict))
-            next_tensordict = next_tensordict.copy().set(loss.tensor_keys.action, action)
-        action, _ = self.best(loss, next_tensordict, target=True, min_weight=self.min_weight)
-        return soft_clipped(loss.action_value(next_tensordict, action, target=True).total, self.min_weight)
+        if following.is_central:
+            following = following.with_action(mode_of(following.policy))
+        action, _ = self.best(following, target=True, min_weight=self.min_weight)
+        return soft_clipped(following.q(action, target=True).total, self.min_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,42 +168,38 @@ class BCQDistillation(BatchConstraint, PolicyExtraction):
     needs_behaviour: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("best_qvalue", "distillation_error")
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Approach the best action."""
-        policy = estimates.policy
-        action, value = self.best(loss, tensordict)
+        policy = batch.policy
+        action, value = self.best(batch)
         if is_discrete(policy):
             error = -log_prob_of(policy, action, rule=type(self).__name__)  # [*B, n]
         else:
             error = (mode_of(policy) - action).pow(2).mean(-1)
-        found = zip(self.metrics, (value, error.detach()))
-        return error, {name: masked_mean(x, loss.agent_mask(tensordict, x)) for name, x in found}
+        return error, {name: batch.mean(x) for name, x in zip(self.metrics, (value, error))}
 
 
-def generated_actions(loss: OfflineMARLLoss, tensordict: TensorDictBase, count: int, *, detach: bool) -> Tensor:
+def generated_actions(batch: Batch, count: int, *, detach: bool) -> Tensor:
     """Draw actions of the autoencoder, perturbed: ``[*B, count, n, a]``.
 
     Args:
-        loss: whose model is asked; its decoder gets no gradient.
-        tensordict: observations.
+        batch: of observations; the decoder of its loss's model gets no gradient.
         count: actions of each agent.
         detach: keep the gradient from the perturbation, too.
     """
-    decoder = loss.behaviour_network["decoder"]
+    decoder = batch.behaviour_model["decoder"]
     read = unravel_key(decoder.in_keys[0])
-    rows = repeated(tensordict, [read], count)
+    rows = batch.repeated([read], count)
     shape = (*rows.get(read).shape[:-1], decoder.module.latent_size)
     bound = decoder.module.latent_clip
     latent = normal_like(rows.get(read)[..., :1].expand(shape)).clamp(-bound, bound)
-    found = loss.behaviour_outputs(rows, module="decoder", detach=True, **{joined(LATENT): latent})
+    found = rows.behaviour(module="decoder", detach=True, **{joined(LATENT): latent})
     given = {joined(DECODED): found[DECODED]}
-    return loss.behaviour_outputs(rows, module="perturbation", detach=detach, **given)[PERTURBED]
+    return rows.behaviour(module="perturbation", detach=detach, **given)[PERTURBED]
 
 
-def _check_generative(loss: OfflineMARLLoss, rule: str) -> None:
-    if PERTURBED not in map(unravel_key, loss.behaviour_network.out_keys):
+def _check_generative(batch: Batch, rule: str) -> None:
+    if PERTURBED not in map(unravel_key, batch.behaviour_model.out_keys):
         raise ValueError(
             f"{rule} needs a model that generates actions; pass behaviour=make_vae(spec) and "
             "behaviour_learning=VAELearning(), or for a discrete task behaviour=make_behaviour_policy(spec) and "

@@ -6,13 +6,12 @@ A rule owns no parameters; the loss that it is given to does, as ``behaviour_net
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.batch import Batch
 
 
 class BehaviourLearning(ABC):
@@ -31,5 +30,5 @@ class BehaviourLearning(ABC):
         return {}
 
     @abstractmethod
-    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each agent's action ``[*B, n]``, or of joint actions ``[*B, 1]``, and detached metrics."""

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import uniform_like
 from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE
-from torchrl_marl_offline.objectives.candidates import candidate_values, every_action, legal_actions
+from torchrl_marl_offline.objectives.batch import Batch
+from torchrl_marl_offline.objectives.candidates import every_action
 from torchrl_marl_offline.objectives.policies import bounds_of, drawn_actions, is_deterministic, is_discrete, mode_of
 from torchrl_marl_offline.objectives.value_learning import TD
-
-if TYPE_CHECKING:
-    from torch.distributions import Distribution
-
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +59,19 @@ class CQL(TD):
         """Return the weight."""
         return {"min_q_weight": self.min_q_weight}
 
-    def critic_penalty(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+    def critic_penalty(self, batch: Batch) -> Tensor:
         """Return the penalty, ``[*B, n]``."""
-        policy, recorded = estimates.policy, estimates.live
+        policy, recorded = batch.policy, batch.live
         recorded = recorded.total if recorded.local is None else recorded.local
         if is_discrete(policy):
-            values = candidate_values(loss, tensordict, every_action(policy.probs))  # [*B, A, n, H]
-            legal = legal_actions(loss, tensordict, values)
+            values = batch.candidates(every_action(policy.probs))  # [*B, A, n, H]
+            legal = batch.legal(values)
             soft_max = torch.where(legal, values, torch.full_like(values, -torch.inf)).logsumexp(-3)
         else:
             actions, log_prob = self._sampled(policy)
-            values = candidate_values(loss, tensordict, actions) - log_prob.unsqueeze(-1)
+            values = batch.candidates(actions) - log_prob.unsqueeze(-1)
             soft_max = values.logsumexp(-3) - math.log(values.shape[-3])
-        return loss.min_q_weight * (soft_max - recorded).sum(-1)
+        return batch.coefficient("min_q_weight") * (soft_max - recorded).sum(-1)
 
     @torch.no_grad()
     def _sampled(self, policy: Distribution) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
     advantage_weight,
@@ -25,10 +24,6 @@ from torchrl_marl_offline.objectives.functional import (
     standardize,
 )
 from torchrl_marl_offline.objectives.policies import differentiable_action, log_prob_of
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 class PolicyExtraction(ABC):
@@ -51,9 +46,7 @@ class PolicyExtraction(ABC):
         return {}
 
     @abstractmethod
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each agent's action ``[*B, n]`` and detached metrics."""
 
 
@@ -134,26 +127,24 @@ class AWR(PolicyExtraction):
         """Return the temperature."""
         return {"temperature": self.temperature}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the log-probability of the dataset's actions."""
-        log_prob = log_prob_of(estimates.policy, tensordict.get(loss.tensor_keys.action), rule="AWR")  # [*B, n]
-        advantage = estimates.advantage(self.advantage, expected=self.baseline == "expected", online=self.online)
+        log_prob = log_prob_of(batch.policy, batch.action, rule="AWR")  # [*B, n]
+        advantage = batch.advantage(self.advantage, expected=self.baseline == "expected", online=self.online)
         advantage = advantage.expand_as(log_prob)
         with torch.no_grad():
-            mask = loss.agent_mask(tensordict, log_prob)
-            weight = self.weight(advantage, loss.temperature, mask)
+            mask = batch.counts(log_prob)
+            weight = self.weight(advantage, batch.coefficient("temperature"), mask)
             metrics = {
-                "advantage": masked_mean(advantage, mask),
+                "advantage": batch.mean(advantage),
                 "effective_sample_size": effective_sample_size(weight, mask),
-                "log_prob": masked_mean(log_prob.detach(), mask),
+                "log_prob": batch.mean(log_prob),
             }
             if self.weights == "clipped":
                 largest = math.exp(min(self.exponent_range[1], 700.0))  # e^700: the last float
                 largest = largest if self.max_weight is None else min(self.max_weight, largest)
                 capped = weight >= largest * (1 - 1e-6)
-                metrics["capped_weights"] = masked_mean(capped.to(weight.dtype), mask)
+                metrics["capped_weights"] = batch.mean(capped.to(weight.dtype))
         return -weight * log_prob, metrics
 
     def weight(self, advantage: Tensor, temperature: Tensor | float, mask: Tensor | None = None) -> Tensor:
@@ -196,21 +187,14 @@ class BRAC(PolicyExtraction):
         """Return alpha."""
         return {"alpha": self.alpha}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and clone."""
-        policy = estimates.policy
-        log_prob = log_prob_of(policy, tensordict.get(loss.tensor_keys.action), rule="BRAC")  # [*B, n]
-        action = differentiable_action(policy, sample=self.sample, rule="BRAC")
-        value = loss.action_value(tensordict, action, detach=True).total_min.squeeze(-1)  # [*B, k]
-        mask = loss.agent_mask(tensordict, value)
-        objective = scale_invariant(value, mask) if self.normalize else value
-        metrics = {
-            "policy_qvalue": masked_mean(value.detach(), mask),
-            "log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob)),
-        }
-        return -objective - loss.alpha * log_prob, metrics
+        log_prob = log_prob_of(batch.policy, batch.action, rule="BRAC")  # [*B, n]
+        action = differentiable_action(batch.policy, sample=self.sample, rule="BRAC")
+        value = batch.q(action, detach=True).total_min.squeeze(-1)  # [*B, k]
+        objective = scale_invariant(value, batch.counts(value)) if self.normalize else value
+        metrics = {"policy_qvalue": batch.mean(value), "log_prob": batch.mean(log_prob)}
+        return -objective - batch.coefficient("alpha") * log_prob, metrics
 
 
 @dataclass(frozen=True)
@@ -224,9 +208,7 @@ class Cloning(PolicyExtraction):
     needs_critic: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = True
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of the dataset's actions."""
-        log_prob = log_prob_of(estimates.policy, tensordict.get(loss.tensor_keys.action), rule="Cloning")
-        return -log_prob, {"log_prob": masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))}
+        log_prob = log_prob_of(batch.policy, batch.action, rule="Cloning")
+        return -log_prob, {"log_prob": batch.mean(log_prob)}

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
 from torchrl_marl_offline.modules.networks import mask_logits
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.estimates import joined
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude
 from torchrl_marl_offline.objectives.policies import is_discrete, sampled_action
-
-if TYPE_CHECKING:
-    from torch.distributions import Distribution
-
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,17 @@ class FlowMatching(BehaviourLearning):
     given_keys: ClassVar[tuple[NestedKey, ...]] = (PATH, TIME)
     metrics: ClassVar[tuple[str, ...]] = ("behaviour_error",)
 
-    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the squared error of each agent's velocity, ``[*B, n]``."""
-        velocity = _velocity(loss, type(self).__name__)
-        seen = tensordict.get(loss.behaviour_network.in_keys[0])
-        action = velocity.encode(tensordict.get(loss.tensor_keys.action), seen.dtype)
+        velocity = _velocity(batch, type(self).__name__)
+        seen = batch.get(batch.behaviour_model.in_keys[0])
+        action = velocity.encode(batch.action, seen.dtype)
         noise = normal_like(action)
         time = uniform_like(action[..., :1, :1])  # [*B, 1, 1]
         given = {joined(PATH): (1 - time) * noise + time * action, TIME: time}
-        found = loss.behaviour_outputs(tensordict, **given)[VELOCITY]
+        found = batch.behaviour(**given)[VELOCITY]
         error = (found - (action - noise)).pow(2).mean(-1)
-        return error, {"behaviour_error": masked_mean(error.detach(), loss.agent_mask(tensordict, error))}
+        return error, {"behaviour_error": batch.mean(error)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,58 +87,51 @@ class FlowDistillation(PolicyExtraction):
         """Return alpha."""
         return {"alpha": self.alpha}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Follow the flow, and maximize the critic at the policies' actions."""
-        policy = estimates.policy
+        policy = batch.policy
         if not hasattr(policy, "drawn"):
             raise ValueError(
                 f"{type(self).__name__} needs policies that are functions of noise, not {type(policy).__name__}; build "
                 "the actor with make_actor(distribution='one_step')."
             )
         action = sampled_action(policy, rule=type(self).__name__)
-        value = loss.action_value(tensordict, action, detach=True).total.mean(-1)  # [*B, k]
-        mask = loss.agent_mask(tensordict, value)
-        objective = value / mean_magnitude(value, mask) if self.normalize else value
-        error = self._distance(loss, tensordict, policy)  # [*B, n]
-        metrics = {
-            "policy_qvalue": masked_mean(value.detach(), mask),
-            "distillation_error": masked_mean(error.detach(), loss.agent_mask(tensordict, error)),
-        }
-        return loss.alpha * error - objective, metrics
+        value = batch.q(action, detach=True).total.mean(-1)  # [*B, k]
+        objective = value / mean_magnitude(value, batch.counts(value)) if self.normalize else value
+        error = self._distance(batch, policy)  # [*B, n]
+        metrics = {"policy_qvalue": batch.mean(value), "distillation_error": batch.mean(error)}
+        return batch.coefficient("alpha") * error - objective, metrics
 
-    def _distance(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Distribution) -> Tensor:
+    def _distance(self, batch: Batch, policy: Distribution) -> Tensor:
         """Return how far every agent's action is from the flow's of the same noise, ``[*B, n]``."""
-        place = flow(loss, tensordict, policy.noise, steps=self.steps, rule=type(self).__name__)
+        place = flow(batch, policy.noise, steps=self.steps, rule=type(self).__name__)
         if is_discrete(policy):
-            chosen = mask_logits(place, tensordict.get(loss.tensor_keys.action_mask, None)).argmax(-1)
+            chosen = mask_logits(place, batch.action_mask).argmax(-1)
             return -policy.drawn.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        drawn = _velocity(loss, type(self).__name__).range.scaled(policy.drawn)
+        drawn = _velocity(batch, type(self).__name__).range.scaled(policy.drawn)
         return (drawn - place.clamp(-1.0, 1.0)).pow(2).mean(-1)
 
 
 @torch.no_grad()
-def flow(loss: OfflineMARLLoss, tensordict: TensorDictBase, noise: Tensor, *, steps: int, rule: str) -> Tensor:
+def flow(batch: Batch, noise: Tensor, *, steps: int, rule: str) -> Tensor:
     """Go from noise ``[*B, n, a]`` along the velocity of the loss's model; returns where it ends, not clipped.
 
     Args:
-        loss: whose model is asked.
-        tensordict: observations or the state.
+        batch: of observations or states, and of the loss whose model is asked.
         noise: where to start.
         steps: of Euler's method.
         rule: who asks, for the error.
     """
-    _velocity(loss, rule)
+    _velocity(batch, rule)
     place = noise
     for step in range(steps):
         given = {joined(PATH): place, TIME: torch.full_like(noise[..., :1, :1], step / steps)}
-        place = place + loss.behaviour_outputs(tensordict, detach=True, **given)[VELOCITY] / steps
+        place = place + batch.behaviour(detach=True, **given)[VELOCITY] / steps
     return place
 
 
-def _velocity(loss: OfflineMARLLoss, rule: str) -> JointVelocity:
-    module = getattr(loss.behaviour_network, "module", None)
+def _velocity(batch: Batch, rule: str) -> JointVelocity:
+    module = getattr(batch.behaviour_model, "module", None)
     if not isinstance(module, JointVelocity):
         raise ValueError(
             f"{rule} needs a flow of joint actions; pass behaviour=make_flow(spec) and "

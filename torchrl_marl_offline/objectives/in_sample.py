@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, REAL
+from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
+from torchrl_marl_offline.objectives.functional import expectile_weighted_square
+from torchrl_marl_offline.objectives.team import Values
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.estimates import Estimates, Values
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,13 @@ class ICQ(SARSA):
         """Return beta."""
         return {"beta": self.beta}
 
-    def reweighted(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+    def reweighted(self, batch: Batch, next_value: Tensor) -> Tensor:
         """Multiply each row's next value by its weight in the batch."""
         value = next_value.squeeze(-1)  # [*B, k]
-        mask = ~loss.terminated(tensordict, value)
-        known = tensordict.get(loss.tensor_keys.has_next_action, None)
-        for counts in (None if known is None else known.unsqueeze(-1), loss.agent_mask(tensordict, value)):
+        mask, known = ~batch.terminated(value), batch.has_next_action
+        for counts in (None if known is None else known.unsqueeze(-1), batch.counts(value)):
             mask = mask if counts is None else mask & counts
-        return next_value * batch_softmax(value / loss.beta, mask).unsqueeze(-1)
+        return next_value * batch_softmax(value / batch.coefficient("beta"), mask).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,10 @@ class OMAC(IQL):
     weights of :math:`Q_{tot}`.
     """
 
-    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+    def value_elements(self, batch: Batch) -> Tensor:
         """Return every agent's expectile regression, ``[*B, n]``."""
-        value, target = _local(estimates.state, self), _local(estimates.target, self).amin(-1, keepdim=True)
-        return self.element_loss(loss, value, target).squeeze(-1)
+        value, target = _local(batch.state, self), _local(batch.target, self).amin(-1, keepdim=True)
+        return expectile_weighted_square(target - value, batch.coefficient("expectile")).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,16 @@ class OMIGA(ValueLearning):
         """Return the regularization."""
         return {"regularization": self.regularization}
 
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Evaluate the target state-value network and mix it."""
-        return loss.state_value(next_tensordict, target=True).total
+        return following.target_state.total
 
-    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+    def value_elements(self, batch: Batch) -> Tensor:
         """Return every agent's exponential residual, ``[*B, n]``."""
-        value = _local(estimates.state, self)
-        target = _local(estimates.target, self).amin(-1, keepdim=True)
-        weight = estimates.credit / loss.regularization
+        value, target = _local(batch.state, self), _local(batch.target, self).amin(-1, keepdim=True)
+        weight = batch.credit / batch.coefficient("regularization")
         exponent = (weight * (target - value)).clamp(*self.exponent_range).squeeze(-1)  # [*B, n]
-        mask = loss.value_mask(tensordict, exponent)
+        mask = batch.counts_of_values(exponent)
         largest = batch_max(exponent, mask, tuple(range(exponent.ndim))).clamp_min(-1.0)
         return (exponent - largest).exp() + torch.exp(-largest) * (weight * value).squeeze(-1)
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import UNIT
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
-from torchrl_marl_offline.objectives.candidates import best_candidate, candidate_values, every_action, legal_actions
+from torchrl_marl_offline.objectives.batch import Batch
+from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete
 from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampler
-
-if TYPE_CHECKING:
-    from torch.distributions import Distribution
-
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +49,27 @@ class OMAR(PolicyGradient):
         """Return the rectification."""
         return {"rectification": self.rectification}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and approach the best action found."""
-        action, value, metrics = self.ascend(loss, tensordict, estimates)
-        policy = estimates.policy
+        action, value, metrics = self.ascend(batch)
+        policy, rectification = batch.policy, batch.coefficient("rectification")
         with torch.no_grad():
-            best, best_value = self._best(loss, tensordict, policy, action.detach())
+            best, best_value = self._best(batch, policy, action.detach())
         found = policy.probs if is_discrete(policy) else action
         distance = (found - best).pow(2).mean(-1)  # [*B, n]
-        metrics["rectified_qvalue"] = masked_mean(best_value, loss.agent_mask(tensordict, best_value))
-        return loss.rectification * distance - (1 - loss.rectification) * value, metrics
+        metrics["rectified_qvalue"] = batch.mean(best_value)
+        return rectification * distance - (1 - rectification) * value, metrics
 
-    def _best(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Distribution, action: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _best(self, batch: Batch, policy: Distribution, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return each agent's best action ``[*B, n, a]`` and its value ``[*B, n]``."""
 
         def score(actions: Tensor) -> Tensor:
-            return candidate_values(loss, tensordict, actions)[..., 0]
+            return batch.candidates(actions)[..., 0]
 
         if is_discrete(policy):
             candidates = every_action(policy.probs)
             values = score(candidates)
-            legal = legal_actions(loss, tensordict, values)
+            legal = batch.legal(values)
             values = torch.where(legal, values, torch.full_like(values, -torch.inf))
         else:
             own = action.unsqueeze(-3)

@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import OPEN_UNIT
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning
-from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
 
 Critic = TensorDictModuleBase | Sequence[TensorDictModuleBase]

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.masked_mean import masked_mean
+from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.candidates import recorded_action
-from torchrl_marl_offline.objectives.estimates import joined
 from torchrl_marl_offline.objectives.functional import mean_magnitude
 from torchrl_marl_offline.objectives.policies import is_discrete
-
-if TYPE_CHECKING:
-    from torch.distributions import Distribution
-
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 Times = tuple[float, float]
 
@@ -52,13 +45,11 @@ class ScoreMatching(BehaviourLearning):
     given_keys: ClassVar[tuple[NestedKey, ...]] = (NOISY_ACTION, DIFFUSION_TIME)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_error",)
 
-    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the squared error of each agent's noise, ``[*B, n]``."""
-        action = tensordict.get(loss.tensor_keys.action)
-        _, noise, predicted = _denoised(loss, tensordict, action, self.times, rule=type(self).__name__)
+        _, noise, predicted = _denoised(batch, batch.action, self.times, rule=type(self).__name__)
         squared = (predicted - noise).pow(2)
-        error = squared.detach().mean(-1)
-        return squared.sum(-1), {"denoising_error": masked_mean(error, loss.agent_mask(tensordict, error))}
+        return squared.sum(-1), {"denoising_error": batch.mean(squared.mean(-1))}
 
 
 @dataclass(frozen=True)
@@ -74,13 +65,11 @@ class SequentialCloning(BehaviourLearning):
 
     metrics: ClassVar[tuple[str, ...]] = ("behaviour_log_prob",)
 
-    def element_loss(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of each agent's action, ``[*B, n]``."""
-        logits = _logits(loss, tensordict, rule=type(self).__name__)
-        action = tensordict.get(loss.tensor_keys.action).unsqueeze(-1)
-        log_prob = logits.log_softmax(-1).gather(-1, action).squeeze(-1)
-        mean = masked_mean(log_prob.detach(), loss.agent_mask(tensordict, log_prob))
-        return -log_prob, {"behaviour_log_prob": mean}
+        logits = _logits(batch, rule=type(self).__name__)
+        log_prob = logits.log_softmax(-1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+        return -log_prob, {"behaviour_log_prob": batch.mean(log_prob)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,72 +127,56 @@ class ScoreRegularized(PolicyGradient):
         """Return beta."""
         return {"beta": self.beta}
 
-    def element_loss(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and stay where the data is."""
-        action, value, metrics = self.ascend(loss, tensordict, estimates)
-        previous = _acting(loss, tensordict, action.detach())
-        if is_discrete(estimates.policy):
-            penalty = self._cross_entropy(loss, tensordict, estimates.policy, previous)
-            error = penalty.detach()
+        action, value, metrics = self.ascend(batch)
+        previous = _acting(batch, action.detach())
+        if is_discrete(batch.policy):
+            penalty = error = self._cross_entropy(batch, previous)
         else:
-            penalty, error = self._score(loss, tensordict, action, previous)
-        metrics["behaviour_error"] = masked_mean(error, loss.agent_mask(tensordict, error))
-        objective = value / mean_magnitude(value, loss.agent_mask(tensordict, value)) if self.normalize else value
+            penalty, error = self._score(batch, action, previous)
+        metrics["behaviour_error"] = batch.mean(error)
+        objective = value / mean_magnitude(value, batch.counts(value)) if self.normalize else value
         if value.shape[-1] == 1:
-            penalty = penalty * _acting_agents(loss, tensordict, penalty)  # undoes the mean over agents
-        return penalty / loss.beta - objective, metrics
+            penalty = penalty * _acting_agents(batch, penalty)  # undoes the mean over agents
+        return penalty / batch.coefficient("beta") - objective, metrics
 
-    def _score(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, action: Tensor, previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _score(self, batch: Batch, action: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[*B, n]`` whose gradient is the score's, and the error of the predicted noise ``[*B, n]``."""
-        given, name = {joined(unravel_key(loss.tensor_keys.action)): previous}, type(self).__name__
-        predictor = _predictor(loss, name)
+        given, name = {joined(batch.networks.action_key): previous}, type(self).__name__
+        predictor = _predictor(batch, name)
         with torch.no_grad():
-            time, noise, predicted = _denoised(
-                loss, tensordict, action.detach(), self.times, rule=name, detach=True, **given
-            )
+            time, noise, predicted = _denoised(batch, action.detach(), self.times, rule=name, detach=True, **given)
             alpha, sigma = predictor.level(time)
             weight = {"variance": sigma.pow(2), "uniform": torch.ones_like(sigma), "score": alpha / sigma}
             error = predicted - noise
         surrogate = (weight[self.time_weight] * error * predictor.range.scaled(action)).sum(-1)
         return surrogate, error.pow(2).mean(-1)
 
-    def _cross_entropy(
-        self, loss: OfflineMARLLoss, tensordict: TensorDictBase, policy: Distribution, previous: Tensor
-    ) -> Tensor:
+    def _cross_entropy(self, batch: Batch, previous: Tensor) -> Tensor:
         """Return how unlikely every agent's actions are in the data, ``[*B, n]``."""
-        given = {joined(unravel_key(loss.tensor_keys.action)): previous}
-        logits = _logits(loss, tensordict, rule=type(self).__name__, detach=True, **given)
-        log_prob, chosen = logits.log_softmax(-1), policy.probs
+        given = {joined(batch.networks.action_key): previous}
+        logits = _logits(batch, rule=type(self).__name__, detach=True, **given)
+        log_prob, chosen = logits.log_softmax(-1), batch.policy.probs
         # an illegal action's, the lowest number there is, would overflow in the gradient
         log_prob = torch.where(chosen > 0, log_prob, torch.zeros_like(log_prob))
         return -(chosen * log_prob).sum(-1)
 
 
 def _denoised(
-    loss: OfflineMARLLoss,
-    tensordict: TensorDictBase,
-    action: Tensor,
-    times: Times,
-    *,
-    rule: str,
-    detach: bool = False,
-    **given: Tensor,
+    batch: Batch, action: Tensor, times: Times, *, rule: str, detach: bool = False, **given: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Perturb actions ``[*B, n, a]``; return times ``[*B, n, 1]``, the noise and what the model takes it for."""
-    predictor = _predictor(loss, rule)
+    predictor = _predictor(batch, rule)
     first, last = times
     time = first + (last - first) * uniform_like(action[..., :1])
     noise = normal_like(action)
     given |= {joined(NOISY_ACTION): predictor.perturb(action, time, noise), joined(DIFFUSION_TIME): time}
-    return time, noise, loss.behaviour_outputs(tensordict, detach=detach, **given)[NOISE]
+    return time, noise, batch.behaviour(detach=detach, **given)[NOISE]
 
 
-def _predictor(loss: OfflineMARLLoss, rule: str) -> NoisePredictor:
-    module = getattr(loss.behaviour_network, "module", None)
+def _predictor(batch: Batch, rule: str) -> NoisePredictor:
+    module = getattr(batch.behaviour_model, "module", None)
     if not hasattr(module, "perturb"):
         raise ValueError(
             f"{rule} needs a diffusion model of continuous actions; pass behaviour=make_score(spec), or for a discrete "
@@ -212,27 +185,23 @@ def _predictor(loss: OfflineMARLLoss, rule: str) -> NoisePredictor:
     return module
 
 
-def _logits(
-    loss: OfflineMARLLoss, tensordict: TensorDictBase, *, rule: str, detach: bool = False, **given: Tensor
-) -> Tensor:
+def _logits(batch: Batch, *, rule: str, detach: bool = False, **given: Tensor) -> Tensor:
     """Return the logits ``[*B, n, A]`` of the data's actions, each given the previous agents'."""
-    if BEHAVIOUR_LOGITS not in map(unravel_key, loss.behaviour_network.out_keys):
+    if BEHAVIOUR_LOGITS not in map(unravel_key, batch.behaviour_model.out_keys):
         raise ValueError(
             f"{rule} needs a model of discrete actions; pass behaviour=make_sequential_policy(spec) and "
             "behaviour_learning=SequentialCloning()."
         )
-    return loss.behaviour_outputs(tensordict, detach=detach, **given)[BEHAVIOUR_LOGITS]
+    return batch.behaviour(detach=detach, **given)[BEHAVIOUR_LOGITS]
 
 
-def _acting(loss: OfflineMARLLoss, tensordict: TensorDictBase, action: Tensor) -> Tensor:
+def _acting(batch: Batch, action: Tensor) -> Tensor:
     """Return the action with the recorded one, which the model was fitted to, in the place of agents not there."""
-    alive = tensordict.get(loss.tensor_keys.agent_mask, None)
-    if alive is None:
-        return action
-    return torch.where(alive.unsqueeze(-1), action, recorded_action(loss, tensordict, action))
+    alive = batch.alive
+    return action if alive is None else torch.where(alive.unsqueeze(-1), action, batch.action_like(action))
 
 
-def _acting_agents(loss: OfflineMARLLoss, tensordict: TensorDictBase, like: Tensor) -> Tensor | int:
+def _acting_agents(batch: Batch, like: Tensor) -> Tensor | int:
     """Return how many agents are there, ``[*B, 1]``."""
-    alive = tensordict.get(loss.tensor_keys.agent_mask, None)
+    alive = batch.alive
     return like.shape[-1] if alive is None else alive.sum(-1, keepdim=True).clamp_min(1)

@@ -18,7 +18,8 @@ SLICES = (
 """What to do about rows that are no series."""
 
 SEEN: WeakSet[object] = WeakSet()
-"""The losses whose first batch was looked at: not their attribute, which would tell members of a population apart."""
+"""The networks of losses whose first batch was looked at: not their attribute, which would tell members of a population
+apart."""
 
 _TRAJ_IDS = ("collector", "traj_ids")
 

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.objectives.estimates import Estimates
-    from torchrl_marl_offline.objectives.offline_marl import OfflineMARLLoss
 
 
 class ValueLearning(ABC):
@@ -48,22 +44,22 @@ class ValueLearning(ABC):
         return {}
 
     @abstractmethod
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Return the value ``[*B, k, 1]`` of the next state; ``k`` is 1 for a team, ``n`` for independent agents."""
 
-    def reweighted(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+    def reweighted(self, batch: Batch, next_value: Tensor) -> Tensor:
         """Return the next values ``[*B, k, 1]`` of a batch as the target takes them: by default, as they are."""
         return next_value
 
-    def row_mask(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> Tensor | None:
+    def row_mask(self, batch: Batch) -> Tensor | None:
         """Return ``[*B]``, false where the rule cannot form a target, or None."""
         return None
 
-    def critic_penalty(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor | None:
+    def critic_penalty(self, batch: Batch) -> Tensor | None:
         """Return what is added to the critic's term, ``[*B, k]`` or ``[*B, n]``, or None."""
         return None
 
-    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+    def value_elements(self, batch: Batch) -> Tensor:
         """Return the state-value network's term, ``[*B, k]`` or ``[*B, n]``, where the rule needs one."""
         raise NotImplementedError(f"{type(self).__name__} has needs_value, and must have value_elements.")
 
@@ -91,15 +87,15 @@ class TD(ValueLearning):
     min_weight: Annotated[float, UNIT] = 1.0
     needs_actor: ClassVar[bool] = True
 
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Evaluate the target critic at the policy's action."""
-        policy = loss.policy(next_tensordict)
+        policy = following.policy
         action = sampled_action(policy, rule=type(self).__name__) if self.sample else mode_of(policy)
         if self.noise and not is_discrete(policy):
             low, high = bounds_of(policy, type(self).__name__)
             step = (self.noise * normal_like(action)).clamp(-self.noise_clip, self.noise_clip)
             action = (action + step * (high - low) / 2).clamp(low, high)
-        return soft_clipped(loss.action_value(next_tensordict, action, target=True).total, self.min_weight)
+        return soft_clipped(following.q(action, target=True).total, self.min_weight)
 
 
 @dataclass(frozen=True)
@@ -112,17 +108,14 @@ class SARSA(ValueLearning):
 
     needs_next_action: ClassVar[bool] = True
 
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Evaluate the target critic at the recorded next action."""
-        return loss.action_value(next_tensordict, next_tensordict.get(loss.tensor_keys.action), target=True).total_min
+        return following.q(following.action, target=True).total_min
 
-    def row_mask(self, loss: OfflineMARLLoss, tensordict: TensorDictBase) -> Tensor | None:
+    def row_mask(self, batch: Batch) -> Tensor | None:
         """Leave out rows without a successor's action."""
-        known = tensordict.get(loss.tensor_keys.has_next_action, None)
-        if known is None:
-            return None
-        terminated = tensordict.get(("next", loss.tensor_keys.terminated)).squeeze(-1)
-        return known | terminated
+        known = batch.has_next_action
+        return None if known is None else known | batch.terminated()
 
 
 @dataclass(frozen=True)
@@ -144,14 +137,11 @@ class IQL(ValueLearning):
         """Return the expectile."""
         return {"expectile": self.expectile}
 
-    def next_value(self, loss: OfflineMARLLoss, next_tensordict: TensorDictBase) -> Tensor:
+    def next_value(self, following: Following) -> Tensor:
         """Evaluate the state-value network and mix it."""
-        return loss.state_value(next_tensordict).total
+        return following.state.total
 
-    def value_elements(self, loss: OfflineMARLLoss, tensordict: TensorDictBase, estimates: Estimates) -> Tensor:
+    def value_elements(self, batch: Batch) -> Tensor:
         """Return the team's (or each independent agent's) expectile regression, ``[*B, k]``."""
-        return self.element_loss(loss, estimates.state.total, estimates.target.total_min).squeeze(-1)
-
-    def element_loss(self, loss: OfflineMARLLoss, value: Tensor, target: Tensor) -> Tensor:
-        """Return the expectile regression of ``value`` to ``target``, element by element."""
-        return expectile_weighted_square(target - value, loss.expectile)
+        difference = batch.target.total_min - batch.state.total
+        return expectile_weighted_square(difference, batch.coefficient("expectile")).squeeze(-1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_marl_offline.core.functional_parameters import tensors_of
+from torchrl_marl_offline.objectives.team import TeamNetworks
 
 _BY_PROPERTY = {"_in_keys": "in_keys", "_out_keys": "out_keys", "_vmap_randomness": "vmap_randomness"}
 """Attributes of a loss that are filled at the first use of a property: the property is compared."""
@@ -260,7 +261,7 @@ def _is_cache(kind: type, name: str) -> bool:
 
 def _depth(name: str, attributes: Mapping[str, Any]) -> int:
     """Order attributes so that causes come before what follows: flags, children, networks, what is derived of them."""
-    if name != "_modules" and name.startswith("_"):
+    if (name != "_modules" and name.startswith("_")) or isinstance(attributes.get(name), TeamNetworks):
         return 3
     return 1 if name == "_modules" else 2 if isinstance(attributes.get(name), nn.Module) else 0
 

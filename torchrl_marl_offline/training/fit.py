@@ -14,6 +14,8 @@ from torchrl.data.replay_buffers.storages import Storage
 from torchrl.objectives import TargetNetUpdater
 
 from torchrl_marl_offline.core.layout import ACTION, MASK, OBSERVATION, STATE
+from torchrl_marl_offline.objectives.batch import Batch
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.metrics import trained_by_network
 
 if TYPE_CHECKING:
@@ -124,10 +126,10 @@ def _why_nothing_counts(loss: LossModule, data: TensorDictBase) -> str | None:
 
 def counted_rows(loss: LossModule, data: TensorDictBase) -> Tensor | None:
     """Return which rows ``[T]`` of the data a loss counts, or ``None`` for all."""
-    mask = loss._row_mask(data) if hasattr(loss, "_row_mask") else data.get(MASK, None)
+    batch = Batch(loss.team, data) if isinstance(loss, OfflineMARLLoss) else None
+    mask = data.get(MASK, None) if batch is None else batch.rows
     mask = None if mask is None else mask.reshape(-1)
-    rule = getattr(loss, "value_learning", None)
-    with_target = None if rule is None else rule.row_mask(loss, data)
+    with_target = None if batch is None or loss.value_learning is None else loss.value_learning.row_mask(batch)
     masks = [each for each in (mask, with_target) if each is not None]
     return None if not masks else torch.stack(masks).all(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -25,29 +25,24 @@ from torchrl_marl_offline.core.functional_parameters import (
 )
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, declared
+from torchrl_marl_offline.core.synchronized import is_shared, share_of_mean, share_of_sum
 from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.estimates import (
-    IS_INIT,
-    Estimates,
-    NetworkPasses,
-    is_deterministic_actor,
-    joined,
-    memory_keys,
-    rows_are_independent,
-)
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
-from torchrl_marl_offline.objectives.functional import team_reward
-from torchrl_marl_offline.objectives.masking import Masking
-from torchrl_marl_offline.objectives.policies import no_density
-from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series, step_by_step
+from torchrl_marl_offline.objectives.fitting import check_choice, check_metrics, check_networks, check_returned
+from torchrl_marl_offline.objectives.policies import mode_of
+from torchrl_marl_offline.objectives.prepared import indexed, rooted, sanitized, with_beginnings
+from torchrl_marl_offline.objectives.series import SEEN
+from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
+from torchrl_marl_offline.objectives.team import IS_INIT, TeamNetworks, lacking
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
 _ROLES |= {"value_network": "state-value network", "behaviour_network": "behaviour model"}
 
 
-class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
+class OfflineMARLLoss(LossModule):
     r"""Offline multi-agent actor-critic in the axes of *A Recipe for Stable Offline Multi-agent RL* (Lee et al. 2026).
 
     Value decomposition is the critic that is passed in, value learning and policy extraction are rules, and scale is a
@@ -103,6 +98,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         ``reduction="none"``, detached metrics: ``qvalue``, ``qvalue_abs``, ``td_target``, ``td_error_abs``,
         ``value_norm_scale``, ``state_value``, and the rules' own. The priority ``"td_error"`` ``[*B]`` is written into
         the input.
+
+    Attributes:
+        team: the networks as functions, see :class:`~torchrl_marl_offline.objectives.team.TeamNetworks`.
 
     Raises:
         ValueError: where the networks and the rules do not fit together; the message says what to add.
@@ -199,59 +197,29 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     ) -> None:
         super().__init__()
         reduction = "mean" if reduction is None else reduction
-        _check_choice("heads", heads, ("all", "min"))
-        _check_choice("team_reward", team_reward, ("mean", "sum"))
-        _check_choice("reduction", reduction, ("mean", "sum", "none"))
-        if value_learning is None and extraction is None and behaviour_learning is None:
-            raise ValueError(f"{type(self).__name__} has nothing to train: pass value_learning=, extraction=, or both.")
-        self._check_parts(actor, critic, value, value_learning, extraction)
-        self._check_behaviour(behaviour, behaviour_learning, value_learning, extraction)
+        check_choice("heads", heads, ("all", "min"))
+        check_choice("team_reward", team_reward, ("mean", "sum"))
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        rules = {"learning": value_learning, "extraction": extraction, "behaviour_learning": behaviour_learning}
+        check_networks(type(self).__name__, actor, critic, value, behaviour, **rules)
+        check_metrics(list(rules.values()))
         self.value_learning, self.extraction, self.value_norm = value_learning, extraction, value_norm
         self.behaviour_learning = behaviour_learning
         self.heads, self.team_reward, self.reduction = heads, team_reward, reduction
         self.deactivate_vmap = deactivate_vmap
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[str] | None = None
-        self._ensemble = False
         self._held: tuple[str, ...] = ()
-        self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
+        is_ensemble = self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
         if behaviour is not None:
             self.convert_to_functional(behaviour, "behaviour_network")
-        critics = critic if isinstance(critic, (list, tuple)) else [critic]
-        self._memory_keys = memory_keys(actor, *critics, value, mixer, behaviour)
         self._register_bounds(action_spec, actor)
         self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
-        self._check_metrics()
+        self.team = TeamNetworks(self, is_ensemble=is_ensemble, bounds_given=action_spec is not None)
         self._make_vmap()
 
-    @classmethod
-    def _check_parts(cls, actor, critic, value, value_learning, extraction) -> None:
-        rule = extraction if extraction is not None else value_learning
-        if actor is None and (extraction is not None or (value_learning is not None and value_learning.needs_actor)):
-            raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
-        if extraction is not None and extraction.needs_log_prob and is_deterministic_actor(actor):
-            raise ValueError(no_density(type(extraction).__name__))
-        if critic is None and (value_learning is not None or (extraction is not None and extraction.needs_critic)):
-            rule = value_learning if value_learning is not None else extraction
-            raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
-        if value_learning is not None and value_learning.needs_value and value is None:
-            raise ValueError(
-                f"{type(value_learning).__name__} needs a state-value network; pass value=make_value(spec, "
-                "decomposition=...)."
-            )
-        if value_learning is not None and not value_learning.needs_value and value is not None:
-            raise ValueError(f"{type(value_learning).__name__} would never train the value network; leave value= out.")
-
-    @classmethod
-    def _check_behaviour(cls, behaviour, behaviour_learning, *rules) -> None:
-        if behaviour is None:
-            for rule in (behaviour_learning, *rules):
-                if rule is not None and (rule is behaviour_learning or rule.needs_behaviour):
-                    raise ValueError(f"{type(rule).__name__} needs a model of the data's actions; pass behaviour=.")
-        elif behaviour_learning is None:
-            raise ValueError(f"{cls.__name__} would never train its behaviour model; pass behaviour_learning=.")
-
-    def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> None:
+    def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> bool:
+        """Take the networks' parameters; return whether the critic is an ensemble."""
         # What no term trains is held by reference, so that it follows the loss that does train it.
         held = [] if self.value_learning is not None else _parameters(critic, value, mixer)
         if self.value_learning is None:
@@ -263,11 +231,10 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 )
         if self.extraction is None:
             self._held += ("actor_network_params",)
-        self._deterministic = actor is not None and is_deterministic_actor(actor)
         if actor is not None:
             self.convert_to_functional(actor, "actor_network")
         if critic is None:
-            return
+            return False
         if mixer is None:
             critic, mixer = _split_mixer(critic)
         expand = (
@@ -277,31 +244,28 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         self.convert_to_functional(
             critic, "qvalue_network", expand_dim=expand, create_target_params=train, compare_against=held
         )
-        self._ensemble = expand is not None
         self.__dict__["mixer_network"] = mixer
-        self._rows_are_independent = rows_are_independent(self.qvalue_network) and rows_are_independent(mixer)
-        self._mixer_accepts_heads = bool(getattr(getattr(mixer, "module", mixer), "accepts_heads", False))
-        self._mixer_has_params = mixer is not None and any(True for _ in mixer.parameters())
-        if self._mixer_has_params:
+        if mixer is not None and any(True for _ in mixer.parameters()):
             self.convert_to_functional(mixer, "mixer_network", create_target_params=train, compare_against=held)
         if value is not None:
             target = train and self.value_learning.needs_target_value
             self.convert_to_functional(value, "value_network", create_target_params=target, compare_against=held)
+        return expand is not None
 
     @property
     def has_memory(self) -> bool:
         """Whether one of the networks has TorchRL's ``LSTMModule`` or ``GRUModule``."""
-        return bool(self._memory_keys)
+        return bool(self.team.memory)
 
     def _register_bounds(self, action_spec, actor) -> None:
-        self._bounds_given = action_spec is not None
-        spec = action_spec if self._bounds_given else getattr(actor, "spec", None)
-        if spec is None or not (self._bounds_given or isinstance(spec, TensorSpec)):
+        given = action_spec is not None
+        spec = action_spec if given else getattr(actor, "spec", None)
+        if spec is None or not (given or isinstance(spec, TensorSpec)):
             return
         try:
             bounds = bounds_of_spec(spec, self.tensor_keys.action)
         except ValueError:
-            if self._bounds_given:
+            if given:
                 raise
             return  # an actor's spec need not have any
         device = next((p.device for p in self.parameters()), None)
@@ -338,30 +302,6 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         else:
             super().__setattr__(name, value)
 
-    def _check_metrics(self) -> None:
-        """Refuse names of metrics that would be taken for losses, or for other metrics."""
-        if self.value_learning is not None and set(self.value_learning.metrics) - {"critic_penalty"}:
-            raise ValueError(
-                f"{type(self.value_learning).__name__} declares the metrics {list(self.value_learning.metrics)}; a "
-                "value-learning rule has no other than 'critic_penalty'."
-            )
-        taken = dict.fromkeys(("qvalue", "qvalue_abs", "td_target", "td_error_abs", "value_norm_scale"), "the critic")
-        taken |= dict.fromkeys(("state_value", "td_error"), "the critic")
-        for rule in (self.value_learning, self.extraction, self.behaviour_learning):
-            for name in () if rule is None else rule.metrics:
-                rule_name = type(rule).__name__
-                if name.startswith("loss"):
-                    raise ValueError(
-                        f"{rule_name} declares the metric {name!r}; names that start with 'loss' are summed to what is "
-                        "trained, so give it another."
-                    )
-                if name in taken:
-                    raise ValueError(
-                        f"{rule_name} declares the metric {name!r}, which is that of {taken[name]}, too; give it "
-                        "another name."
-                    )
-                taken[name] = rule_name
-
     def convert_to_functional(self, module, module_name: str, *args, **options) -> None:
         """Take a network's parameters, see :class:`~torchrl.objectives.LossModule`.
 
@@ -377,7 +317,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 fit_batch_sizes(members[0], self._modules[name], tuple(self._modules[name].batch_size))
 
     def _make_vmap(self) -> None:
-        """Do nothing: :meth:`NetworkPasses._of_ensemble` asks for the randomness at each call."""
+        """Do nothing: an ensemble is asked for its randomness at each call."""
 
     def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what this loss trains; networks that it only asks belong to the optimizer of another."""
@@ -400,22 +340,12 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
     @property
     def is_team(self) -> bool:
         """Whether the critic has a team value; otherwise every agent learns for itself."""
-        if self.mixer_network is not None:
-            return True
-        out_keys = [unravel_key(key) for key in self.qvalue_network.out_keys]
-        if unravel_key(self.tensor_keys.state_action_value) in out_keys:
-            return True
-        if unravel_key(self.tensor_keys.local_state_action_value) in out_keys:
-            return False
-        raise ValueError(
-            f"The critic writes {out_keys}, neither the team's value {self.tensor_keys.state_action_value!r} nor local "
-            f"values {self.tensor_keys.local_state_action_value!r}; name them by set_keys(state_action_value=...) or "
-            "set_keys(local_state_action_value=...)."
-        )
+        return self.team.is_team
 
     def _set_in_keys(self) -> None:
         keys: list[NestedKey] = []
         critic_keys: list[NestedKey] = []
+        mixer_keys: list[NestedKey] = []
         if "qvalue_network" in self.__dict__:
             produced = {unravel_key(key) for key in self.qvalue_network.out_keys}
             mixer_keys = self.mixer_network.in_keys if self.mixer_network is not None else []
@@ -436,7 +366,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 # state values are mixed without an action
                 next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in {*produced, action})]
             keys += [("next", key) for key in next_keys]
-        own = {unravel_key(key) for name in self._memory_keys for key in (name, ("next", name))}
+        own = {unravel_key(key) for name in self.team.memory for key in (name, ("next", name))}
         self._in_keys = [key for key in dict.fromkeys(map(unravel_key, keys)) if key not in own]
 
     def _behaviour_keys(self) -> list[NestedKey]:
@@ -484,12 +414,9 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         if self._value_estimator is not None:
-            self._value_estimator.set_keys(**self._estimator_keys())
+            self._value_estimator.set_keys(**ESTIMATOR_KEYS)
         self._in_keys = None
-
-    def _estimator_keys(self) -> dict[str, NestedKey]:
-        # The estimator gets a tensordict of the loss's own, whose signals already have one shape [*B, k, 1].
-        return {"value": "state_value", "reward": "reward", "done": "done", "terminated": "terminated"}
+        self.team.take_keys()
 
     def make_value_estimator(self, value_type=None, **hyperparams) -> OfflineMARLLoss:
         """Choose how targets are formed: TD(0) (default), TD(1) or TD(lambda), with ``gamma=`` and ``lmbda=``.
@@ -512,7 +439,7 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
         for name in {"gamma", "lmbda"} & hyperparams.keys():
             check(name, hyperparams[name], Annotated[float, DISCOUNT])
         value_type = self.default_value_estimator if value_type is None else value_type
-        SEEN.discard(self)
+        SEEN.discard(self.team)
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("value_network", None)
             LossModule.make_value_estimator(self, value_type, **hyperparams)
@@ -527,230 +454,152 @@ class OfflineMARLLoss(NetworkPasses, Masking, LossModule):
                 )
             hyperparams = {**entry.default_kwargs, **hyperparams, "value_network": None}
             LossModule.make_value_estimator(self, entry.cls, **hyperparams)
-        self._value_estimator.set_keys(**self._estimator_keys())
+        self._value_estimator.set_keys(**ESTIMATOR_KEYS)
         return self
+
+    # ----------------------------------------------------------- what the networks say
+
+    def batch(self, tensordict: TensorDictBase) -> Batch:
+        """Return the rows as the rules see them: actions as indices, zeros where a row or an agent does not count."""
+        keys = self.tensor_keys
+        tensordict = rooted(indexed(tensordict, keys.action), keys.action)
+        rows = Batch(self.team, tensordict).rows
+        clean = sanitized(tensordict, self.in_keys, rows, agent_mask=keys.agent_mask, reward=keys.reward)
+        return Batch(self.team, with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean)
+
+    @torch.no_grad()
+    def policy_action(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the mode of the policy, without gradient."""
+        return mode_of(self.team.policy(tensordict))
+
+    @torch.no_grad()
+    def qvalue(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
+        return self.team.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
 
     # ----------------------------------------------------------- loss terms
 
-    def qvalue_loss(
-        self, tensordict: TensorDictBase, estimates: Estimates | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(self, batch: Batch | TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the critic's term and its metrics; ``"td_error"`` ``[*B]`` is among them."""
-        estimates = Estimates(self, tensordict) if estimates is None else estimates
-        values = estimates.live.total  # [*B, k, H]
-        target = self._value_target(tensordict)  # [*B, k, 1]
+        batch = batch if isinstance(batch, Batch) else self.batch(batch)
+        values = batch.live.total  # [*B, k, H]
+        row_mask = self.value_learning.row_mask(batch)
+        target = value_target(  # [*B, k, 1]
+            batch,
+            self.value_learning,
+            self.value_estimator,
+            how=self.team_reward,
+            max_next_value=self._buffers.get("max_next_value"),
+            has_target=row_mask,
+        )
         minimum = values.amin(-1, keepdim=True)
         detached = minimum.detach()
-        elements_mask = self.agent_mask(tensordict, target.squeeze(-1))
-        row_mask = self.value_learning.row_mask(self, tensordict)
+        counts = batch.counts(target.squeeze(-1))
         if row_mask is not None:
             target = torch.where(row_mask[..., None, None], target, detached)
             has_target = row_mask.unsqueeze(-1).expand_as(target.squeeze(-1))
-            elements_mask = has_target if elements_mask is None else elements_mask & has_target
+            counts = has_target if counts is None else counts & has_target
         metrics = {
-            "qvalue": masked_mean(detached.squeeze(-1), elements_mask),
-            "qvalue_abs": masked_mean(detached.squeeze(-1).abs(), elements_mask),
-            "td_target": masked_mean(target.squeeze(-1), elements_mask),
+            "qvalue": masked_mean(detached.squeeze(-1), counts),
+            "qvalue_abs": masked_mean(detached.squeeze(-1).abs(), counts),
+            "td_target": masked_mean(target.squeeze(-1), counts),
         }
-        predicted = minimum if self.heads == "min" else values
+        predicted, normal_target = minimum if self.heads == "min" else values, target
         if self.value_norm is not None:
-            self._update_value_norm(detached, elements_mask)
+            self._update_value_norm(detached, counts)
             predicted, normal_target = self.value_norm.normalize(predicted), self.value_norm.normalize(target)
             metrics["value_norm_scale"] = self.value_norm.scale().mean().detach().clone()
-        else:
-            normal_target = target
         squared = (predicted - normal_target).pow(2).sum(-1)  # [*B, k, H] -> [*B, k]
         error = (detached - target).abs().squeeze(-1)
-        metrics["td_error_abs"] = masked_mean(error, elements_mask)
-        metrics["td_error"] = self._average_agents(tensordict, error)
-        term = self._reduce(tensordict, squared, row_mask)
-        penalty = self.value_learning.critic_penalty(self, tensordict, estimates)
-        _check_returned(self.value_learning, () if penalty is None else ("critic_penalty",))
+        metrics["td_error_abs"] = masked_mean(error, counts)
+        metrics["td_error"] = batch.averaged(error)
+        term = self._reduce(batch, squared, row_mask)
+        penalty = self.value_learning.critic_penalty(batch)
+        check_returned(self.value_learning, () if penalty is None else ("critic_penalty",))
         if penalty is not None:
-            metrics["critic_penalty"] = masked_mean(penalty.detach(), self.agent_mask(tensordict, penalty))
+            metrics["critic_penalty"] = batch.mean(penalty)
             scaled = penalty if self.value_norm is None else penalty / self.value_norm.scale()
-            term = term + self._reduce(tensordict, scaled, row_mask)
+            term = term + self._reduce(batch, scaled, row_mask)
         return term, metrics
-
-    def _value_target(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the detached regression target ``[*B, k, 1]``."""
-        next_td = tensordict.get("next")
-        with torch.no_grad():
-            next_td = self._with_batch(next_td, tensordict)
-            next_value = self.value_learning.next_value(self, next_td)
-            self._check_next_value(next_value, tensordict)
-            if "max_next_value" in self._buffers:
-                next_value = next_value.minimum(self.max_next_value)
-            next_value = self.value_learning.reweighted(self, tensordict, next_value)
-            signals = {"reward": self._reward(next_td, next_value), "state_value": next_value}
-            like = next_value.squeeze(-1)
-            signals["terminated"] = self.terminated(tensordict, like).unsqueeze(-1)  # [*B, k] -> [*B, k, 1]
-            signals["done"] = self._series_ends(tensordict, like).unsqueeze(-1)
-            batch = TensorDict({"next": TensorDict(signals, tensordict.batch_size)}, tensordict.batch_size)
-            steps = tensordict.get("steps_to_next_obs", None)
-            if steps is not None:
-                batch.set("steps_to_next_obs", steps.reshape(*tensordict.batch_size, 1, 1).expand_as(next_value))
-            if tensordict.ndim > 1:
-                batch.names = [*[None] * (tensordict.ndim - 1), "time"]
-            with step_by_step(self.value_estimator, next_value):
-                return self.value_estimator.value_estimate(batch, next_value=next_value)
-
-    def _check_next_value(self, next_value: Tensor, tensordict: TensorDictBase) -> None:
-        signals = 1 if self.is_team else tensordict.get(self.tensor_keys.action).shape[tensordict.ndim]
-        expected = (*tensordict.batch_size, signals, 1)
-        if next_value.shape != expected:
-            raise ValueError(
-                f"next_value of {type(self.value_learning).__name__} must return {list(expected)}, [*B, k, 1] with k = "
-                f"{signals}, {'one value of the team' if self.is_team else 'one value of each agent'}; got "
-                f"{list(next_value.shape)}."
-            )
-
-    def _indexed(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return discrete actions as indices ``[*B, n]``: TorchRL's environments also have ``[*B, n, 1]`` and codes."""
-        found = {}
-        for key in (self.tensor_keys.action, ("next", self.tensor_keys.action)):
-            action = tensordict.get(key, None)
-            if action is None or action.is_floating_point():
-                continue
-            if action.dtype == torch.bool:
-                found[key] = action.long().argmax(-1)
-            elif action.ndim == tensordict.ndim + 2:
-                if action.shape[-1] != 1 and not _may_be_one_hot(action):
-                    raise ValueError(
-                        f"{joined(key)} has whole numbers {list(action.shape)}: discrete actions are one index for "
-                        "each agent, [*B, n], or one-hot codes, [*B, n, A]."
-                    )
-                found[key] = action.squeeze(-1) if action.shape[-1] == 1 else action.argmax(-1)
-        return tensordict.copy().update(found) if found else tensordict
-
-    def _series_ends(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
-        """Return after which rows returns do not run on, ``[*B, k]``; the first batch's rows are held to be series."""
-        if isinstance(self.value_estimator, TD0Estimator):
-            return self.terminated(tensordict, like)  # which TD(0) does not read
-        cut = self.cut(tensordict, like)
-        if needs_series(self.value_estimator) and self not in SEEN and is_readable(cut):
-            rows, ended = self._row_mask(tensordict), cut.all(-1)
-            ended = ended if rows is None else ended | ~rows
-            action = unravel_key(self.tensor_keys.action)
-            keys = [key for key in self.in_keys if key != action]
-            check_series(tensordict, ended, keys, estimator=self.value_estimator)
-            SEEN.add(self)  # once: to look at values waits for a GPU
-        return cut
-
-    def _rooted(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Take the agents' dimension out of the batch size, where dispatch saw it in every entry."""
-        action = tensordict.get(self.tensor_keys.action)
-        batch_size = action.shape[: -2 if action.is_floating_point() else -1]
-        if tensordict.ndim <= len(batch_size):
-            return tensordict
-        return TensorDict({key: tensordict.get(key) for key in tensordict.keys(True, True)}, batch_size)
-
-    def _with_beginnings(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Say where memory starts anew, where the batch does not: behind every row that ended its episode."""
-        done = tensordict.get(("next", self.tensor_keys.done), None)
-        if IS_INIT not in self._memory_keys or done is None or not tensordict.ndim:
-            return tensordict
-        begins = torch.cat([torch.zeros_like(done[..., :1, :]), done[..., :-1, :]], -2)
-        tensordict = tensordict.copy()
-        for key in (IS_INIT, ("next", IS_INIT)):
-            if tensordict.get(key, None) is None:
-                tensordict.set(key, begins)
-        return tensordict
-
-    @staticmethod
-    def _with_batch(next_td: TensorDictBase, tensordict: TensorDictBase) -> TensorDictBase:
-        # dispatch gives a nested tensordict a batch size of its own
-        if next_td.batch_size == tensordict.batch_size:
-            return next_td
-        return TensorDict({key: next_td.get(key) for key in next_td.keys(True, True)}, tensordict.batch_size)
-
-    def _reward(self, next_td: TensorDictBase, like: Tensor) -> Tensor:
-        reward = next_td.get(self.tensor_keys.reward)
-        if reward.ndim == like.ndim - 1:  # the team's reward, [*B, 1]
-            return reward.unsqueeze(-2).expand_as(like)
-        if self.is_team:
-            return team_reward(reward, self.team_reward)
-        return reward
 
     def _update_value_norm(self, value: Tensor, mask: Tensor | None) -> None:
         if mask is None:
             self.value_norm.update(value)
             return
         mask = mask.unsqueeze(-1)
+        of_norm = (mask,) if getattr(self.value_norm, "accepts_mask", False) else ()
         # Norms that take no mask see the mean where a value does not count.
-        self.value_norm.update(torch.where(mask, value, masked_mean(value, mask)), *self._norm_mask(mask))
+        self.value_norm.update(torch.where(mask, value, masked_mean(value, mask)), *of_norm)
 
-    def _norm_mask(self, mask: Tensor) -> tuple[Tensor, ...]:
-        return (mask,) if getattr(self.value_norm, "accepts_mask", False) else ()
-
-    def value_loss(
-        self, tensordict: TensorDictBase, estimates: Estimates | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def value_loss(self, batch: Batch | TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the state-value network's term and its metrics."""
-        estimates = Estimates(self, tensordict) if estimates is None else estimates
-        elements = self.value_learning.value_elements(self, tensordict, estimates)  # [*B, k] or [*B, n]
-        value = estimates.state.total.detach().squeeze(-1)  # [*B, k]
-        metrics = {"state_value": masked_mean(value, self.agent_mask(tensordict, value))}
-        if elements.shape[-1] > 1 and self.is_team:  # a dead agent's value has its share in the team's next value
-            tensordict = tensordict.exclude(self.tensor_keys.agent_mask)
-        return self._reduce(tensordict, elements), metrics
+        batch = batch if isinstance(batch, Batch) else self.batch(batch)
+        elements = self.value_learning.value_elements(batch)  # [*B, k] or [*B, n]
+        metrics = {"state_value": batch.mean(batch.state.total.squeeze(-1))}
+        # a dead agent's value has its share in the team's next value
+        mixed = elements.shape[-1] > 1 and self.is_team
+        return self._reduce(batch, elements, agents=not mixed), metrics
 
-    def actor_loss(
-        self, tensordict: TensorDictBase, estimates: Estimates | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch: Batch | TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the actor's term and its metrics."""
-        estimates = Estimates(self, tensordict) if estimates is None else estimates
-        elements, metrics = self.extraction.element_loss(self, tensordict, estimates)  # [*B, n]
-        _check_returned(self.extraction, metrics)
-        return self._reduce(tensordict, elements), metrics
+        return self._of_rule(self.extraction, batch)
 
-    def behaviour_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def behaviour_loss(self, batch: Batch | TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the behaviour model's term and its metrics."""
-        elements, metrics = self.behaviour_learning.element_loss(self, tensordict)
-        _check_returned(self.behaviour_learning, metrics)
-        return self._reduce(tensordict, elements), metrics
+        return self._of_rule(self.behaviour_learning, batch)
+
+    def _of_rule(
+        self, rule: PolicyExtraction | BehaviourLearning, batch: Batch | TensorDictBase
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch if isinstance(batch, Batch) else self.batch(batch)
+        elements, metrics = rule.element_loss(batch)  # [*B, n]
+        check_returned(rule, metrics)
+        return self._reduce(batch, elements), metrics
+
+    def _reduce(self, batch: Batch, elements: Tensor, mask: Tensor | None = None, *, agents: bool = True) -> Tensor:
+        """Average ``[*B, k]`` over agents (that are there, or all), then reduce over rows that count and ``mask``."""
+        tensordict = batch.tensordict
+        rows = batch.averaged(elements) if agents else elements.mean(-1)
+        if mask is not None and self.reduction == "none":
+            # a mask that is an argument would drop rows here instead of zeroing them
+            rows, mask = torch.where(mask, rows, torch.zeros_like(rows)), None
+        weights = self._maybe_get_priority_weight(tensordict)
+        options = {"tensordict": tensordict, "mask": mask, "weights": weights}
+        if self.reduction == "none" or not is_shared():
+            return self._reduce_loss(rows, **options)
+        total = self._reduce_loss(rows, reduction="sum", **options)
+        if self.reduction == "sum":
+            return share_of_sum(total)
+        if weights is None and mask is None and batch.rows is None:
+            return total / rows.numel()  # shares are equal
+        count = self._reduce_loss(torch.ones_like(rows), reduction="sum", **options)  # or the sum of the weights
+        return share_of_mean(total, count)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss terms and, unless ``reduction="none"``, the metrics."""
         for key in self.in_keys:
             if tensordict.get(key, None) is None:
-                raise KeyError(self._lacks(key, tensordict))
-        given = tensordict
-        tensordict = self._rooted(self._indexed(tensordict))
-        clean = self._with_beginnings(self._sanitize(tensordict))
-        estimates = Estimates(self, clean)
+                raise KeyError(lacking(self, key, tensordict))
+        batch = self.batch(tensordict)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if self.extraction is not None:
-            losses["loss_actor"], found = self.actor_loss(clean, estimates)
+            losses["loss_actor"], found = self.actor_loss(batch)
             metrics |= found
         if self.value_learning is not None:
-            losses["loss_qvalue"], found = self.qvalue_loss(clean, estimates)
-            given.set(self.tensor_keys.priority, found.pop("td_error"))
+            losses["loss_qvalue"], found = self.qvalue_loss(batch)
+            tensordict.set(self.tensor_keys.priority, found.pop("td_error"))
             metrics |= found
             if self.value_learning.needs_value:
-                losses["loss_value"], found = self.value_loss(clean, estimates)
+                losses["loss_value"], found = self.value_loss(batch)
                 metrics |= found
         if self.behaviour_learning is not None:
-            losses["loss_behaviour"], found = self.behaviour_loss(clean)
+            losses["loss_behaviour"], found = self.behaviour_loss(batch)
             metrics |= found
         if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
+            return TensorDict(losses, batch.tensordict.batch_size)
         return TensorDict(losses | metrics)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _check_returned(rule: PolicyExtraction | BehaviourLearning | ValueLearning, found: Collection[str]) -> None:
-    """Refuse metrics of a rule that are not those that it declares: ``out_keys`` are made of these."""
-    if missing := [name for name in rule.metrics if name not in found]:
-        raise ValueError(f"{type(rule).__name__} declares the metric {missing[0]!r}, and does not return it.")
-    if unknown := [name for name in found if name not in rule.metrics]:
-        raise ValueError(f"{type(rule).__name__} returns {unknown[0]!r}, which is not among its metrics; declare it.")
 
 
 def _parameters(*modules) -> list[nn.Parameter]:
@@ -766,8 +615,3 @@ def _split_mixer(critic):
     if not isinstance(getattr(last, "module", None), Mixer):
         return critic, None
     return (local[0] if len(local) == 1 else TensorDictSequential(*local)), last
-
-
-def _may_be_one_hot(action: Tensor) -> bool:
-    """Say whether whole numbers ``[*B, n, A]`` are codes; where they may not be looked at, they are taken for them."""
-    return not is_readable(action) or bool(((action == 0) | (action == 1)).all() and (action.sum(-1) == 1).all())

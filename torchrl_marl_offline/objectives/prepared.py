@@ -1,0 +1,108 @@
+"""Batches as the losses want them, from those that TorchRL's environments, buffers and dispatch give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from torch import Tensor
+
+from torchrl_marl_offline.core.layout import joined
+from torchrl_marl_offline.objectives.series import is_readable
+from torchrl_marl_offline.objectives.team import IS_INIT
+
+
+def indexed(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
+    """Return discrete actions as indices ``[*B, n]``: TorchRL's environments also have ``[*B, n, 1]`` and codes.
+
+    Raises:
+        ValueError: whole numbers that are neither.
+    """
+    found = {}
+    for name in (key, ("next", key)):
+        action = tensordict.get(name, None)
+        if action is None or action.is_floating_point():
+            continue
+        if action.dtype == torch.bool:
+            found[name] = action.long().argmax(-1)
+        elif action.ndim == tensordict.ndim + 2:
+            if action.shape[-1] != 1 and not _may_be_one_hot(action):
+                raise ValueError(
+                    f"{joined(unravel_key(name))} has whole numbers {list(action.shape)}: discrete actions are one "
+                    "index for each agent, [*B, n], or one-hot codes, [*B, n, A]."
+                )
+            found[name] = action.squeeze(-1) if action.shape[-1] == 1 else action.argmax(-1)
+    return tensordict.copy().update(found) if found else tensordict
+
+
+def _may_be_one_hot(action: Tensor) -> bool:
+    """Say whether whole numbers ``[*B, n, A]`` are codes; where they may not be looked at, they are taken for them."""
+    return not is_readable(action) or bool(((action == 0) | (action == 1)).all() and (action.sum(-1) == 1).all())
+
+
+def rooted(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
+    """Take the agents' dimension out of the batch size, where dispatch saw it in every entry; ``key`` of the action."""
+    action = tensordict.get(key)
+    batch_size = action.shape[: -2 if action.is_floating_point() else -1]
+    if tensordict.ndim <= len(batch_size):
+        return tensordict
+    return TensorDict({name: tensordict.get(name) for name in tensordict.keys(True, True)}, batch_size)
+
+
+def with_beginnings(tensordict: TensorDictBase, done: NestedKey) -> TensorDictBase:
+    """Say where memory starts anew, where the batch does not: behind every row that ended its episode."""
+    done = tensordict.get(("next", done), None)
+    if done is None or not tensordict.ndim:
+        return tensordict
+    begins = torch.cat([torch.zeros_like(done[..., :1, :]), done[..., :-1, :]], -2)
+    tensordict = tensordict.copy()
+    for key in (IS_INIT, ("next", IS_INIT)):
+        if tensordict.get(key, None) is None:
+            tensordict.set(key, begins)
+    return tensordict
+
+
+def sanitized(
+    tensordict: TensorDictBase,
+    keys: Sequence[NestedKey],
+    rows: Tensor | None,
+    *,
+    agent_mask: NestedKey,
+    reward: NestedKey,
+) -> TensorDictBase:
+    """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients.
+
+    Args:
+        tensordict: the batch ``[*B]``.
+        keys: of what is read.
+        rows: which count, ``[*B]``; None for all.
+        agent_mask: key of the agents' mask ``[*B, n]``, which the batch need not have.
+        reward: key of the reward, which is that of the agents before the step.
+    """
+    agents = tensordict.get(agent_mask, None)
+    if rows is None and agents is None:
+        return tensordict
+    next_agents = tensordict.get(("next", agent_mask), agents)
+    group, next_reward = unravel_key(agent_mask)[:-1], unravel_key(("next", reward))
+    out = tensordict.copy()
+    for key in map(unravel_key, keys):
+        entry = tensordict.get(key, None)
+        if entry is None or not entry.is_floating_point():
+            continue
+        ahead = key[0] == "next" and key != next_reward
+        path = key[1:] if key[0] == "next" else key
+        of_agents = not isinstance(path, str) and path[:-1] == group
+        for mask in (rows, (next_agents if ahead else agents) if of_agents else None):
+            if mask is not None:
+                mask = mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
+                entry = torch.where(mask, entry, torch.zeros_like(entry))
+        out.set(key, entry)
+    return out
+
+
+def of_batch(next_td: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
+    """Return the next states with the batch's size: dispatch gives a nested tensordict one of its own."""
+    if next_td.batch_size == batch_size:
+        return next_td
+    return TensorDict({key: next_td.get(key) for key in next_td.keys(True, True)}, batch_size)
