@@ -99,6 +99,7 @@ def test_a_population_is_measured_in_groups(script):
     assert all(row["ms"]["median"] > 0 for row in rows)
 
 
+@pytest.mark.thorough
 def test_the_hours_of_a_study_count_every_run_once(script):
     study_hours = script("study_hours")
     runs = study_hours.expand(study_hours.read_study(study_hours.FIGURE_7))

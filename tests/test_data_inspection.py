@@ -457,6 +457,7 @@ except (MemoryError, RuntimeError):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory only on Linux")
 def test_repair_of_more_than_fits_into_memory(tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from processes import run
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "compose_losses.py"
 
 
+@pytest.mark.thorough
 def test_it_runs_and_learns_something(tmp_path):
     result = run("-W", "error::UserWarning:torchrl_marl_offline", SCRIPT, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

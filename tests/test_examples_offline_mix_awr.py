@@ -107,6 +107,7 @@ def test_the_recorded_data_is_used_again(finished):
     assert "40 episodes" in out
 
 
+@pytest.mark.thorough
 def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_path):
     rules = ("--decomposition", "independent", "--value-learning", "sarsa", "--extraction", "brac")
     choices = (*rules, "--svn", "False", "--heads", "min", "--wandb")
@@ -140,6 +141,7 @@ def test_recordings_with_a_simulator_are_played(tmp_path, recordings):
     assert 0 <= summary["recipe, mode"]["final"]["success"] <= 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_the_run_that_was_not(tmp_path):
     options = (*SMALL, "--steps", "60", "--eval-every", "30", "--checkpoint-every", "1")

@@ -55,6 +55,7 @@ def test_offline_data_can_be_mixed_in(tmp_path):
     assert (tmp_path / "mixed" / "online" / "policy.pt").exists()
 
 
+@pytest.mark.thorough
 def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
     # The likelihood of a Gaussian is stationary at its mean: cloning one's own mode has no gradient.
     out = run(*SMALL, "--exploration", "mode", "--output", "mode", cwd=tmp_path)

@@ -42,7 +42,7 @@ def work(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_averaged_gradients_are_those_of_the_joined_batch(tmp_path) -> None:
     multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="spawn")

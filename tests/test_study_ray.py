@@ -49,6 +49,7 @@ lr = [1e-3, 1e-2]
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_nothing(tmp_path, monkeypatch):
     pytest.importorskip("ray")

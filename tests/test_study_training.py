@@ -31,6 +31,7 @@ def study(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_run_of_a_study_is_the_run_trained_alone(study):
     table = read_results(study / "out")
     assert len(table) == 10 * 4 * 2 and table["finished"].all() and not table["diverged"].any()

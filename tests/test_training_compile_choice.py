@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from population_toys import everything, make_data, make_population
+from selection import some_of
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import Trainer, compile_choice, gradients
@@ -103,8 +105,9 @@ def test_a_failing_compiler_falls_back_and_says_why(short_runs_count, broken_com
 
 
 @pytest.mark.fault("2.5")
-@pytest.mark.parametrize("where", ["while it is compiled", "at the first call"])
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("where", "many"), some_of(itertools.product(["while it is compiled", "at the first call"], [False, True]), every=3)
+)
 def test_asked_for_a_failing_compiler_it_goes_on_without_and_says_so(monkeypatch, where, many):
     """An unwritable cache and no compiler are found while compiling, a damaged library at the first call."""
 

@@ -146,6 +146,7 @@ def test_what_went_wrong_in_one_process_is_said_by_the_others(shared):
 # ------------------------------------------------------- stopped, killed, resumed
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_run_that_is_stopped_then_killed_ends_as_one_that_was_not(shared, tmp_path):
     checkpoints = CheckpointManager(tmp_path / "run/checkpoints")

@@ -105,6 +105,7 @@ def test_what_was_recorded_is_what_the_saved_policy_does(tmp_path):
     assert len(replay) == row["transitions"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_recording_goes_on_and_ends_with_equal_files(tmp_path):
     settings = SMALL | {"updates": 200, "eval_every": 10}

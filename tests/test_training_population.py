@@ -23,7 +23,7 @@ from population_toys import (
     make_population,
     member_tensors,
 )
-from selection import some_of
+from selection import some_of, thorough
 from torchrl.modules import PopArtValueNorm
 
 from torchrl_marl_offline.core.functional_parameters import tensors_of
@@ -106,7 +106,7 @@ def test_discrete_actions_and_their_noise(discrete, rules):
 
 @pytest.mark.parametrize(
     ("rules", "is_discrete"),
-    [(MIXER | {"heads": "min"}, False), (NOISY | {"svn": False}, True)],
+    [(MIXER | {"heads": "min"}, False), thorough((NOISY | {"svn": False}, True))],
     ids=["mixer", "noisy"],
 )
 def test_in_double_precision_they_agree_to_the_last_digits(rules, is_discrete):
@@ -381,6 +381,7 @@ def reference(tmp_path_factory) -> PopulationTrainer:
     return population_run(tmp_path_factory.mktemp("reference"))
 
 
+@pytest.mark.thorough
 def test_the_comparison_depends_on_everything_that_is_saved(reference, tmp_path):
     for left_out in ("population", "optimizer", "buffer"):
         output = tmp_path / left_out

@@ -180,6 +180,7 @@ def wait_for(condition, process, seconds: float = 60) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_weights(forkserver, tmp_path):
     expected = trained(tmp_path / "whole", steps=400, checkpoint_every=3)

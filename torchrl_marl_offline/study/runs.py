@@ -52,12 +52,13 @@ def expand(study: Study) -> list[Run]:
     table names must be read by it. The nearest wins: ``[study]``, the dataset's, the method's, the method's on that
     dataset.
     """
+    resolved: dict[str, dict[str, Any]] = {}  # the same settings, on every dataset
     runs = [
         run
         for source in study.datasets
         for table in study.methods
         for name, settings in _variants(table)
-        for run in _runs_of(study, source, table, name, settings)
+        for run in _runs_of(study, source, table, name, settings, resolved)
     ]
     names: dict[str, Run] = {}
     for run in runs:
@@ -73,7 +74,12 @@ def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _runs_of(
-    study: Study, source: DatasetSource, table: MethodTable, name: str, own: Mapping[str, Any]
+    study: Study,
+    source: DatasetSource,
+    table: MethodTable,
+    name: str,
+    own: Mapping[str, Any],
+    resolved: dict[str, dict[str, Any]],
 ) -> Iterator[Run]:
     shared, own = {**study.shared, **source.settings}, {**own, **table.on.get(source.name, {})}
     grid = {key: values for key, values in study.grid.items() if key not in own} | dict(table.grid)
@@ -85,7 +91,9 @@ def _runs_of(
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
     seen = set()
     for values in itertools.product(*grid.values()):
-        settings = resolve({**shared, **own, **dict(zip(grid, values))})
+        given = {**shared, **own, **dict(zip(grid, values))}
+        point = repr(sorted(given.items()))
+        settings = resolved[point] = resolved.get(point) or resolve(given)
         chosen = {key: settings[key] for key in grid if key in settings}
         if str(chosen) in seen:  # they differ in settings that change nothing
             continue
