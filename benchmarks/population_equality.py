@@ -26,8 +26,8 @@ from step import build_loss, update
 from torch import Tensor
 
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer, collect, make_env
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.functional_parameters import tensors_of
-from torchrl_marl_offline.methods import ALGORITHMS
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

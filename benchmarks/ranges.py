@@ -339,7 +339,7 @@ def readers() -> Iterator[tuple[str, Any, Callable[[dict[str, Any]], Any]]]:
 
 def meet_methods(place: Place) -> None:
     """Give every setting of every algorithm every kind of value."""
-    from torchrl_marl_offline.methods import ALGORITHMS
+    from torchrl_marl_offline.algorithms import ALGORITHMS
 
     for algorithm, builder in ALGORITHMS.items():
         for name, (hint, default) in parameters_of(builder).items():
@@ -355,7 +355,7 @@ def meet_methods(place: Place) -> None:
 
 def meet_studies(place: Place, folder: Path) -> None:
     """Give every key of a study file every kind of value."""
-    from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+    from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
     from torchrl_marl_offline.study.runs import expand
     from torchrl_marl_offline.study.settings import (
         RUN_SETTINGS,

@@ -28,7 +28,7 @@ from sizes import SIZES, Size, random_transitions
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
-from torchrl_marl_offline.methods import make_loss
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.training.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
 
 SETTINGS = {"temperature": 3.0, "weights": "clipped", "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}

@@ -28,7 +28,7 @@ from sizes import SIZES, random_transitions, with_discrete_actions
 from step import TRANSITIONS, build_loss, flop_of, make_trainer, update
 
 from torchrl_marl_offline import OfflineDataset, Trainer
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 
 KINDS = ("continuous", "discrete")
 FORMS = {"as it stands": False, "compiled": True}

@@ -26,7 +26,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from torchrl_marl_offline import OfflineDataset, Trainer, collect, evaluate, make_env, make_loss
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe, local advantages": {"algorithm": "recipe", "advantage": "local"},

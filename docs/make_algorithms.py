@@ -1,11 +1,10 @@
-"""Make docs/algorithms.md of the docstrings, the builders' settings and docs/figures.json.
+"""Make docs/algorithms.md of the algorithms' docstrings and settings, and of docs/figures.json.
 
     python docs/make_algorithms.py                       # writes the page
     python docs/make_algorithms.py --check               # fails if the page is stale
     python docs/make_algorithms.py --study runs/systems-spread   # takes a study's scores into figures.json first
 
-Every name of :data:`torchrl_marl_offline.methods.ALGORITHMS` gets a section: the docstring of the preset class that its
-builder names, or of the builder itself.
+Every name of :data:`torchrl_marl_offline.algorithms.ALGORITHMS` gets a section, the docstring of its class.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_marl_offline import objectives
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.modules.critics import make_critic
-from torchrl_marl_offline.objectives import OfflineMARLLoss
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE / "algorithms.md", HERE / "figures.json"
@@ -54,40 +51,26 @@ def page(figures: Mapping[str, Any]) -> str:
     Args:
         figures: what ``figures.json`` holds.
     """
-    shown: dict[type, str] = {}
-    sections = [section(name, shown) for name in ALGORITHMS]
+    sections = [section(name) for name in ALGORITHMS]
     names = ", ".join(f"[`{name}`](#{name})" for name in ALGORITHMS)
     parts = [OPENING, f"Sections: {names}; [decompositions](#decompositions); [figures](#figures).\n", *sections]
     return "\n".join([*parts, decompositions(), figure_tables(figures)])
 
 
-def section(name: str, shown: dict[type, str]) -> str:
+def section(name: str) -> str:
     """Return the section of one algorithm.
 
     Args:
         name: the algorithm's.
-        shown: preset classes that have a section, and its name; gets this one.
     """
-    builder, preset = ALGORITHMS[name], preset_of(name)
-    if preset is None:
-        text = to_markdown(builder.__doc__)
-    elif preset in shown:
-        text = f"{to_markdown(builder.__doc__)}\nEquations and paper: [`{shown[preset]}`](#{shown[preset]}).\n"
-    else:
-        shown[preset] = name
-        text = to_markdown(preset.__doc__)
+    kind = ALGORITHMS[name]
+    text = to_markdown(vars(kind)["__doc__"])
+    base = next((other.name for other in kind.__mro__[1:] if getattr(other, "name", "") in ALGORITHMS), None)
+    if "$$" not in text and base is not None:
+        text += f"\nEquations and paper: [`{base}`](#{base}).\n"
     command = " ".join([COMMAND.format(name), *([MORE_ARGUMENTS[name]] if name in MORE_ARGUMENTS else [])])
     rows = [[f"`{key}`", f"`{_literal(value)}`"] for key, value in settings_of(name).items()]
     return f"## {name}\n\n{text}\n```bash\n{command}\n```\n\n{table(['setting', 'default'], rows)}\n"
-
-
-def preset_of(name: str) -> type[OfflineMARLLoss] | None:
-    """Return the preset class that an algorithm's builder names, or None."""
-    for word in re.findall(r":class:`~?(?:[\w.]+\.)?(\w+)`", ALGORITHMS[name].__doc__ or ""):
-        found = getattr(objectives, word, None)
-        if inspect.isclass(found) and issubclass(found, OfflineMARLLoss) and found is not OfflineMARLLoss:
-            return found
-    return None
 
 
 def decompositions() -> str:

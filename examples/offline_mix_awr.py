@@ -23,9 +23,10 @@ import torch
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import make_simulator, record_mixed_skill, training
+from torchrl_marl_offline.algorithms import ALGORITHMS, is_read, members_settings, settings_of
+from torchrl_marl_offline.algorithms.algorithm import OF_ALGORITHM
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.methods import ALGORITHMS, OF_ALGORITHM, POPULATION_SETTINGS, is_read, settings_of
 from torchrl_marl_offline.modules.critics import Decomposition
 
 
@@ -135,7 +136,7 @@ def method_settings(name: str, args: Args) -> dict:
 def members(args: Args, grid: tuple[str, ...]) -> dict[str, Args]:
     """Return the settings of every run of a population, by its name."""
     asked = {key: value for key, value in asdict(args).items() if value is not None}
-    differing = [name for name in POPULATION_SETTINGS if name == "lr" or is_read(args.algorithm, name, asked)]
+    differing = ["lr", *(n for n in sorted(members_settings(args.algorithm)) if is_read(args.algorithm, n, asked))]
     return training.expand_settings(args, seeds=args.seeds, grid=grid, may_differ=differing)
 
 

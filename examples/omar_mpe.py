@@ -162,12 +162,12 @@ def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     # the policy acts by its mode; its deviation is that of conservative Q-learning's samples of it
     actor = marl.make_actor(spec, distribution="tanh_gaussian", scale=0.2, **network)
     critic = marl.make_critic(spec, decomposition=args.decomposition, layer_norm=False, **network)
-    loss = marl.OMARLoss(
+    search = SAMPLERS[args.sampler](iterations=args.iterations, samples=args.samples)
+    loss = marl.OfflineMARLLoss(
         actor,
         critic,
-        rectification=args.rectification,
-        sampler=SAMPLERS[args.sampler](iterations=args.iterations, samples=args.samples),
-        learning=marl.CQL(min_q_weight=args.min_q_weight, noise=0.2),
+        value_learning=marl.CQL(min_q_weight=args.min_q_weight, noise=0.2),
+        extraction=marl.RectifiedGradient(rectification=args.rectification, sampler=search),
     )
     return loss.make_value_estimator(gamma=args.gamma).to(args.device)
 

@@ -17,9 +17,9 @@ from objective_toys import CONTINUOUS, DISCRETE, make_batch
 from tensordict import TensorDict
 from training_toys import make_buffer, make_trainer
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, HAS_NEXT_ACTION, MASK, REWARD, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import Trainer
 from torchrl_marl_offline.training.distributed import (
     AveragedGradients,

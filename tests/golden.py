@@ -25,7 +25,7 @@ from objective_toys import CONTINUOUS, DISCRETE, make_batch
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import make_loss
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 
 FILE = Path(__file__).parent / "data" / "golden.json"

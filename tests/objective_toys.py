@@ -6,6 +6,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+from algorithm_toys import (
+    bcq_loss,
+    cql_loss,
+    icq_loss,
+    mac_flow_loss,
+    omac_loss,
+    omar_loss,
+    omiga_loss,
+    omsd_loss,
+    td3_bc_loss,
+)
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
@@ -32,16 +43,7 @@ from torchrl_marl_offline.objectives import (
     BehaviourCloning,
     BRACLoss,
     IQLLoss,
-    MABCQLoss,
-    MACFlowLoss,
-    MACQLLoss,
-    MAICQLoss,
-    MATD3BCLoss,
     OfflineMARLLoss,
-    OMACLoss,
-    OMARLoss,
-    OMIGALoss,
-    OMSDLoss,
     PolicyGradient,
     SARSALoss,
     ScoreMatching,
@@ -118,9 +120,9 @@ class Case:
 
     def behaviour(self):
         """Return the model of the data that a preset asks."""
-        if self.preset == "MACFlowLoss":
+        if self.preset == "mac_flow":
             return make_flow(self.spec, hidden=HIDDEN)
-        if self.preset == "OMSDLoss":
+        if self.preset == "omsd":
             return (make_sequential_policy if self.discrete else make_score)(self.spec, hidden=HIDDEN)
         if self.discrete:
             return make_behaviour_policy(self.spec, hidden=HIDDEN)
@@ -129,7 +131,7 @@ class Case:
     def build(self, *, seed: int = 1, critic=None, tau: float = 0.5, **options) -> OfflineMARLLoss:
         """Return the loss with its updater at ``loss.updater`` (None where it has no targets)."""
         torch.manual_seed(seed)
-        policies = {"distribution": "one_step"} if self.preset == "MACFlowLoss" else {}
+        policies = {"distribution": "one_step"} if self.preset == "mac_flow" else {}
         actor, critic = self.actor(**policies), self.critic() if critic is None else critic
         brac, awr = RULES["brac"], RULES["awr"]
         cql, ascent, sampler = SYSTEM_RULES.values()
@@ -146,15 +148,15 @@ class Case:
                 "AWRLoss": lambda: AWRLoss(actor, critic, self.value(), rule=awr, **options),
                 "BRACLoss": lambda: BRACLoss(actor, critic, rule=brac, **options),
                 "BehaviourCloning": lambda: BehaviourCloning(actor, **options),
-                "MATD3BCLoss": lambda: MATD3BCLoss(actor, critic, **options),
-                "MACQLLoss": lambda: MACQLLoss(actor, critic, **({"learning": cql, "extraction": ascent} | options)),
-                "OMARLoss": lambda: OMARLoss(actor, critic, **({"learning": cql, "sampler": sampler} | options)),
-                "MAICQLoss": lambda: MAICQLoss(actor, critic, **options),
-                "OMACLoss": lambda: OMACLoss(actor, critic, self.value(), **options),
-                "OMIGALoss": lambda: OMIGALoss(actor, critic, self.value(), **options),
-                "MABCQLoss": lambda: MABCQLoss(actor, critic, self.behaviour(), **({"samples": SAMPLES} | options)),
-                "MACFlowLoss": lambda: MACFlowLoss(actor, critic, self.behaviour(), **options),
-                "OMSDLoss": lambda: OMSDLoss(
+                "td3_bc": lambda: td3_bc_loss(actor, critic, **options),
+                "cql": lambda: cql_loss(actor, critic, **({"learning": cql, "extraction": ascent} | options)),
+                "omar": lambda: omar_loss(actor, critic, **({"learning": cql, "sampler": sampler} | options)),
+                "icq": lambda: icq_loss(actor, critic, **options),
+                "omac": lambda: omac_loss(actor, critic, self.value(), **options),
+                "omiga": lambda: omiga_loss(actor, critic, self.value(), **options),
+                "bcq": lambda: bcq_loss(actor, critic, self.behaviour(), **({"samples": SAMPLES} | options)),
+                "mac_flow": lambda: mac_flow_loss(actor, critic, self.behaviour(), **options),
+                "omsd": lambda: omsd_loss(
                     actor,
                     critic,
                     self.value(),
@@ -178,29 +180,29 @@ COMBINATIONS = [
 ]
 PRESET_CASES = [Case(preset=preset, discrete=discrete) for discrete in (False, True) for preset in PRESETS]
 SYSTEM_CASES = [
-    Case("independent", preset="MATD3BCLoss"),
-    Case("mixer", preset="MATD3BCLoss"),
-    Case("linear", preset="MACQLLoss"),
-    Case("independent", preset="MACQLLoss", discrete=True),
-    Case("centralized", preset="MACQLLoss", discrete=True),
-    Case("independent", preset="OMARLoss"),
-    Case("centralized", preset="OMARLoss"),
-    Case("linear", preset="MAICQLoss"),
-    Case("mixer", preset="MAICQLoss", discrete=True),
-    Case("linear", preset="OMACLoss", discrete=True),
-    Case("linear", preset="OMIGALoss"),
-    Case("mixer", preset="OMIGALoss", discrete=True),
-    Case("mixer", preset="MABCQLoss"),
-    Case("centralized", preset="MABCQLoss"),
-    Case("independent", preset="MABCQLoss", discrete=True),
-    Case("centralized", preset="MABCQLoss", discrete=True),
-    Case("vdn", preset="MACFlowLoss"),
-    Case("independent", preset="MACFlowLoss"),
-    Case("mixer", preset="MACFlowLoss", discrete=True),
-    Case("centralized", preset="OMSDLoss"),
-    Case("centralized", preset="OMSDLoss", discrete=True),
-    Case("mixer", preset="OMSDLoss"),
-    Case("independent", preset="OMSDLoss", discrete=True),
+    Case("independent", preset="td3_bc"),
+    Case("mixer", preset="td3_bc"),
+    Case("linear", preset="cql"),
+    Case("independent", preset="cql", discrete=True),
+    Case("centralized", preset="cql", discrete=True),
+    Case("independent", preset="omar"),
+    Case("centralized", preset="omar"),
+    Case("linear", preset="icq"),
+    Case("mixer", preset="icq", discrete=True),
+    Case("linear", preset="omac", discrete=True),
+    Case("linear", preset="omiga"),
+    Case("mixer", preset="omiga", discrete=True),
+    Case("mixer", preset="bcq"),
+    Case("centralized", preset="bcq"),
+    Case("independent", preset="bcq", discrete=True),
+    Case("centralized", preset="bcq", discrete=True),
+    Case("vdn", preset="mac_flow"),
+    Case("independent", preset="mac_flow"),
+    Case("mixer", preset="mac_flow", discrete=True),
+    Case("centralized", preset="omsd"),
+    Case("centralized", preset="omsd", discrete=True),
+    Case("mixer", preset="omsd"),
+    Case("independent", preset="omsd", discrete=True),
 ]
 CASES = COMBINATIONS + PRESET_CASES + SYSTEM_CASES
 

@@ -9,10 +9,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from training_toys import CountdownEnv
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 
 SEEDS = (4, 9, 2, 7)

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, next_key
-from torchrl_marl_offline.methods import ALGORITHMS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -13,7 +13,7 @@ import pytest
 from study_toys import STUDY, quietly, write_study
 
 from torchrl_marl_offline import TaskSpec
-from torchrl_marl_offline.methods import ALGORITHMS
+from torchrl_marl_offline.algorithms import ALGORITHMS, make_algorithm
 from torchrl_marl_offline.modules.critics import DECOMPOSITIONS
 from torchrl_marl_offline.study import StudyError
 from torchrl_marl_offline.training import parse_settings
@@ -77,8 +77,8 @@ def test_the_command_of_a_section_trains_what_it_names(name, monkeypatch):
     args = parse_settings(example.Args, presets={"quick": {}})
     loss = example.make_loss(args.algorithm, args, TaskSpec(3, 18, 54, 2, task="mpe/simple_spread"))
     assert args.algorithm == name
-    preset = program.preset_of(name)
-    assert type(loss).__name__ == (preset.__name__ if preset else "OfflineMARLLoss")
+    rules = make_algorithm(name, **example.method_settings(name, args)).rules(discrete=False)
+    assert {rule: getattr(loss, rule) for rule in rules} == rules
 
 
 def test_markup_by_hand():

@@ -7,7 +7,7 @@ import json
 import pytest
 from golden import FILE, UPDATES, cases, differences, figures
 
-from torchrl_marl_offline.methods import settings_of
+from torchrl_marl_offline.algorithms import settings_of
 
 EXPECTED = json.loads(FILE.read_text())["cases"]
 CASES = {str(case): case for case in cases()}

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchrl.modules.models.multiagent import Mixer
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import DuelingCritic, DuplexMixer, ScaleInvariantValueNorm, make_actor, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, TD, OfflineMARLLoss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
@@ -30,8 +30,8 @@ EVERY = [
     for learning in ("td", "sarsa", "iql")
     for extraction in ("awr", "brac")
 ]
-SYSTEMS = [Case(d, preset=preset, discrete=preset == "MACQLLoss") for d in NEW for preset in ("MACQLLoss", "OMARLoss")]
-SYSTEMS += [Case(d, preset=preset) for d in NEW[:3] for preset in ("OMIGALoss", "OMACLoss", "MAICQLoss")]
+SYSTEMS = [Case(d, preset=preset, discrete=preset == "cql") for d in NEW for preset in ("cql", "omar")]
+SYSTEMS += [Case(d, preset=preset) for d in NEW[:3] for preset in ("omiga", "omac", "icq")]
 
 
 @pytest.mark.parametrize("case", [*EVERY, *SYSTEMS], ids=str)
@@ -183,7 +183,7 @@ def test_a_graph_counts_as_a_critic_of_the_team() -> None:
         for kind in ("local", "joint")
     ]
     assert_close(*outputs)
-    for preset in ("OMIGALoss", "OMACLoss"):
+    for preset in ("omiga", "omac"):
         loss = Case("graph", preset=preset).build()
         with pytest.raises(ValueError, match=r"fits each agent's own value, and a .* has none; use IQL, or another"):
             loss(batch)

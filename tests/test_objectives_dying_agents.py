@@ -17,7 +17,7 @@ from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.data import OfflineDataset, collect, from_arrays
 from torchrl_marl_offline.envs import from_pettingzoo
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
-from torchrl_marl_offline.objectives import IQL, OMAC, OMIGA, SARSA, TD, OfflineMARLLoss, SARSALoss
+from torchrl_marl_offline.objectives import IQL, SARSA, TD, GlobalToLocal, LocalIQL, OfflineMARLLoss, SARSALoss
 from torchrl_marl_offline.objectives.targets import value_target
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 
@@ -112,14 +112,14 @@ def test_the_last_living_step_of_an_agent_is_worth_its_reward(rule, source):
         assert_close(loss.qvalue(dataset.data[rows])[:, 0], torch.ones(4), atol=0.1, rtol=0)
 
 
-RULES = ["MATD3BCLoss", "MACQLLoss", "OMARLoss", "MAICQLoss", "OMACLoss", "OMIGALoss", "MABCQLoss", "MACFlowLoss"]
-RULES += ["OMSDLoss", "TDLoss", "SARSALoss", "IQLLoss"]
+RULES = ["td3_bc", "cql", "omar", "icq", "omac", "omiga", "bcq", "mac_flow"]
+RULES += ["omsd", "TDLoss", "SARSALoss", "IQLLoss"]
 
 
 @pytest.mark.fault("3.3")
 @pytest.mark.parametrize("preset", RULES)
 def test_no_rule_bootstraps_an_independent_agent_that_is_dead_in_the_next_state(preset):
-    case = Case("independent", preset=preset, discrete=preset == "MACQLLoss")
+    case = Case("independent", preset=preset, discrete=preset == "cql")
     batch = make_batch(case.spec, 5)
     for flag in ("terminated", "done"):
         batch["next", flag][:] = False
@@ -130,7 +130,7 @@ def test_no_rule_bootstraps_an_independent_agent_that_is_dead_in_the_next_state(
     target = target_of(loss, batch)
     reward = batch["next", "agents", "reward"].squeeze(-1)
     assert (target == reward).nonzero().tolist() == [[1, 2]]
-    if preset == "MAICQLoss":  # its weights are shared out among what bootstraps: 14 of the 15
+    if preset == "icq":  # its weights are shared out among what bootstraps: 14 of the 15
         weights = (target - reward) / 0.9
         critic = loss.team.action_value(
             batch["next"], batch["next", "agents", "action"], target=True
@@ -153,7 +153,7 @@ def test_a_team_value_goes_on_whoever_died(decomposition):
 
 
 @pytest.mark.fault("3.3")
-@pytest.mark.parametrize("rule", [OMAC(0.8), OMIGA(2.0)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [LocalIQL(0.8), GlobalToLocal(2.0)], ids=lambda rule: type(rule).__name__)
 def test_a_mixed_value_of_the_dead_is_trained_where_it_is_mixed(rule):
     """The team's next value has a share of each dead agent's; a rule that fits local values must fit that, too."""
     case = Case("vdn")

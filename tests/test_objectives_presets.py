@@ -46,7 +46,7 @@ def test_a_policy_loss_follows_the_critic_that_another_loss_trains(decomposition
     out = critic(inputs)
     key = ("agents", "state_action_value") if decomposition == "independent" else "state_action_value"
     torch.testing.assert_close(out[key].amin(-1).flatten(), critic_loss.qvalue(batch).flatten())
-    policy = policy_loss.policy(batch).deterministic_sample
+    policy = policy_loss.team.policy(batch).deterministic_sample
     torch.testing.assert_close(actor.get_dist(inputs).deterministic_sample, policy)
 
 

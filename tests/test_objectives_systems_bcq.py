@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from algorithm_toys import bcq_loss
 from objective_toys import SAMPLES, Case, gradients, make_batch
 from systems_toys import (
     ACTION,
@@ -27,9 +28,9 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import make_actor, make_behaviour_policy, make_critic, make_vae
 from torchrl_marl_offline.modules.behaviour import (
     DECODED,
@@ -47,7 +48,6 @@ from torchrl_marl_offline.objectives import (
     TD,
     BCQDistillation,
     Cloning,
-    MABCQLoss,
     OfflineMARLLoss,
     SequentialCloning,
     VAELearning,
@@ -130,7 +130,7 @@ def noise() -> list[Tensor]:
 
 
 def test_continuous() -> None:
-    loss = ready(MABCQLoss(actor(), critic(team=False), autoencoder(), samples=2, **ROWS))
+    loss = ready(bcq_loss(actor(), critic(team=False), autoencoder(), samples=2, **ROWS))
     with given_noise(noise()):
         found = loss(batch())
     # latents .25 and 2, clipped at .5; candidates .5 o + .35 and .5 o + .6, and more is worth more
@@ -159,7 +159,7 @@ def test_continuous() -> None:
 
 
 def test_discrete() -> None:
-    loss = ready(MABCQLoss(discrete_actor(), critic(team=False), likelihoods(), **ROWS))
+    loss = ready(bcq_loss(discrete_actor(), critic(team=False), likelihoods(), **ROWS))
     rows = discrete_batch()
     found = loss(rows)
     # of the legal actions, those of at least .3 of the likeliest: {0, 1} {0, 1}; {1} {0}; {0, 1} {1, 2}
@@ -208,7 +208,7 @@ def best_by_loop(loss, rows, candidates, others, *, target: bool) -> Tensor:
 
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "vdn", "mixer"])
 def test_the_best_generated_action_by_a_loop(decomposition: str) -> None:
-    case = Case(decomposition, preset="MABCQLoss")
+    case = Case(decomposition, preset="bcq")
     loss = case.build(reduction="none")
     with torch.no_grad():
         for parameter in loss.parameters():
@@ -246,7 +246,7 @@ def test_the_best_generated_action_by_a_loop(decomposition: str) -> None:
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "mixer"])
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 def test_the_best_likely_action_by_a_loop(decomposition: str, threshold: float) -> None:
-    case = Case(decomposition, preset="MABCQLoss", discrete=True)
+    case = Case(decomposition, preset="bcq", discrete=True)
     loss = case.build(reduction="none", threshold=threshold)
     with torch.no_grad():
         loss.behaviour_network_params["module", "network", "mlp", "layers", "1", "weight"].mul_(6)
@@ -274,7 +274,7 @@ def test_the_best_likely_action_by_a_loop(decomposition: str, threshold: float) 
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "mixer"])
 def test_the_behaviour_term_is_two_losses_of_disjoint_networks(decomposition: str) -> None:
     """The autoencoder's gradient is that of its own loss, and the perturbation's that of the critic at its action."""
-    case = Case(decomposition, preset="MABCQLoss")
+    case = Case(decomposition, preset="bcq")
     loss = case.build(kl_weight=0.3)
     rows = make_batch(case.spec, 5)
     action, seen = rows["agents", "action"], rows["agents", "observation"]
@@ -315,7 +315,7 @@ def test_the_behaviour_term_is_two_losses_of_disjoint_networks(decomposition: st
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_everything_is_trained(discrete: bool) -> None:
-    case = Case("mixer", preset="MABCQLoss", discrete=discrete)
+    case = Case("mixer", preset="bcq", discrete=discrete)
     loss = case.build(tau=0.05)
     before = {name: p.detach().clone() for name, p in loss.named_parameters()}
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
@@ -341,7 +341,7 @@ def test_generated_actions_stay_near_the_decoders_and_within_the_bounds() -> Non
         for parameter in behaviour.parameters():
             parameter.mul_(5.0)
     parts = make_actor(spec, hidden=(8,)), make_critic(spec, decomposition="vdn", hidden=(8,))
-    loss = updated(MABCQLoss(*parts, behaviour))
+    loss = updated(bcq_loss(*parts, behaviour))
     rows = make_batch(spec, 64)
     torch.manual_seed(1)
     found = generated_actions(loss.batch(rows), 30, detach=True)
@@ -356,7 +356,7 @@ def test_generated_actions_stay_near_the_decoders_and_within_the_bounds() -> Non
 
 
 def test_a_threshold_of_one_leaves_the_likeliest_and_of_zero_all_legal_actions() -> None:
-    case = Case("independent", preset="MABCQLoss", discrete=True)
+    case = Case("independent", preset="bcq", discrete=True)
     rows = make_batch(case.spec, 8)
     loss = case.build(threshold=1.0, reduction="none")
     likeliest = loss.team.behaviour(rows)[BEHAVIOUR_LOGITS].argmax(-1)
@@ -382,10 +382,10 @@ def test_a_threshold_of_one_leaves_the_likeliest_and_of_zero_all_legal_actions()
 @pytest.mark.parametrize("decomposition", ["independent", "centralized"])
 def test_illegal_actions_do_not_count(decomposition: str) -> None:
     """Without a mask of its own, the model may find illegal actions likely; they are still not taken."""
-    case = Case(decomposition, preset="MABCQLoss", discrete=True)
+    case = Case(decomposition, preset="bcq", discrete=True)
     spec = TaskSpec(**(case.spec.to_dict() | {"has_action_mask": False}))
     torch.manual_seed(0)
-    loss = updated(MABCQLoss(case.actor(), case.critic(), make_behaviour_policy(spec, hidden=(8,)), threshold=0.0))
+    loss = updated(bcq_loss(case.actor(), case.critic(), make_behaviour_policy(spec, hidden=(8,)), threshold=0.0))
     rows = make_batch(case.spec, 32)
     action, _ = loss.extraction.best(loss.batch(rows))
     assert (action.bool() <= rows["agents", "action_mask"]).all() and (action.sum(-1) == 1).all()
@@ -416,7 +416,7 @@ def test_settings_that_are_refused(make, message: str) -> None:
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    case = Case("independent", preset="MABCQLoss")
+    case = Case("independent", preset="bcq")
     with pytest.raises(ValueError, match="BCQ needs a model of the data's actions; pass behaviour="):
         OfflineMARLLoss(case.actor(), case.critic(), value_learning=BCQ(), extraction=Cloning())
     alone = OfflineMARLLoss(
@@ -435,8 +435,8 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 def test_the_preset_is_of_the_published_rules() -> None:
     for discrete in (False, True):
-        case = Case("vdn", preset="MABCQLoss", discrete=discrete)
-        loss = MABCQLoss(case.actor(), case.critic(), case.behaviour())
+        case = Case("vdn", preset="bcq", discrete=discrete)
+        loss = bcq_loss(case.actor(), case.critic(), case.behaviour())
         assert loss.value_learning == BCQ(samples=10, threshold=0.3, min_weight=0.75)
         assert loss.extraction == BCQDistillation(samples=10, threshold=0.3)
         assert loss.behaviour_learning == (SequentialCloning() if discrete else VAELearning(kl_weight=0.5))

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from algorithm_toys import cql_loss, icq_loss, omac_loss, omar_loss, omiga_loss, td3_bc_loss
 from objective_toys import gradients
 from systems_toys import actor, batch, column, critic, discrete_actor, discrete_batch, log_density, ready, value
 from torch.testing import assert_close
@@ -17,12 +18,6 @@ from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.objectives import (
     CQL,
     CEMSampler,
-    MACQLLoss,
-    MAICQLoss,
-    MATD3BCLoss,
-    OMACLoss,
-    OMARLoss,
-    OMIGALoss,
     PolicyGradient,
     RandomSampler,
     SARSALoss,
@@ -44,7 +39,7 @@ def gradient_of(loss, rows, term: str, name: str) -> torch.Tensor:
 
 
 def test_td3_bc() -> None:
-    loss = ready(MATD3BCLoss(actor(), critic(team=False), **ROWS))
+    loss = ready(td3_bc_loss(actor(), critic(team=False), **ROWS))
     # halves of the range times .2, clipped at .5: next actions (.4 + .2, .4 - .5), (.8 + .4 -> 1, 0 + 0)
     noise = [column((1.0, -5.0), (2.0, 0.0), (0.0, 0.0))]
     with given_noise(noise):
@@ -62,7 +57,7 @@ def test_td3_bc() -> None:
 
 
 def test_noise_and_searches_are_in_halves_of_the_action_range() -> None:
-    loss = ready(MATD3BCLoss(actor(low=-1.0, high=3.0), critic(team=False), **ROWS))
+    loss = ready(td3_bc_loss(actor(low=-1.0, high=3.0), critic(team=False), **ROWS))
     with given_noise([column((1.0, -5.0), (1.0, 0.0), (0.0, 0.0))]):
         found = loss(batch())["loss_qvalue"]
     # next actions (.4 + .4, .4 - 1), (.8 + .4, 0); next values (1.8, .4), (3.2, 0)
@@ -86,7 +81,7 @@ def test_critic_clipping() -> None:
 
 def test_conservative_with_discrete_actions() -> None:
     options = {"extraction": PolicyGradient(sample=False)}
-    loss = ready(MACQLLoss(discrete_actor(), critic(team=False), learning=CQL(min_q_weight=2.0), **options, **ROWS))
+    loss = ready(cql_loss(discrete_actor(), critic(team=False), learning=CQL(min_q_weight=2.0), **options, **ROWS))
     found = loss(discrete_batch())["loss_qvalue"]
     loss.min_q_weight = 0.0
     without = loss(discrete_batch())["loss_qvalue"]
@@ -105,7 +100,7 @@ def test_conservative_with_continuous_actions() -> None:
     found = {}
     for weight in (0.0, 2.0):
         learning = CQL(min_q_weight=weight, num_random=2, num_policy=1)
-        loss = ready(MACQLLoss(actor(), critic(team=False), learning=learning, **ROWS))
+        loss = ready(cql_loss(actor(), critic(team=False), learning=learning, **ROWS))
         with given_noise(noise):
             found[weight] = loss(batch())["loss_qvalue"]
     # actions -.5 and .5 of density 1/2, and .25 above the mode, one deviation, of density exp(-.032645)
@@ -123,7 +118,7 @@ def test_conservative_with_continuous_actions() -> None:
 
 def test_actor_rectification() -> None:
     sampler = SoftmaxSampler(iterations=1, samples=2)
-    loss = ready(OMARLoss(actor(), critic(team=False), rectification=0.25, sampler=sampler, learning=PLAIN, **ROWS))
+    loss = ready(omar_loss(actor(), critic(team=False), rectification=0.25, sampler=sampler, learning=PLAIN, **ROWS))
     # candidates 2 * .15 and 2 * -.2; the value rises with the action, so the best are the larger of .3 and the policy's
     candidates = torch.tensor([0.15, -0.2]).reshape(1, 2, 1, 1).expand(3, 2, 2, 1)
     noise = [candidates, torch.zeros(3, 2, 2, 1), torch.zeros(3, 1, 2, 1)]
@@ -139,7 +134,7 @@ def test_actor_rectification() -> None:
 
 
 def test_rectification_of_discrete_policies_is_towards_the_best_legal_action() -> None:
-    loss = ready(OMARLoss(discrete_actor(), critic(team=False), rectification=1.0, learning=PLAIN, **ROWS))
+    loss = ready(omar_loss(discrete_actor(), critic(team=False), rectification=1.0, learning=PLAIN, **ROWS))
     rows = discrete_batch()
     best = torch.tensor([[[0, 0, 1], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]]])
     expected = (loss.team.policy(rows).probs - best).pow(2).mean((-1, -2))
@@ -194,7 +189,7 @@ def test_weights_of_a_batch() -> None:
 
 
 def test_implicit_constraint() -> None:
-    loss = ready(MAICQLoss(actor(), critic(team=True), beta=6.0, temperature=2.0, **ROWS))
+    loss = ready(icq_loss(actor(), critic(team=True), beta=6.0, temperature=2.0, **ROWS))
     found = loss(batch())
     # next team values 1 * (2 + 2 * 0) + 1 = 3 and 2 * (2.5 + 2 * .5) + 2 = 9; softmax of .5 and 1.5, times 2
     weights = (0.537883, 1.462117)
@@ -214,13 +209,13 @@ def test_implicit_constraint() -> None:
 def test_rows_without_a_next_action_have_no_weight() -> None:
     rows = batch()
     rows["collector", "has_next_action"] = torch.tensor([True, False, False])
-    loss = ready(MAICQLoss(actor(), critic(team=True), beta=6.0, **ROWS))
+    loss = ready(icq_loss(actor(), critic(team=True), beta=6.0, **ROWS))
     found = loss(rows)["loss_qvalue"]
     assert_close(found, torch.tensor([(6.5 - 3.5) ** 2, 0.0, 0.0]))  # the only weight is 1
 
 
 def test_coupled_value_factorization() -> None:
-    loss = ready(OMACLoss(actor(), critic(team=True), value(), expectile=0.75, temperature=0.5, **ROWS))
+    loss = ready(omac_loss(actor(), critic(team=True), value(), expectile=0.75, temperature=0.5, **ROWS))
     found = loss(batch())
     # state values (.5, 1), (0, .5), (-.5, .25); advantages (1, 1), (0, 1.5), (-1, .75)
     assert_close(found["loss_value"], torch.tensor([1.5 / 2, 1.6875 / 2, (0.25 + 0.421875) / 2]))
@@ -235,7 +230,7 @@ def test_coupled_value_factorization() -> None:
 
 
 def test_global_to_local() -> None:
-    loss = ready(OMIGALoss(actor(), critic(team=True), value(), alpha=2.0, **ROWS))
+    loss = ready(omiga_loss(actor(), critic(team=True), value(), alpha=2.0, **ROWS))
     found = loss(batch())
     assert_close(found["loss_qvalue"], torch.tensor([3.25**2, 0.25, 0.0]))  # as above: V's target is V yet
     # exponents (.5, 1), (0, .75), (-1, 1.5), of which the largest is 1.5; w V / 2: (.25, 1), (0, .25), (-.5, .5)
@@ -249,7 +244,7 @@ def test_global_to_local() -> None:
 
 
 def test_global_to_local_bootstraps_at_the_target_values() -> None:
-    loss = ready(OMIGALoss(actor(), critic(team=True), value(), alpha=2.0, **ROWS))
+    loss = ready(omiga_loss(actor(), critic(team=True), value(), alpha=2.0, **ROWS))
     before = loss(batch())
     with torch.no_grad():
         loss.value_network_params["module", "k"].mul_(2)
@@ -259,7 +254,7 @@ def test_global_to_local_bootstraps_at_the_target_values() -> None:
 
 
 def test_exponents_are_clipped_and_bounded_from_below() -> None:
-    loss = ready(OMIGALoss(actor(), critic(team=True), value(), alpha=0.01, **ROWS))
+    loss = ready(omiga_loss(actor(), critic(team=True), value(), alpha=0.01, **ROWS))
     # exponents (100, 200), (0, 150), (-200, 300), clipped at 10: the loss is divided by exp(10)
     terms = torch.tensor([[1.0, 1.0], [math.exp(-10), 1.0], [math.exp(-20), 1.0]])
     linear = math.exp(-10) * torch.tensor([[50.0, 200.0], [0.0, 50.0], [-100.0, 100.0]])

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from algorithm_toys import td3_bc_loss
 from objective_toys import SYSTEM_CASES, Case, gradients, make_batch, noise_of_its_place
 from systems_toys import one_hot, updated
 from tensordict.nn import TensorDictModule
@@ -21,7 +22,6 @@ from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor, ma
 from torchrl_marl_offline.objectives import (
     CQL,
     CEMSampler,
-    MATD3BCLoss,
     OfflineMARLLoss,
     PolicyGradient,
     SoftmaxSampler,
@@ -46,7 +46,7 @@ def value_of(loss, batch, action, agent: int | None = None) -> torch.Tensor:
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "vdn", "linear"])
 @pytest.mark.parametrize("svn", [False, True])
 def test_conservative_with_discrete_actions(decomposition: str, svn: bool) -> None:
-    case = Case(decomposition, preset="MACQLLoss", discrete=True)
+    case = Case(decomposition, preset="cql", discrete=True)
     options = {"value_norm": ScaleInvariantValueNorm()} if svn else {}
     loss = case.build(**options)
     batch = make_batch(case.spec, ROWS)
@@ -118,7 +118,7 @@ def test_ascent(decomposition: str, others: str) -> None:
 
 @pytest.mark.parametrize("decomposition", ["independent", "mixer"])
 def test_td3_bc(decomposition: str) -> None:
-    case = Case(decomposition, preset="MATD3BCLoss")
+    case = Case(decomposition, preset="td3_bc")
     loss = case.build(alpha=1.5, others="policy", noise=0.0, reduction="none")
     batch = make_batch(case.spec, ROWS)
     action = loss.team.policy(batch).deterministic_sample
@@ -133,7 +133,7 @@ def test_td3_bc(decomposition: str) -> None:
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "vdn"])
 @pytest.mark.parametrize("sampler", [SoftmaxSampler(beta=2.0, centre="updated"), CEMSampler(elites=3)])
 def test_the_best_action_by_a_loop(decomposition: str, sampler) -> None:
-    case = Case(decomposition, preset="OMARLoss")
+    case = Case(decomposition, preset="omar")
     loss = case.build(rectification=1.0, sampler=sampler, reduction="none")
     batch = make_batch(case.spec, ROWS)
     n, a, count = case.spec.n_agents, case.spec.action_size, sampler.samples
@@ -166,11 +166,11 @@ def test_the_best_action_by_a_loop(decomposition: str, sampler) -> None:
 
 
 @pytest.mark.parametrize("decomposition", ["independent", "vdn", "mixer", "linear"])
-@pytest.mark.parametrize("preset", ["OMACLoss", "OMIGALoss"])
+@pytest.mark.parametrize("preset", ["omac", "omiga"])
 def test_local_values_and_their_weights(decomposition: str, preset: str) -> None:
     """The credit of every mixer is the derivative that autograd finds."""
     case = Case(decomposition, preset=preset)
-    options = {"alpha": 0.5} if preset == "OMIGALoss" else {"expectile": 0.8, "temperature": 2.0}
+    options = {"alpha": 0.5} if preset == "omiga" else {"expectile": 0.8, "temperature": 2.0}
     loss = case.build(**options, reduction="none")
     with torch.no_grad():
         for parameter in loss.parameters():
@@ -185,7 +185,7 @@ def test_local_values_and_their_weights(decomposition: str, preset: str) -> None
     assert (w > 0).all() and (w.std() > 1e-3 or decomposition in ("independent", "vdn"))
     v = loss.team.state_value(batch).local.squeeze(-1)
     gap = q.detach() - v
-    if preset == "OMACLoss":
+    if preset == "omac":
         elements, x = torch.where(gap > 0, 0.8, 0.2) * gap**2, 2.0 * w * gap
         weight = x.clamp(-50, 10).exp().clamp_max(100)
     else:
@@ -203,7 +203,7 @@ def test_local_values_and_their_weights(decomposition: str, preset: str) -> None
 
 
 def test_state_values_have_the_weights_of_action_values() -> None:
-    case = Case("linear", preset="OMACLoss")
+    case = Case("linear", preset="omac")
     loss = case.build()
     batch = make_batch(case.spec, ROWS)
     q = loss.team.action_value(batch, batch["agents", "action"], target=True)
@@ -216,7 +216,7 @@ def test_state_values_have_the_weights_of_action_values() -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("decomposition", ["linear", "centralized"])
 def test_implicit_constraint(decomposition: str, discrete: bool) -> None:
-    case = Case(decomposition, preset="MAICQLoss", discrete=discrete)
+    case = Case(decomposition, preset="icq", discrete=discrete)
     loss = case.build(beta=0.7, temperature=2.0, reduction="none")
     batch = make_batch(case.spec, 8)
     batch["next", "terminated"][:2] = True
@@ -257,9 +257,9 @@ def test_gradients_by_finite_differences(case: Case, monkeypatch) -> None:
     batch = to_double(make_batch(case.spec, 6))
     # a one-hot sample has no difference to take; scales and weights that depend on the policy are constants, and so is
     # the score, whose own tests hold its gradient against a known density's
-    skipped = case.discrete or case.preset in ("MATD3BCLoss", "MAICQLoss", "MACFlowLoss", "OMSDLoss")
+    skipped = case.discrete or case.preset in ("td3_bc", "icq", "mac_flow", "omsd")
     terms = [t for t in loss.out_keys if t.startswith("loss_") and not (t == "loss_actor" and skipped)]
-    if case.preset == "MABCQLoss" and not case.discrete:  # what the decoder generates is a constant of its perturbation
+    if case.preset == "bcq" and not case.discrete:  # what the decoder generates is a constant of its perturbation
         terms.remove("loss_behaviour")
     monkeypatch.setattr(in_sample, "batch_max", lambda x, mask, dims: x.new_zeros([1] * x.ndim))  # another constant
     parameters, step, checked = dict(loss.named_parameters()), 1e-6, 0
@@ -282,7 +282,7 @@ def test_gradients_by_finite_differences(case: Case, monkeypatch) -> None:
 
 
 def test_an_ensemble_of_critics_is_asked_as_its_members_are() -> None:
-    case = Case("independent", preset="OMARLoss")
+    case = Case("independent", preset="omar")
     critics = [case.critic(num_heads=1) for _ in range(3)]
     loss = case.build(critic=critics)
     batch = make_batch(case.spec, ROWS)
@@ -305,6 +305,6 @@ def test_one_agent_equals_torchrls_td3_bc() -> None:
     policy = TensorDictModule(lambda o: mode(mean(o)[0]), in_keys=["observation"], out_keys=["action"])
     theirs = TD3BCLoss(policy, critics, bounds=(-1.0, 1.0), alpha=1.3)
     ours_actor, ours_critics, _ = wrap(networks, ("agents",))
-    ours = updated(MATD3BCLoss(ours_actor, ours_critics, alpha=1.3))
+    ours = updated(td3_bc_loss(ours_actor, ours_critics, alpha=1.3))
     expected, _ = theirs.actor_loss(flat)
     assert_close(ours.actor_loss(agents)[0], expected.mean(), rtol=1e-4, atol=1e-5)

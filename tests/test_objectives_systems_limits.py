@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
+from algorithm_toys import omac_loss, omar_loss, omiga_loss, td3_bc_loss
 from objective_toys import Case, gradients, make_batch
 from systems_toys import one_hot, updated
 from torch.testing import assert_close
 from torchrl.modules import VDNMixer
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss, settings_of
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.methods import ALGORITHMS, make_loss, settings_of
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import (
     AWR,
     CQL,
     ICQ,
-    OMAR,
-    OMIGA,
     SARSA,
     TD,
     TD3BC,
     BehaviourCloning,
     CEMSampler,
     Cloning,
-    MATD3BCLoss,
+    GlobalToLocal,
     OfflineMARLLoss,
-    OMACLoss,
-    OMARLoss,
-    OMIGALoss,
     PolicyGradient,
+    RectifiedGradient,
     SoftmaxSampler,
 )
 
@@ -49,7 +46,7 @@ def test_with_one_agent_and_much_regularization_omiga_is_cloning() -> None:
     torch.manual_seed(0)
     critic = make_critic(spec, decomposition="vdn", hidden=(8,))
     actor = make_actor(spec, hidden=(8,), final_scale=1.0)
-    omiga = updated(OMIGALoss(actor, critic, make_value(spec, decomposition="vdn", hidden=(8,)), alpha=1e6))
+    omiga = updated(omiga_loss(actor, critic, make_value(spec, decomposition="vdn", hidden=(8,)), alpha=1e6))
     batch = make_batch(spec, ROWS)
     assert (omiga.team.credit(batch, torch.zeros(ROWS, 1, 1)) == 1).all()
     cloning = BehaviourCloning(actor)
@@ -61,9 +58,9 @@ def test_with_one_agent_and_much_regularization_omiga_is_cloning() -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "mixer"])
 def test_without_rectification_omar_is_conservative_ascent(decomposition: str, discrete: bool) -> None:
-    case = Case(decomposition, preset="MACQLLoss", discrete=discrete)
+    case = Case(decomposition, preset="cql", discrete=discrete)
     cql = case.build(extraction=PolicyGradient())
-    omar = Case(decomposition, preset="OMARLoss", discrete=discrete).build(rectification=0.0)
+    omar = Case(decomposition, preset="omar", discrete=discrete).build(rectification=0.0)
     batch = make_batch(case.spec, ROWS)
     for term in ("loss_actor", "loss_qvalue"):
         results = []
@@ -75,7 +72,7 @@ def test_without_rectification_omar_is_conservative_ascent(decomposition: str, d
         if term == "loss_actor" or discrete:  # the search of the other takes noise from the generator before
             assert_close(results[1], results[0])
     no_search = {"learning": CQL(num_random=4, num_policy=4)}
-    values = [case.build(**no_search), Case(decomposition, preset="OMARLoss", discrete=discrete).build(**no_search)]
+    values = [case.build(**no_search), Case(decomposition, preset="omar", discrete=discrete).build(**no_search)]
     found = []
     for loss in values:
         torch.manual_seed(2)
@@ -97,7 +94,7 @@ def test_without_penalty_conservative_learning_is_td(decomposition: str, discret
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_without_temperature_icq_is_sarsa_with_cloning(discrete: bool) -> None:
-    case = Case("linear", preset="MAICQLoss", discrete=discrete)
+    case = Case("linear", preset="icq", discrete=discrete)
     icq = case.build(beta=1e7, temperature=0.0)
     torch.manual_seed(1)
     plain = updated(OfflineMARLLoss(case.actor(), case.critic(), value_learning=SARSA(), extraction=Cloning()))
@@ -116,7 +113,7 @@ def test_omac_with_one_agent_is_iql() -> None:
         parts = [make_actor(spec, hidden=(8,)), make_critic(spec, decomposition="vdn", hidden=(8,))]
         value = make_value(spec, decomposition="vdn", hidden=(8,))
         if local:
-            loss = OMACLoss(*parts, value, expectile=0.9, temperature=1.0)
+            loss = omac_loss(*parts, value, expectile=0.9, temperature=1.0)
         else:
             loss = OfflineMARLLoss(*parts, value, extraction=AWR(1.0, weights="clipped", standardize=False))
         losses.append(updated(loss))
@@ -138,11 +135,11 @@ def test_without_noise_smoothing_is_none() -> None:
 
 
 @pytest.mark.parametrize("decomposition", ["independent", "centralized", "linear"])
-@pytest.mark.parametrize("preset", ["MACQLLoss", "OMARLoss", "MAICQLoss"])
+@pytest.mark.parametrize("preset", ["cql", "omar", "icq"])
 def test_illegal_actions_do_not_count(decomposition: str, preset: str, monkeypatch) -> None:
     """However high the critic values actions that no agent may take here, the loss and its gradients are the same."""
     case = Case(decomposition, preset=preset, discrete=True)
-    loss = case.build(**({"rectification": 0.5} if preset == "OMARLoss" else {}))
+    loss = case.build(**({"rectification": 0.5} if preset == "omar" else {}))
     batch = make_batch(case.spec, ROWS)
     never = case.spec.action_size - 1
     for half in (batch, batch["next"]):
@@ -183,8 +180,8 @@ def test_illegal_actions_do_not_count(decomposition: str, preset: str, monkeypat
         (lambda: CQL(num_random=0, num_policy=0), "one must be above 0; both are 0"),
         (lambda: TD(noise=-0.1), "noise must be at least 0, got -0.1"),
         (lambda: ICQ(beta=0.0), "beta must be above 0, got 0.0"),
-        (lambda: OMIGA(0.0), "regularization must be above 0, got 0.0"),
-        (lambda: OMAR(rectification=1.5), "rectification must lie between 0 and 1, got 1.5"),
+        (lambda: GlobalToLocal(0.0), "regularization must be above 0, got 0.0"),
+        (lambda: RectifiedGradient(rectification=1.5), "rectification must lie between 0 and 1, got 1.5"),
         (lambda: PolicyGradient(others="all"), "others must be 'data' or 'policy', got 'all'"),
         (lambda: TD3BC(alpha=-1.0), "alpha must be at least 0, got -1.0"),
         (lambda: SoftmaxSampler(centre="new"), "centre must be 'previous' or 'updated', got 'new'"),
@@ -199,13 +196,13 @@ def test_settings_that_are_refused(make, message: str) -> None:
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    case = Case("centralized", preset="OMIGALoss")
-    with pytest.raises(ValueError, match="OMIGA fits each agent's own value, and a critic of the team alone"):
+    case = Case("centralized", preset="omiga")
+    with pytest.raises(ValueError, match="GlobalToLocal fits each agent's own value, and a critic of the team alone"):
         case.build()(make_batch(case.spec, 4))
-    discrete = Case("independent", preset="MATD3BCLoss", discrete=True)
+    discrete = Case("independent", preset="td3_bc", discrete=True)
     with pytest.raises(ValueError, match="TD3BC regresses on continuous actions; for a discrete task use BRAC"):
         discrete.build()(make_batch(discrete.spec, 4))
-    case = Case("mixer", preset="OMIGALoss")
+    case = Case("mixer", preset="omiga")
     loss = case.build(critic=case.critic(mixer=VDNMixer(3, "cpu")))
     with pytest.raises(ValueError, match="VDNMixer does not tell the weights of the agents"):
         loss(make_batch(case.spec, 4))
@@ -248,8 +245,8 @@ def test_builders_refuse_what_they_do_not_know() -> None:
 def test_systems_are_presets_of_their_published_rules() -> None:
     case = Case("linear")
     parts = case.actor(), case.critic()
-    assert OMARLoss(*parts).extraction == OMAR() and OMARLoss(*parts).value_learning == CQL(noise=0.2)
-    td3 = MATD3BCLoss(*parts)
+    assert omar_loss(*parts).extraction == RectifiedGradient() and omar_loss(*parts).value_learning == CQL(noise=0.2)
+    td3 = td3_bc_loss(*parts)
     assert td3.value_learning == TD(noise=0.2, noise_clip=0.5) and td3.extraction == TD3BC(alpha=2.5)
-    omiga = OMIGALoss(*parts, case.value(), alpha=4.0)
+    omiga = omiga_loss(*parts, case.value(), alpha=4.0)
     assert float(omiga.regularization) == 4.0 and float(omiga.temperature) == 0.25

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from algorithm_toys import mac_flow_loss
 from objective_toys import Case, gradients, make_batch
 from population_toys import SlotEnv, make_data
 from systems_toys import ACTION, MASK, OBSERVATION, Policy, batch, critic, ready, updated
@@ -17,10 +18,10 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 from training_toys import weights
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise, normal_like
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import MaskedCategorical, OneStep, OneStepCategorical, make_actor, make_flow
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
@@ -32,7 +33,6 @@ from torchrl_marl_offline.objectives import (
     Cloning,
     FlowDistillation,
     FlowMatching,
-    MACFlowLoss,
     OfflineMARLLoss,
     PolicyGradient,
 )
@@ -98,7 +98,7 @@ def of_agents(first: float, second: float) -> Tensor:
 
 def test_by_hand() -> None:
     options = {"alpha": 2.0, "flow_steps": 2, "normalize": False}
-    loss = ready(MACFlowLoss(noisy_actor(), critic(team=True), joint_flow(), **options, **ROWS))
+    loss = ready(mac_flow_loss(noisy_actor(), critic(team=True), joint_flow(), **options, **ROWS))
     noise = [of_agents(0.2, -0.4), of_agents(0.5, 0.5), of_agents(0.5, 0.5), torch.full((3, 1, 1), 0.25)]
     with given_noise(noise):
         found = loss(batch())
@@ -141,7 +141,7 @@ def test_distributions() -> None:
     for each in (policy, choice):
         with pytest.raises(NotImplementedError, match=f"A {type(each).__name__} policy has samples but no density"):
             each.log_prob(policy.mode)
-        with pytest.raises(NotImplementedError, match="leave 'one_step' to MACFlowLoss"):
+        with pytest.raises(NotImplementedError, match="leave 'one_step' to MAC-Flow"):
             each.entropy()
         with pytest.raises(ValueError, match="holds one sample; evaluate the actor again"):
             each.sample((3,))
@@ -160,7 +160,7 @@ def euler(velocity: nn.Module, seen: Tensor, noise: Tensor, steps: int) -> Tenso
 @pytest.mark.parametrize("decomposition", ["vdn", "mixer", "independent", "centralized"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_continuous(decomposition: str, normalize: bool) -> None:
-    case = Case(decomposition, preset="MACFlowLoss")
+    case = Case(decomposition, preset="mac_flow")
     loss = case.build(alpha=1.5, flow_steps=4, normalize=normalize, reduction="none")
     with torch.no_grad():
         for parameter in loss.actor_network_params.parameters():
@@ -192,7 +192,7 @@ def test_continuous(decomposition: str, normalize: bool) -> None:
 
 
 def test_discrete() -> None:
-    case = Case("vdn", preset="MACFlowLoss", discrete=True)
+    case = Case("vdn", preset="mac_flow", discrete=True)
     loss = case.build(alpha=1.5, flow_steps=4, normalize=False, reduction="none")
     rows = make_batch(case.spec, 12)
     seen, mask = rows["agents", "observation"], rows["agents", "action_mask"]
@@ -244,7 +244,7 @@ def test_actions_of_any_range_are_flows_of_the_same_numbers() -> None:
     for spec in (Case("vdn").spec, BOUNDED):
         torch.manual_seed(0)
         parts = make_actor(spec, **ONE_STEP), Case("vdn").critic(), make_flow(spec, hidden=(8,))
-        loss = updated(MACFlowLoss(*parts))
+        loss = updated(mac_flow_loss(*parts))
         rows = make_batch(spec, 6)
         rows["agents", "action"] = ActionRange.of(spec).unscaled(rows["agents", "action"])
         torch.manual_seed(3)
@@ -258,7 +258,7 @@ def test_actions_of_any_range_are_flows_of_the_same_numbers() -> None:
 
 
 def test_a_flow_to_one_action_ends_there_by_any_number_of_steps() -> None:
-    case = Case("vdn", preset="MACFlowLoss")
+    case = Case("vdn", preset="mac_flow")
     loss = case.build()
     rows = make_batch(case.spec, 5)
     end = rows["agents", "action"]
@@ -275,7 +275,7 @@ def following(loss, ahead) -> Following:
 
 
 def test_samples_without_noise_are_the_mode_and_two_heads_have_a_mean() -> None:
-    case = Case("mixer", preset="MACFlowLoss")
+    case = Case("mixer", preset="mac_flow")
     loss = case.build()
     rows = make_batch(case.spec, 5)
     ahead = rows["next"]
@@ -312,7 +312,7 @@ def test_sampling_of_other_policies(discrete: bool) -> None:
 
 def test_with_a_large_alpha_the_policies_are_the_flows() -> None:
     """With much weight the distilled policies' gradient is the distillation's alone."""
-    case = Case("vdn", preset="MACFlowLoss")
+    case = Case("vdn", preset="mac_flow")
     rows = make_batch(case.spec, 6)
     found = []
     for alpha in (1e6, 0.0):
@@ -359,11 +359,11 @@ def test_rules_that_weigh_densities_refuse_policies_without(rule, discrete: bool
 def test_what_does_not_fit_together_is_refused() -> None:
     case = Case("vdn")
     rows = make_batch(case.spec, 4)
-    gaussian = updated(MACFlowLoss(case.actor(), case.critic(), make_flow(case.spec, hidden=(8,))))
+    gaussian = updated(mac_flow_loss(case.actor(), case.critic(), make_flow(case.spec, hidden=(8,))))
     with pytest.raises(ValueError, match="needs policies that are functions of noise, not BoundedNormal"):
         gaussian(rows)
     other = TensorDictModule(nn.Linear(4, 2), in_keys=[OBSERVATION], out_keys=[VELOCITY])
-    wrong = updated(MACFlowLoss(make_actor(case.spec, **ONE_STEP), case.critic(), other))
+    wrong = updated(mac_flow_loss(make_actor(case.spec, **ONE_STEP), case.critic(), other))
     with pytest.raises(ValueError, match="FlowDistillation needs a flow of joint actions; pass behaviour=make_flow"):
         wrong(rows)
     with pytest.raises(ValueError, match="FlowMatching needs a flow of joint actions"):
@@ -450,7 +450,7 @@ def test_a_sampling_program_draws_noise(tmp_path, format: str) -> None:
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_the_loss_does_not_depend_on_what_is_executed(discrete: bool) -> None:
-    case = Case("vdn", preset="MACFlowLoss", discrete=discrete)
+    case = Case("vdn", preset="mac_flow", discrete=discrete)
     loss, rows, found = case.build(), make_batch(case.spec, 6), []
     for kind in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC):
         with set_exploration_type(kind):

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from algorithm_toys import omsd_loss
 from objective_toys import CONTINUOUS, DISCRETE, HIDDEN, Case, gradients, make_batch
 from population_toys import make_data
 from systems_toys import ACTION, OBSERVATION, actor, batch, critic, one_hot, ready, updated, value
@@ -16,11 +17,11 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.envs import make_env
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.modules import make_actor, make_score, make_sequential_policy
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
@@ -28,7 +29,6 @@ from torchrl_marl_offline.modules.sequential import previous_actions
 from torchrl_marl_offline.objectives import (
     IQL,
     OfflineMARLLoss,
-    OMSDLoss,
     PolicyGradient,
     ScoreMatching,
     ScoreRegularized,
@@ -78,9 +78,9 @@ def modelled(module: nn.Module) -> TensorDictModule:
     return TensorDictModule(module, in_keys=[ACTION, NOISY_ACTION, DIFFUSION_TIME], out_keys=[NOISE])
 
 
-def by_hand(*, team: bool, **options) -> OMSDLoss:
+def by_hand(*, team: bool, **options) -> OfflineMARLLoss:
     networks = actor(), critic(team=team), value(), modelled(Exact())
-    return ready(OMSDLoss(*networks, **({"beta": 0.5, "reduction": "none"} | options)))
+    return ready(omsd_loss(*networks, **({"beta": 0.5, "reduction": "none"} | options)))
 
 
 def at_half_time(rows: int = 3, noise: float = 0.0) -> list[Tensor]:
@@ -210,7 +210,7 @@ def test_actions_are_in_halves_of_their_range() -> None:
         rows = batch()
         rows[OBSERVATION] = rows[OBSERVATION] * stretch
         rows[ACTION] = rows[ACTION] * stretch
-        loss = ready(OMSDLoss(actor(low=-2.0, high=2.0), critic(team=False), value(), modelled(model), beta=0.5))
+        loss = ready(omsd_loss(actor(low=-2.0, high=2.0), critic(team=False), value(), modelled(model), beta=0.5))
         terms = []
         for beta in (0.5, 1e12):
             loss.beta = beta
@@ -248,7 +248,7 @@ def test_in_expectation_it_is_the_gradient_of_the_diffused_log_density() -> None
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("decomposition", ["centralized", "mixer", "independent"])
 def test_continuous_by_a_loop(decomposition: str, normalize: bool) -> None:
-    case = Case(decomposition, preset="OMSDLoss")
+    case = Case(decomposition, preset="omsd")
     loss = case.build(beta=0.3, normalize=normalize)
     rows = make_batch(case.spec, ROWS)
     n, a = case.spec.n_agents, case.spec.action_size
@@ -290,7 +290,7 @@ def test_continuous_by_a_loop(decomposition: str, normalize: bool) -> None:
 
 @pytest.mark.parametrize("decomposition", ["centralized", "independent"])
 def test_discrete_by_a_loop(decomposition: str) -> None:
-    case = Case(decomposition, preset="OMSDLoss", discrete=True)
+    case = Case(decomposition, preset="omsd", discrete=True)
     loss = case.build(beta=0.3)
     rows = make_batch(case.spec, ROWS)
     n, legal = case.spec.n_agents, rows["agents", "action_mask"]
@@ -325,7 +325,7 @@ def test_discrete_by_a_loop(decomposition: str) -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 def test_much_regularization_overflows_nothing(discrete: bool) -> None:
     """Illegal actions have the lowest log-probability there is, and it must not be multiplied."""
-    case = Case("centralized", preset="OMSDLoss", discrete=discrete)
+    case = Case("centralized", preset="omsd", discrete=discrete)
     strong, weaker = case.build(beta=1e-6), case.build(beta=1.0)
     rows, found = make_batch(case.spec, ROWS), []
     for loss in (strong, weaker):
@@ -342,7 +342,7 @@ def test_much_regularization_overflows_nothing(discrete: bool) -> None:
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_models_by_finite_differences(discrete: bool) -> None:
-    case = Case("centralized", preset="OMSDLoss", discrete=discrete)
+    case = Case("centralized", preset="omsd", discrete=discrete)
     loss = case.build().double()
     rows = make_batch(case.spec, ROWS).apply(lambda x: x.double() if x.is_floating_point() else x)
     parameters = dict(loss.behaviour_network_params.named_parameters())
@@ -365,7 +365,7 @@ def test_models_by_finite_differences(discrete: bool) -> None:
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_agents_that_are_not_there_are_to_the_others_as_recorded(discrete: bool) -> None:
-    case = Case("centralized", preset="OMSDLoss", discrete=discrete)
+    case = Case("centralized", preset="omsd", discrete=discrete)
     loss = case.build(beta=1.0, reduction="none")
     rows = make_batch(case.spec, ROWS)
     alive = torch.tensor([False, True, True]).expand(ROWS, 3)
@@ -403,7 +403,7 @@ def test_agents_that_are_not_there_are_to_the_others_as_recorded(discrete: bool)
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("decomposition", ["centralized", "mixer", "independent"])
 def test_without_regularization_it_is_the_policy_gradient(decomposition: str, discrete: bool) -> None:
-    case = Case(decomposition, preset="OMSDLoss", discrete=discrete)
+    case = Case(decomposition, preset="omsd", discrete=discrete)
     free = case.build(beta=1e12)
     torch.manual_seed(1)
     parts = case.actor(), case.critic(), case.value()
@@ -576,10 +576,10 @@ def test_models_of_the_other_kind_are_refused(term: str) -> None:
         (False, DISCRETE, ScoreMatching(), "needs a diffusion model of continuous actions; pass behaviour=make_score"),
         (True, CONTINUOUS, SequentialCloning(), "needs a model of discrete actions; pass behaviour=make_sequential"),
     ):
-        case = Case("centralized", preset="OMSDLoss", discrete=discrete)
+        case = Case("centralized", preset="omsd", discrete=discrete)
         model = (make_sequential_policy if wrong.discrete else make_score)(wrong, hidden=HIDDEN)
         torch.manual_seed(1)
         networks = case.actor(), case.critic(), case.value(), model
-        loss = updated(OMSDLoss(*networks, behaviour_learning=learning))
+        loss = updated(omsd_loss(*networks, behaviour_learning=learning))
         with pytest.raises(ValueError, match=message):
             getattr(loss, term)(make_batch(case.spec, ROWS))

@@ -11,9 +11,9 @@ from population_toys import largest_difference, lone_tensors, make_data, member_
 from selection import some_of
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
@@ -130,7 +130,7 @@ def test_traced_it_keeps_running_statistics(algorithm: str) -> None:
 
 
 def test_the_target_state_values_follow() -> None:
-    loss = Case("linear", preset="OMIGALoss").build(tau=0.25)
+    loss = Case("linear", preset="omiga").build(tau=0.25)
     before = {name: b.clone() for name, b in loss.named_buffers() if name.startswith("target_value_network")}
     with torch.no_grad():
         for parameter in loss.parameters():

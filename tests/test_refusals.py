@@ -10,13 +10,13 @@ import pytest
 import torch
 from training_toys import RegressionLoss, make_buffer, make_trainer
 
+from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
 from torchrl_marl_offline.commands import data as data_command
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.relevance import conditions_of
 from torchrl_marl_offline.data import list_datasets
-from torchrl_marl_offline.methods import ALGORITHMS, make_loss
-from torchrl_marl_offline.objectives import AWR, BRAC, OMIGA, TD
+from torchrl_marl_offline.objectives import AWR, BRAC, TD, GlobalToLocal
 from torchrl_marl_offline.recording import record
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.runner import run_study
@@ -234,7 +234,7 @@ def test_a_study_refuses_what_it_cannot_run_before_it_makes_its_folder(tmp_path)
     [
         (lambda: TD(noise=0.0, noise_clip=0.1), "noise_clip is read only with noise above 0"),
         (lambda: AWR(weights="clipped", exponent_range=(5.0, -5.0)), "exponent_range must be two rising numbers"),
-        (lambda: OMIGA(exponent_range=(5.0, 5.0)), "exponent_range must be two rising numbers"),
+        (lambda: GlobalToLocal(exponent_range=(5.0, 5.0)), "exponent_range must be two rising numbers"),
         (lambda: AWR(standardize="no"), "standardize must be True or False, got 'no'"),
         (lambda: BRAC(normalize="no"), "normalize must be True or False, got 'no'"),
         (lambda: make_loss(SPEC, share_params="no"), "share_params must be True or False, got 'no'"),

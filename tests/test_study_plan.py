@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from torchrl_marl_offline import TaskSpec
-from torchrl_marl_offline.methods import POPULATION_SETTINGS, make_loss
+from torchrl_marl_offline.algorithms import make_loss, members_settings
 from torchrl_marl_offline.study import Plan, StudyError, plan_study, read_study
 from torchrl_marl_offline.study.memory import OVERHEAD, Capacity, estimate_member, free_memory, made_up_batch
 from torchrl_marl_offline.study.plan import pack, select
@@ -33,7 +33,7 @@ def test_populations_are_runs_that_differ_in_numbers_alone(tmp_path):
     for population in plan.populations:
         for run in population.runs:
             differing = {name for name, value in run.settings.items() if population.runs[0].settings[name] != value}
-            assert differing <= set(POPULATION_SETTINGS)
+            assert differing <= {*members_settings("recipe"), "lr"}
     assert plan.populations[0].updates == 6 * 40 and "temperature" not in plan.populations[0].settings
 
 

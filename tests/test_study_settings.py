@@ -7,9 +7,9 @@ import pytest
 from study_toys import STUDY, write_study
 
 from torchrl_marl_offline import list_datasets
+from torchrl_marl_offline.algorithms import Recipe, settings_of
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
-from torchrl_marl_offline.methods import make_recipe, settings_of
 from torchrl_marl_offline.study import StudyError, read_study, with_recordings
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.settings import RUN_SETTINGS, EvaluationSettings, StudySettings
@@ -78,7 +78,7 @@ def test_the_nearer_setting_wins(tmp_path):
 
 READ_ONLY_WITH = {
     name: (conditions_of(hint)[0].other, conditions_of(hint)[0].values)
-    for name, (hint, _) in parameters_of(make_recipe).items()
+    for name, (hint, _) in parameters_of(Recipe).items()
     if name in ("temperature", "weights", "advantage", "online_advantage", "alpha", "expectile", "frozen")
 }
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from torchrl_marl_offline import TaskSpec, list_datasets, make_loss
+from torchrl_marl_offline.algorithms import members_settings
 from torchrl_marl_offline.envs import list_tasks
-from torchrl_marl_offline.methods import POPULATION_SETTINGS
 from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.study import Study, plan_study, read_study
 
@@ -41,7 +41,8 @@ def test_its_losses_can_be_built(file):
     for run in plan_study(read_study(file)).runs:
         discrete = any(word in run.dataset for word in ("3m", "2s3z", "5_vs_5", "5m", "2c", "6h", "corridor", "cn-2"))
         small = {name: [4] if name == "hidden" else value for name, value in run.loss_settings.items()}
-        shape = {name: value for name, value in small.items() if name not in POPULATION_SETTINGS}
+        differing = members_settings(run.settings["algorithm"])
+        shape = {name: value for name, value in small.items() if name not in differing}
         shapes[str((discrete, sorted(shape.items())))] = (discrete, small)
     for discrete, settings in shapes.values():
         spec = TaskSpec(2, 3, 6, 2, discrete=discrete, has_action_mask=discrete)

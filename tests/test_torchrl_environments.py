@@ -5,6 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torchrl_toys as toys
+from algorithm_toys import (
+    bcq_loss,
+    cql_loss,
+    icq_loss,
+    mac_flow_loss,
+    omac_loss,
+    omar_loss,
+    omiga_loss,
+    omsd_loss,
+    td3_bc_loss,
+)
 from objective_toys import loss_terms
 from tensordict.nn import TensorDictModule
 from torch import distributions as D
@@ -27,16 +38,7 @@ from torchrl_marl_offline.objectives import (
     SARSA,
     TD,
     BehaviourCloning,
-    MABCQLoss,
-    MACFlowLoss,
-    MACQLLoss,
-    MAICQLoss,
-    MATD3BCLoss,
     OfflineMARLLoss,
-    OMACLoss,
-    OMARLoss,
-    OMIGALoss,
-    OMSDLoss,
 )
 
 pytest.importorskip("vmas")
@@ -94,15 +96,15 @@ def build(spec: TaskSpec, combination: tuple[str, ...]) -> OfflineMARLLoss:
     score = make_score(spec, joint_observation=True, **small)
     return {
         "cloning": lambda: BehaviourCloning(normal),
-        "td3_bc": lambda: MATD3BCLoss(plain, critic, **bounds),
-        "cql": lambda: MACQLLoss(plain, critic, **bounds),
-        "omar": lambda: OMARLoss(plain, critic, **bounds),
-        "icq": lambda: MAICQLoss(normal, critic),
-        "omac": lambda: OMACLoss(normal, critic, value),
-        "omiga": lambda: OMIGALoss(normal, critic, value),
-        "bcq": lambda: MABCQLoss(plain, critic, vae),
-        "omsd": lambda: OMSDLoss(plain, toys.team_critic(spec), toys.team_value(spec), score),
-        "mac_flow": lambda: MACFlowLoss(one_step(spec), critic, make_flow(spec, **small)),
+        "td3_bc": lambda: td3_bc_loss(plain, critic, **bounds),
+        "cql": lambda: cql_loss(plain, critic, **bounds),
+        "omar": lambda: omar_loss(plain, critic, **bounds),
+        "icq": lambda: icq_loss(normal, critic),
+        "omac": lambda: omac_loss(normal, critic, value),
+        "omiga": lambda: omiga_loss(normal, critic, value),
+        "bcq": lambda: bcq_loss(plain, critic, vae),
+        "omsd": lambda: omsd_loss(plain, toys.team_critic(spec), toys.team_value(spec), score),
+        "mac_flow": lambda: mac_flow_loss(one_step(spec), critic, make_flow(spec, **small)),
     }[combination[0]]()
 
 

@@ -32,7 +32,6 @@ from torchrl_marl_offline.objectives import (
     CQL,
     ICQ,
     IQL,
-    OMAR,
     SARSA,
     TD,
     TD3BC,
@@ -40,6 +39,7 @@ from torchrl_marl_offline.objectives import (
     OfflineMARLLoss,
     PolicyExtraction,
     PolicyGradient,
+    RectifiedGradient,
     SARSALoss,
     SoftmaxSampler,
     ValueLearning,
@@ -55,7 +55,7 @@ OF_ACTIONS = {
     "TD3BC": (TD(noise=0.2), TD3BC()),
     "TD, sampled": (TD(sample=True), PolicyGradient()),
     "CQL": (CQL(**FEW, noise=0.2), PolicyGradient()),
-    "OMAR": (CQL(**FEW), OMAR(sampler=SEARCH)),
+    "OMAR": (CQL(**FEW), RectifiedGradient(sampler=SEARCH)),
 }
 OF_LIKELIHOODS = {"AWR": AWR(), "BRAC": BRAC(), "Cloning": Cloning()}
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -337,7 +337,7 @@ def test_bounds_that_are_none(spec, message: str) -> None:
 @pytest.mark.fault("4.2")
 def test_bounds_come_from_the_actors_spec_and_their_absence_is_named() -> None:
     batch = make_batch(CONTINUOUS, 4)
-    rules = {"value_learning": CQL(**FEW), "extraction": OMAR(sampler=SEARCH)}
+    rules = {"value_learning": CQL(**FEW), "extraction": RectifiedGradient(sampler=SEARCH)}
     updated(OfflineMARLLoss(toys.actor_with_spec(), toys.critic(), **rules))(batch.clone())
     updated(OfflineMARLLoss(toys.STOCHASTIC["Beta"](), toys.critic(), **rules))(batch.clone())
     for make in (toys.plain, toys.STOCHASTIC["torch's Normal"]):
@@ -370,7 +370,7 @@ def test_any_distribution_of_discrete_actions_serves_every_rule(make) -> None:
     single = batch.clone()
     single[toys.ACTION] = batch[toys.ACTION].unsqueeze(-1)
     for learning in (TD(), TD(sample=True), CQL()):
-        for extraction in (*OF_LIKELIHOODS.values(), PolicyGradient(), OMAR()):
+        for extraction in (*OF_LIKELIHOODS.values(), PolicyGradient(), RectifiedGradient()):
             parts = {"value_learning": learning, "extraction": extraction}
             loss = updated(OfflineMARLLoss(make(), toys.critic(DISCRETE), **parts))
             assert gradients(loss, batch.clone()).keys() == dict(loss.named_parameters()).keys()
@@ -612,7 +612,7 @@ def test_hidden_states_that_a_batch_lacks_are_zeros(kind, hidden) -> None:
 @pytest.mark.parametrize(("kind", "hidden"), MEMORIES.values(), ids=MEMORIES)
 def test_equal_actions_have_equal_values_by_a_critic_with_memory(kind, hidden, shape) -> None:
     batch = make_batch(CONTINUOUS, *shape)
-    rules = {"value_learning": CQL(**FEW), "extraction": OMAR(sampler=SEARCH), "action_spec": (-1.0, 1.0)}
+    rules = {"value_learning": CQL(**FEW), "extraction": RectifiedGradient(sampler=SEARCH), "action_spec": (-1.0, 1.0)}
     loss = updated(OfflineMARLLoss(toys.plain(), toys.remembering_critic(kind, *hidden), **rules))
     recorded = batch[toys.ACTION]
     with set_recurrent_mode(True):

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torchrl.objectives import TD3BCLoss, ValueEstimators
 
 from torchrl_marl_offline import ScaleInvariantValueNorm, make_actor, make_critic
-from torchrl_marl_offline.methods import ALGORITHMS, POPULATION_SETTINGS, is_read, make_loss, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, is_read, make_loss, members_settings, settings_of
 from torchrl_marl_offline.objectives import AWR, BRAC, IQL, SARSA, TD, OfflineMARLLoss
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.training import ForeachSoftUpdate, Population
@@ -409,7 +409,7 @@ def test_members_of_a_study_may_differ_in_all_settings_of_a_population(data, alg
     numbers = {
         name: 0.7 * value
         for name, value in known.items()
-        if name in POPULATION_SETTINGS and is_read(algorithm, name, {})
+        if name in members_settings(algorithm) and is_read(algorithm, name, {})
     }
     a, b = (make_loss(data.spec, algorithm=algorithm, hidden=(4,), **extra, **own) for own in ({}, numbers))
     assert first_difference(a, b) is None

@@ -9,9 +9,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 from training_toys import RegressionLoss, make_buffer
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 
 

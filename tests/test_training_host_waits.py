@@ -11,7 +11,7 @@ from selection import some_of
 from tensordict import TensorDict
 from torchrl.modules import TanhNormal as TorchRLTanhNormal
 
-from torchrl_marl_offline.methods import ALGORITHMS, make_loss
+from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.population_optimizer import PopulationAdam

@@ -12,9 +12,9 @@ import torch
 from objective_toys import CONTINUOUS, make_batch
 from training_toys import make_trainer
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients
 from torchrl_marl_offline.training.profiling import TRACED, WARM_UP, Account, PartClock, PartTime

@@ -232,5 +232,5 @@ def _check_single(policy: Distribution, sample_shape: torch.Size) -> None:
 def _refuse_density(policy: Distribution) -> NoReturn:
     raise NotImplementedError(
         f"A {type(policy).__name__} policy has samples but no density; where a rule asks for log-probabilities, build "
-        "the actor with make_actor(distribution='gaussian') or 'tanh_gaussian', and leave 'one_step' to MACFlowLoss."
+        "the actor with make_actor(distribution='gaussian') or 'tanh_gaussian', and leave 'one_step' to MAC-Flow."
     )

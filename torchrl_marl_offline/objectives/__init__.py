@@ -5,9 +5,8 @@ from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearnin
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
 from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
-from torchrl_marl_offline.objectives.in_sample import ICQ, OMAC, OMIGA
+from torchrl_marl_offline.objectives.in_sample import ICQ, GlobalToLocal, LocalIQL
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
-from torchrl_marl_offline.objectives.omar import OMAR
 from torchrl_marl_offline.objectives.presets import (
     AWRLoss,
     BehaviourCloning,
@@ -16,19 +15,9 @@ from torchrl_marl_offline.objectives.presets import (
     SARSALoss,
     TDLoss,
 )
+from torchrl_marl_offline.objectives.rectified import RectifiedGradient
 from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler
 from torchrl_marl_offline.objectives.score import ScoreMatching, ScoreRegularized, SequentialCloning
-from torchrl_marl_offline.objectives.systems import (
-    MABCQLoss,
-    MACFlowLoss,
-    MACQLLoss,
-    MAICQLoss,
-    MATD3BCLoss,
-    OMACLoss,
-    OMARLoss,
-    OMIGALoss,
-    OMSDLoss,
-)
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD, ValueLearning
 
 __all__ = [
@@ -38,9 +27,6 @@ __all__ = [
     "CQL",
     "ICQ",
     "IQL",
-    "OMAC",
-    "OMAR",
-    "OMIGA",
     "SARSA",
     "TD",
     "TD3BC",
@@ -53,20 +39,14 @@ __all__ = [
     "Cloning",
     "FlowDistillation",
     "FlowMatching",
+    "GlobalToLocal",
     "IQLLoss",
-    "MABCQLoss",
-    "MACFlowLoss",
-    "MACQLLoss",
-    "MAICQLoss",
-    "MATD3BCLoss",
-    "OMACLoss",
-    "OMARLoss",
-    "OMIGALoss",
-    "OMSDLoss",
+    "LocalIQL",
     "OfflineMARLLoss",
     "PolicyExtraction",
     "PolicyGradient",
     "RandomSampler",
+    "RectifiedGradient",
     "SARSALoss",
     "ScoreMatching",
     "ScoreRegularized",

@@ -50,7 +50,7 @@ class ICQ(SARSA):
 
 @dataclass(frozen=True)
 @checked
-class OMAC(IQL):
+class LocalIQL(IQL):
     r"""Coupled value factorization (Wang and Zhan 2023): :class:`IQL` with an expectile for each agent.
 
     .. math:: \mathbb{E}\,\ell^2_\tau\big(\min_k \bar Q^k_a(o_a, u_a) - V_a(o_a)\big)
@@ -67,7 +67,7 @@ class OMAC(IQL):
 
 @dataclass(frozen=True)
 @checked
-class OMIGA(ValueLearning):
+class GlobalToLocal(ValueLearning):
     r"""Implicit global-to-local value regularization (Wang et al. 2023).
 
     .. math::

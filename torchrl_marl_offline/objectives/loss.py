@@ -87,7 +87,7 @@ class OfflineMARLLoss(LossModule):
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
             a list gives its own length.
         action_spec: bounds of continuous actions, for rules that search or sample between them (:class:`CQL`,
-            :class:`OMAR`, :class:`TD` with noise): a TorchRL spec, such as ``env.full_action_spec``, or
+            :class:`RectifiedGradient`, :class:`TD` with noise): a TorchRL spec, such as ``env.full_action_spec``, or
             ``(low, high)``. Needed where the policy does not tell: it has neither ``low`` and ``high`` nor a bounded
             support, and the actor no spec, as of a plain network. Samples of the policy are clipped to them.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``; None, as in TorchRL's losses, for the default.

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -22,7 +23,6 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.methods import POPULATION_SETTINGS, make_loss
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.study.runs import Run
@@ -144,8 +144,7 @@ class Capacity:
     def member(self, run: Run) -> MemberMemory:
         """Return what is counted for one such run."""
         spec = self._fact(run.dataset)[0]
-        shared = {name: value for name, value in run.settings.items() if name not in POPULATION_SETTINGS}
-        key = str((spec.to_dict() | {"task": None}, shared))
+        key = str((spec.to_dict() | {"task": None}, run.shared_settings))
         if key not in self._members:
             loss = make_loss(spec, **run.loss_settings)
             rows = run.settings["batch_size"]

@@ -14,7 +14,6 @@ from typing import Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.regular_files import read_json
-from torchrl_marl_offline.methods import POPULATION_SETTINGS
 from torchrl_marl_offline.study.checking import StudyError, check_keys
 from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
@@ -26,7 +25,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Population:
-    """Runs of one method on one dataset that differ in :data:`POPULATION_SETTINGS` alone, trained as one.
+    """Runs of one method on one dataset that differ in settings of their members alone, trained as one.
 
     Attributes:
         name: unique in the study, and the name of its folder.
@@ -49,7 +48,7 @@ class Population:
     @property
     def settings(self) -> dict[str, Any]:
         """What all members share."""
-        return {name: value for name, value in self.runs[0].settings.items() if name not in POPULATION_SETTINGS}
+        return self.runs[0].shared_settings
 
     @property
     def steps(self) -> int:
@@ -168,8 +167,7 @@ def pack(
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        shared = {name: value for name, value in run.settings.items() if name not in POPULATION_SETTINGS}
-        groups.setdefault(json.dumps([run.dataset, run.method, shared]), []).append(run)
+        groups.setdefault(json.dumps([run.dataset, run.method, run.shared_settings]), []).append(run)
     populations = list(before)
     for group in groups.values():
         most = max(1, min([members] if capacity is None else [members, capacity(group)]))

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torchrl_marl_offline import methods
+from torchrl_marl_offline import algorithms
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, members_settings, settings_of
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import ReadWith, conditions_of
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -43,6 +43,13 @@ class Run:
         """Those that :func:`~torchrl_marl_offline.make_loss` takes."""
         of_training = {f.name for f in fields(TrainingSettings)}
         return {name: value for name, value in self.settings.items() if name not in of_training}
+
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """Those that it has in common with the other members of a population that it is trained in."""
+        differing = members_settings(self.settings["algorithm"])
+        differing |= {f.name for f in fields(TrainingSettings) if f.metadata.get("member")}
+        return {name: value for name, value in self.settings.items() if name not in differing}
 
 
 def expand(study: Study) -> list[Run]:
@@ -131,7 +138,7 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
     for algorithm in grid.get("algorithm", [given.get("algorithm", "recipe")]):
         others = {one.other for one in _conditions(algorithm, name)} & set(grid)
         points = itertools.product(*(grid[other] for other in others))
-        if any(methods.is_read(algorithm, name, {**given, **dict(zip(others, point))}) for point in points):
+        if any(algorithms.is_read(algorithm, name, {**given, **dict(zip(others, point))}) for point in points):
             return True
     return False
 

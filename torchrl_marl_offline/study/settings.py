@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, setting
+from torchrl_marl_offline.core.annotations import fields_of
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
@@ -25,7 +27,6 @@ from torchrl_marl_offline.core.ranges import (
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text
-from torchrl_marl_offline.methods import ALGORITHMS, settings_of
 from torchrl_marl_offline.study.checking import (
     StudyError,
     build,
@@ -65,7 +66,7 @@ class TrainingSettings:
 
     steps: Annotated[int, COUNT] = 500_000
     batch_size: Annotated[int, SIZE] = 640
-    lr: Annotated[float, LEARNING_RATE] = 3e-4
+    lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
     actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
@@ -291,11 +292,10 @@ def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
 
 def _run_settings() -> dict[str, Any]:
     hints = {"algorithm": Literal[tuple(ALGORITHMS)], **get_type_hints(TrainingSettings, include_extras=True)}
-    for algorithm, builder in ALGORITHMS.items():
-        known = get_type_hints(builder, include_extras=True)
-        for name in settings_of(algorithm):
-            same = range_of(hints.get(name, known[name])) == range_of(known[name])
-            hints[name] = known[name] if same else _without_range(known[name])  # then each run's own is asked
+    for kind in ALGORITHMS.values():
+        for name, (hint, _) in fields_of(kind).items():
+            same = range_of(hints.get(name, hint)) == range_of(hint)
+            hints[name] = hint if same else _without_range(hint)  # then each run's own is asked
     return hints
 
 

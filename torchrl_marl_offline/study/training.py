@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.evaluation import make_simulator
-from torchrl_marl_offline.methods import make_loss
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, TrainingInterrupted, evaluate_held_out
 

@@ -20,7 +20,7 @@ from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampl
 
 @dataclass(frozen=True, kw_only=True)
 @checked
-class OMAR(PolicyGradient):
+class RectifiedGradient(PolicyGradient):
     r"""Actor rectification (Pan et al. 2022, eq. 2).
 
     .. math:: -(1 - \tau)\, Q^1_a(o_a, \pi_a(o_a)) + \tau\, \|\pi_a(o_a) - \hat u_a\|^2
@@ -73,6 +73,6 @@ class OMAR(PolicyGradient):
             values = torch.where(legal, values, torch.full_like(values, -torch.inf))
         else:
             own = action.unsqueeze(-3)
-            candidates, values = self.sampler.propose(score, action, *bounds_of(policy, "OMAR"))
+            candidates, values = self.sampler.propose(score, action, *bounds_of(policy, type(self).__name__))
             candidates, values = torch.cat([candidates, own], -3), torch.cat([values, score(own)], -2)
         return best_candidate(candidates, values)

@@ -1,0 +1,299 @@
+"""What an algorithm is: settings with their published defaults, the networks that they ask, and rules.
+
+    class Mine(ActorCritic, name="mine"):       # below @dataclass(frozen=True, kw_only=True)
+        strength: Annotated[float, POSITIVE] = setting(3.0, member=True)
+
+        def rules(self, *, discrete):
+            return {"value_learning": IQL(), "extraction": AWR(self.strength)}
+
+With that it is known by its name to :func:`make_loss`, studies, populations and commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from tensordict import unravel_key
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, check_all
+from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
+from torchrl_marl_offline.modules.actors import make_actor
+from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
+
+ALGORITHMS: dict[str, type[Algorithm]] = {}
+"""Every algorithm by its name, those of users too."""
+
+Networks = dict[str, TensorDictModuleBase]
+"""``actor``, ``critic``, ``value`` and ``behaviour``, those that an algorithm has."""
+
+
+def setting(default: Any, *, member: bool = False) -> Any:
+    """Declare a setting of an algorithm: a field of its dataclass.
+
+    Args:
+        default: the published one.
+        member: whether it may differ between the members of a population: a number that enters the arithmetic as a
+            tensor, as rules' coefficients and the discount do.
+    """
+    return dataclasses.field(default=default, metadata={"member": member})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(ABC):
+    """Base class of the algorithms: a frozen dataclass whose fields are the settings.
+
+    A class with ``name=`` is registered in :data:`ALGORITHMS`. Ranges and words stand in the fields' annotations
+    (:mod:`~torchrl_marl_offline.core.ranges`), what is read only beside other settings too
+    (:class:`~torchrl_marl_offline.core.relevance.ReadWith`).
+
+    Attributes:
+        name: by which it is known.
+        supports_discrete: whether it has an answer for discrete actions.
+
+    Raises:
+        ValueError: a setting outside its range, or one that changes nothing beside the others.
+    """
+
+    name: ClassVar[str] = ""
+    supports_discrete: ClassVar[bool] = True
+
+    def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            known = ALGORITHMS.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"There is an algorithm {name!r} already, {known.__qualname__}; choose another name.")
+            cls.name = name
+            ALGORITHMS[name] = cls
+
+    def __post_init__(self) -> None:
+        values = self.settings
+        check_all(type(self), values)
+        check_read(type(self), values, values)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def replace(self, **changes: Any) -> Algorithm:
+        """Return the same algorithm with other settings."""
+        return dataclasses.replace(self, **changes)
+
+    @abstractmethod
+    def networks(self, spec: TaskSpec) -> Networks:
+        """Draw the networks for a task, from torch's global generator."""
+
+    @abstractmethod
+    def rules(self, *, discrete: bool) -> dict[str, Any]:
+        """Return the rules: ``value_learning``, ``extraction`` and ``behaviour_learning`` of the loss.
+
+        Args:
+            discrete: whether actions are; those of a model of the data, where the algorithm has one.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """Return further options of :class:`OfflineMARLLoss`."""
+        return {}
+
+    def build(self, spec: TaskSpec) -> OfflineMARLLoss:
+        """Draw the networks for a task and return their loss.
+
+        Raises:
+            ValueError: the algorithm has no answer for such a task.
+        """
+        if spec.discrete and not self.supports_discrete:
+            raise ValueError(
+                f"{self.name} is for continuous actions; for a discrete task use cql, omar or the recipe's brac."
+            )
+        networks = self.networks(spec)
+        return self._make(networks.pop("actor", None), networks.pop("critic", None), spec.discrete, **networks)
+
+    def loss(
+        self,
+        actor: TensorDictModuleBase | None,
+        critic: TensorDictModuleBase | Sequence[TensorDictModuleBase] | None = None,
+        value: TensorDictModuleBase | None = None,
+        behaviour: TensorDictModuleBase | None = None,
+        **options: Any,
+    ) -> OfflineMARLLoss:
+        """Return the loss of networks of one's own.
+
+        Args:
+            actor: see :class:`OfflineMARLLoss`; settings of networks, such as ``hidden``, do nothing here.
+            critic: its critic, mixer included.
+            value: its state-value network, where the algorithm has one.
+            behaviour: its model of the data's actions, where the algorithm has one.
+            **options: of :class:`OfflineMARLLoss`.
+        """
+        discrete = behaviour is not None and BEHAVIOUR_LOGITS in map(unravel_key, behaviour.out_keys)
+        return self._make(actor, critic, discrete, value=value, behaviour=behaviour, **options)
+
+    def _make(self, actor: Any, critic: Any, discrete: bool, **given: Any) -> OfflineMARLLoss:
+        rules = dict.fromkeys(("value_learning", "extraction")) | self.rules(discrete=discrete)
+        return OfflineMARLLoss(actor, critic, **rules | self.options() | given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCritic(Algorithm):
+    """Base class of algorithms with policies and a critic.
+
+    Args:
+        decomposition: how the team's value is made of the agents' values; see :func:`make_critic`.
+        frozen: leave the mixer at its random initial parameters (an ablation).
+        num_heads: critic heads.
+        svn: :class:`ScaleInvariantValueNorm` on the critic's loss.
+        heads: train all critic heads, or at each row the smallest alone.
+        team_reward: mean or sum of the agents' rewards.
+        max_next_value: upper bound of the next value in the critic's target.
+        gamma: discount.
+        hidden: widths of the hidden layers of all networks.
+        share_params: agents share parameters.
+        activation: activation of all hidden layers.
+        layer_norm: layer normalization in critics, state values and mixers.
+        batch_norm: normalize the inputs of policies, critics and state values by the batch; None: where actions are
+            continuous and the decomposition is not ``"graph"``, which reads pairs of agents.
+        distribution: of continuous actions; see :func:`make_actor`.
+        scale: the Gaussian's standard deviation; see :func:`make_actor`.
+    """
+
+    decomposition: Decomposition = "independent"
+    frozen: Annotated[bool, ReadWith("decomposition", *READ_BY["frozen"])] = False
+    num_heads: Annotated[int, FEW] = 2
+    svn: bool = False
+    heads: Annotated[Literal["all", "min"], ReadWith("num_heads", above=1)] = "all"
+    team_reward: Annotated[Literal["mean", "sum"], ReadWith("decomposition", *TEAM)] = "mean"
+    max_next_value: Annotated[float | None, REAL] = None
+    gamma: Annotated[float, DISCOUNT] = setting(0.99, member=True)
+    hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
+    share_params: bool = True
+    activation: str = "relu"
+    layer_norm: bool = False
+    batch_norm: bool | None = False
+    distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian"
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned"
+
+    def network(self) -> dict[str, Any]:
+        """Return what all networks have in common."""
+        return {"hidden": self.hidden, "share_params": self.share_params, "activation": self.activation}
+
+    def networks(self, spec: TaskSpec) -> Networks:
+        """Draw policies, critic, the model of the data and the state values, those that the rules ask."""
+        batch_norm = self.batch_norm
+        if batch_norm is None:
+            batch_norm = not spec.discrete and self.decomposition != "graph"
+        shared = {"batch_norm": batch_norm} | self.network()
+        valued = {"decomposition": self.decomposition, "layer_norm": self.layer_norm} | shared
+        found = {"actor": make_actor(spec, distribution=self.distribution, scale=self.scale, **shared)}
+        found["critic"] = make_critic(spec, frozen=self.frozen, num_heads=self.num_heads, **valued)
+        behaviour = self.behaviour(spec)
+        if behaviour is not None:
+            found["behaviour"] = behaviour
+        if self.rules(discrete=spec.discrete)["value_learning"].needs_value:
+            found["value"] = make_value(spec, **valued)
+        return found
+
+    def behaviour(self, spec: TaskSpec) -> TensorDictModuleBase | None:
+        """Draw the model of the data's actions, where the algorithm has one."""
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """Return further options of :class:`OfflineMARLLoss`."""
+        found = {"heads": self.heads, "team_reward": self.team_reward, "max_next_value": self.max_next_value}
+        return found | {"value_norm": ScaleInvariantValueNorm() if self.svn else None}
+
+    def _make(self, actor: Any, critic: Any, discrete: bool, **given: Any) -> OfflineMARLLoss:
+        return super()._make(actor, critic, discrete, **given).make_value_estimator(gamma=self.gamma)
+
+
+def algorithm_named(name: str) -> type[Algorithm]:
+    """Return the class of an algorithm.
+
+    Raises:
+        ValueError: there is none of that name.
+        TypeError: it is no dataclass of its own, so that its settings are not known.
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {name!r}.")
+    found = ALGORITHMS[name]
+    if "__dataclass_fields__" not in vars(found):
+        raise TypeError(f"{found.__qualname__} needs @dataclass(frozen=True, kw_only=True) above it.")
+    return found
+
+
+def settings_of(algorithm: str) -> dict[str, Any]:
+    """Return the settings of an algorithm and their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(algorithm_named(algorithm))}
+
+
+def members_settings(algorithm: str) -> set[str]:
+    """Return the settings of an algorithm that may differ between the members of a population."""
+    return {f.name for f in dataclasses.fields(algorithm_named(algorithm)) if f.metadata.get("member")}
+
+
+def is_read(algorithm: str, name: str, settings: Mapping[str, Any]) -> bool:
+    """Say whether an algorithm has a setting that changes something beside ``settings``; others have their defaults."""
+    known = settings_of(algorithm)
+    return name in known and not unread(ALGORITHMS[algorithm], name, known | dict(settings))
+
+
+def make_algorithm(name: str = "recipe", **settings: Any) -> Algorithm:
+    """Return an algorithm by its name, with settings that JSON and TOML can hold.
+
+    Raises:
+        ValueError: an unknown algorithm, a setting that it does not have, a number outside its range, or a setting that
+            changes nothing beside the others.
+    """
+    kind, known = algorithm_named(name), settings_of(name)
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{name} has no setting {key!r}; it has {', '.join(known)}.")
+    return kind(**settings)
+
+
+def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> OfflineMARLLoss:
+    """Build the networks and the loss of an algorithm by its name.
+
+    Parameters are drawn from torch's global generator: call :func:`torch.manual_seed` before.
+
+    Args:
+        spec: the task's sizes.
+        algorithm: its name, one of :data:`ALGORITHMS`.
+        **settings: of the algorithm, the fields of its class; :func:`settings_of` lists them.
+
+    Raises:
+        ValueError: for an unknown algorithm, a setting that it does not have or that changes nothing beside the others,
+            a number outside its range.
+
+    Examples:
+        >>> spec = TaskSpec(n_agents=3, observation_size=18, state_size=54, action_size=2)
+        >>> loss = make_loss(spec, decomposition="vdn", extraction="brac", alpha=0.1, hidden=(64, 64))
+        >>> loss.alpha
+        tensor(0.1000)
+    """
+    return make_algorithm(algorithm, **settings).build(spec)
+
+
+class _OfAlgorithm:
+    """The condition of a script's option that is a setting of the algorithm that another option names."""
+
+    def refusal(self, option: str, values: Mapping[str, Any], name: Callable[[str], str]) -> str | None:
+        """Return why an option is not read beside ``values``, or None where it is; a value of None is a default."""
+        known, algorithm = settings_of(values["algorithm"]), values["algorithm"]
+        if option not in known:
+            return f"{name(option)} is no setting of {name('algorithm')} {algorithm}; leave it out."
+        asked = {key: value for key, value in values.items() if key in known and value is not None}
+        return unread(ALGORITHMS[algorithm], option, known | asked, name=name)
+
+
+OF_ALGORITHM = _OfAlgorithm()
+"""Marks an option of a script that is a setting of its ``algorithm``."""
