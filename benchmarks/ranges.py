@@ -358,10 +358,10 @@ def meet_studies(place: Place, folder: Path) -> None:
     from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
     from torchrl_marl_offline.study.runs import expand
     from torchrl_marl_offline.study.settings import (
-        RUN_SETTINGS,
         EvaluationSettings,
         StudySettings,
         read_study,
+        run_hints,
     )
     from torchrl_marl_offline.study.sources import DatasetSource
 
@@ -382,7 +382,7 @@ def meet_studies(place: Place, folder: Path) -> None:
     for table, kind in tables.items():
         for name, (hint, default) in parameters_of(kind).items():
             place.meet(f"[{table}].{name}", hint, default, lambda value, t=table, n=name: read(t, n, value))
-    for name, hint in RUN_SETTINGS.items():
+    for name, hint in run_hints().items():
         algorithm = next((key for key in ALGORITHMS if name in settings_of(key)), "recipe")
         hint = parameters_of(ALGORITHMS[algorithm]).get(name, (hint,))[0]
         place.meet(f"[methods.m].{name}", hint, None, lambda value, n=name, a=algorithm: read("methods.m", n, value, a))

@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_marl_offline import OnlineReplay, Trainer, load_dataset, load_policy, make_env, make_loss
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.online import CollectorSource
+from torchrl_marl_offline.training.run_settings import differing
 
 EARLIER = Path(__file__).parent / "data" / "earlier_version"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "offline_mix_awr.py"
@@ -92,3 +93,12 @@ def test_an_online_run_goes_on(tmp_path):
     assert_equal_tensors(loss.state_dict(), saved(EARLIER / "run_online", 4))
     trainer.train()
     assert trainer.step == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [("loss kind", "OMARLoss", "OfflineMARLLoss"), ("extraction", "OMAR", "RectifiedGradient")],
+)
+def test_classes_by_their_earlier_names_are_no_other_settings(name, before, now):
+    assert differing({name: before}, {name: now}) is None
+    assert differing({name: before}, {name: "AWR"}) == f"{name} was {before} and is AWR now"

@@ -55,6 +55,7 @@ from .modules import make_score as make_score
 from .modules import make_sequential_policy as make_sequential_policy
 from .modules import make_vae as make_vae
 from .modules import make_value as make_value
+from .modules import register_mixer as register_mixer
 from .objectives import AWR as AWR
 from .objectives import BCQ as BCQ
 from .objectives import BRAC as BRAC

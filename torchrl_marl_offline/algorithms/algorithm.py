@@ -22,6 +22,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, check_all
+from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
@@ -69,11 +70,8 @@ class Algorithm(ABC):
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         if name is not None:
-            known = ALGORITHMS.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"There is an algorithm {name!r} already, {known.__qualname__}; choose another name.")
+            register(cls, name, ALGORITHMS)
             cls.name = name
-            ALGORITHMS[name] = cls
 
     def __post_init__(self) -> None:
         values = self.settings
@@ -167,11 +165,11 @@ class ActorCritic(Algorithm):
     """
 
     decomposition: Decomposition = "independent"
-    frozen: Annotated[bool, ReadWith("decomposition", *READ_BY["frozen"])] = False
+    frozen: Annotated[bool, ReadWith("decomposition", among=READ_BY["frozen"])] = False
     num_heads: Annotated[int, FEW] = 2
     svn: bool = False
     heads: Annotated[Literal["all", "min"], ReadWith("num_heads", above=1)] = "all"
-    team_reward: Annotated[Literal["mean", "sum"], ReadWith("decomposition", *TEAM)] = "mean"
+    team_reward: Annotated[Literal["mean", "sum"], ReadWith("decomposition", among=TEAM)] = "mean"
     max_next_value: Annotated[float | None, REAL] = None
     gamma: Annotated[float, DISCOUNT] = setting(0.99, member=True)
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)

@@ -11,11 +11,12 @@ from torchrl_marl_offline.core.ranges import (
     NON_NEGATIVE,
     OPEN_UNIT,
     WIDTHS,
+    OneOf,
 )
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.critics import Decomposition
-from torchrl_marl_offline.objectives.extraction import AWR, BRAC
-from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD
+from torchrl_marl_offline.objectives.extraction import AWR, EXTRACTIONS
+from torchrl_marl_offline.objectives.value_learning import VALUE_LEARNINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Recipe(ActorCritic, name="recipe"):
     (``online_advantage=True``), under :class:`TD` and :class:`SARSA` each agent's own (``advantage="local"``).
 
     Args:
-        value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`.
-        extraction: :class:`AWR` or :class:`BRAC`.
+        value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`, or a rule of one's own by its name.
+        extraction: :class:`AWR` or :class:`BRAC`, or a rule of one's own by its name.
         temperature: of :class:`AWR`.
         weights: of :class:`AWR`; ``"clipped"`` is the released code's.
         advantage: of :class:`AWR`.
@@ -59,8 +60,8 @@ class Recipe(ActorCritic, name="recipe"):
     activation: str = "gelu"
     layer_norm: bool = True
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "gaussian"
-    value_learning: Literal["td", "sarsa", "iql"] = "iql"
-    extraction: Literal["awr", "brac"] = "awr"
+    value_learning: Annotated[str, OneOf(VALUE_LEARNINGS)] = "iql"
+    extraction: Annotated[str, OneOf(EXTRACTIONS)] = "awr"
     temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = setting(AWR.temperature, member=True)
     weights: Annotated[Literal["bounded", "softmax", "clipped"], ReadWith("extraction", "awr")] = AWR.weights
     advantage: Annotated[Literal["joint", "local"], ReadWith("extraction", "awr")] = "joint"
@@ -70,9 +71,14 @@ class Recipe(ActorCritic, name="recipe"):
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:
         """Return one rule of each axis."""
-        learnings = {"td": TD(), "sarsa": SARSA(), "iql": IQL(self.expectile)}
-        extraction = BRAC(self.alpha)
-        if self.extraction == "awr":
-            weighted = {"advantage": self.advantage, "weights": self.weights, "online": self.online_advantage}
-            extraction = AWR(self.temperature, **weighted)
-        return {"value_learning": learnings[self.value_learning], "extraction": extraction}
+        weighted = {"advantage": self.advantage, "weights": self.weights, "online": self.online_advantage}
+        settings = {
+            "iql": {"expectile": self.expectile},
+            "awr": {"temperature": self.temperature} | weighted,
+            "brac": {"alpha": self.alpha},
+        }
+        learning, extraction = VALUE_LEARNINGS[self.value_learning], EXTRACTIONS[self.extraction]
+        return {
+            "value_learning": learning(**settings.get(self.value_learning, {})),
+            "extraction": extraction(**settings.get(self.extraction, {})),
+        }

@@ -28,7 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    extensions, given = _split_imports(given)
     name, *rest = given or ["--help"]
+    if extensions and name in COMMANDS:
+        try:
+            import_module("torchrl_marl_offline.core.extensions").import_extensions(extensions)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     if name in COMMANDS:
         return import_module(f"{__name__}.{name}").main(rest)
     if name == "--version":
@@ -41,15 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _split_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split off the options ``--import NAME`` before the command."""
+    found, left = [], list(arguments)
+    while left and left[0].partition("=")[0] == "--import":
+        _, equals, name = left.pop(0).partition("=")
+        if not equals and not left:
+            return [], ["--import"]  # which is no command
+        found.append(name if equals else left.pop(0))
+    return found, left
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
-    return f"""usage: {PROGRAM} [--version] COMMAND ...
+    return f"""usage: {PROGRAM} [--version] [--import FILE.py] COMMAND ...
 
 Offline multi-agent reinforcement learning.
 
 {lines}
 
+--import FILE.py (or a module's name; several times) imports what registers
+algorithms, rules, mixers, readers or environments of your own.
 {PROGRAM} COMMAND --help says more."""
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -105,6 +105,17 @@ class AtMost:
     """
 
     other: str
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """A parameter is one of some names, to which others may be added.
+
+    Attributes:
+        names: as they are when a value is checked.
+    """
+
+    names: Collection[str]
 
 
 REAL = Range()
@@ -222,6 +233,8 @@ def kinds_in(hint: Any) -> set[Any]:
     origin = get_origin(hint) or hint
     if origin in (bool, Literal, Callable):
         return {origin}
+    if any(isinstance(extra, OneOf) for extra in getattr(hint, "__metadata__", ())):
+        return {OneOf}
     return {found for part in get_args(hint) for found in kinds_in(part)}
 
 
@@ -258,6 +271,10 @@ def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
     """Return what is wrong with a value under an annotation, or None."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        named = next((extra for extra in hint.__metadata__ if isinstance(extra, OneOf)), None)
+        if named is not None:
+            is_one = isinstance(value, str) and value in named.names
+            return None if is_one else _Refusal(_either(tuple(named.names)), value, True)
         own = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), legal)
         found = _refusal(value, parts[0], own)
         ordered = found is None and value is not None and INCREASING in hint.__metadata__

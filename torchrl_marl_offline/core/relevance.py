@@ -8,7 +8,7 @@ stand there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, get_origin
 
@@ -23,23 +23,31 @@ class Condition(Protocol):
         """Return why an option is not read beside ``values``, or None where it is."""
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class ReadWith:
     """An option is read only where another has one of some values, is above a number, or is given at all.
 
     Attributes:
         other: the other option.
-        values: its values.
+        values: its values; ``among`` is a collection of them to which others may be added.
         above: or the number; None, which stands for a default, is taken for more.
         given: or whether it is not None.
     """
 
     other: str
-    values: tuple[Any, ...] = ()
+    values: Collection[Any] = ()
     above: float | None = None
     given: bool = False
 
-    def __init__(self, other: str, *values: Any, above: float | None = None, given: bool = False) -> None:
+    def __init__(
+        self,
+        other: str,
+        *values: Any,
+        among: Collection[Any] | None = None,
+        above: float | None = None,
+        given: bool = False,
+    ) -> None:
+        values = values if among is None else among
         for name, value in (("other", other), ("values", values), ("above", above), ("given", given)):
             object.__setattr__(self, name, value)
 
@@ -68,7 +76,7 @@ class ReadWith:
             return other
         if self.above is not None:
             return f"{other} above {self.above:g}"
-        if self.values in ((None,), ((),)):
+        if tuple(self.values) in ((None,), ((),)):
             return f"no {other}"
         return f"{other} {' or '.join(map(repr, self.values))}"
 

@@ -10,6 +10,7 @@ from torchrl_marl_offline.modules.critics import (
     LocalCritic,
     make_critic,
     make_value,
+    register_mixer,
 )
 from torchrl_marl_offline.modules.diffusion import NoisePredictor, make_score
 from torchrl_marl_offline.modules.distributions import (
@@ -62,4 +63,5 @@ __all__ = [
     "make_sequential_policy",
     "make_vae",
     "make_value",
+    "register_mixer",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import FEW, WIDTHS
+from torchrl_marl_offline.core.ranges import FEW, WIDTHS, OneOf
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
@@ -20,24 +20,50 @@ from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
 from torchrl_marl_offline.modules.networks import StackedMLP
 
-Decomposition = Literal[
-    "centralized", "mixer", "vdn", "independent", "linear", "nonmonotonic", "qatten", "qplex", "graph"
-]
-DECOMPOSITIONS: tuple[Decomposition, ...] = get_args(Decomposition)
-TEAM: tuple[Decomposition, ...] = tuple(name for name in DECOMPOSITIONS if name not in ("independent", "graph"))
+DECOMPOSITIONS = ["centralized", "mixer", "vdn", "independent", "linear", "nonmonotonic", "qatten", "qplex", "graph"]
+"""Names of the decompositions; :func:`register_mixer` adds one."""
+
+Decomposition = Annotated[str, OneOf(DECOMPOSITIONS)]
+
+TEAM = [name for name in DECOMPOSITIONS if name not in ("independent", "graph")]
 """Those with a value of the team; the others' agents learn each for itself."""
-READ_BY: dict[str, tuple[Decomposition, ...]] = {
-    "mixer": ("mixer",),
-    "frozen": ("mixer", "nonmonotonic", "linear", "qatten", "qplex"),
-    "monotonic": ("mixer", "nonmonotonic", "linear", "qatten"),
+READ_BY: dict[str, list[str]] = {
+    "mixer": ["mixer"],
+    "frozen": ["mixer", "nonmonotonic", "linear", "qatten", "qplex"],
+    "monotonic": ["mixer", "nonmonotonic", "linear", "qatten"],
 }
 """Decompositions that an option of :func:`make_critic` changes."""
+
+_MIXERS: dict[str, Callable[[TaskSpec], nn.Module]] = {}
 
 LOCAL_ACTION_VALUE = ("agents", "state_action_value")
 ACTION_VALUE = "state_action_value"
 LOCAL_VALUE = ("agents", "state_value")
 VALUE = "state_value"
 LOCAL_ADVANTAGE = ("agents", "advantage")
+
+
+@checked
+def register_mixer(name: str, build: Callable[[TaskSpec], nn.Module]) -> None:
+    """Let ``decomposition="NAME"`` mix local values by a mixer of one's own.
+
+    Args:
+        name: an identifier.
+        build: given the task's sizes, returns a :class:`torchrl.modules.models.multiagent.Mixer`: local values
+            ``[*B, n, 1]`` (``[*B, n, H]`` where it says ``accepts_heads``), and the state unless ``needs_state`` is
+            false, to ``[*B, 1]``.
+
+    Raises:
+        ValueError: the name is no identifier, or that of another decomposition.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"A mixer's name must be an identifier, got {name!r}.")
+    if name in DECOMPOSITIONS and getattr(_MIXERS.get(name), "__qualname__", None) != build.__qualname__:
+        raise ValueError(f"There is a decomposition {name!r} already; choose another name.")
+    if name not in DECOMPOSITIONS:
+        for names in (DECOMPOSITIONS, TEAM, READ_BY["frozen"]):
+            names.append(name)
+    _MIXERS[name] = build
 
 
 class CentralizedCritic(nn.Module):
@@ -240,6 +266,8 @@ def _make_mixer(
     **hyper,
 ) -> nn.Module:
     n, state = spec.n_agents, spec.state_size
+    if decomposition in _MIXERS:
+        return _MIXERS[decomposition](spec)
     if decomposition == "vdn":
         return SumMixer(n)
     if decomposition == "linear":

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL
+from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
@@ -24,6 +25,9 @@ from torchrl_marl_offline.objectives.functional import (
     standardize,
 )
 from torchrl_marl_offline.objectives.policies import differentiable_action, log_prob_of
+
+EXTRACTIONS: dict[str, type[PolicyExtraction]] = {}
+"""The extraction rules that the recipe knows by name; a class of one's own with ``name=`` is added."""
 
 
 class PolicyExtraction(ABC):
@@ -41,6 +45,11 @@ class PolicyExtraction(ABC):
     needs_log_prob: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("log_prob",)
 
+    def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            register(cls, name, EXTRACTIONS)
+
     def coefficients(self) -> dict[str, float]:
         """Return the scalars that the loss registers as schedulable buffers."""
         return {}
@@ -52,7 +61,7 @@ class PolicyExtraction(ABC):
 
 @dataclass(frozen=True)
 @checked
-class AWR(PolicyExtraction):
+class AWR(PolicyExtraction, name="awr"):
     r"""Advantage-weighted regression (Peng et al. 2019; Lee et al. 2026, eq. 11).
 
     .. math:: -\,e^{\alpha A_a} \log \pi_a(u_a | o_a), \qquad A_a = \min_k Q^k_a(o_a, u_a) - V_a(o_a)
@@ -160,7 +169,7 @@ class AWR(PolicyExtraction):
 
 @dataclass(frozen=True)
 @checked
-class BRAC(PolicyExtraction):
+class BRAC(PolicyExtraction, name="brac"):
     r"""Behaviour-regularized actor-critic (Wu et al. 2019; Lee et al. 2026, eqs 3 and 4).
 
     .. math:: -\,\widetilde Q_{tot}(s, \pi(o)) - \alpha \log \pi_a(u_a | o_a)

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
+from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action
+
+VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
+"""The value-learning rules that the recipe knows by name; a class of one's own with ``name=`` is added."""
 
 
 class ValueLearning(ABC):
@@ -38,6 +42,11 @@ class ValueLearning(ABC):
     needs_next_action: ClassVar[bool] = False
     needs_behaviour: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            register(cls, name, VALUE_LEARNINGS)
 
     def coefficients(self) -> dict[str, float]:
         """Return the scalars that the loss registers as schedulable buffers."""
@@ -66,7 +75,7 @@ class ValueLearning(ABC):
 
 @dataclass(frozen=True)
 @checked
-class TD(ValueLearning):
+class TD(ValueLearning, name="td"):
     r"""Bootstrap at the policy's action: :math:`\min_k \bar Q^k_{tot}(s', \pi(o'))` (eq. 2).
 
     With ``noise``, at an action nearby, as TD3 does (Fujimoto et al. 2018):
@@ -99,7 +108,7 @@ class TD(ValueLearning):
 
 
 @dataclass(frozen=True)
-class SARSA(ValueLearning):
+class SARSA(ValueLearning, name="sarsa"):
     r"""Bootstrap at the dataset's next action: :math:`\min_k \bar Q^k_{tot}(s', u')` (eq. 8).
 
     A row whose next action was never recorded (``("collector", "has_next_action")`` false) counts only if it
@@ -120,7 +129,7 @@ class SARSA(ValueLearning):
 
 @dataclass(frozen=True)
 @checked
-class IQL(ValueLearning):
+class IQL(ValueLearning, name="iql"):
     r"""Implicit Q-learning: bootstrap at :math:`V_{tot}(s')` (eq. 9), an expectile of :math:`Q_{tot}(s, u)` (eq. 10).
 
     :math:`V_{tot} = f(V_1, \ldots, V_n; s)` goes through the target mixer, through which its regression target

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from torchrl_marl_offline.core.extensions import import_extensions
 from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.study.plan import Population
@@ -47,6 +48,7 @@ class Job:
         device: where.
         threads: of torch; 0 leaves the choice to torch.
         deadline: :func:`time.time` after which the job saves itself and stops.
+        extensions: files and modules of the user's own that the worker imports.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Job:
     device: str = "cpu"
     threads: int = 1
     deadline: float | None = None
+    extensions: tuple[str, ...] = ()
 
 
 @dataclass
@@ -130,6 +133,7 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
             if job_state(job.folder) == "finished":
                 return Outcome(name, "finished")
             (job.folder / FAILURE).unlink(missing_ok=True)
+            import_extensions(job.extensions)
             with _heartbeat(job, progress):
                 trained = train(job, progress)
             if not trained.finished:

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.extensions import imported_extensions
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO
 from torchrl_marl_offline.study.checking import StudyError, check_installed
@@ -188,6 +189,7 @@ def make_jobs(study: Study, plan: Plan, machine: Machine, only: Sequence[str] = 
             _devices(study, machine)[0],
             _threads(study, machine),
             deadline,
+            imported_extensions(),
         )
         for population in select(plan, only)
     ]

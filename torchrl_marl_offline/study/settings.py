@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tomllib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, setting
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm, setting
 from torchrl_marl_offline.core.annotations import fields_of
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import folder_name, user_path
@@ -24,6 +25,7 @@ from torchrl_marl_offline.core.ranges import (
     RUN_SEED,
     SIZE,
     AtMost,
+    OneOf,
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text
@@ -216,7 +218,7 @@ def read_study(path: str | Path) -> Study:
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
     check_keys(table, ("study", "evaluation", "methods", "datasets", "grid"), str(path))
-    run_names = tuple(RUN_SETTINGS)
+    run_names = tuple(run_hints())
     own = {f.name: f for f in fields(StudySettings)}
     given = subtable(table, "study")
     check_keys(given, (*own, *run_names), "[study]")
@@ -290,9 +292,15 @@ def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
     return replace(study, settings=settings, datasets=datasets), left_out
 
 
-def _run_settings() -> dict[str, Any]:
-    hints = {"algorithm": Literal[tuple(ALGORITHMS)], **get_type_hints(TrainingSettings, include_extras=True)}
-    for kind in ALGORITHMS.values():
+def run_hints() -> dict[str, Any]:
+    """Return every setting that a run of some algorithm has, and its type."""
+    return _run_hints(tuple(ALGORITHMS.values()))
+
+
+@functools.cache
+def _run_hints(algorithms: tuple[type[Algorithm], ...]) -> dict[str, Any]:
+    hints = {"algorithm": Annotated[str, OneOf(ALGORITHMS)], **get_type_hints(TrainingSettings, include_extras=True)}
+    for kind in algorithms:
         for name, (hint, _) in fields_of(kind).items():
             same = range_of(hints.get(name, hint)) == range_of(hint)
             hints[name] = hint if same else _without_range(hint)  # then each run's own is asked
@@ -303,18 +311,15 @@ def _without_range(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-RUN_SETTINGS: dict[str, Any] = _run_settings()
-"""Every setting that a run of some algorithm has, and its type."""
-
-
 def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return run settings as their types want them, tuples as lists: as JSON keeps them.
 
     Raises:
         StudyError: an unknown setting, or a value of another kind.
     """
-    check_keys(table, RUN_SETTINGS, where)
-    return {name: _json_ready(converted(value, RUN_SETTINGS[name], f"{where} {name}")) for name, value in table.items()}
+    check_keys(table, run_hints(), where)
+    hints = run_hints()
+    return {name: _json_ready(converted(value, hints[name], f"{where} {name}")) for name, value in table.items()}
 
 
 def _json_ready(value: Any) -> Any:
@@ -325,7 +330,7 @@ def _method(name: str, content: Any) -> MethodTable:
     where = f"[methods.{name}]"
     if not isinstance(content, Mapping):
         raise StudyError(f"methods.{name} must be a table, {where}, got {content!r}.")
-    check_keys(content, (*RUN_SETTINGS, "variants", "grid", "on"), where)
+    check_keys(content, (*run_hints(), "variants", "grid", "on"), where)
     own = {key: value for key, value in content.items() if key not in ("variants", "grid", "on")}
     lists = {key: _lists(content.get(key, {}), f"[methods.{name}.{key}]") for key in ("variants", "grid")}
     on = {
@@ -342,7 +347,7 @@ def _method(name: str, content: Any) -> MethodTable:
 def _lists(table: Any, where: str) -> dict[str, list[Any]]:
     if not isinstance(table, Mapping):
         raise StudyError(f"{where} must be a table of lists, got {table!r}.")
-    check_keys(table, RUN_SETTINGS, where)
+    check_keys(table, run_hints(), where)
     lists = {}
     for name, values in table.items():
         if not isinstance(values, list) or not values:

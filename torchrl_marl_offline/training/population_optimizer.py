@@ -146,7 +146,7 @@ class PopulationGradientNorm:
         """Return ``grad_norm`` and ``grad_norm_<network>``, each ``[P]``, measured before clipping."""
         squares = {}
         for name, parameters in self._networks.items():
-            gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
+            gradients = [p.grad.reshape(len(p), -1) for p in parameters if p.grad is not None]
             if gradients:
                 squares[name] = sum(torch.linalg.vector_norm(g, dim=1).square() for g in gradients)
         total = sum(squares.values()).sqrt()

@@ -40,10 +40,20 @@ def run_settings(
     return found | _of_modules(getattr(loss, "template", loss)) | _coefficients(loss)
 
 
+RENAMED = dict.fromkeys(
+    [f"{name}Loss" for name in ("MATD3BC", "MACQL", "OMAR", "MAICQ", "OMAC", "OMIGA", "OMSD", "MABCQ", "MACFlow")],
+    "OfflineMARLLoss",
+) | {"OMAR": "RectifiedGradient", "OMAC": "LocalIQL", "OMIGA": "GlobalToLocal"}
+"""Classes of losses and rules that earlier checkpoints name, and what they are now."""
+
+
 def differing(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
     """Name the first setting that a checkpoint and this run have both, with other values; or return ``None``."""
     for name in sorted(own.keys() & saved.keys()):
-        if own[name] != saved[name] and own[name] == own[name]:
+        before = saved[name]
+        if isinstance(before, str) and name in ("loss kind", "value_learning", "extraction"):
+            before = RENAMED.get(before, before)
+        if own[name] != before and own[name] == own[name]:
             return f"{name} was {saved[name]} and is {own[name]} now"
     return None
 
