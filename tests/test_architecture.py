@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import grimp
@@ -78,3 +80,21 @@ def test_the_library_imports_its_own_files_at_their_top():
     late = {str(file.relative_to(ROOT)): imports_inside_functions(file.read_text()) for file in ROOT.rglob("*.py")}
     assert {name for name, modules in late.items() if modules} <= LATE.keys()
     assert imports_inside_functions("def f():\n    from torchrl_marl_offline.data import a") == [f"{PACKAGE}.data"]
+
+
+SAME_NAME = {"__init__", "__main__", "evaluate", "export"}  # the last two also stand for commands' earlier names
+
+
+def names_twice(names: Iterable[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
+def test_one_word_for_each_thing():
+    """No two files, and no two classes, have one name."""
+    files = list(ROOT.rglob("*.py"))
+    assert names_twice(file.stem for file in files) <= SAME_NAME
+    classes = [
+        node.name for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)
+    ]
+    assert names_twice(name for name in classes if not name.startswith("_")) == set()
+    assert names_twice(["a", "b", "a"]) == {"a"}

@@ -29,7 +29,11 @@ from torchrl_marl_offline.data.quality.repairs import repair
 from torchrl_marl_offline.data.quality.scan import Scan
 from torchrl_marl_offline.data.registry import inspect_source
 from torchrl_marl_offline.data.transitions import row_blocks
-from torchrl_marl_offline.data.transitions.errors import DatasetWarning, value_checks_deferred, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import (
+    DatasetWarning,
+    value_checks_deferred,
+    values_are_checked,
+)
 from torchrl_marl_offline.data.transitions.fingerprints import content_checksum, joint_saco, repeated, row_hashes
 
 OBSERVATION, ACTION, MASK = ("agents", "observation"), ("agents", "action"), ("collector", "mask")

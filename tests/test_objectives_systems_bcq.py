@@ -52,7 +52,7 @@ from torchrl_marl_offline.objectives import (
     SequentialCloning,
     VAELearning,
 )
-from torchrl_marl_offline.objectives.bcq import generated_actions
+from torchrl_marl_offline.objectives.batch_constrained import generated_actions
 from torchrl_marl_offline.objectives.functional import soft_clipped
 
 ROWS = {"reduction": "none"}

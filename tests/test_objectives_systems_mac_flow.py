@@ -37,7 +37,7 @@ from torchrl_marl_offline.objectives import (
     PolicyGradient,
 )
 from torchrl_marl_offline.objectives.batch import Following
-from torchrl_marl_offline.objectives.flow import flow
+from torchrl_marl_offline.objectives.flow_matching import flow
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,
@@ -47,7 +47,7 @@ from torchrl_marl_offline.training import (
     load_policy,
     save_policy,
 )
-from torchrl_marl_offline.training.export import export_policy
+from torchrl_marl_offline.training.policy_export import export_policy
 
 ROWS = {"reduction": "none"}
 BOUNDED = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=2, action_low=-0.5, action_high=2.0)

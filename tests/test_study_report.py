@@ -15,10 +15,9 @@ from torchrl_marl_offline.study import Plan, StudyError, read_results, read_stud
 from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
-from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import (
-    Score,
+    RunScore,
     averaged_in_words,
     choose,
     choose_metrics,
@@ -27,16 +26,17 @@ from torchrl_marl_offline.study.scores import (
     score_matrix,
     scores_of,
 )
+from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.training import CsvTable, read_csv
 from torchrl_marl_offline.training.held_out import DIAGNOSES
 
 TWO = STUDY.replace("[grid]", '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n\n[grid]')
 
 
-def score(dataset="d", method="m", seed=0, grid=None, average=0.0, last=0.0, best=0.0) -> Score:
+def score(dataset="d", method="m", seed=0, grid=None, average=0.0, last=0.0, best=0.0) -> RunScore:
     grid = grid or {}
     run = Run(f"{dataset}{method}{seed}{grid}", dataset, method, seed, grid, grid)
-    return Score(run, "mode", average, last, best, False)
+    return RunScore(run, "mode", average, last, best, False)
 
 
 def test_the_readings_of_a_curve(tmp_path):

@@ -27,8 +27,8 @@ from torchrl_marl_offline.study import Machine, StudyError, read_results, read_s
 from torchrl_marl_offline.study.jobs import Job, job_state, run_job
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.progress import StudyProgress, duration
-from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import make_jobs, make_plan
+from torchrl_marl_offline.study.study_report import write_study_report
 
 HERE = Path(__file__).parent
 SCRIPT = """

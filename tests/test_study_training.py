@@ -11,8 +11,8 @@ from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, make_env, tr
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.study import read_results, read_study
 from torchrl_marl_offline.study.jobs import job_state
-from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runs import expand
+from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.study.training import HELD_OUT, build_loss, train_population
 from torchrl_marl_offline.training import PopulationTrainer, load_policy
 

@@ -44,8 +44,8 @@ from torchrl_marl_offline.objectives import (
     SoftmaxSampler,
     ValueLearning,
 )
+from torchrl_marl_offline.objectives.action_distributions import mode_of, per_agent
 from torchrl_marl_offline.objectives.batch import Batch
-from torchrl_marl_offline.objectives.policies import mode_of, per_agent
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
 

@@ -17,7 +17,7 @@ from torchrl_marl_offline.training import (
     write_report,
 )
 from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.report import best_ways
+from torchrl_marl_offline.training.run_report import best_ways
 
 
 def curve(last, best, average):

@@ -23,8 +23,8 @@ def read(path, **options):
     """Return the dataset: rows in the order of episodes, steps and agents."""
     rows = np.loadtxt(path, delimiter=",", skiprows=1)
     rows = rows[np.lexsort(rows[:, [2, 1, 0]].T)].reshape(-1, len(set(rows[:, 2])), rows.shape[1])  # [T, n, columns]
-    arrays = {"observations": rows[..., 3:5], "actions": rows[..., 5:6], "rewards": rows[..., 6]}
-    return from_arrays(**arrays, terminals=rows[:, 0, 7] > 0, **options)
+    observation, action, reward, last = rows[..., 3:5], rows[..., 5:6], rows[..., 6], rows[:, 0, 7] > 0
+    return from_arrays(observations=observation, actions=action, rewards=reward, terminals=last, **options)
 
 
 register_reader("robots", read, recognise=recognise)

@@ -18,7 +18,7 @@ from torchrl_marl_offline.core.ranges import (
     WIDTHS,
 )
 from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
-from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
+from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.score import SequentialCloning
 
 

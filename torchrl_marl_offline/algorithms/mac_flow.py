@@ -19,7 +19,7 @@ from torchrl_marl_offline.core.ranges import (
 )
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.flow import make_flow
-from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
+from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.value_learning import TD
 
 

@@ -24,7 +24,7 @@ from torchrl_marl_offline.data.quality.card import describe
 from torchrl_marl_offline.data.quality.inspection import compare
 from torchrl_marl_offline.data.quality.loading import load_inspected
 from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
-from torchrl_marl_offline.data.transitions.errors import DatasetWarning
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetWarning
 from torchrl_marl_offline.data.transitions.validation import validate
 from torchrl_marl_offline.recording.graded import QUALITIES, record
 

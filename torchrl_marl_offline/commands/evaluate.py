@@ -21,7 +21,7 @@ from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.training.command_line import check_device
 from torchrl_marl_offline.training.evaluation import Evaluation, evaluate
-from torchrl_marl_offline.training.policies import load_policy
+from torchrl_marl_offline.training.saved_policies import load_policy
 from torchrl_marl_offline.training.video import record_video
 
 

@@ -17,8 +17,8 @@ from torchrl_marl_offline.commands.parser import OneSentenceParser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import argument, option_of
-from torchrl_marl_offline.training.export import ONNX_OPSET, SUFFIXES, export_policy
-from torchrl_marl_offline.training.policies import policy_file
+from torchrl_marl_offline.training.policy_export import ONNX_OPSET, SUFFIXES, export_policy
+from torchrl_marl_offline.training.saved_policies import policy_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import GIBIBYTES, argument, option_of
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.memory import Capacity
-from torchrl_marl_offline.study.report import write_study_report
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
 from torchrl_marl_offline.study.settings import Study, read_study, with_recordings
+from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.study.table import job_folder
 
 GIB = 2**30

@@ -18,7 +18,7 @@ from torchrl_marl_offline.data.quality.inspection import compare, inspect
 from torchrl_marl_offline.data.quality.repairs import repair
 from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
-from torchrl_marl_offline.data.transitions.errors import DatasetError, DatasetWarning
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, DatasetWarning
 from torchrl_marl_offline.data.transitions.findings import Finding, Inspection
 from torchrl_marl_offline.data.transitions.fingerprints import joint_saco
 from torchrl_marl_offline.data.transitions.subsets import hold_out, mixture, select_by_return, subsample

@@ -20,7 +20,7 @@ from torchrl_marl_offline.data.quality.loading import load_inspected
 from torchrl_marl_offline.data.quality.repair_steps import STEPS
 from torchrl_marl_offline.data.quality.repairs import repair as mend
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import value_checks_deferred
+from torchrl_marl_offline.data.transitions.dataset_errors import value_checks_deferred
 from torchrl_marl_offline.data.transitions.findings import Inspection
 
 

@@ -20,6 +20,7 @@ from torchrl_marl_offline.core.layout import (
     DONE,
     GROUP,
     STATE,
+    SUCCESS,
     TERMINATED,
     TRUNCATED,
     TaskSpec,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.envs.drawing import Scene
 
 STEP_COUNT = "step_count"
-SUCCESS = "success"
 
 Game = dict[str, Tensor]
 

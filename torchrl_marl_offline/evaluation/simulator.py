@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import SIZE
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.envs.factory import has_environment, make_env
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
 """Losses: one flat loss module, its rules and its presets."""
 
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
-from torchrl_marl_offline.objectives.bcq import BCQ, BCQDistillation, VAELearning
+from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
-from torchrl_marl_offline.objectives.flow import FlowDistillation, FlowMatching
+from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, GlobalToLocal, LocalIQL
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.presets import (

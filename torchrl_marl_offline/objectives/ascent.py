@@ -9,10 +9,10 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
+from torchrl_marl_offline.objectives.action_distributions import differentiable_action, is_discrete
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude
-from torchrl_marl_offline.objectives.policies import differentiable_action, is_discrete
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch.distributions import Distribution
 
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.modules.networks import legal_or_all, one_hot
+from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
 from torchrl_marl_offline.objectives.candidates import every_action, repeated
-from torchrl_marl_offline.objectives.policies import is_discrete, mode_of
 from torchrl_marl_offline.objectives.team import TeamNetworks, Values
 
 

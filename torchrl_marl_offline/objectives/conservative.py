@@ -13,9 +13,15 @@ from torch.distributions import Distribution
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import uniform_like
 from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE
+from torchrl_marl_offline.objectives.action_distributions import (
+    bounds_of,
+    drawn_actions,
+    is_deterministic,
+    is_discrete,
+    mode_of,
+)
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.candidates import every_action
-from torchrl_marl_offline.objectives.policies import bounds_of, drawn_actions, is_deterministic, is_discrete, mode_of
 from torchrl_marl_offline.objectives.value_learning import TD
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL
 from torchrl_marl_offline.core.registering import register
+from torchrl_marl_offline.objectives.action_distributions import differentiable_action, log_prob_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.batch_weights import batch_softmax, bounded_weights
 from torchrl_marl_offline.objectives.functional import (
@@ -24,7 +25,6 @@ from torchrl_marl_offline.objectives.functional import (
     scale_invariant,
     standardize,
 )
-from torchrl_marl_offline.objectives.policies import differentiable_action, log_prob_of
 
 EXTRACTIONS: dict[str, type[PolicyExtraction]] = {}
 """The extraction rules that the recipe knows by name; a class of one's own with ``name=`` is added."""

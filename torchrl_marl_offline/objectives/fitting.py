@@ -7,9 +7,9 @@ from typing import Any
 
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.objectives.action_distributions import no_density
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
-from torchrl_marl_offline.objectives.policies import no_density
 from torchrl_marl_offline.objectives.team import is_deterministic_actor
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 

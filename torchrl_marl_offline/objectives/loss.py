@@ -27,11 +27,11 @@ from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, declared
 from torchrl_marl_offline.core.synchronized import is_shared, share_of_mean, share_of_sum
 from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
+from torchrl_marl_offline.objectives.action_distributions import mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.fitting import check_choice, check_metrics, check_networks, check_returned
-from torchrl_marl_offline.objectives.policies import mode_of
 from torchrl_marl_offline.objectives.prepared import indexed, rooted, sanitized, with_beginnings
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target

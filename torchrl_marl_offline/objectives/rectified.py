@@ -11,10 +11,10 @@ from torch.distributions import Distribution
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import UNIT
+from torchrl_marl_offline.objectives.action_distributions import bounds_of, is_discrete
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
-from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete
 from torchrl_marl_offline.objectives.samplers import ActionSampler, SoftmaxSampler
 
 

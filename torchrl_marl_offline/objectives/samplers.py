@@ -14,7 +14,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, AtMost
 
-Score = Callable[[Tensor], Tensor]
+Worth = Callable[[Tensor], Tensor]
 """From candidates ``[*B, K, n, a]`` to their values ``[*B, K, n]``."""
 
 
@@ -32,7 +32,7 @@ class ActionSampler(ABC):
     samples: Annotated[int, SEVERAL] = 10
 
     @abstractmethod
-    def propose(self, score: Score, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+    def propose(self, score: Worth, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return candidates ``[*B, K, n, a]`` and their values ``[*B, K, n]``; ``action`` ``[*B, n, a]`` has the shape.
 
         Actions lie between ``low`` and ``high``.
@@ -57,7 +57,7 @@ class GaussianSampler(ActionSampler):
     loc: Annotated[float, REAL] = 0.0
     scale: Annotated[float, POSITIVE] = 2.0
 
-    def propose(self, score: Score, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+    def propose(self, score: Worth, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the last iteration's candidates, clipped to the bounds, and their values."""
         half = (high - low) / 2
         loc = torch.zeros_like(action).unsqueeze(-3) + (low + half + self.loc * half)
@@ -145,7 +145,7 @@ class CEMSampler(GaussianSampler):
 class RandomSampler(ActionSampler):
     """Random search (table 2): all candidates at once, uniform between the bounds."""
 
-    def propose(self, score: Score, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+    def propose(self, score: Worth, action: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return as many candidates as the other samplers ask the critic for, and their values."""
         drawn = low + (high - low) * uniform_like(self._like(action, self.iterations * self.samples))
         return drawn, score(drawn)

@@ -15,11 +15,11 @@ from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.objectives.action_distributions import is_discrete
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.functional import mean_magnitude
-from torchrl_marl_offline.objectives.policies import is_discrete
 
 Times = tuple[float, float]
 

@@ -22,7 +22,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.parts import part
-from torchrl_marl_offline.objectives.policies import Bounds, bounds_or_none, per_agent
+from torchrl_marl_offline.objectives.action_distributions import Bounds, bounds_or_none, per_agent
 
 IS_INIT = "is_init"
 """Where an episode begins, of TorchRL's networks with memory."""

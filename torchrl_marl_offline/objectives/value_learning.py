@@ -16,9 +16,9 @@ from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.objectives.action_distributions import bounds_of, is_discrete, mode_of, sampled_action
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
-from torchrl_marl_offline.objectives.policies import bounds_of, is_discrete, mode_of, sampled_action
 
 VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
 """The value-learning rules that the recipe knows by name; a class of one's own with ``name=`` is added."""

@@ -19,7 +19,7 @@ from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.published.cards import list_datasets
 from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.factory import make_env
@@ -28,8 +28,8 @@ from torchrl_marl_offline.training.evaluation import evaluate
 from torchrl_marl_offline.training.logging import read_csv
 from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
 from torchrl_marl_offline.training.online import OnlineReplay
-from torchrl_marl_offline.training.policies import load_policy, save_policy
 from torchrl_marl_offline.training.run_lock import COMMAND_FILE, RunLock
+from torchrl_marl_offline.training.saved_policies import load_policy, save_policy
 from torchrl_marl_offline.training.summary import write_json_atomic
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")

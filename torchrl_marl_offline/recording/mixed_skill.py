@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController

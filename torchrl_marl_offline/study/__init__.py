@@ -1,7 +1,7 @@
 """Studies: methods × datasets × grids × seeds in one file, trained as populations, in one table and one report."""
 
 from torchrl_marl_offline.study.checking import StudyError
-from torchrl_marl_offline.study.plan import Plan, Population, plan_study
+from torchrl_marl_offline.study.plan import Plan, PlannedPopulation, plan_study
 from torchrl_marl_offline.study.runner import Machine, StudyOutcome, run_study
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.settings import (
@@ -20,7 +20,7 @@ __all__ = [
     "EvaluationSettings",
     "Machine",
     "Plan",
-    "Population",
+    "PlannedPopulation",
     "Run",
     "Study",
     "StudyError",

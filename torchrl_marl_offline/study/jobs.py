@@ -23,7 +23,7 @@ from filelock import FileLock
 from torchrl_marl_offline.core.extensions import import_extensions
 from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
-from torchrl_marl_offline.study.plan import Population
+from torchrl_marl_offline.study.plan import PlannedPopulation
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
 from torchrl_marl_offline.training.summary import write_json_atomic
@@ -53,7 +53,7 @@ class Job:
 
     folder: Path
     data: Path
-    population: Population
+    population: PlannedPopulation
     source: DatasetSource
     evaluation: EvaluationSettings
     study: StudySettings
@@ -104,7 +104,7 @@ TrainFunction = Callable[[Job, Progress], Trained]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a job.
 
     Attributes:
@@ -118,7 +118,7 @@ class Outcome:
     message: str = ""
 
 
-def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None) -> Outcome:
+def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None) -> JobOutcome:
     """Train a population to its end, or until it is asked to stop; whatever happens is told by the job's files.
 
     Args:
@@ -131,13 +131,13 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
     try:
         with FileLock(job.folder / ".lock"):  # a worker whose runner was killed may still be saving
             if job_state(job.folder) == "finished":
-                return Outcome(name, "finished")
+                return JobOutcome(name, "finished")
             (job.folder / FAILURE).unlink(missing_ok=True)
             import_extensions(job.extensions)
             with _heartbeat(job, progress):
                 trained = train(job, progress)
             if not trained.finished:
-                return Outcome(name, "begun")
+                return JobOutcome(name, "begun")
             write_json_atomic(
                 job.folder / RESULT,
                 {
@@ -152,17 +152,17 @@ def run_job(job: Job, train: TrainFunction, stop: threading.Event | None = None)
             )
             if not job.study.keep_checkpoints:
                 shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-            return Outcome(name, "finished")
+            return JobOutcome(name, "finished")
     except KeyboardInterrupt:
-        return Outcome(name, "begun")
+        return JobOutcome(name, "begun")
     except Exception as error:
         return failure(job, f"{type(error).__name__}: {error}", details=traceback.format_exc())
 
 
-def failure(job: Job, message: str, *, details: str = "") -> Outcome:
+def failure(job: Job, message: str, *, details: str = "") -> JobOutcome:
     """Write down that a job failed, and return it."""
     write_text_atomic(job.folder / FAILURE, details or message + "\n")
-    return Outcome(job.population.name, "failed", " ".join(message.split()))
+    return JobOutcome(job.population.name, "failed", " ".join(message.split()))
 
 
 def job_state(folder: Path) -> State:

@@ -24,7 +24,7 @@ PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
-class Population:
+class PlannedPopulation:
     """Runs of one method on one dataset that differ in settings of their members alone, trained as one.
 
     Attributes:
@@ -77,7 +77,7 @@ class Plan:
     name: str
     evaluation: EvaluationSettings
     datasets: Mapping[str, DatasetSource]
-    populations: tuple[Population, ...]
+    populations: tuple[PlannedPopulation, ...]
     last_k: int = 5
     metric: str = "auto"
 
@@ -107,7 +107,7 @@ class Plan:
             content["evaluation"] = EvaluationSettings(**content["evaluation"])
             content["datasets"] = {name: DatasetSource(**source) for name, source in content["datasets"].items()}
             content["populations"] = tuple(
-                Population(population["name"], tuple(Run(**run) for run in population["runs"]))
+                PlannedPopulation(population["name"], tuple(Run(**run) for run in population["runs"]))
                 for population in content["populations"]
             )
             plan = cls(**content)
@@ -155,8 +155,8 @@ def pack(
     *,
     members: int,
     capacity: Callable[[Sequence[Run]], int] | None = None,
-    before: Sequence[Population] = (),
-) -> tuple[Population, ...]:
+    before: Sequence[PlannedPopulation] = (),
+) -> tuple[PlannedPopulation, ...]:
     """Group runs into populations of nearly equal size, after those of ``before``.
 
     Args:
@@ -177,7 +177,7 @@ def pack(
             first = group[0]
             number = sum((p.dataset, p.method) == (first.dataset, first.method) for p in populations)
             name = slug([first.dataset, first.method, f"{number:02d}"])
-            populations.append(Population(name, tuple(group[low:high])))
+            populations.append(PlannedPopulation(name, tuple(group[low:high])))
     return tuple(populations)
 
 
@@ -203,7 +203,7 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
             raise StudyError(f"{where} was started with {check}, {study.file} says {source}; {remedy}.")
 
 
-def select(plan: Plan, only: Sequence[str]) -> tuple[Population, ...]:
+def select(plan: Plan, only: Sequence[str]) -> tuple[PlannedPopulation, ...]:
     """Return the populations whose dataset or method is named, or all where ``only`` is empty.
 
     Raises:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchrl_marl_offline.study.checking import StudyError
-from torchrl_marl_offline.study.jobs import Job, Outcome, TrainFunction, failure, run_job
+from torchrl_marl_offline.study.jobs import Job, JobOutcome, TrainFunction, failure, run_job
 from torchrl_marl_offline.study.workers import ATTEMPTS
 
 LOCAL = "local"
@@ -60,7 +60,7 @@ class RayWorkers:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise StudyError(f"There is no Ray cluster at {address!r} ({error}); start one.") from error
 
-    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[JobOutcome]:
         """See :class:`~.workers.Backend`."""
         ray = self.ray
         task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(_run)
@@ -82,16 +82,16 @@ class RayWorkers:
             if self._owned:
                 ray.shutdown()
 
-    def _outcome(self, reference: Any, job: Job) -> Outcome:
+    def _outcome(self, reference: Any, job: Job) -> JobOutcome:
         try:
             return self.ray.get(reference)
         except (self.ray.exceptions.TaskCancelledError, KeyboardInterrupt):
-            return Outcome(job.population.name, "begun")
+            return JobOutcome(job.population.name, "begun")
         except self.ray.exceptions.RayError as error:
             return failure(job, f"{type(error).__name__}: {error}")
 
 
-def _run(job: Job, train: TrainFunction) -> Outcome:
+def _run(job: Job, train: TrainFunction) -> JobOutcome:
     import torch
 
     torch.compiler.reset()  # a process may compile a function only a few times over

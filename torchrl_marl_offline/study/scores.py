@@ -32,7 +32,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Score:
+class RunScore:
     """The readings of one finished run by one evaluator; ``averaged`` evaluations are in ``average_of_last``."""
 
     run: Run
@@ -58,7 +58,7 @@ class Choice:
         candidates: how many settings it was chosen from.
     """
 
-    scores: tuple[Score, ...]
+    scores: tuple[RunScore, ...]
     candidates: int
 
     @property
@@ -95,7 +95,7 @@ def choose_metrics(frame: pandas.DataFrame, wanted: str) -> dict[str, str]:
     return chosen
 
 
-def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -> list[Score]:
+def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -> list[RunScore]:
     """Return the readings of all finished runs, in the plan's order."""
     rows = {str(name): part for name, part in frame[frame["finished"]].groupby("run", sort=False)}
     scores = []
@@ -107,11 +107,11 @@ def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -
         diverged = bool(part["diverged"].any())
         for evaluator, curve in summarize_evaluations(records, metric, last_k=plan.last_k).items():
             readings = (curve[reading] for reading in READINGS)
-            scores.append(Score(run, evaluator, *readings, diverged, curve["averaged"]))
+            scores.append(RunScore(run, evaluator, *readings, diverged, curve["averaged"]))
     return scores
 
 
-def choose(scores: Iterable[Score], metrics: Mapping[str, str]) -> dict[tuple[str, str, str], Choice]:
+def choose(scores: Iterable[RunScore], metrics: Mapping[str, str]) -> dict[tuple[str, str, str], Choice]:
     """Choose every method's setting: the best mean over the seeds of the average of the last evaluations.
 
     Settings with fewer finished seeds than another do not compete with it. Where there is a diagnosis alone, nothing is
@@ -120,7 +120,7 @@ def choose(scores: Iterable[Score], metrics: Mapping[str, str]) -> dict[tuple[st
     Returns:
         (dataset, evaluator, method) -> choice.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[RunScore]]] = {}
     for score in scores:
         if metrics[score.run.dataset] in OF_RECORDED_ACTIONS:
             continue
@@ -135,7 +135,7 @@ def choose(scores: Iterable[Score], metrics: Mapping[str, str]) -> dict[tuple[st
     return choices
 
 
-def averaged_in_words(scores: Iterable[Score]) -> str:
+def averaged_in_words(scores: Iterable[RunScore]) -> str:
     """Say over how many evaluations averages of the last really go: ``"average of last 2"``."""
     counts = {score.averaged for score in scores}
     low, high = min(counts), max(counts)

@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
-from torchrl_marl_offline.study.plan import Plan, Population
+from torchrl_marl_offline.study.plan import Plan, PlannedPopulation
 from torchrl_marl_offline.training.logging import read_csv
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MEASURED = ("evaluator", "step", "return", "normalized", "success")
 STATE = ("diverged", "diverged_step", "impossible_step", "finished")
 
 
-def job_folder(output: Path, population: Population) -> Path:
+def job_folder(output: Path, population: PlannedPopulation) -> Path:
     """Return the folder of a population's job."""
     return output / JOBS / population.name
 
@@ -81,7 +81,7 @@ def read_results(output: str | Path) -> pandas.DataFrame:
     return pandas.read_parquet(require_regular(file))
 
 
-def _population_rows(plan: Plan, population: Population, output: Path) -> list[dict[str, Any]]:
+def _population_rows(plan: Plan, population: PlannedPopulation, output: Path) -> list[dict[str, Any]]:
     folder = job_folder(output, population)
     result = job_result(folder)
     rows = []

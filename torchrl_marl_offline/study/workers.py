@@ -17,7 +17,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
-from torchrl_marl_offline.study.jobs import Job, Outcome, TrainFunction, failure, run_job
+from torchrl_marl_offline.study.jobs import Job, JobOutcome, TrainFunction, failure, run_job
 
 ATTEMPTS = 3
 
@@ -25,7 +25,7 @@ ATTEMPTS = 3
 class Backend(Protocol):
     """Something that runs jobs."""
 
-    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[JobOutcome]:
         """Run jobs, at most as many at once as there are workers, and yield what became of each, as it is known.
 
         Args:
@@ -47,7 +47,7 @@ class LocalWorkers:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = list(devices)
 
-    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job], train: TrainFunction, *, tick: Callable[[], bool]) -> Iterator[JobOutcome]:
         """See :class:`Backend`."""
         waiting, lost, going = list(jobs), Counter(), True
         workers = [_Worker(device, train) for device in self.devices[: len(jobs)]]
@@ -112,7 +112,7 @@ class _Worker:
         with suppress(BrokenPipeError, ConnectionResetError):  # it has just died, which shows
             self.pipe.send(self.job)
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> JobOutcome | None:
         """Return what became of the job, once it is known."""
         try:
             found = self.pipe.recv() if self.job is not None and self.pipe.poll() else None

@@ -21,7 +21,6 @@ from torchrl_marl_offline.training.evaluation import (
     evaluation_mode,
     preserved_rng,
 )
-from torchrl_marl_offline.training.export import export_policy
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.training.logging import CsvError, CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.loop import (
@@ -33,11 +32,12 @@ from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
 from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
-from torchrl_marl_offline.training.policies import SavedPolicy, load_policy, save_policy
+from torchrl_marl_offline.training.policy_export import export_policy
 from torchrl_marl_offline.training.population import Population, PopulationBuffer
 from torchrl_marl_offline.training.population_trainer import PopulationTrainer
-from torchrl_marl_offline.training.report import format_table, write_population_report, write_report
 from torchrl_marl_offline.training.run_lock import RunInUseError
+from torchrl_marl_offline.training.run_report import format_table, write_population_report, write_report
+from torchrl_marl_offline.training.saved_policies import SavedPolicy, load_policy, save_policy
 from torchrl_marl_offline.training.statistics import (
     Interval,
     bootstrap_confidence_interval,

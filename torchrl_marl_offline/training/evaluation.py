@@ -20,10 +20,10 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, next_key
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, SUCCESS, next_key
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import fitted
-from torchrl_marl_offline.training.policies import bare
+from torchrl_marl_offline.training.saved_policies import bare
 from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Policy = Callable[[TensorDictBase], TensorDictBase]
 Mode = Literal["mode", "sample"]
 EpisodeRow = tuple[float, int, bool]
-SUCCESS = "success"
 LOGITS = (GROUP, "logits")
 EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
 

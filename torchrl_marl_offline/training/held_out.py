@@ -26,7 +26,7 @@ from torchrl_marl_offline.training.evaluation import (
     raise_on_illegal_action,
     raise_on_non_finite_action,
 )
-from torchrl_marl_offline.training.policies import bare
+from torchrl_marl_offline.training.saved_policies import bare
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset

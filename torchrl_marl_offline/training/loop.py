@@ -45,11 +45,11 @@ from torchrl_marl_offline.training.metrics import (
 )
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.optimizer import can_be_captured, default_optimizer, marked_capturable
-from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
 from torchrl_marl_offline.training.run_lock import RunLock
 from torchrl_marl_offline.training.run_settings import differing, run_settings
-from torchrl_marl_offline.training.series import check_draws_series
+from torchrl_marl_offline.training.saved_policies import POLICY_FILE, save_policy
+from torchrl_marl_offline.training.series_sampling import check_draws_series
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
 from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
 

@@ -29,13 +29,13 @@ from torchrl_marl_offline.training.evaluation import (
 from torchrl_marl_offline.training.logging import RunLogger
 from torchrl_marl_offline.training.loop import Trainer, one_line
 from torchrl_marl_offline.training.optimizer import default_optimizer
-from torchrl_marl_offline.training.policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
 from torchrl_marl_offline.training.population_optimizer import (
     PopulationAdam,
     PopulationGradientNorm,
     PopulationSoftUpdate,
 )
+from torchrl_marl_offline.training.saved_policies import POLICY_FILE, save_policy
 from torchrl_marl_offline.training.value_alarm import OnImpossibleValues, ValueAlarm
 
 if TYPE_CHECKING:

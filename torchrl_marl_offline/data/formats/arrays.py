@@ -31,12 +31,12 @@ from torchrl_marl_offline.data.transitions.assembly import (
     assemble,
     open_masks_of_the_dead,
     open_unused_masks,
+    shared_reward,
     shift,
-    team_reward,
 )
 from torchrl_marl_offline.data.transitions.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, DatasetWarning, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, DatasetWarning, values_are_checked
 from torchrl_marl_offline.data.transitions.rounding import KEY, REMEDY, Rounding
 from torchrl_marl_offline.data.transitions.validation import check_metadata
 from torchrl_marl_offline.data.transitions.values import as_array, check_tensor, flag_array, indices, is_index_like
@@ -274,7 +274,7 @@ def _reward_tensor(rewards: Array, length: int, n_agents: int, notes: dict[str, 
     notes["team_reward"] = len(shape) == 1
     if len(shape) == 1:
         team = _tensor(rewards, "rewards", torch.float32, (length,))
-        return team_reward(team, n_agents)
+        return shared_reward(team, n_agents)
     if len(shape) == 3:
         return _tensor(rewards, "rewards", torch.float32, (length, n_agents, 1))
     return _tensor(rewards, "rewards", torch.float32, (length, n_agents)).unsqueeze(-1)

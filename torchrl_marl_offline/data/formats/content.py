@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torchrl_marl_offline.data.formats.hdf5 import open_hdf5
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 
 
 class Content:

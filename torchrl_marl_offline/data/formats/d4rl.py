@@ -20,7 +20,7 @@ from torchrl_marl_offline.data.formats.arrays import from_arrays
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 
 if TYPE_CHECKING:
     import h5py

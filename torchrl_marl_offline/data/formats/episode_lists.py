@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.data.transitions.bad_episodes import BadEpisodes
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.values import as_array, flag_array
 
 PADDED = ("observations", "next_observations", "action_mask", "next_action_mask")

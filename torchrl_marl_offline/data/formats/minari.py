@@ -22,7 +22,7 @@ from torchrl_marl_offline.data.formats.minari_actions import Actions, action_rea
 from torchrl_marl_offline.data.formats.minari_files import MAIN_FILE, open_minari
 from torchrl_marl_offline.data.transitions.bad_episodes import BadEpisodes
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.values import as_array, flag_array
 

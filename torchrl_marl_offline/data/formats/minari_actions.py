@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.values import as_array
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import files_below, lies_at, read_json
 from torchrl_marl_offline.data.formats.hdf5 import PlainFile, PlainGroup, open_hdf5
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 FOLDER_VARIABLE = "MINARI_DATASETS_PATH"
 MAIN_FILE, _METADATA_FILE = "main_data.hdf5", "metadata.json"

@@ -32,7 +32,7 @@ from torchrl_marl_offline.data.formats.streaming import (
 )
 from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.values import check_type, flag_array, is_index_like
 

@@ -10,7 +10,7 @@ array       shape                       meaning
 ``d``       ``[R]``, ``[R, 1|n]``       set on the row that holds an episode's last observation
 ==========  ==========================  ================================================================
 
-Rows are in time order and the next row is the next step. A row with ``d`` set starts no transition: it is the next
+ReadRows are in time order and the next row is the next step. A row with ``d`` set starts no transition: it is the next
 state of the row before, which ended the episode; so the authors' own loader reads it (``datasets/offline_dataset.py``
 of ZhengYinan-AIR/OMIGA). An agent whose ``d`` is set before the others' is dead from that row on. Episodes of 1,000
 transitions were stopped by the time limit, but are marked like the others.
@@ -33,7 +33,7 @@ from torchrl_marl_offline.data.formats.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.formats.streaming import (
     REWARD_FIELD,
     BadRows,
-    Rows,
+    ReadRows,
     RowStream,
     as_float,
     ends_at_time_limit,
@@ -42,7 +42,7 @@ from torchrl_marl_offline.data.formats.streaming import (
 )
 from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.values import flag_array, is_index_like
 
@@ -110,7 +110,7 @@ def open_omiga_h5(
 
         rounding = Rounding()
 
-        def rows(name: str, convert: Callable[[np.ndarray], torch.Tensor]) -> Rows:
+        def rows(name: str, convert: Callable[[np.ndarray], torch.Tensor]) -> ReadRows:
             return lambda start, stop: convert(rounding.seen(file[name][start:stop], name))
 
         def reward(values: np.ndarray) -> torch.Tensor:

@@ -39,10 +39,10 @@ from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.hdf5 import open_hdf5
 from torchrl_marl_offline.data.formats.pymarl_layout import Layout, find_episodes, read_field, read_layout
 from torchrl_marl_offline.data.formats.streaming import BadRows, as_float, one_state
-from torchrl_marl_offline.data.transitions.assembly import assemble, open_unused_masks, team_reward
+from torchrl_marl_offline.data.transitions.assembly import assemble, open_unused_masks, shared_reward
 from torchrl_marl_offline.data.transitions.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.values import indices
 
@@ -303,7 +303,7 @@ def _rows(
     rows[ACTION] = actions[here]
     reward = steps["reward"][here]
     rows[next_key(REWARD)] = (
-        team_reward(reward[:, 0], layout.agents) if reward.shape[1] == 1 else reward.unsqueeze(-1).contiguous()
+        shared_reward(reward[:, 0], layout.agents) if reward.shape[1] == 1 else reward.unsqueeze(-1).contiguous()
     )
     found = []
     starts = torch.searchsorted(steps["episode"], torch.arange(int(steps["episode"][-1]) + 1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from torchrl_marl_offline.data.formats.hdf5 import check_arrays
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.values import flag_array, is_index_like
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, 
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 
 OWN = ""

@@ -26,7 +26,7 @@ from torchrl_marl_offline.data.transitions.assembly import (
 )
 from torchrl_marl_offline.data.transitions.bad_episodes import KEY, BadEpisodes
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading, values_are_checked
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.validation import check_values, expected_leaves, optional_leaves
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.core.layout import TaskSpec
 
-Rows = Callable[[int, int], torch.Tensor]
+ReadRows = Callable[[int, int], torch.Tensor]
 """Reads the rows from one number up to another, ``[stop - start, ...]`` in the layout's type."""
 
 REWARD_FIELD = next_key(REWARD)
@@ -70,11 +70,11 @@ class RowStream:
     """
 
     spec: TaskSpec
-    fields: Mapping[NestedKey, Rows]
+    fields: Mapping[NestedKey, ReadRows]
     terminated: torch.Tensor
     truncated: torch.Tensor
     metadata: dict[str, Any]
-    successors: Mapping[NestedKey, Rows] = field(default_factory=dict)
+    successors: Mapping[NestedKey, ReadRows] = field(default_factory=dict)
     final: torch.Tensor | None = None
     bad: BadRows = field(default_factory=lambda: BadRows())
     living: torch.Tensor | None = None

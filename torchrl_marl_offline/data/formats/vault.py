@@ -48,7 +48,7 @@ from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import (
     REWARD_FIELD,
     BadRows,
-    Rows,
+    ReadRows,
     RowStream,
     as_float,
     ends_at_time_limit,
@@ -57,7 +57,7 @@ from torchrl_marl_offline.data.formats.streaming import (
 )
 from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds, dead_agents_finding
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 from torchrl_marl_offline.data.transitions.values import check_type, flag_array, indices, is_index_like
 
@@ -129,7 +129,7 @@ def open_vault(
         def read(name: str, start: int, stop: int) -> np.ndarray:
             return _read(arrays[name], chosen, length, start, stop)
 
-        def rows(name: str, convert: Callable[[np.ndarray, int], torch.Tensor]) -> Rows:
+        def rows(name: str, convert: Callable[[np.ndarray, int], torch.Tensor]) -> ReadRows:
             return lambda start, stop: convert(read(name, start, stop), start)
 
         findings: list[str] = []

@@ -30,7 +30,7 @@ from torchrl_marl_offline.data.published.fetching import (
     unpack_quality,
 )
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, DatasetWarning, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, DatasetWarning, values_are_checked
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.validation import validate
 

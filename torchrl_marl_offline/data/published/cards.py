@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.data.published.cache_folder import cache_folder
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.published.cache_folder import cache_folder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from torchrl_marl_offline.core.regular_files import open_regular
 from torchrl_marl_offline.core.zip_files import check_members
 from torchrl_marl_offline.data.published.cards import is_quality
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.published.cards import DatasetCard

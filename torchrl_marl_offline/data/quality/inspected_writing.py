@@ -14,7 +14,7 @@ from tqdm import tqdm
 from torchrl_marl_offline.data.quality.inspection import inspect, inspection_of
 from torchrl_marl_offline.data.quality.scan import Scan
 from torchrl_marl_offline.data.transitions import storage
-from torchrl_marl_offline.data.transitions.errors import values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import values_are_checked
 
 if TYPE_CHECKING:
     from tensordict import NestedKey

@@ -49,10 +49,10 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.data.quality.scan import Rows, Scan
+from torchrl_marl_offline.data.quality.scan import RowCount, Scan
 from torchrl_marl_offline.data.transitions import bad_episodes, rounding, row_blocks
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, value_checks_deferred
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, value_checks_deferred
 from torchrl_marl_offline.data.transitions.findings import SEVERITIES, Finding, Inspection, Severity
 from torchrl_marl_offline.data.transitions.fingerprints import content_checksum, episode_hashes
 
@@ -155,7 +155,7 @@ def compare(a: OfflineDataset, b: OfflineDataset) -> tuple[Finding, ...]:
     return (Finding("same_content", "warning", len(a), None, what, remedy),)
 
 
-def _finding(code: str, severity: Severity, rows: Rows, what: str, remedy: str) -> Iterator[Finding]:
+def _finding(code: str, severity: Severity, rows: RowCount, what: str, remedy: str) -> Iterator[Finding]:
     """Yield a finding if there is such a row."""
     if rows.count:
         yield Finding(code, severity, rows.count, rows.first, what, remedy)
@@ -208,7 +208,7 @@ def _episodes(scan: Scan) -> Iterator[Finding]:
         severity: Severity = "warning" if copies.float().mean() >= 0.05 else "note"
         what = f"{int(copies.sum())} of {len(copies)} episodes repeat an earlier one exactly"
         remedy = "repair drops them if asked by name; short episodes of small tasks repeat by chance"
-        rows = Rows(int(lengths[copies].sum()), int((scan.last_rows - lengths + 1)[copies][0]))
+        rows = RowCount(int(lengths[copies].sum()), int((scan.last_rows - lengths + 1)[copies][0]))
         yield from _finding("duplicated_episodes", severity, rows, what, remedy)
 
 

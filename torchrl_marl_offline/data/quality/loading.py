@@ -10,7 +10,7 @@ from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.data.quality.inspection import inspect, inspected
 from torchrl_marl_offline.data.quality.repairs import repair as mend
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import (
+from torchrl_marl_offline.data.transitions.dataset_errors import (
     DatasetError,
     DatasetWarning,
     value_checks_deferred,

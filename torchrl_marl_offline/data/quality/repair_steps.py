@@ -28,11 +28,11 @@ from torchrl_marl_offline.data.quality import defects
 from torchrl_marl_offline.data.quality.scan import Scan
 from torchrl_marl_offline.data.transitions import bad_episodes, row_blocks
 from torchrl_marl_offline.data.transitions.assembly import legal_placeholder
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 
 @dataclass
-class Job:
+class StepContext:
     """What a step knows and counts.
 
     Args:
@@ -54,7 +54,7 @@ class Job:
     tally: Counter = field(default_factory=Counter)
 
 
-Mend = Callable[[TensorDict, TensorDict | None, int, Job], TensorDict | None]
+Mend = Callable[[TensorDict, TensorDict | None, int, StepContext], TensorDict | None]
 """Mends a block in place (or returns another), given the following block and the number of the block's first row."""
 
 
@@ -74,9 +74,9 @@ class Step:
     sentence: str
     looks_ahead: bool = False
     scans: bool = False
-    result: Callable[[Job], tuple[TaskSpec, int]] | None = None
+    result: Callable[[StepContext], tuple[TaskSpec, int]] | None = None
 
-    def apply(self, parts: Iterator[TensorDict], job: Job) -> Iterator[TensorDict]:
+    def apply(self, parts: Iterator[TensorDict], job: StepContext) -> Iterator[TensorDict]:
         """Yield the mended blocks."""
         job.tally.clear()
         start = 0
@@ -89,7 +89,7 @@ class Step:
                 yield rows
 
 
-def _cut(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _cut(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     length = job.episode_length
     ends = torch.arange(start + 1, start + len(rows) + 1) % length == 0
     unknown = ends & defects.continues_within(rows, following)  # the next row opens another episode
@@ -99,21 +99,21 @@ def _cut(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -
     _mask(rows, unknown, job)
 
 
-def _check_cut(job: Job) -> tuple[TaskSpec, int]:
+def _check_cut(job: StepContext) -> tuple[TaskSpec, int]:
     length = job.episode_length
     if length < 1 or job.length % length:
         raise ValueError(f"episode_length={length} must divide the {job.length} rows; give the task's own length.")
     return job.spec, job.length
 
 
-def _zero_padding(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _zero_padding(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     for key, columns in job.source.padding.items():
         for side in (key, next_key(key)):
             rows.get(side)[:, columns] = 0.0
     job.tally["entries"] = sum(int(columns.sum()) for columns in job.source.padding.values())
 
 
-def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     bad = defects.not_finite(rows, job.source.padding)
     for key in rows.keys(include_nested=True, leaves_only=True):
         value = rows.get(key)
@@ -122,7 +122,7 @@ def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int,
     _mask(rows, bad, job)
 
 
-def _open_masks(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _open_masks(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     here, there = (~rows.get(key).any(-1) for key in (ACTION_MASK, next_key(ACTION_MASK)))  # [rows, n]
     last = torch.isin(torch.arange(start, start + len(rows)), job.scan.last_rows).unsqueeze(-1)
     gone = job.scan.dead(here, start)
@@ -142,12 +142,12 @@ def _open_masks(rows: TensorDict, following: TensorDict | None, start: int, job:
     _mask(rows, (here & ~gone).any(-1) | gone.all(-1) | unknown, job)
 
 
-def _replace_illegal(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _replace_illegal(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     illegal = _put_placeholders(rows, job.spec, following=False)
     _mask(rows, illegal, job)
 
 
-def _replace_illegal_next(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _replace_illegal_next(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     illegal = _put_placeholders(rows, job.spec, following=True)
     rows.get(HAS_NEXT_ACTION)[illegal] = False
     job.tally["rows"] += int(illegal.sum())
@@ -162,13 +162,13 @@ def _put_placeholders(rows: TensorDict, spec: TaskSpec, *, following: bool) -> t
     return wrong.any(-1)
 
 
-def _clip(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _clip(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     for key in (ACTION, next_key(ACTION)):
         job.tally["rows"] += int(defects.outside_bounds(rows, job.spec, key).sum())
         rows.get(key).clamp_(job.spec.action_low, job.spec.action_high)
 
 
-def _mark_ends(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _mark_ends(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     terminated, truncated = (row_blocks.flag(rows, next_key(key)) for key in (TERMINATED, TRUNCATED))
     told = row_blocks.flag(rows, next_key(DONE)) | terminated | truncated
     last = _last(rows, following)
@@ -181,16 +181,16 @@ def _mark_ends(rows: TensorDict, following: TensorDict | None, start: int, job: 
     _mask(rows, done & ~told, job)
 
 
-def _mask_crossing(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _mask_crossing(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     _mask(rows, _crosses(rows, following), job)
 
 
-def _mask_broken(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _mask_broken(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     inside = ~_last(rows, following) & row_blocks.flag(rows, MASK)
     _mask(rows, inside & ~defects.continues_within(rows, following), job)
 
 
-def _truncate(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _truncate(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     by_limit = job.scan.by_time_limit
     ends = job.scan.last_rows[by_limit]
     here = ends[(ends >= start) & (ends < start + len(rows))] - start
@@ -205,18 +205,18 @@ def _truncate(rows: TensorDict, following: TensorDict | None, start: int, job: J
     _mask(rows, unknown, job)
 
 
-def _keep_one_state(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> None:
+def _keep_one_state(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     size = job.spec.state_size // job.spec.n_agents
     for key in (STATE, next_key(STATE)):
         rows.set(key, rows.get(key)[:, :size].contiguous())
     job.tally["kept"], job.tally["size"] = size, job.spec.state_size
 
 
-def _with_one_state(job: Job) -> tuple[TaskSpec, int]:
+def _with_one_state(job: StepContext) -> tuple[TaskSpec, int]:
     return replace(job.spec, state_size=job.spec.state_size // job.spec.n_agents), job.length
 
 
-def _drop_copies(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> TensorDict:
+def _drop_copies(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> TensorDict:
     copies = job.scan.copies
     episode = torch.searchsorted(job.scan.last_rows, torch.arange(start, start + len(rows)))
     rows.set(TRAJ_IDS, ((~copies).cumsum(0) - 1)[episode])
@@ -224,11 +224,11 @@ def _drop_copies(rows: TensorDict, following: TensorDict | None, start: int, job
     return rows[~copies[episode]]
 
 
-def _without_copies(job: Job) -> tuple[TaskSpec, int]:
+def _without_copies(job: StepContext) -> tuple[TaskSpec, int]:
     return job.spec, job.length - int(job.scan.lengths[job.scan.copies].sum())
 
 
-def _drop_bad(rows: TensorDict, following: TensorDict | None, start: int, job: Job) -> TensorDict | None:
+def _drop_bad(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> TensorDict | None:
     job.tally["which"] = bad_episodes.told(job.bad)
     bad = _bad_ids(job)
     if not len(bad):
@@ -240,14 +240,14 @@ def _drop_bad(rows: TensorDict, following: TensorDict | None, start: int, job: J
     return rows[~dropped[episode]]
 
 
-def _without_bad(job: Job) -> tuple[TaskSpec, int]:
+def _without_bad(job: StepContext) -> tuple[TaskSpec, int]:
     length = job.length - int(job.source.lengths[_bad_ids(job)].sum())
     if length < 1:
         raise DatasetError(f"No episode would be left ({bad_episodes.told(job.bad)}); fetch the source again.")
     return job.spec, length
 
 
-def _bad_ids(job: Job) -> torch.Tensor:
+def _bad_ids(job: StepContext) -> torch.Tensor:
     return bad_episodes.ids_to_drop({bad_episodes.KEY: job.bad})
 
 
@@ -267,7 +267,7 @@ def _crosses(rows: TensorDict, following: TensorDict | None, last: torch.Tensor 
     return suspect
 
 
-def _set_ends(rows: TensorDict, terminated: torch.Tensor, truncated: torch.Tensor, job: Job) -> None:
+def _set_ends(rows: TensorDict, terminated: torch.Tensor, truncated: torch.Tensor, job: StepContext) -> None:
     """Let episodes end where the flags ``[rows]`` say, and number them."""
     done = terminated | truncated
     for key, values in ((TERMINATED, terminated), (TRUNCATED, truncated), (DONE, done)):
@@ -277,7 +277,7 @@ def _set_ends(rows: TensorDict, terminated: torch.Tensor, truncated: torch.Tenso
     job.tally["ended"] += int(done.sum())
 
 
-def _mask(rows: TensorDict, which: torch.Tensor, job: Job) -> None:
+def _mask(rows: TensorDict, which: torch.Tensor, job: StepContext) -> None:
     rows.get(MASK)[which] = False
     job.tally["masked"] += int(which.sum())
 

@@ -19,11 +19,11 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.data.quality.inspected_writing import write_blocks
 from torchrl_marl_offline.data.quality.inspection import inspection_of
-from torchrl_marl_offline.data.quality.repair_steps import ON_REQUEST, STEPS, Job
+from torchrl_marl_offline.data.quality.repair_steps import ON_REQUEST, STEPS, StepContext
 from torchrl_marl_offline.data.quality.scan import Scan
 from torchrl_marl_offline.data.transitions import bad_episodes, row_blocks
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
-from torchrl_marl_offline.data.transitions.errors import DatasetError, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, values_are_checked
 from torchrl_marl_offline.data.transitions.findings import Inspection
 from torchrl_marl_offline.data.transitions.validation import check_values
 
@@ -106,14 +106,14 @@ class _Chain:
         self.source = source
         self.episode_length = episode_length
         self.spec, self.length = dataset.spec, len(dataset)
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, StepContext] = {}
 
     def append(self, code: str) -> None:
         step, scan = STEPS[code], self.source
         bad = self.dataset.metadata.get(bad_episodes.KEY, [])
         if step.scans and self.jobs:
             scan = Scan.of(self.blocks(), self.spec, self.length, time_limit=scan.time_limit)
-        self.jobs[code] = job = Job(self.spec, self.length, self.source, scan, self.episode_length, bad)
+        self.jobs[code] = job = StepContext(self.spec, self.length, self.source, scan, self.episode_length, bad)
         if step.result is not None:
             self.spec, self.length = step.result(job)
 

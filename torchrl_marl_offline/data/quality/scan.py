@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Rows:
+class RowCount:
     """How many rows show something, and the first of them."""
 
     count: int = 0
@@ -84,7 +84,7 @@ class Scan:
         self.spec = spec
         self.length = length
         self.time_limit = time_limit
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, RowCount] = {}
         self.outside = [0, 0]
         self.padding: dict[NestedKey, torch.Tensor] | None = None
         self.masked_terminal = 0
@@ -108,8 +108,8 @@ class Scan:
             scan.add(rows)
         return scan.close()
 
-    def __getitem__(self, defect: str) -> Rows:
-        return self.rows.get(defect, Rows())
+    def __getitem__(self, defect: str) -> RowCount:
+        return self.rows.get(defect, RowCount())
 
     # Passing over the rows
 
@@ -144,7 +144,7 @@ class Scan:
         return self
 
     def _count(self, defect: str, rows: torch.Tensor, start: int) -> int:
-        return self.rows.setdefault(defect, Rows()).add(rows, start)
+        return self.rows.setdefault(defect, RowCount()).add(rows, start)
 
     def _add_values(self, rows: TensorDict, start: int) -> None:
         columns = defects.padding_columns(rows)
@@ -153,7 +153,7 @@ class Scan:
         for key, before in list(self.padding.items()):
             still = before & columns[key] if key in columns else torch.zeros_like(before)
             if not torch.equal(still, before):  # so these were no padding, and every row so far is infinite there
-                self.rows["not_finite"] = Rows(start, 0)
+                self.rows["not_finite"] = RowCount(start, 0)
                 self.padding[key] = still
             if not still.any():
                 del self.padding[key]
@@ -254,7 +254,7 @@ class Scan:
         episodes = self._episodes
         again = repeated(episodes.ids)
         if again.any():
-            wrong = self.rows.setdefault("episode_marks", Rows())
+            wrong = self.rows.setdefault("episode_marks", RowCount())
             wrong.count += int((episodes.lengths - episodes.wrong)[again].sum())
             first = int(episodes.starts[again][0])
             wrong.first = first if wrong.first is None else min(first, wrong.first)

@@ -133,7 +133,7 @@ def opened_masks_finding(count: int) -> str:
     return f"{count} final rows allow no action; all are allowed there, none is used"
 
 
-def team_reward(rewards: torch.Tensor, n_agents: int) -> torch.Tensor:
+def shared_reward(rewards: torch.Tensor, n_agents: int) -> torch.Tensor:
     """Give a team reward ``[T]`` to every agent: ``[T, n, 1]``."""
     return rewards.reshape(-1, 1, 1).expand(-1, n_agents, 1).contiguous()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchrl_marl_offline.data.transitions.errors import DatasetError, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, values_are_checked
 
 KEY = "bad_episodes"
 """Where they stand in the metadata: a list of ``episode``, ``row``, ``what``, and ``id`` if its rows were read."""

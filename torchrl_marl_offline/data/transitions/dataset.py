@@ -24,7 +24,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE
 from torchrl_marl_offline.data.transitions import storage
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading, values_are_checked
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading, values_are_checked
 from torchrl_marl_offline.data.transitions.findings import Inspection
 from torchrl_marl_offline.data.transitions.fingerprints import fingerprint
 from torchrl_marl_offline.data.transitions.stored_values import agrees

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_marl_offline.core.regular_files import NotRegularError, files_below, kind_of, read_json
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.mapped_files import map_file
 
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -32,7 +32,7 @@ from tensordict.utils import _encode_key_for_filesystem
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import NotRegularError, lies_at, read_json, require_inside
-from torchrl_marl_offline.data.transitions.errors import DatasetError, reading
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.mapped_leaves import (
     check_bools,
     check_files,

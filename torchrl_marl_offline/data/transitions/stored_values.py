@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torchrl_marl_offline.core.layout import DONE, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.transitions import row_blocks
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.mapped_leaves import spread
 from torchrl_marl_offline.data.transitions.validation import check_values
 

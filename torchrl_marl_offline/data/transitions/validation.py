@@ -27,7 +27,7 @@ from torchrl_marl_offline.core.layout import (
 )
 from torchrl_marl_offline.core.ranges import shown
 from torchrl_marl_offline.data.transitions.bad_episodes import KEY, told
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 if TYPE_CHECKING:
     from tensordict import NestedKey

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_marl_offline.data.transitions.errors import DatasetError
+from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 _LARGEST_INDEX = 2**31 - 1
 _REMEDIES = {

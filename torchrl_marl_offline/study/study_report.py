@@ -26,7 +26,7 @@ from torchrl_marl_offline.study.scores import (
     COMPARABLE,
     READINGS,
     Choice,
-    Score,
+    RunScore,
     averaged_in_words,
     choose,
     choose_metrics,
@@ -67,7 +67,7 @@ class _Report:
     output: Path
     frame: pandas.DataFrame
     metrics: Mapping[str, str]
-    scores: Sequence[Score]
+    scores: Sequence[RunScore]
     choices: Mapping[tuple[str, str, str], Choice]
 
     @property
@@ -276,7 +276,7 @@ def _dataset_table(
 
 def _diagnosis(report: _Report, dataset: str, evaluator: str) -> list[Table]:
     """Return every method's every setting, in the plan's order: the last evaluation, no best and no choice."""
-    groups: dict[tuple[str, str], list[Score]] = {}
+    groups: dict[tuple[str, str], list[RunScore]] = {}
     for score in report.scores:
         if (score.run.dataset, score.evaluator) == (dataset, evaluator):
             groups.setdefault((score.run.method, score.setting), []).append(score)
@@ -327,7 +327,7 @@ def _by_setting(report: _Report, rows: pandas.DataFrame, method: str, metric: st
 
 def _grid_table(report: _Report, dataset: str, evaluator: str) -> list[Table]:
     """Return every setting of a grid with its means, folded away."""
-    settings: dict[tuple[str, str], list[Score]] = {}
+    settings: dict[tuple[str, str], list[RunScore]] = {}
     for score in report.scores:
         if (score.run.dataset, score.evaluator) == (dataset, evaluator) and score.setting:
             settings.setdefault((score.run.method, score.setting), []).append(score)

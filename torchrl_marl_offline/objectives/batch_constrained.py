@@ -16,12 +16,12 @@ from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
+from torchrl_marl_offline.objectives.action_distributions import is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import soft_clipped
-from torchrl_marl_offline.objectives.policies import is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
 

@@ -16,11 +16,11 @@ from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
 from torchrl_marl_offline.modules.networks import mask_logits
+from torchrl_marl_offline.objectives.action_distributions import is_discrete, sampled_action
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude
-from torchrl_marl_offline.objectives.policies import is_discrete, sampled_action
 
 
 @dataclass(frozen=True)
