@@ -17,3 +17,6 @@ __all__ = sorted(set(_names) - {module.name for module in iter_modules(__path__)
 
 # TorchRL's dataset modules bring its collectors along, so they are not imported for the sake of registering.
 register_post_import_hook("torchrl_marl_offline.data.torchrl_hook:register_with_torchrl", "torchrl.data.datasets.utils")
+register_post_import_hook(
+    "torchrl_marl_offline.algorithms.torchrl_configs:register_with_hydra", "torchrl.trainers.algorithms.configs"
+)
