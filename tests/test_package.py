@@ -114,10 +114,20 @@ def test_the_readme_names_nothing_that_does_not_exist():
 
 
 def test_the_readmes_composition_runs(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 15
-    code = f"import torch\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n{block}"
-    assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", run(code, cwd=tmp_path))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [len([line for line in block.splitlines() if line and "import" not in line]) for block in blocks]
+    assert lines[0] == 5 and lines[1] <= 15 and len(lines) == 2
+    start = "import torch\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n"
+    for block in blocks:
+        done = processes.run("-c", start + block, cwd=tmp_path)
+        assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", done.stdout.strip().splitlines()[-1]), done.stderr
+
+
+def test_the_page_on_extending_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert len(names["runs"]) == 3 and float(names["loss"].expectile) == pytest.approx(0.7)
 
 
 def test_the_page_on_own_data_runs(tmp_path):
