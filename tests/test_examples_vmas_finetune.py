@@ -77,6 +77,7 @@ class Catch:
         self.state = state
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_online_it_goes_on_without_loss(tmp_path):
     options = [*SMALL, "--online-steps", "4000", "--output", "killed"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from population_toys import everything, make_data, make_population
-from selection import some_of
+from selection import some_of, thorough
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import Trainer, compile_choice, gradients
@@ -307,7 +307,7 @@ def test_global_generators_and_counts_are_put_back(short_runs_count, broken_comp
     assert torch.equal(runs[0][1], runs[1][1])
 
 
-@pytest.mark.parametrize(("kind", "choice"), [(Gradients, "off"), (CompiledGradients, "on")])
+@pytest.mark.parametrize(("kind", "choice"), [thorough((Gradients, "off")), (CompiledGradients, "on")])
 def test_the_choice_outlives_a_resume(tmp_path, short_runs_count, compilations, monkeypatch, kind, choice):
     faster(monkeypatch, kind)
     recipe(tmp_path, compile="auto", steps=8, checkpoint_every=4).train()
@@ -325,7 +325,7 @@ def test_the_choice_outlives_a_resume(tmp_path, short_runs_count, compilations, 
     assert explicit.compile == "off"
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("broken", [False, thorough(True)])
 def test_a_population_chooses_as_a_run_does(broken, short_runs_count, compilations, monkeypatch, capsys):
     def fail(graph, backend):
         raise OSError("no compiler")

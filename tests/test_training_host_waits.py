@@ -48,7 +48,7 @@ def test_no_step_makes_the_host_wait(algorithm: str, discrete: bool, population:
     assert waits.found
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", some_of(CASES, every=3), ids=str)
 def test_no_loss_makes_the_host_wait(case: Case) -> None:
     check(Gradients(loss := case.build()), make_batch(case.spec, 6))
     assert any(p.grad is not None for p in loss.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from selection import some_of
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import evaluate as evaluate_function
@@ -27,8 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return processes.run("-m", "torchrl_marl_offline", "evaluate", *arguments)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", ["offline", "online"])
+@pytest.mark.parametrize(("task", "kind"), some_of(itertools.product(TASKS, ["offline", "online"]), every=3))
 def test_a_policy_that_was_saved_acts_as_before(tmp_path, task, kind):
     env = make_env(task, num_envs=5, seed=0)
     if kind == "offline":

@@ -106,7 +106,7 @@ def test_discrete_actions_and_their_noise(discrete, rules):
 
 @pytest.mark.parametrize(
     ("rules", "is_discrete"),
-    [(MIXER | {"heads": "min"}, False), thorough((NOISY | {"svn": False}, True))],
+    [thorough((MIXER | {"heads": "min"}, False)), thorough((NOISY | {"svn": False}, True))],
     ids=["mixer", "noisy"],
 )
 def test_in_double_precision_they_agree_to_the_last_digits(rules, is_discrete):
@@ -411,6 +411,7 @@ def run_in_child(output: Path) -> None:
     population_run(output, resume=any((output / "checkpoints").glob("checkpoint-*")), steps=60, checkpoint_every=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_it_ends_with_the_same_numbers(tmp_path):
     context = multiprocessing.get_context("forkserver")
@@ -451,7 +452,7 @@ def test_a_deadline_stops_and_the_run_goes_on(reference, tmp_path):
     assert stopped.value.step == 0
 
 
-@pytest.mark.parametrize("rules", [MIXER, NOISY], ids=name_of)
+@pytest.mark.parametrize("rules", [MIXER, thorough(NOISY)], ids=name_of)
 def test_split_members_go_on_as_the_runs_alone(tmp_path, rules):
     """In double precision, so that what goes on differently is not hidden behind rounding."""
     dataset = make_data(discrete=rules is NOISY, dtype=torch.float64)
