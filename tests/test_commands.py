@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -36,11 +37,36 @@ def test_the_version_and_a_command_that_is_not_there(capsys):
     assert capsys.readouterr().err.startswith("error: There is no command 'recrod'; known are data, ")
 
 
-def test_help_and_version_do_without_torch():
-    script = "import sys; from torchrl_marl_offline import commands; commands.main(sys.argv[1:]); "
-    script += "assert 'torch' not in sys.modules"
-    for argument in ("--help", "--version"):
-        subprocess.run([sys.executable, "-c", script, argument], check=True, capture_output=True)
+ALONE = """
+import sys, time
+began = time.perf_counter()
+from torchrl_marl_offline import commands
+try:
+    commands.main(sys.argv[1:])
+except SystemExit as leaving:
+    assert not leaving.code
+assert "torch" not in sys.modules
+"""
+
+
+def alone(*arguments: str) -> str:
+    return subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_and_version_do_without_torch(arguments):
+    said = alone(*arguments)
+    assert said and all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_a_shell_can_complete_every_command_and_option():
+    script = alone("completion", "bash")
+    for name in COMMANDS:
+        assert re.search(rf"'{name}'|_{name}_", script), name
+        for action in import_module(f"torchrl_marl_offline.commands.{name}").make_parser()._actions:
+            assert all(option in script for option in action.option_strings)
+    assert "--video" in script and "--repair" in script
+    assert "#compdef marl-offline" in alone("completion", "zsh")
 
 
 @pytest.mark.parametrize("name", some_of(["data", "evaluate", "export", "study"], every=4))

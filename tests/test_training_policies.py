@@ -211,7 +211,7 @@ def help_of_all_commands(capsys) -> dict[str, str]:
 @pytest.mark.fault("6.1")
 def test_no_help_shows_the_marks_of_documentation(capsys):
     texts = help_of_all_commands(capsys)
-    assert len(texts) == 13 and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+    assert len(texts) == 15 and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
     for name, text in texts.items():
         assert not re.search(r":[a-z]+:|`|~torchrl", text), name
     for script in (Path(__file__).parents[1] / "examples").glob("*.py"):  # tyro shows these of a script's settings

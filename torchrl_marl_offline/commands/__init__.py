@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "data": "inspect, convert, list, verify and record datasets",
+    "data": "inspect, convert, list and verify datasets",
+    "record": "train a behaviour policy and record datasets of graded quality",
     "evaluate": "play a saved policy in an environment",
     "export": "write a saved policy as a program of its own",
     "study": "methods × datasets × grids × seeds: run, plan, list, report",
+    "completion": "print what lets a shell complete commands and options",
 }
 """The commands and what they do."""
 

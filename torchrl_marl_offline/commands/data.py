@@ -8,25 +8,14 @@ source cannot be read; 2: the arguments are wrong.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Annotated, Any
+from importlib import import_module
+from typing import Annotated
 
 from torchrl_marl_offline.commands.parser import subcommand_parser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RUN_SEED, argument
-from torchrl_marl_offline.data.published.cards import SOURCES, list_datasets
-from torchrl_marl_offline.data.quality.card import describe
-from torchrl_marl_offline.data.quality.inspection import compare
-from torchrl_marl_offline.data.quality.loading import load_inspected
-from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
-from torchrl_marl_offline.data.transitions.dataset_errors import DatasetWarning
-from torchrl_marl_offline.data.transitions.validation import validate
-from torchrl_marl_offline.recording.graded import QUALITIES, record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,32 +24,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: by default those of the process.
     """
-    parsed = make_parser().parse_args(arguments)
-    return exit_status(lambda: _run(parsed), "interrupted; nothing was written.", told=(TypeError, ValueError))
+    return do(make_parser().parse_args(arguments))
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", DatasetWarning)
-        warnings.showwarning = _show_warning
-        return parsed.run(parsed)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def do(parsed: argparse.Namespace) -> int:
+    """Do what was parsed, and return its exit code."""
+    work = import_module(f"{__name__}_work")
+    return exit_status(
+        lambda: work.with_warnings(parsed), "interrupted; nothing was written.", told=(TypeError, ValueError)
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser, add = subcommand_parser("marl-offline data", __doc__)
-    command = add("inspect", _inspect, "Say what is in a dataset and what is wrong with it.")
+    command = add("inspect", "inspect", "Say what is in a dataset and what is wrong with it.")
     command.add_argument("sources", nargs="+", metavar="SOURCE", help="more than one are also compared")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--picture", type=user_path, metavar="FILE", help="write a page of pictures (one SOURCE)")
     command.add_argument("--strict", action="store_true", help="exit with 1 on a warning, too")
     _add_options(command)
 
-    command = add("convert", _convert, "Write a dataset as a folder that loads memory-mapped.")
+    command = add("convert", "convert", "Write a dataset as a folder that loads memory-mapped.")
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("target", type=user_path, metavar="FOLDER")
     command.add_argument("--repair", action="store_true", help="mend what inspection finds, and record how")
@@ -68,17 +53,22 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     _add_options(command)
 
-    command = add("list", _list, "List the published datasets.")
+    command = add("list", "list_published", "List the published datasets.")
     command.add_argument("source", nargs="?", metavar="SOURCE", help="only of this one, e.g. og_marl")
     command.add_argument("task", nargs="?", metavar="TASK", help="only tasks that start with this, e.g. smac_v1/3m")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("verify", _verify, "Compare every file with its checksum and check every value.")
+    command = add("verify", "verify", "Compare every file with its checksum and check every value.")
     command.add_argument("source", metavar="SOURCE")
     _add_options(command)
 
     text = "Train a behaviour policy online and record datasets of graded quality; run it again to go on."
-    command = add("record", _record, text)
+    add_recording(add("record", "record_graded", text))
+    return parser
+
+
+def add_recording(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of a recording."""
     command.add_argument("task", metavar="TASK", help="family/task, e.g. mpe/simple_spread")
     command.add_argument("folder", type=user_path, metavar="FOLDER", help="of this recording")
     command.add_argument("--qualities", nargs="+", metavar="QUALITY", help="also mixtures, e.g. medium-expert")
@@ -86,7 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--transitions", type=transitions, default=100_000, help="of every quality but medium-replay")
     command.add_argument("--seed", type=argument(Annotated[int, RUN_SEED]), default=0)
     _add_options(command, "a setting of the recording, e.g. updates=20000 or num_envs=128")
-    return parser
 
 
 def _add_options(
@@ -99,112 +88,3 @@ def _add_options(
         metavar="NAME=VALUE",
         help=text,
     )
-
-
-def _options(parsed: argparse.Namespace) -> dict[str, Any]:
-    options = {}
-    for text in parsed.option:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--option needs NAME=VALUE, got {text!r}.")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
-
-
-def _inspect(parsed: argparse.Namespace) -> int:
-    if parsed.picture and len(parsed.sources) > 1:
-        raise ValueError("--picture draws one SOURCE; inspect the others by themselves.")
-    options, reports, texts, readable, failed = _options(parsed), [], [], [], False
-    for source in parsed.sources:
-        inspection, dataset = inspect_source(source, lambda source=source: load_dataset(source, **options))
-        failed |= bool(inspection.problems if parsed.strict else inspection.of_severity("error"))
-        if dataset is None:
-            reports.append(inspection.to_dict())
-            texts.append(str(inspection))
-            continue
-        card = describe(dataset, inspection) if _can_be_described(inspection) else inspection
-        reports.append(card.to_dict())
-        texts.append(str(card))
-        readable.append((source, dataset))
-        if parsed.picture and card is not inspection:
-            card.save_picture(parsed.picture)
-    for index, (first, a) in enumerate(readable):
-        for second, b in readable[index + 1 :]:
-            for finding in compare(a, b):
-                failed |= parsed.strict and finding.severity != "note"
-                reports.append({"compared": [first, second], **finding.__dict__})
-                texts.append(f"{first} and {second}\n{finding}")
-    if parsed.json:
-        print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1, ensure_ascii=False))
-    else:
-        print("\n\n".join(texts))
-    return int(failed)
-
-
-def _can_be_described(inspection: Any) -> bool:
-    """Say whether the statistics of a card exist: not with actions that are none, nor with NaN."""
-    return not any(code in inspection for code in ("not_finite", "illegal_action", "episode_marks"))
-
-
-def _convert(parsed: argparse.Namespace) -> int:
-    options = _options(parsed)
-    if parsed.target.exists() and not parsed.overwrite:
-        raise FileExistsError(f"{parsed.target} already exists; pass --overwrite or choose another folder.")
-    if parsed.strict:
-        dataset = load_inspected(
-            parsed.source,
-            lambda: load_dataset(parsed.source, **options),
-            repair=parsed.repair,
-            strict=True,
-        )
-        dataset.save(parsed.target, overwrite=parsed.overwrite)
-    else:  # in blocks, however large it is
-        convert_dataset(parsed.source, parsed.target, repair=parsed.repair, overwrite=parsed.overwrite, **options)
-        dataset = load_dataset(parsed.target, verify=False)  # it warns of what the conversion found
-    for sentence in dataset.metadata.get("repairs", []):
-        print(f"repaired: {sentence}")
-    print(f"wrote {len(dataset)} transitions in {dataset.n_episodes} episodes to {parsed.target}")
-    return 0
-
-
-def _list(parsed: argparse.Namespace) -> int:
-    cards = list_datasets(parsed.source, parsed.task)
-    if parsed.json:
-        print(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1, ensure_ascii=False))
-        return 0
-    width = max(map(len, cards), default=0)
-    print(f"{'':{width}}  transitions  episodes  agents    return  SACo  evaluated in")
-    for name, card in cards.items():
-        if not card.is_known:
-            figures = f"{'not fetched':>11}  {'-':>8}  {card.n_agents:6}  {'-':>8}  {'-':>4}"
-        else:
-            saco = "-" if card.joint_saco is None else f"{card.joint_saco:.2f}"
-            rows, episodes = card.seeds * card.transitions, card.seeds * card.episodes
-            figures = f"{rows:11,}  {episodes:8,}  {card.n_agents:6}  {card.returns[0]:8.2f}  {saco:>4}"
-        print(f"{name:{width}}  {figures}  {card.env or '-'}")
-    return 0
-
-
-def _verify(parsed: argparse.Namespace) -> int:
-    options = _options(parsed)
-    if parsed.source.partition(":")[0] in SOURCES:
-        options.setdefault("verify", True)
-    dataset = load_dataset(parsed.source, inspect=False, **options)
-    validate(dataset)
-    print(f"{parsed.source}: {len(dataset)} transitions in {dataset.n_episodes} episodes, every check passed")
-    return 0
-
-
-def _record(parsed: argparse.Namespace) -> int:
-    qualities, options = parsed.qualities or QUALITIES, _options(parsed)
-    sizes = {"transitions": parsed.transitions, "seed": parsed.seed}
-    for quality, dataset in record(parsed.task, parsed.folder, qualities=qualities, **sizes, **options).items():
-        returns = dataset.episode_returns()
-        print(
-            f"{quality:14} {len(dataset):>8} transitions in {dataset.n_episodes:>6} episodes, return "
-            f"{returns.mean():.4g} ± {returns.std(correction=0):.4g}, {parsed.folder / quality}"
-        )
-    return 0

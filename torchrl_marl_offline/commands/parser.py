@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
-Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+Add = Callable[[str, str, str], argparse.ArgumentParser]
 
 
 def plain_text(documentation: str | None) -> str:
@@ -23,6 +24,14 @@ def plain_text(documentation: str | None) -> str:
     return re.sub(r"``([^`]+)``", r"\1", text)
 
 
+def _filled(text: str) -> str:
+    """Return paragraphs in lines of a terminal's width; indented ones, which are examples, stay."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        each if each.startswith(" ") else textwrap.fill(" ".join(each.split()), 79) for each in paragraphs
+    )
+
+
 class OneSentenceParser(argparse.ArgumentParser):
     """A parser whose errors are one sentence on stderr, without the usage; options cannot be abbreviated.
 
@@ -30,7 +39,7 @@ class OneSentenceParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args, description: str | None = None, **options) -> None:
-        super().__init__(*args, **{"description": plain_text(description), "allow_abbrev": False, **options})
+        super().__init__(*args, **{"description": _filled(plain_text(description)), "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
@@ -42,12 +51,13 @@ class OneSentenceParser(argparse.ArgumentParser):
 def subcommand_parser(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Add]:
     """Return a parser and the function ``add(name, run, text)``, which adds a command and returns its own parser.
 
-    What is parsed has an attribute ``run``: the function of the command that was given.
+    What is parsed has an attribute ``run``: the name of the function that does what was asked. It lies in a module of
+    its own, so that help and completion need none of what it imports.
     """
     parser = OneSentenceParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=plain_text(text), description=text)
         command.set_defaults(run=run)
         return command

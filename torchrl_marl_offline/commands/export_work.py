@@ -1,0 +1,16 @@
+"""What ``marl-offline export`` does."""
+
+from __future__ import annotations
+
+import argparse
+
+from torchrl_marl_offline.training.policy_export import ONNX_OPSET, SUFFIXES, export_policy
+from torchrl_marl_offline.training.saved_policies import policy_file
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Export, and say what was written."""
+    source = policy_file(parsed.policy)
+    output = parsed.output or source.with_suffix(SUFFIXES[parsed.format])
+    export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset or ONNX_OPSET)
+    print(f"{output}: {parsed.format}, {output.stat().st_size:,} bytes")
