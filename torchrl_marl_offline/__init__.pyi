@@ -68,6 +68,7 @@ from .objectives import TD3BC as TD3BC
 from .objectives import AWRLoss as AWRLoss
 from .objectives import BCQDistillation as BCQDistillation
 from .objectives import BehaviourCloning as BehaviourCloning
+from .objectives import BehaviourLearning as BehaviourLearning
 from .objectives import BRACLoss as BRACLoss
 from .objectives import Cloning as Cloning
 from .objectives import FlowDistillation as FlowDistillation
@@ -76,6 +77,7 @@ from .objectives import GlobalToLocal as GlobalToLocal
 from .objectives import IQLLoss as IQLLoss
 from .objectives import LocalIQL as LocalIQL
 from .objectives import OfflineMARLLoss as OfflineMARLLoss
+from .objectives import PolicyExtraction as PolicyExtraction
 from .objectives import PolicyGradient as PolicyGradient
 from .objectives import RectifiedGradient as RectifiedGradient
 from .objectives import SARSALoss as SARSALoss
@@ -84,6 +86,7 @@ from .objectives import ScoreRegularized as ScoreRegularized
 from .objectives import SequentialCloning as SequentialCloning
 from .objectives import TDLoss as TDLoss
 from .objectives import VAELearning as VAELearning
+from .objectives import ValueLearning as ValueLearning
 from .recording import record as record
 from .recording import record_mixed_skill as record_mixed_skill
 from .training import OnlineReplay as OnlineReplay

@@ -33,6 +33,9 @@ from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 ALGORITHMS: dict[str, type[Algorithm]] = {}
 """Every algorithm by its name, those of users too."""
 
+RULES = ("value_learning", "extraction", "behaviour_learning")
+"""What :meth:`Algorithm.rules` returns some of."""
+
 Networks = dict[str, TensorDictModuleBase]
 """``actor``, ``critic``, ``value`` and ``behaviour``, those that an algorithm has."""
 
@@ -69,6 +72,14 @@ class Algorithm(ABC):
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
+        inherited = {key for base in cls.__mro__[1:] for key in getattr(base, "__dataclass_fields__", ())}
+        for key in inherited & vars(cls).keys() - getattr(cls, "__annotations__", {}).keys():
+            raise ValueError(
+                f"{cls.__qualname__}.{key} would not change the setting {key!r}; annotate it, such as {key}: "
+                f"{type(vars(cls)[key]).__name__} = {vars(cls)[key]!r}."
+            )
+        for key in getattr(cls, "__annotations__", {}).keys() & {"settings", "spec", "algorithm", "name", "networks"}:
+            raise ValueError(f"A setting of {cls.__qualname__} cannot be named {key!r}; give it another name.")
         if name is not None:
             register(cls, name, ALGORITHMS)
             cls.name = name
@@ -113,7 +124,7 @@ class Algorithm(ABC):
             raise ValueError(
                 f"{self.name} is for continuous actions; for a discrete task use cql, omar or the recipe's brac."
             )
-        networks = self.networks(spec)
+        networks = dict(_dictionary(self, "networks", self.networks(spec), ("actor", "critic", "value", "behaviour")))
         return self._make(networks.pop("actor", None), networks.pop("critic", None), spec.discrete, **networks)
 
     def loss(
@@ -136,9 +147,22 @@ class Algorithm(ABC):
         discrete = behaviour is not None and BEHAVIOUR_LOGITS in map(unravel_key, behaviour.out_keys)
         return self._make(actor, critic, discrete, value=value, behaviour=behaviour, **options)
 
+    def _checked_rules(self, discrete: bool) -> Mapping[str, Any]:
+        return _dictionary(self, "rules", self.rules(discrete=discrete), RULES)
+
     def _make(self, actor: Any, critic: Any, discrete: bool, **given: Any) -> OfflineMARLLoss:
-        rules = dict.fromkeys(("value_learning", "extraction")) | self.rules(discrete=discrete)
+        rules = dict.fromkeys(("value_learning", "extraction")) | self._checked_rules(discrete)
         return OfflineMARLLoss(actor, critic, **rules | self.options() | given)
+
+
+def _dictionary(algorithm: Algorithm, method: str, found: Any, known: Sequence[str]) -> Mapping[str, Any]:
+    """Refuse what a method of an algorithm must not return."""
+    where = f"{method} of {type(algorithm).__name__}"
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{where} must return a dict with some of {', '.join(known)}; got {found!r}.")
+    if unknown := [key for key in found if key not in known]:
+        raise ValueError(f"{where} returns {unknown[0]!r}; known are {', '.join(known)}.")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +220,8 @@ class ActorCritic(Algorithm):
         behaviour = self.behaviour(spec)
         if behaviour is not None:
             found["behaviour"] = behaviour
-        if self.rules(discrete=spec.discrete)["value_learning"].needs_value:
+        learning = self._checked_rules(spec.discrete).get("value_learning")
+        if learning is not None and learning.needs_value:
             found["value"] = make_value(spec, **valued)
         return found
 
@@ -278,6 +303,10 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
         >>> loss.alpha
         tensor(0.1000)
     """
+    if not isinstance(spec, TaskSpec):
+        raise TypeError(
+            f"make_loss needs the task's sizes, a TaskSpec such as dataset.spec; got {type(spec).__name__}."
+        )
     return make_algorithm(algorithm, **settings).build(spec)
 
 

@@ -12,5 +12,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Export, and say what was written."""
     source = policy_file(parsed.policy)
     output = parsed.output or source.with_suffix(SUFFIXES[parsed.format])
+    if output.exists() and output.samefile(source):
+        raise ValueError(f"--output {output} is the policy that is exported; name another file.")
     export_policy(source, output, format=parsed.format, mode=parsed.mode, opset=parsed.opset or ONNX_OPSET)
     print(f"{output}: {parsed.format}, {output.stat().st_size:,} bytes")

@@ -139,6 +139,8 @@ def convert_dataset(
     _check_codes(codes, repair)
     prefix, place = resolved(source)
     path = user_path(path)
+    if isinstance(place, Path) and place.is_dir() and place.resolve() in path.resolve().parents:
+        raise ValueError(f"{path} lies inside of its source {place}; choose a folder beside it.")
     if prefix in SOURCES:
         options["progress"] = progress
     if repair:

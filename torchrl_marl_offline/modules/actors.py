@@ -25,7 +25,7 @@ from torchrl_marl_offline.modules.distributions import (
     OneStepCategorical,
     TanhNormal,
 )
-from torchrl_marl_offline.modules.networks import AgentNetwork
+from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP
 
 Distribution = Literal["gaussian", "tanh_gaussian", "one_step"]
 
@@ -41,6 +41,8 @@ class GaussianHead(nn.Module):
         scale: a fixed standard deviation, ``"learned"`` (one parameter per action component) or
             ``"state_dependent"`` (a second output of the network).
         batch_norm: normalize every agent's observations by the batch.
+        centre: where locations start, around which they then are: the middle of bounds that leave 0 out, since a mode
+            that is clipped to a bound passes no gradient.
         **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
 
     Shape:
@@ -54,9 +56,11 @@ class GaussianHead(nn.Module):
         *,
         scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 1.0,
         batch_norm: bool = False,
+        centre: Annotated[float, REAL] = 0.0,
         **network,
     ) -> None:
         super().__init__()
+        self.centre, self.size = centre, spec.action_size
         self.state_dependent = scale == "state_dependent"
         self.fixed_scale = None if isinstance(scale, str) else float(scale)
         outputs = spec.action_size * (2 if self.state_dependent else 1)
@@ -65,11 +69,23 @@ class GaussianHead(nn.Module):
         )
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.full((spec.action_size,), math.log(0.5)))
+        self._move_to_centre()
 
     def reset_parameters(self) -> None:
-        """Reset the learned scale to 0.5; the network resets itself."""
+        """Draw the network anew, and reset the learned scale to 0.5."""
         if hasattr(self, "log_scale"):
             nn.init.constant_(self.log_scale, math.log(0.5))
+        if self.centre:
+            self._last_stack().reset_parameters()
+            self._move_to_centre()
+
+    def _last_stack(self) -> StackedMLP:
+        return [module for module in self.network.modules() if isinstance(module, StackedMLP)][-1]
+
+    @torch.no_grad()
+    def _move_to_centre(self) -> None:
+        if self.centre:
+            self._last_stack().layers[-1].bias[..., : self.size].add_(self.centre)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return loc and scale."""
@@ -237,7 +253,10 @@ def make_actor(
         head = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
         head = _normalized(head, spec, batch_norm)
     else:
-        head = GaussianHead(spec, scale=scale, batch_norm=batch_norm, **network)
+        low, high = spec.action_low, spec.action_high
+        outside = distribution == "gaussian" and not low <= 0.0 <= high
+        centre = (low + high) / 2 if outside else 0.0
+        head = GaussianHead(spec, scale=scale, batch_norm=batch_norm, centre=centre, **network)
     written = [LOGITS if spec.discrete else LOC]
     written += [DRAWN, NOISE] if one_step else [] if spec.discrete else [SCALE]
     keys = {key[1].removeprefix("policy_"): key for key in written}

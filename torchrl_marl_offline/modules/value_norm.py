@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -63,6 +64,11 @@ class ScaleInvariantValueNorm(ValueNorm):
             mask: bool, broadcastable to ``value_target``; false entries are left out.
         """
         dims = self._check_trailing_shape(value_target)
+        if value_target.numel() == math.prod(self.shape):
+            raise ValueError(
+                "ScaleInvariantValueNorm has no deviation of a single value; take batches of several rows, or leave "
+                "the norm out."
+            )
         loc = masked_mean(value_target, mask, dims)
         self.loc.copy_(loc)
         self.deviation.copy_(masked_mean((value_target - loc).abs(), mask, dims) + self.epsilon)

@@ -2,6 +2,7 @@
 
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
 from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
+from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
 from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
@@ -35,6 +36,7 @@ __all__ = [
     "BCQDistillation",
     "BRACLoss",
     "BehaviourCloning",
+    "BehaviourLearning",
     "CEMSampler",
     "Cloning",
     "FlowDistillation",

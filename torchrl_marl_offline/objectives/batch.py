@@ -56,7 +56,12 @@ class Batch:
     @property
     def action(self) -> Tensor:
         """What the data has: ``[*B, n, a]``, of a discrete task ``[*B, n]``."""
-        return self.tensordict.get(self.networks.loss.tensor_keys.action)
+        action = self.tensordict.get(self.networks.loss.tensor_keys.action, None)
+        if action is None:
+            raise ValueError(
+                "The rows have no action; a rule that asks the next one declares needs_next_action = True."
+            )
+        return action
 
     def action_like(self, like: Tensor) -> Tensor:
         """Return the recorded joint action ``[*B, n, a]``; of a discrete task one-hot, in the dtype of ``like``."""
@@ -152,7 +157,11 @@ class Batch:
 
     def coefficient(self, name: str) -> Tensor:
         """Return a rule's coefficient, as it is scheduled, or differs between members of a population."""
-        return self.networks.loss._buffers[name]
+        found = self.networks.loss._buffers.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.networks.loss._coefficients)) or "none"
+            raise ValueError(f"There is no coefficient {name!r}; the rules' coefficients() name {known}.")
+        return found
 
     # ----------------------------------------------------------------- what the networks say
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.modules.value_norm import ValueNorm
 
 from torchrl_marl_offline.objectives.action_distributions import no_density
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.team import is_deterministic_actor
@@ -35,6 +40,7 @@ def check_networks(
     learning: ValueLearning | None,
     extraction: PolicyExtraction | None,
     behaviour_learning: BehaviourLearning | None,
+    value_norm: ValueNorm | None,
 ) -> None:
     """Refuse networks that a rule lacks, or that nothing would train.
 
@@ -43,6 +49,21 @@ def check_networks(
     """
     if learning is None and extraction is None and behaviour_learning is None:
         raise ValueError(f"{loss} has nothing to train: pass value_learning=, extraction=, or both.")
+    for word, given, kind, example in (
+        ("value_learning", learning, ValueLearning, "IQL()"),
+        ("extraction", extraction, PolicyExtraction, "AWR()"),
+        ("behaviour_learning", behaviour_learning, BehaviourLearning, "FlowMatching()"),
+    ):
+        if given is not None and not isinstance(given, kind):
+            shown = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+            raise TypeError(f"{word} must be a {kind.__name__}, such as {example}, or None; got {shown}.")
+    if value_norm is not None and not isinstance(value_norm, ValueNorm):
+        raise TypeError(
+            "value_norm must be a ValueNorm, such as ScaleInvariantValueNorm(), or None; got a "
+            f"{type(value_norm).__name__}."
+        )
+    if isinstance(critic, Sequence) and not critic:
+        raise ValueError("critic is an empty list; pass one critic, or several as an ensemble.")
     rule = extraction if extraction is not None else learning
     if actor is None and (extraction is not None or (learning is not None and learning.needs_actor)):
         raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
@@ -95,6 +116,66 @@ def check_metrics(rules: Sequence[Rule | None]) -> None:
                     "name."
                 )
             taken[metric] = name
+
+
+def check_elements(rule: Rule, method: str, elements: Any, batch: Batch) -> Tensor:
+    """Return what a rule's method returned if it has one entry for each agent ``[*B, n]``, or for the team ``[*B, 1]``.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape; the message names the rule.
+    """
+    if not isinstance(elements, Tensor):
+        raise TypeError(f"{method} of {type(rule).__name__} must return a tensor; got {type(elements).__name__}.")
+    size, agents = tuple(batch.tensordict.batch_size), batch.action.shape[batch.tensordict.ndim]
+    if elements.shape not in ((*size, agents), (*size, 1)):
+        raise ValueError(
+            f"{method} of {type(rule).__name__} must return {[*size, agents]}, [*B, n], or {[*size, 1]} for the team; "
+            f"got {list(elements.shape)}."
+        )
+    return elements
+
+
+def check_pair(rule: Rule, found: Any) -> tuple[Any, Mapping[str, Tensor]]:
+    """Return the loss and the metrics that a rule's ``element_loss`` returned.
+
+    Raises:
+        TypeError: it is no such pair.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        shown = "a single tensor" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(
+            f"element_loss of {type(rule).__name__} must return its loss [*B, n] and a dict of metrics, which may be "
+            f"empty; got {shown}."
+        )
+    return found
+
+
+def check_row_mask(rule: ValueLearning, mask: Any, batch: Batch) -> Tensor | None:
+    """Return a rule's mask of rows if it is one.
+
+    Raises:
+        TypeError: it is no tensor of bools, or of another shape.
+    """
+    size = batch.tensordict.batch_size
+    if mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == size):
+        return mask
+    shown = f"{list(mask.shape)} of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise TypeError(f"row_mask of {type(rule).__name__} must return bools {list(size)}, [*B], or None; got {shown}.")
+
+
+def check_coefficients(rule: Rule, found: Any) -> Mapping[str, float]:
+    """Return a rule's coefficients if they are numbers by name.
+
+    Raises:
+        ValueError: they are not; the message names the rule.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(f"coefficients of {type(rule).__name__} must return a dict; got {type(found).__name__}.")
+    for name, number in found.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
+            raise ValueError(f"The coefficient {name!r} of {type(rule).__name__} must be a number; got {number!r}.")
+    return found
 
 
 def check_returned(rule: Rule, found: Collection[str]) -> None:

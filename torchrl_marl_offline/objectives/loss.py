@@ -31,8 +31,17 @@ from torchrl_marl_offline.objectives.action_distributions import mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
-from torchrl_marl_offline.objectives.fitting import check_choice, check_metrics, check_networks, check_returned
-from torchrl_marl_offline.objectives.prepared import indexed, rooted, sanitized, with_beginnings
+from torchrl_marl_offline.objectives.fitting import (
+    check_choice,
+    check_coefficients,
+    check_elements,
+    check_metrics,
+    check_networks,
+    check_pair,
+    check_returned,
+    check_row_mask,
+)
+from torchrl_marl_offline.objectives.prepared import check_entries, indexed, rooted, sanitized, with_beginnings
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
 from torchrl_marl_offline.objectives.team import IS_INIT, TeamNetworks, lacking
@@ -201,7 +210,7 @@ class OfflineMARLLoss(LossModule):
         check_choice("team_reward", team_reward, ("mean", "sum"))
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         rules = {"learning": value_learning, "extraction": extraction, "behaviour_learning": behaviour_learning}
-        check_networks(type(self).__name__, actor, critic, value, behaviour, **rules)
+        check_networks(type(self).__name__, actor, critic, value, behaviour, **rules, value_norm=value_norm)
         check_metrics(list(rules.values()))
         self.value_learning, self.extraction, self.value_norm = value_learning, extraction, value_norm
         self.behaviour_learning = behaviour_learning
@@ -274,7 +283,7 @@ class OfflineMARLLoss(LossModule):
 
     def _register_coefficients(self, coefficients: dict[str, float]) -> None:
         for rule in (self.value_learning, self.extraction, self.behaviour_learning):
-            own = {} if rule is None else rule.coefficients()
+            own = {} if rule is None else check_coefficients(rule, rule.coefficients())
             if shared := own.keys() & coefficients.keys():
                 raise ValueError(
                     f"{type(rule).__name__} and another rule both have a coefficient {min(shared)!r}; give one of them "
@@ -463,6 +472,7 @@ class OfflineMARLLoss(LossModule):
         """Return the rows as the rules see them: actions as indices, zeros where a row or an agent does not count."""
         keys = self.tensor_keys
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
+        check_entries(tensordict, keys, self._loss_mask_keys())
         rows = Batch(self.team, tensordict).rows
         clean = sanitized(tensordict, self.in_keys, rows, agent_mask=keys.agent_mask, reward=keys.reward)
         return Batch(self.team, with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean)
@@ -483,7 +493,7 @@ class OfflineMARLLoss(LossModule):
         """Return the critic's term and its metrics; ``"td_error"`` ``[*B]`` is among them."""
         batch = batch if isinstance(batch, Batch) else self.batch(batch)
         values = batch.live.total  # [*B, k, H]
-        row_mask = self.value_learning.row_mask(batch)
+        row_mask = check_row_mask(self.value_learning, self.value_learning.row_mask(batch), batch)
         target = value_target(  # [*B, k, 1]
             batch,
             self.value_learning,
@@ -517,6 +527,7 @@ class OfflineMARLLoss(LossModule):
         penalty = self.value_learning.critic_penalty(batch)
         check_returned(self.value_learning, () if penalty is None else ("critic_penalty",))
         if penalty is not None:
+            check_elements(self.value_learning, "critic_penalty", penalty, batch)
             metrics["critic_penalty"] = batch.mean(penalty)
             scaled = penalty if self.value_norm is None else penalty / self.value_norm.scale()
             term = term + self._reduce(batch, scaled, row_mask)
@@ -535,6 +546,7 @@ class OfflineMARLLoss(LossModule):
         """Return the state-value network's term and its metrics."""
         batch = batch if isinstance(batch, Batch) else self.batch(batch)
         elements = self.value_learning.value_elements(batch)  # [*B, k] or [*B, n]
+        check_elements(self.value_learning, "value_elements", elements, batch)
         metrics = {"state_value": batch.mean(batch.state.total.squeeze(-1))}
         # a dead agent's value has its share in the team's next value
         mixed = elements.shape[-1] > 1 and self.is_team
@@ -552,9 +564,9 @@ class OfflineMARLLoss(LossModule):
         self, rule: PolicyExtraction | BehaviourLearning, batch: Batch | TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch if isinstance(batch, Batch) else self.batch(batch)
-        elements, metrics = rule.element_loss(batch)  # [*B, n]
+        elements, metrics = check_pair(rule, rule.element_loss(batch))
         check_returned(rule, metrics)
-        return self._reduce(batch, elements), metrics
+        return self._reduce(batch, check_elements(rule, "element_loss", elements, batch)), metrics
 
     def _reduce(self, batch: Batch, elements: Tensor, mask: Tensor | None = None, *, agents: bool = True) -> Tensor:
         """Average ``[*B, k]`` over agents (that are there, or all), then reduce over rows that count and ``mask``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
@@ -11,6 +12,16 @@ from torch import Tensor
 from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.objectives.series import is_readable
 from torchrl_marl_offline.objectives.team import IS_INIT
+
+
+class LossKeys(Protocol):
+    """The keys of a loss that are checked here."""
+
+    action: NestedKey
+    reward: NestedKey
+    done: NestedKey
+    terminated: NestedKey
+    agent_mask: NestedKey
 
 
 def indexed(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
@@ -48,6 +59,39 @@ def rooted(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
     if tensordict.ndim <= len(batch_size):
         return tensordict
     return TensorDict({name: tensordict.get(name) for name in tensordict.keys(True, True)}, batch_size)
+
+
+def check_entries(tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[NestedKey]) -> None:
+    """Refuse flags, masks and rewards of other kinds or shapes than the layout's, which would fail inside.
+
+    Args:
+        tensordict: the batch ``[*B]``.
+        keys: the loss's.
+        masks: of rows.
+
+    Raises:
+        ValueError: it names the entry, and what it should be.
+    """
+    size = tuple(tensordict.batch_size)
+    if 0 in size:
+        raise ValueError(f"The batch is empty, {list(size)}; sample at least one row.")
+    agents = (*size, tensordict.get(keys.action).shape[len(size)])
+    flags = [(("next", key), ((*size, 1),)) for key in (keys.done, keys.terminated)]
+    flags += [(key, (agents,)) for key in (keys.agent_mask, ("next", keys.agent_mask))]
+    flags += [(key, (size, (*size, 1))) for key in masks]
+    for key, shapes in flags:
+        flag = tensordict.get(key, None)
+        if flag is not None and (flag.dtype != torch.bool or tuple(flag.shape) not in shapes):
+            wanted = f"bools {list(shapes[0])}"
+            raise ValueError(_is_other(key, flag, wanted))
+    reward = tensordict.get(("next", keys.reward), None)
+    if reward is not None and tuple(reward.shape) not in ((*size, 1), (*agents, 1)):
+        wanted = f"{[*agents, 1]}, one of each agent, or {[*size, 1]}, the team's"
+        raise ValueError(_is_other(("next", keys.reward), reward, wanted))
+
+
+def _is_other(key: NestedKey, entry: Tensor, wanted: str) -> str:
+    return f"{joined(unravel_key(key))} must be {wanted}; the batch has {list(entry.shape)} of {entry.dtype}."
 
 
 def with_beginnings(tensordict: TensorDictBase, done: NestedKey) -> TensorDictBase:

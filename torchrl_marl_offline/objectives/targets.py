@@ -47,6 +47,7 @@ def value_target(
     if max_next_value is not None:
         next_value = next_value.minimum(max_next_value)
     next_value = rule.reweighted(batch, next_value)
+    _check_shape(next_value, batch, rule, "reweighted")
     like = next_value.squeeze(-1)
     terminated = done = batch.terminated(like)
     if not isinstance(estimator, TD0Estimator):  # which reads no ends of series
@@ -63,12 +64,14 @@ def value_target(
         return estimator.value_estimate(given, next_value=next_value)
 
 
-def _check_shape(next_value: Tensor, batch: Batch, rule: ValueLearning) -> None:
+def _check_shape(next_value: Tensor, batch: Batch, rule: ValueLearning, method: str = "next_value") -> None:
+    if not isinstance(next_value, Tensor):
+        raise TypeError(f"{method} of {type(rule).__name__} must return a tensor; got {type(next_value).__name__}.")
     signals = 1 if batch.is_team else batch.action.shape[batch.tensordict.ndim]
     expected = (*batch.tensordict.batch_size, signals, 1)
     if next_value.shape != expected:
         raise ValueError(
-            f"next_value of {type(rule).__name__} must return {list(expected)}, [*B, k, 1] with k = {signals}, "
+            f"{method} of {type(rule).__name__} must return {list(expected)}, [*B, k, 1] with k = {signals}, "
             f"{'one value of the team' if batch.is_team else 'one value of each agent'}; got {list(next_value.shape)}."
         )
 

@@ -192,6 +192,8 @@ class TeamNetworks:
 
         Beside them what :meth:`mix` wants of the joint action, by joined key names.
         """
+        if self.critic is None:
+            raise ValueError("The loss has no critic; a rule that asks it must not declare needs_critic = False.")
         function = self._function(self.critic)
         if self.action_key not in function.reads:
             raise ValueError(
@@ -307,6 +309,8 @@ class TeamNetworks:
     def _state_network(self, tensordict: TensorDictBase, *, target: bool = False) -> tuple[Tensor, bool]:
         """Return ``[*B, k, 1]`` and whether these are the team's values already."""
         loss, keys = self.loss, self.loss.tensor_keys
+        if self.value is None:
+            raise ValueError("The loss has no state-value network; a rule that asks it declares needs_value = True.")
         params = loss.target_value_network_params if target else loss.value_network_params
         with part("forward value"):
             found = self._function(self.value)(params, tensordict)
@@ -341,6 +345,8 @@ class TeamNetworks:
     def policy(self, tensordict: TensorDictBase) -> Distribution:
         """Return the agents' action distribution; of a deterministic actor, its action's :class:`Delta`."""
         loss = self.loss
+        if self.actor is None:
+            raise ValueError("The loss has no actor; a value-learning rule that asks it declares needs_actor = True.")
         with part("forward actor"), parameters_in(self.actor, loss.actor_network_params):
             policy = per_agent(self._distribution(tensordict))
         if self.bounds_given or ("action_low" in loss._buffers and bounds_or_none(policy) is None):
@@ -380,6 +386,10 @@ class TeamNetworks:
             detach: keep the gradient from its parameters.
             **given: inputs in place of those in ``tensordict``, by the key's parts joined with a dot.
         """
+        if self.behaviour_model is None:
+            raise ValueError(
+                "The loss has no model of the data's actions; a rule that asks it declares needs_behaviour = True."
+            )
         network, params = self.behaviour_model, self.loss.behaviour_network_params
         asked = network if module is None else network[module]
         with part("forward behaviour"), parameters_in(network, params.detach() if detach else params):

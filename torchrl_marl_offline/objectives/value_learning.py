@@ -49,7 +49,11 @@ class ValueLearning(ABC):
             register(cls, name, VALUE_LEARNINGS)
 
     def coefficients(self) -> dict[str, float]:
-        """Return the scalars that the loss registers as schedulable buffers."""
+        """Return the scalars that the loss registers as schedulable buffers, by the names of the rule's attributes.
+
+        Read them as ``batch.coefficient(name)``: the attribute stays what it was, and is the first member's in a
+        population.
+        """
         return {}
 
     @abstractmethod

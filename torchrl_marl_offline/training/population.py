@@ -79,6 +79,9 @@ class Population(nn.Module):
         if not losses:
             raise ValueError("A population needs at least one member.")
         self.members = list(losses)
+        for loss in losses.values():
+            if getattr(loss, "value_learning", None) is not None:
+                _ = loss.value_estimator  # the default one, where none was chosen
         self._check_without_memory(losses)
         self._check_apart(losses)
         tensors = [tensors_of(loss) for loss in losses.values()]
@@ -285,7 +288,16 @@ class PopulationGradients:
 
     def _requests(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> list[NoiseRequest]:
         with preserved_rng(), recorded_noise() as requests:
-            self._function(copies_of(tensors), batch, None)
+            try:
+                self._function(copies_of(tensors), batch, None)
+            except RuntimeError as error:
+                if not str(error).startswith("vmap: "):
+                    raise
+                raise ValueError(
+                    f"The loss cannot be mapped over members ({str(error).splitlines()[0].rstrip('.')}): a rule of a "
+                    "population draws by torchrl_marl_offline.core.noise.normal_like or sampled_action of "
+                    "objectives.action_distributions, and chooses by torch.where; or train its losses one by one."
+                ) from error
         return requests
 
 
