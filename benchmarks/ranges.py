@@ -31,10 +31,11 @@ from arguments import script_parser
 from measuring import markdown
 
 import torchrl_marl_offline as marl
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.commands import COMMANDS
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.annotations import parameters_of
-from torchrl_marl_offline.core.ranges import kinds_in, range_of
+from torchrl_marl_offline.core.ranges import OneOf, kinds_in, range_of
 
 NAN, INF = float("nan"), float("inf")
 KINDS: dict[str, Any] = {
@@ -50,6 +51,7 @@ KINDS: dict[str, Any] = {
 NO_WORDS: dict[Any, dict[str, Any]] = {
     bool: {"a string": "no", "a number": 2},
     Literal: {"another word": "no", "a number": 2, "a bool": True},
+    OneOf: {"another word": "no", "a number": 2, "a bool": True},
     Callable: {"a number": 3},
 }
 """What a bool, one of some words and a function must not be."""
@@ -91,6 +93,11 @@ WITHOUT_RANGE: dict[str, str] = {
         _RESULT,
     ),
     "AWR.weight": _STEP,
+    **dict.fromkeys(
+        (f"{name}.rules" for name in ("Algorithm", *(kind.__name__ for kind in ALGORITHMS.values()))),
+        "asked by the library alone, of a task's spec",
+    ),
+    "setting": "declares a field where a class is written",
     **dict.fromkeys(("BoundedNormal", "OneStep", "OneStepCategorical", "TanhNormal"), _STEP),
     **dict.fromkeys(("ActionSampler.propose", "CEMSampler.propose", "RandomSampler.propose"), _STEP),
     **dict.fromkeys(("GaussianSampler.propose", "SoftmaxSampler.propose"), _STEP),

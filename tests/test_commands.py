@@ -69,6 +69,7 @@ def test_a_shell_can_complete_every_command_and_option():
     assert "#compdef marl-offline" in alone("completion", "zsh")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", some_of(["data", "evaluate", "export", "study"], every=4))
 def test_the_earlier_names_still_work_with_a_hint(name, tmp_path):
     arguments = (

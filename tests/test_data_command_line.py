@@ -146,6 +146,7 @@ def test_as_a_process(tmp_path):
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_record_writes_the_qualities_and_says_how_good_they_are(tmp_path, capsys):
     options = [f"--option={text}" for text in ("updates=20", "eval_every=10", "num_envs=4", "compile=false")]
     arguments = ["record", "games/xor", str(tmp_path), "--transitions", "300", "--qualities", "random", "expert"]

@@ -12,6 +12,7 @@ import torch
 from data_toys import episodes, pymarl_episode_arrays, recording, write_h5
 from format_toys import vault_arrays, write_vault
 from inspection_toys import ENDS, LENGTHS, STARTS, clean, put
+from selection import thorough
 
 from torchrl_marl_offline.data import (
     DatasetError,
@@ -390,7 +391,7 @@ REPAIRED = {
 REPAIRED |= {"done_never_set": {"episode_length": 11}, "duplicated_episodes": {"codes": ["duplicated_episodes"]}}
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+@pytest.mark.parametrize("rows_at_once", [thorough(1), 3, thorough(100)])
 @pytest.mark.parametrize("code", REPAIRED)
 def test_repair_block_by_block_is_repair(code, rows_at_once, tmp_path, monkeypatch):
     make, plant, *_ = PLANTS[code]

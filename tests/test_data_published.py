@@ -13,6 +13,7 @@ import processes
 import pytest
 import torch
 from format_toys import vault_arrays, write_vault
+from selection import thorough
 
 from torchrl_marl_offline import collect, make_env
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, joint_saco, list_datasets, load_dataset, read_vault
@@ -375,7 +376,7 @@ def test_every_prefix_but_torchrls_own_is_registered():
     assert ours == {*SOURCES, *READERS} - {"minari", "d4rl"}
 
 
-@pytest.mark.parametrize("first", ["torchrl_marl_offline", "torchrl.data.datasets"])
+@pytest.mark.parametrize("first", ["torchrl_marl_offline", thorough("torchrl.data.datasets")])
 def test_torchrl_loads_our_sources(tmp_path, first):
     code = """
 import sys

@@ -84,7 +84,7 @@ def test_one_environment(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", some_of(TASKS, every=5))
+@pytest.mark.parametrize("task", some_of(TASKS, every=11))
 def test_64_environments(task):
     pair = Pair(task, num_envs=64, rows=[0, 17, 63], threads=2)
     for _ in range(STEPS):

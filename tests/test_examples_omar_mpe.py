@@ -61,6 +61,7 @@ def test_it_ends_with_a_score_beside_the_datas_and_the_published(finished):
     assert load_policy(folder).spec.task == "mpe/simple_spread"
 
 
+@pytest.mark.thorough
 def test_a_behaviour_is_trained_for_the_other_qualities(tmp_path, example):
     arguments = [*SMALL[2:], "--record-updates", "10", "--output", "run"]  # medium-replay, which is what was gathered
     out = run(example, *arguments, "--rectification", "0", "--sampler", "cem", "--samples", "6", cwd=tmp_path)

@@ -51,6 +51,7 @@ FEW = [
 ]
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
+a_third = pytest.mark.parametrize("case", some_of(CASES, every=3), ids=str)
 few = pytest.mark.parametrize("case", FEW, ids=str)
 
 
@@ -109,7 +110,7 @@ def test_gradients_reach_every_parameter_and_each_term_only_its_own_network(case
         assert (batch["td_error"] > 0).all()
 
 
-@every
+@a_third
 def test_entries_that_do_not_count_may_be_nan(case: Case) -> None:
     loss = case.build(value_norm=ScaleInvariantValueNorm()).double()
     batch = to_double(make_batch(case.spec, 12))
@@ -124,7 +125,7 @@ def test_entries_that_do_not_count_may_be_nan(case: Case) -> None:
     assert all(value.isfinite().all() for value in found.values())
 
 
-@every
+@a_third
 def test_dead_agents_may_be_nan(case: Case) -> None:
     loss = case.build(value_norm=ScaleInvariantValueNorm())
     results = []
@@ -225,7 +226,7 @@ def test_keyword_tensors_that_all_have_the_agents_dimension(preset: str, decompo
     torch.testing.assert_close(loss(**tensors), loss(batch)["loss_actor"])
 
 
-@every
+@a_third
 def test_reductions_agree(case: Case) -> None:
     outputs = {}
     for reduction in ("none", "mean", "sum"):

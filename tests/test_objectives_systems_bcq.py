@@ -463,6 +463,7 @@ def one_step_data(spec: TaskSpec, rows: int, better) -> TensorDict:
     return data
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_policy_goes_to_the_better_mode_and_not_beyond() -> None:
     """Cloning's mean lies between the modes, and the critic alone would go to the bound."""

@@ -9,6 +9,7 @@ import torch
 from algorithm_toys import mac_flow_loss
 from objective_toys import Case, gradients, make_batch
 from population_toys import SlotEnv, make_data
+from selection import thorough
 from systems_toys import ACTION, MASK, OBSERVATION, Policy, batch, critic, ready, updated
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -426,7 +427,7 @@ def test_execution(spec: TaskSpec, tmp_path) -> None:
         assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 
 
-@pytest.mark.parametrize("format", ["torch", "onnx"])
+@pytest.mark.parametrize("format", [thorough("torch"), "onnx"])
 def test_a_sampling_program_draws_noise(tmp_path, format: str) -> None:
     if format == "onnx":
         pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIGNED = {
-    *("action_bounds", "action_high", "action_low", "loc", "sampler_loc", "offset", "observation_norm"),  # places
+    *(
+        "action_bounds",
+        "action_high",
+        "action_low",
+        "centre",
+        "loc",
+        "sampler_loc",
+        "offset",
+        "observation_norm",
+    ),  # places
     *("data_mean", "levels", "max_next_value", "random_return"),  # returns and values
     *("deadline", "exponent_range"),
 }
