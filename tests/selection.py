@@ -10,6 +10,8 @@ import pytest
 
 def thorough(case: Any) -> Any:
     """Mark a parameter, or a tuple of them, as one of a kind of which others are always tested."""
+    if hasattr(case, "marks"):  # of pytest.param
+        return pytest.param(*case.values, marks=(*case.marks, pytest.mark.thorough), id=case.id)
     return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.thorough)
 
 
