@@ -82,6 +82,9 @@ def test_convert(bad, tmp_path, capsys):
     assert main(["convert", bad, str(target), "--repair"]) == 1
     assert "pass --overwrite" in capsys.readouterr().err
     assert main(["convert", bad, str(target), "--repair", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(target), str(target / "inside")]) == 1
+    assert "lies inside of its source" in capsys.readouterr().err and not (target / "inside").exists()
 
 
 def test_convert_passes_warnings_on(tmp_path, capsys):

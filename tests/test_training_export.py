@@ -318,6 +318,14 @@ def test_the_command_exports_a_run(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: There is no policy at")
 
 
+def test_an_export_never_takes_the_place_of_its_policy(tmp_path, capsys):
+    save_policy(tmp_path / "policy.pt", Case("make_actor", CONTINUOUS).build())
+    before = (tmp_path / "policy.pt").read_bytes()
+    assert main([str(tmp_path), "--output", str(tmp_path / "policy.pt")]) == 1
+    assert "is the policy that is exported; name another file" in capsys.readouterr().err
+    assert (tmp_path / "policy.pt").read_bytes() == before
+
+
 # The normalization of observations
 
 

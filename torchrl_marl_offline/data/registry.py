@@ -10,7 +10,7 @@ from typing import Any
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.data.formats.readers import READERS, recognised
+from torchrl_marl_offline.data.formats.readers import OWN, READERS, recognised
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import SOURCES
@@ -139,7 +139,7 @@ def convert_dataset(
     _check_codes(codes, repair)
     prefix, place = resolved(source)
     path = user_path(path)
-    if isinstance(place, Path) and place.is_dir() and place.resolve() in path.resolve().parents:
+    if prefix == OWN and Path(place).resolve() in path.resolve().parents:
         raise ValueError(f"{path} lies inside of its source {place}; choose a folder beside it.")
     if prefix in SOURCES:
         options["progress"] = progress
