@@ -10,13 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import (
-    FEW,
-    NON_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    WIDTHS,
-)
+from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, UNIT, WIDTHS
 from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
 from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.score import SequentialCloning

@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import Algorithm, Networks
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import (
-    POSITIVE,
-    WIDTHS,
-)
+from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.objectives.extraction import Cloning
 

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
-from torchrl_marl_offline.core.ranges import (
-    FEW_OR_NONE,
-    NON_NEGATIVE,
-    POSITIVE,
-)
+from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE, POSITIVE
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.conservative import CQL

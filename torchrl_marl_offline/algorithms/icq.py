@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
-from torchrl_marl_offline.core.ranges import (
-    NON_NEGATIVE,
-    POSITIVE,
-)
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.objectives.extraction import AWR
 from torchrl_marl_offline.objectives.in_sample import ICQ

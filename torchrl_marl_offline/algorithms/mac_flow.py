@@ -10,13 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import (
-    DISCOUNT,
-    FEW,
-    NON_NEGATIVE,
-    UNIT,
-    WIDTHS,
-)
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, NON_NEGATIVE, UNIT, WIDTHS
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.flow import make_flow
 from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching

@@ -7,13 +7,7 @@ from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import setting
 from torchrl_marl_offline.algorithms.cql import MACQL
-from torchrl_marl_offline.core.ranges import (
-    FEW,
-    POSITIVE,
-    REAL,
-    SEVERAL,
-    UNIT,
-)
+from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, UNIT
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.rectified import RectifiedGradient
 from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler

@@ -10,11 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import (
-    OPEN_UNIT,
-    POSITIVE,
-    WIDTHS,
-)
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.diffusion import make_score
 from torchrl_marl_offline.modules.sequential import make_sequential_policy

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
-from torchrl_marl_offline.core.ranges import (
-    NON_NEGATIVE,
-    OPEN_UNIT,
-    WIDTHS,
-    OneOf,
-)
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, WIDTHS, OneOf
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.objectives.extraction import AWR, EXTRACTIONS

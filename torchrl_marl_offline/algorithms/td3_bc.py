@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
-from torchrl_marl_offline.core.ranges import (
-    NON_NEGATIVE,
-    POSITIVE,
-)
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.objectives.ascent import TD3BC
 from torchrl_marl_offline.objectives.value_learning import TD

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_IMPORTED: dict[str, str] = {}
+_IMPORTED: list[str] = []
 
 
 def import_extensions(names: Sequence[str]) -> None:
@@ -27,9 +27,10 @@ def import_extensions(names: Sequence[str]) -> None:
         if known in _IMPORTED:
             continue
         try:
-            _IMPORTED[known] = importlib.import_module(name).__name__ if path is None else _import_file(path)
+            importlib.import_module(name) if path is None else _import_file(path)
         except Exception as error:
             raise ValueError(f"--import {name} failed: {type(error).__name__}: {error}.") from error
+        _IMPORTED.append(known)
 
 
 def imported_extensions() -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def imported_extensions() -> tuple[str, ...]:
     return tuple(_IMPORTED)
 
 
-def _import_file(path: Path) -> str:
+def _import_file(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.stem in sys.modules:
@@ -50,4 +51,3 @@ def _import_file(path: Path) -> str:
     except BaseException:
         del sys.modules[path.stem]
         raise
-    return path.stem

@@ -24,12 +24,6 @@ OF_CRITIC = ("qvalue", "qvalue_abs", "td_target", "td_error_abs", "value_norm_sc
 """Metrics of every loss with a critic."""
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
 def check_networks(
     loss: str,
     actor: TensorDictModuleBase | None,
@@ -118,6 +112,16 @@ def check_metrics(rules: Sequence[Rule | None]) -> None:
             taken[metric] = name
 
 
+def check_tensor(rule: Rule, method: str, found: Any) -> None:
+    """Refuse what a rule's method returned if it is no tensor.
+
+    Raises:
+        TypeError: the message names the rule.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{method} of {type(rule).__name__} must return a tensor; got {type(found).__name__}.")
+
+
 def check_elements(rule: Rule, method: str, elements: Any, batch: Batch) -> Tensor:
     """Return what a rule's method returned if it has one entry for each agent ``[*B, n]``, or for the team ``[*B, 1]``.
 
@@ -125,8 +129,7 @@ def check_elements(rule: Rule, method: str, elements: Any, batch: Batch) -> Tens
         TypeError: it is no tensor.
         ValueError: it has another shape; the message names the rule.
     """
-    if not isinstance(elements, Tensor):
-        raise TypeError(f"{method} of {type(rule).__name__} must return a tensor; got {type(elements).__name__}.")
+    check_tensor(rule, method, elements)
     size, agents = tuple(batch.tensordict.batch_size), batch.action.shape[batch.tensordict.ndim]
     if elements.shape not in ((*size, agents), (*size, 1)):
         raise ValueError(

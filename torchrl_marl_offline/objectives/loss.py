@@ -32,7 +32,6 @@ from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.fitting import (
-    check_choice,
     check_coefficients,
     check_elements,
     check_metrics,
@@ -206,9 +205,6 @@ class OfflineMARLLoss(LossModule):
     ) -> None:
         super().__init__()
         reduction = "mean" if reduction is None else reduction
-        check_choice("heads", heads, ("all", "min"))
-        check_choice("team_reward", team_reward, ("mean", "sum"))
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
         rules = {"learning": value_learning, "extraction": extraction, "behaviour_learning": behaviour_learning}
         check_networks(type(self).__name__, actor, critic, value, behaviour, **rules, value_norm=value_norm)
         check_metrics(list(rules.values()))
@@ -473,9 +469,10 @@ class OfflineMARLLoss(LossModule):
         keys = self.tensor_keys
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
         check_entries(tensordict, keys, self._loss_mask_keys())
-        rows = Batch(self.team, tensordict).rows
-        clean = sanitized(tensordict, self.in_keys, rows, agent_mask=keys.agent_mask, reward=keys.reward)
-        return Batch(self.team, with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean)
+        batch = Batch(self.team, tensordict)
+        clean = sanitized(tensordict, self.in_keys, batch.rows, agent_mask=keys.agent_mask, reward=keys.reward)
+        clean = with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean
+        return batch if clean is tensordict else Batch(self.team, clean)
 
     @torch.no_grad()
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:

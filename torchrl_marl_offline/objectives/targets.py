@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_marl_offline.objectives.batch import Batch, Following
+from torchrl_marl_offline.objectives.fitting import check_tensor
 from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.objectives.prepared import of_batch
 from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series, step_by_step
@@ -65,8 +66,7 @@ def value_target(
 
 
 def _check_shape(next_value: Tensor, batch: Batch, rule: ValueLearning, method: str = "next_value") -> None:
-    if not isinstance(next_value, Tensor):
-        raise TypeError(f"{method} of {type(rule).__name__} must return a tensor; got {type(next_value).__name__}.")
+    check_tensor(rule, method, next_value)
     signals = 1 if batch.is_team else batch.action.shape[batch.tensordict.ndim]
     expected = (*batch.tensordict.batch_size, signals, 1)
     if next_value.shape != expected:
