@@ -30,7 +30,7 @@ from torchrl_marl_offline import (
     make_value,
 )
 from torchrl_marl_offline.modules import DECOMPOSITIONS
-from torchrl_marl_offline.training import mean_confidence_interval
+from torchrl_marl_offline.training import Learner, mean_confidence_interval
 
 METHODS: dict[str, dict[str, Any]] = {
     "cloning": {},
@@ -144,13 +144,11 @@ def train_with_curves(
         curve["sampled"].append(play("sample"))
 
     trainer = Trainer(
-        loss,
+        Learner(loss, lr=lr, compile=compile),
         data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys),
         steps=steps,
-        lr=lr,
         evaluators={"played": measure},
         eval_every=steps // 6,
-        compile=compile,
         progress=False,
     )
     trainer.train()

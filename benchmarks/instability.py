@@ -21,7 +21,7 @@ from common import machine, make_loss, pyplot, run_jobs, table
 
 from torchrl_marl_offline import BRAC, TD, OfflineDataset, Trainer, collect, evaluate, make_env
 from torchrl_marl_offline.envs import SpreadController
-from torchrl_marl_offline.training import read_csv
+from torchrl_marl_offline.training import Learner, read_csv
 
 VARIANTS = {
     "mixer, no normalization": ("mixer without SVN", False),
@@ -51,7 +51,9 @@ def instability(
     buffer = data.replay_buffer(batch_size=128, seed=seed, keys=loss.in_keys)
     with tempfile.TemporaryDirectory() as folder:
         every = max(steps // 50, 1)
-        Trainer(loss, buffer, steps=steps, lr=lr, log_every=every, output=folder, compile="on", progress=False).train()
+        Trainer(
+            Learner(loss, lr=lr, compile="on"), buffer, steps=steps, log_every=every, output=folder, progress=False
+        ).train()
         rows = read_csv(Path(folder) / "train.csv")
     curves = {name: [float(row[name]) for row in rows] for name in ("step", *CURVES)}
     env = make_env("mpe/simple_spread", num_envs=500)

@@ -45,7 +45,6 @@ from torchrl_marl_offline.training import (
     CheckpointManager,
     CollectorSource,
     PopulationBuffer,
-    PopulationTrainer,
     read_csv,
 )
 from torchrl_marl_offline.training.run_lock import COMMAND_FILE, LOCK_FILE
@@ -112,7 +111,8 @@ def record(folder: Path) -> None:
 def train(folder: Path) -> None:
     """Train one run, with evaluations and the best checkpoint kept."""
     loss, data = _recipe(folder), marl.load_dataset(str(folder.parent / "data"))
-    _go_on(marl.Trainer(loss, data.replay_buffer(batch_size=16, seed=1), steps=60, **_settings(folder / "run", loss)))
+    buffer = data.replay_buffer(batch_size=16, seed=1)
+    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60, **_settings(folder / "run", loss)))
 
 
 def train_population(folder: Path) -> None:
@@ -120,8 +120,8 @@ def train_population(folder: Path) -> None:
     data = marl.load_dataset(str(folder.parent / "data"))
     losses = {f"seed={seed}": _recipe(folder, seed) for seed in range(3)}
     buffer = PopulationBuffer(data.data, batch_size=16, seeds=range(3), keys=losses["seed=0"].in_keys)
-    options = {"log_every": 7, "checkpoint_every": 5, "compile": "off", "progress": False}
-    _go_on(PopulationTrainer(losses, buffer, steps=30, output=folder / "run", **options))
+    options = {"log_every": 7, "checkpoint_every": 5, "progress": False}
+    _go_on(marl.Trainer(marl.PopulationLearner(losses), buffer, steps=30, output=folder / "run", **options))
 
 
 def study(folder: Path) -> None:
@@ -136,7 +136,8 @@ def finetune_offline(folder: Path) -> None:
     """Go on with an earlier run's networks on recorded data."""
     loss, data = _recipe(folder, extraction="brac"), marl.load_dataset(str(folder.parent / "data"))
     CheckpointManager(folder.parent / "pretrained").load(loss=loss)
-    _go_on(marl.Trainer(loss, data.replay_buffer(batch_size=16, seed=2), steps=60, **_settings(folder / "run", loss)))
+    buffer = data.replay_buffer(batch_size=16, seed=2)
+    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60, **_settings(folder / "run", loss)))
 
 
 def finetune_online(folder: Path) -> None:
@@ -157,7 +158,7 @@ def finetune_online(folder: Path) -> None:
     )
     _go_on(
         marl.Trainer(
-            loss,
+            marl.Learner(loss),
             replay,
             steps=40,
             **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None, "eval_every": None}),
@@ -201,7 +202,6 @@ def _settings(output: Path, loss: marl.OfflineMARLLoss) -> dict[str, Any]:
         "keep_best": ("sampled", "return"),
         "log_every": 7,
         "checkpoint_every": 5,
-        "compile": "off",
         "progress": False,
     }
 

@@ -20,7 +20,8 @@ from arguments import as_count, as_few
 from measuring import benchmark_parser, fresh_process, markdown, report, resident, spread
 from sizes import SIZES, random_transitions
 
-from torchrl_marl_offline import Trainer, make_loss
+from torchrl_marl_offline import make_loss
+from torchrl_marl_offline.training import Learner, Trainer
 
 POPULATIONS = {"small": (8, 40), "paper": (1, 3)}
 CHILD = "import memory, sys; memory.train(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])"
@@ -37,19 +38,18 @@ def train(size_name: str, members: int, transitions: int, steps: int, compile: s
     stages["data"] = resident("now")
     torch.manual_seed(0)
     keys = make_loss(size.spec, hidden=(1,)).in_keys
-    settings = {"steps": steps, "compile": compile, "progress": False}
     if members:
-        from torchrl_marl_offline.training.population import PopulationBuffer
-        from torchrl_marl_offline.training.population_trainer import PopulationTrainer
+        from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner
 
         buffer = PopulationBuffer(dataset.data, batch_size=size.batch_size, seeds=range(members), keys=keys)
         # The losses are not kept: their tensors are in the population.
         losses = {str(i): make_loss(size.spec, hidden=size.hidden) for i in range(members)}
-        trainer = PopulationTrainer(losses, buffer, **settings)
+        learner = PopulationLearner(losses, compile=compile)
         del losses
     else:
         buffer = dataset.replay_buffer(batch_size=size.batch_size, seed=0, keys=keys)
-        trainer = Trainer(make_loss(size.spec, hidden=size.hidden), buffer, **settings)
+        learner = Learner(make_loss(size.spec, hidden=size.hidden), compile=compile)
+    trainer = Trainer(learner, buffer, steps=steps, progress=False)
     stages["networks"] = resident("now")
     trainer.train()
     print(json.dumps(stages | {"peak": resident("peak")}))

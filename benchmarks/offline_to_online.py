@@ -20,7 +20,7 @@ from common import draw_seeds, machine, make_loss, pyplot, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
 from torchrl_marl_offline.recording import record_mixed_skill
-from torchrl_marl_offline.training import CollectorSource
+from torchrl_marl_offline.training import CollectorSource, Learner
 
 EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint", weights="clipped"), "BRAC": BRAC(0.1)}
 GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97, "mamujoco/2halfcheetah": 0.98}
@@ -61,11 +61,16 @@ def fine_tune(
         curve["step"].append(start + trainer.step)
         curve["return"].append(evaluate(loss.actor_network, eval_env, episodes=eval_episodes, seed=1000 + seed).mean)
 
-    options = {"lr": 1e-3, "eval_at_start": True, "compile": "on", "progress": False}
+    options = {"eval_at_start": True, "progress": False}
     buffer = data.replay_buffer(batch_size=256, seed=seed, keys=loss.in_keys)
     evaluators = {"offline": lambda: play(0)}
     trainer = Trainer(
-        loss, buffer, steps=offline_steps, evaluators=evaluators, eval_every=offline_steps // 4, **options
+        Learner(loss, lr=1e-3, compile="on"),
+        buffer,
+        steps=offline_steps,
+        evaluators=evaluators,
+        eval_every=offline_steps // 4,
+        **options,
     )
     trainer.train()
     offline = curve["return"][-1]
@@ -85,7 +90,12 @@ def fine_tune(
         )
         evaluators = {"online": lambda: play(offline_steps)}
         trainer = Trainer(
-            loss, replay, steps=online_steps, evaluators=evaluators, eval_every=online_steps // 8, **options
+            Learner(loss, lr=1e-3, compile="on"),
+            replay,
+            steps=online_steps,
+            evaluators=evaluators,
+            eval_every=online_steps // 8,
+            **options,
         )
         trainer.train()
     during = curve["return"][curve["step"].index(offline_steps) :]

@@ -38,9 +38,9 @@ from measuring import (
     with_spread,
 )
 from sizes import SIZES, random_transitions
-from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, update
+from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, prepare, update
 
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
 from torchrl_marl_offline.training.gradients import PRECISIONS, Precision
 from torchrl_marl_offline.training.population import equal_groups
 
@@ -87,7 +87,7 @@ def population_trainer(
     device: str = "cpu",
     precision: Precision = "fp32",
     **settings: Any,
-) -> PopulationTrainer:
+) -> Trainer:
     """Return the trainer of a population with seeds 0, 1, ..., ready for its first step."""
     size = SIZES[name]
     data = random_transitions(size.spec, TRANSITIONS)
@@ -95,9 +95,9 @@ def population_trainer(
     keys = losses["seed=0"].in_keys
     seeds = range(members)
     buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=seeds, device=device, keys=keys)
-    options = {"compile": compile, "members_at_once": at_once, "precision": precision, "progress": False}
-    trainer = PopulationTrainer(losses, buffer, steps=10**9, **options)
-    trainer._prepare()
+    learner = PopulationLearner(losses, compile=compile, members_at_once=at_once, precision=precision)
+    trainer = Trainer(learner, buffer, steps=10**9, progress=False)
+    prepare(trainer)
     return trainer
 
 
@@ -107,7 +107,7 @@ def population_rate(name: str, members: int, compile: str, seconds: float, **opt
     Args:
         name: of the size.
         members: how many.
-        compile: as in :class:`PopulationTrainer`.
+        compile: as in :class:`Trainer`.
         seconds: how long it is measured.
         **options: of :func:`population_trainer`.
     """

@@ -5,7 +5,7 @@
 
 Every seed is trained alone by :class:`Trainer`, once from its start and once, the control, from a start in which every
 trained parameter is moved to the next number above or below, at random; and all seeds together by
-:class:`PopulationTrainer`. Two runs that differ by rounding alone drift apart as the control does. Networks and batches
+:class:`Trainer`. Two runs that differ by rounding alone drift apart as the control does. Networks and batches
 of the small size, on 4,000 transitions of random play in ``mpe/simple_spread``.
 
 The difference of two runs is taken over all parameters, trained and target: the largest absolute one, and the largest
@@ -22,13 +22,13 @@ import torch
 from arguments import as_amount, as_count, as_size
 from measuring import benchmark_parser, markdown, report
 from sizes import SMALL
-from step import build_loss, update
+from step import build_loss, prepare, update
 from torch import Tensor
 
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer, collect, make_env
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.functional_parameters import tensors_of
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer
+from torchrl_marl_offline.training import Learner, PopulationBuffer, PopulationLearner
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MEMBER, CONTROL = "member of the population", "control: alone, from a start one ulp away"
@@ -60,7 +60,7 @@ def move_by_one_ulp(loss: OfflineMARLLoss, seed: int) -> None:
 
 def trained(trainer: Trainer, updates: Sequence[int], read: Any) -> list[Any]:
     """Train and return what ``read`` returned after each of these numbers of updates."""
-    trainer._prepare()
+    prepare(trainer)
     found = []
     for step in range(1, max(updates) + 1):
         update(trainer)
@@ -74,7 +74,7 @@ def alone(
 ) -> Snapshots:
     """Train one run."""
     buffer = data.replay_buffer(batch_size=SMALL.batch_size, seed=seed, keys=loss.in_keys)
-    trainer = Trainer(loss, buffer, steps=max(updates), lr=lr, compile=compile, progress=False)
+    trainer = Trainer(Learner(loss, lr=lr, compile=compile), buffer, steps=max(updates), progress=False)
     torch.manual_seed(seed)  # its noise
     return dict(zip(updates, trained(trainer, updates, lambda: parameters(tensors_of(loss)))))
 
@@ -85,8 +85,8 @@ def together(
     """Train a population of these losses, with seeds 0, 1, ...; return one for each member."""
     keys = next(iter(losses.values())).in_keys
     buffer = PopulationBuffer(data.data, batch_size=SMALL.batch_size, seeds=range(len(losses)), keys=keys)
-    trainer = PopulationTrainer(losses, buffer, steps=max(updates), lr=lr, compile=compile, progress=False)
-    population = trainer.population
+    trainer = Trainer(PopulationLearner(losses, lr=lr, compile=compile), buffer, steps=max(updates), progress=False)
+    population = trainer.learner.population
     found = trained(trainer, updates, lambda: [parameters(population.member_tensors(name)) for name in losses])
     return [dict(zip(updates, member)) for member in zip(*found)]
 

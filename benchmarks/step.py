@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
 from torchrl_marl_offline.algorithms import make_loss
+from torchrl_marl_offline.training import BufferState, Learner, PopulationBuffer
 from torchrl_marl_offline.training.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
 
 SETTINGS = {"temperature": 3.0, "weights": "clipped", "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
@@ -67,20 +68,24 @@ def make_trainer(
     captured: bool = True,
     **settings: Any,
 ) -> Trainer:
-    """Return a trainer whose ``_update`` is the step; ``captured``: on a GPU, compiled, as one CUDA graph."""
+    """Return a trainer of the loss; ``captured``: on a GPU, compiled, the step is one CUDA graph."""
     loss = build_loss(size, device=device, **settings)
     buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, device=device, keys=loss.in_keys)
-    trainer = Trainer(loss, buffer, steps=10**9, compile=compile, precision=precision, progress=False)
-    trainer._prepare()
-    if not captured:
-        trainer._step_on = trainer._take_step
+    trainer = Trainer(Learner(loss, compile=compile, precision=precision), buffer, steps=10**9, progress=False)
+    if captured:
+        prepare(trainer)
     return trainer
 
 
+def prepare(trainer: Trainer) -> None:
+    """Let a trainer's learner choose its form, as the first step of a run would."""
+    state = BufferState(trainer.buffer) if not isinstance(trainer.buffer, PopulationBuffer) else trainer.buffer
+    trainer.learner.prepare(trainer.buffer, state=state, steps=trainer.steps, processes=trainer.processes)
+
+
 def update(trainer: Trainer) -> None:
-    """Make one update, without keeping what it reports."""
-    trainer._update()
-    trainer._window.clear()
+    """Make one update of what a trainer trains."""
+    trainer.learner.step(trainer.buffer.sample())
 
 
 def hand_written(size: Size, data: OfflineDataset, *, compiled: bool, device: str = "cpu") -> Any:

@@ -38,10 +38,10 @@ NEEDED = {"b3c": {"max_next_value": 20.0}}
 
 def step_of(trainer: Trainer, *, compiled: bool) -> Any:
     """Return a step of a trainer in one of its forms; the forms share its networks and its optimizer."""
-    gradients = trainer._make_gradients(compiled=compiled)
+    gradients = trainer.learner.make_gradients(compiled=compiled)
 
     def step() -> None:
-        trainer._gradients = gradients
+        trainer.learner.gradients = gradients
         update(trainer)
 
     return step

@@ -24,6 +24,7 @@ from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDic
 from torchrl_marl_offline import AWR, TD, OfflineDataset, Trainer, collect, evaluate, make_env
 from torchrl_marl_offline.envs.games import TwoStep
 from torchrl_marl_offline.modules import DECOMPOSITIONS
+from torchrl_marl_offline.training import Learner
 
 METHODS = ("vdn without SVN", "vdn", "mixer", "frozen mixer")
 STATES = ("s1", "s2-1", "s2-2")
@@ -63,7 +64,7 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
         buffer.extend(data.data)
     else:
         buffer = data.replay_buffer(batch_size=batch_size, seed=seed)
-    Trainer(loss, buffer, steps=steps, lr=1e-3, tau=0.01, progress=False).train()
+    Trainer(Learner(loss, lr=1e-3, tau=0.01), buffer, steps=steps, progress=False).train()
     env = make_env("games/two_step", num_envs=1)
     score = evaluate(loss.actor_network, env, episodes=1, seed=0).mean
     if not loss.is_team:

@@ -27,6 +27,7 @@ from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDic
 
 from torchrl_marl_offline import OfflineDataset, Trainer, collect, evaluate, make_env, make_loss
 from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
+from torchrl_marl_offline.training import Learner
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe, local advantages": {"algorithm": "recipe", "advantage": "local"},
@@ -72,7 +73,7 @@ def xor(method: str, seed: int, steps: int, batch_size: int, width: int, lr: flo
         buffer.extend(data.data)
     else:
         buffer = data.replay_buffer(batch_size=batch_size, seed=seed, keys=loss.in_keys)
-    Trainer(loss, buffer, steps=steps, lr=lr, tau=0.01, progress=False).train()
+    Trainer(Learner(loss, lr=lr, tau=0.01), buffer, steps=steps, progress=False).train()
     env, actor = make_env("games/xor", num_envs=EPISODES), loss.actor_network
     played = {
         name: evaluate(actor, env, episodes=EPISODES, seed=seed, mode=mode).mean

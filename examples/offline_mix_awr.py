@@ -117,7 +117,7 @@ RECIPE = {
     "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
 }
 """The recipe's settings by preset; other algorithms have those that were published with them."""
-COMMON = ("steps", "eval_every", "checkpoint_every", "compile", "precision", "profile")
+COMMON = ("steps", "eval_every", "checkpoint_every", "profile")
 
 
 def make_loss(name: str, args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
@@ -172,13 +172,11 @@ def train_one(
     logger = training.RunLogger(place, name=f"{folder.name}-{name}", wandb=args.wandb and processes.is_main)
     logger.log_config(asdict(args))
     trainer = marl.Trainer(
-        loss,
+        marl.Learner(loss, lr=args.lr, compile=args.compile, precision=args.precision),
         data.replay_buffer(batch_size=args.batch_size, device=args.device, seed=args.seed, keys=loss.in_keys),
-        lr=args.lr,
         evaluators={**evaluators, "picture": draw},
         keep_best=None if env is None else ("mode", "return"),
         output=place,
-        resume_folder=folder,
         logger=logger,
         distributed=processes,
         **{option: getattr(args, option) for option in COMMON},
@@ -200,12 +198,13 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
     losses = {member: make_loss(name, own, data.spec) for member, own in runs.items()}
     keys, seeds = next(iter(losses.values())).in_keys, [own.seed for own in runs.values()]
     buffer = marl.PopulationBuffer(data.data, batch_size=args.batch_size, seeds=seeds, device=args.device, keys=keys)
-    trainer = marl.PopulationTrainer(
-        losses,
+    learner = marl.PopulationLearner(
+        losses, lr=[own.lr for own in runs.values()], compile=args.compile, precision=args.precision
+    )
+    trainer = marl.Trainer(
+        learner,
         buffer,
-        lr=[own.lr for own in runs.values()],
         output=place,
-        resume_folder=folder,
         **{option: getattr(args, option) for option in COMMON},
     )
     slots = max(1, min(args.eval_episodes, 4096 // len(runs)))  # of each member, in one batched environment
@@ -213,21 +212,21 @@ def train_population(name: str, args: Args, folder: Path, place: Path, data, hel
 
     def evaluators(episodes: int, seed: int) -> dict:
         if env is not None:
-            play = partial(trainer.evaluate, env, episodes=episodes, seed=seed)
+            play = partial(training.evaluate_population, learner.population, env, episodes=episodes, seed=seed)
             return {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
 
         def look() -> dict:
             options = {"env": None, "held_out": held_out, "episodes": 0, "seed": 0}
-            looks = {m: make_evaluators(name, loss, runs[m], **options) for m, loss in trainer.member_losses()}
+            looks = {m: make_evaluators(name, loss, runs[m], **options) for m, loss in learner.member_losses()}
             return {member: measure() for member, look in looks.items() for measure in look.values()}
 
         return {"held-out episodes": look}
 
     trainer.evaluators |= evaluators(args.eval_episodes, 1000 + args.seed)
     go_on(trainer, f"{name}, {len(runs)} members at once", args, place)
-    trainer.split()  # each member's folder can be resumed alone
+    training.split_population(trainer)  # each member's folder can be resumed alone
     finals = {f"{name}, {way}": f() for way, f in evaluators(5 * args.eval_episodes, 2000 + args.seed).items()}
-    return finals, {f"{name}/{member}": at for member, at in trainer.frozen.items()}
+    return finals, {f"{name}/{member}": at for member, at in trainer.left_out.items()}
 
 
 def go_on(trainer: marl.Trainer, name: str, args: Args, place: Path) -> None:

@@ -208,18 +208,14 @@ def main(args: Args) -> None:
         training.write_config(folder, replace(args, output=folder))
     play = partial(marl.evaluate, loss.actor_network, env)
     trainer = marl.Trainer(
-        loss,
+        marl.Learner(loss, lr=args.lr, tau=args.tau, compile=args.compile),
         data.replay_buffer(batch_size=args.batch_size, device=args.device, seed=args.seed, keys=loss.in_keys),
         steps=args.steps,
-        lr=args.lr,
-        tau=args.tau,
         evaluators={"mode": partial(play, episodes=args.eval_episodes, seed=1000 + args.seed)},
         eval_every=args.eval_every,
         eval_at_start=True,
         checkpoint_every=args.checkpoint_every,
-        compile=args.compile,
         output=folder,
-        resume_folder=folder,
     )
     if args.resume is not None and trainer.checkpoints.checkpoints():
         trainer.resume()

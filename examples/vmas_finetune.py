@@ -131,13 +131,11 @@ def main(args: Args) -> None:
         "eval_every": args.eval_every,
         "eval_at_start": True,
         "checkpoint_every": args.eval_every,
-        "lr": args.lr,
-        "compile": args.compile,
-        "resume_folder": folder,
     }
 
     offline = data.replay_buffer(batch_size=args.batch_size, device=args.device, seed=args.seed, keys=loss.in_keys)
-    run(marl.Trainer(loss, offline, steps=args.offline_steps, output=folder / "offline", **common), "offline")
+    learner = marl.Learner(loss, lr=args.lr, compile=args.compile)
+    run(marl.Trainer(learner, offline, steps=args.offline_steps, output=folder / "offline", **common), "offline")
 
     source = training.CollectorSource(
         make(num_envs=args.num_envs),
@@ -160,9 +158,10 @@ def main(args: Args) -> None:
         device=args.device,
         seed=args.seed,
     )
+    learner = marl.Learner(loss, lr=args.lr, compile=args.compile)
     began, trainer = (
         time.perf_counter(),
-        marl.Trainer(loss, online, steps=args.online_steps, output=folder / "online", **common),
+        marl.Trainer(learner, online, steps=args.online_steps, output=folder / "online", **common),
     )
     explores = {"mode": "none, the policy's mode acts", "sample": "actions are drawn from the policy's distribution"}
     print(f"\nexploration: {explores[args.exploration]}")

@@ -20,7 +20,7 @@ from training_toys import make_buffer, make_trainer
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, HAS_NEXT_ACTION, MASK, REWARD, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.training import Trainer
+from torchrl_marl_offline.training import Learner, Trainer
 from torchrl_marl_offline.training.distributed import (
     AveragedGradients,
     SingleProcess,
@@ -108,19 +108,17 @@ def train_case(case: SharedCase, processes: SingleProcess) -> tuple[Trainer, tor
     if case.weighted:
         data["priority_weight"] = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
     trainer = Trainer(
-        loss,
+        Learner(loss, lr=1e-2, clip_grad_norm=1.0),
         make_replay_buffer(data, batch_size=32, slice_len=case.slice_len, seed=processes.rank),
         steps=STEPS,
-        lr=1e-2,
         log_every=5,
-        clip_grad_norm=1.0,
         distributed=processes,
         progress=False,
     )
     if case.traced:
-        trainer._gradients = processes.averaged(CompiledGradients(loss, backend=None), loss)
+        trainer.learner.gradients = processes.averaged(CompiledGradients(loss, backend=None), loss)
     trainer.train()
-    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    moments = [value for state in trainer.learner.optimizer.state.values() for value in state.values()]
     tensors = [value for value in loss.state_dict().values() if isinstance(value, torch.Tensor)]
     return trainer, torch.cat([value.detach().double().flatten() for value in [*tensors, *moments]])
 

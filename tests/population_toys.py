@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from trainers import trainer_for
 from training_toys import CountdownEnv
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer, Trainer
 
 SEEDS = (4, 9, 2, 7)
 SETTINGS = (
@@ -70,11 +71,11 @@ def make_member(data: OfflineDataset, member: int, **rules: Any):
 
 def make_population(
     data: OfflineDataset, members: Sequence[int], output=None, *, rules=None, rates=RATES, slice_len=None, **options
-) -> PopulationTrainer:
+) -> Trainer:
     losses = {f"m{member}": make_member(data, member, **(rules or {})) for member in members}
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=[SEEDS[m] for m in members], slice_len=slice_len)
     options = {"steps": 20, "log_every": 7, "progress": False, "tau": 0.05} | options
-    return PopulationTrainer(losses, buffer, lr=[rates[member] for member in members], output=output, **options)
+    return trainer_for(losses, buffer, lr=[rates[member] for member in members], output=output, **options)
 
 
 def make_alone(
@@ -84,11 +85,11 @@ def make_alone(
     buffer = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[member], slice_len=slice_len)
     options = {"steps": 20, "log_every": 7, "progress": False, "tau": 0.05} | options
     torch.manual_seed(SEEDS[member])  # of the noise
-    return Trainer(loss, buffer, lr=rates[member], output=output, **options)
+    return trainer_for(loss, buffer, lr=rates[member], output=output, **options)
 
 
-def member_tensors(trainer: PopulationTrainer, member: int) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.population.member_tensors(f"m{member}").items()}
+def member_tensors(trainer: Trainer, member: int) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.learner.population.member_tensors(f"m{member}").items()}
 
 
 def lone_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -100,13 +101,13 @@ def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tens
     return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
 
 
-def everything(trainer: PopulationTrainer) -> torch.Tensor:
+def everything(trainer: Trainer) -> torch.Tensor:
     """All tensors, moments, counters and generators of a population as one vector."""
     states = trainer.buffer.generators + trainer.buffer.noise_generators
-    tensors = [*trainer.population.tensors().values(), *(generator.get_state() for generator in states)]
-    for part in trainer.optimizer.state_dict().values():
+    tensors = [*trainer.learner.population.tensors().values(), *(generator.get_state() for generator in states)]
+    for part in trainer.learner.optimizer.state_dict().values():
         tensors += list(part.values()) if isinstance(part, dict) else [part]
-    return torch.cat([tensor.detach().double().flatten() for tensor in [*tensors, trainer.active]])
+    return torch.cat([tensor.detach().double().flatten() for tensor in [*tensors, trainer.learner.active]])
 
 
 class SlotEnv(CountdownEnv):

@@ -123,5 +123,5 @@ def test_the_first_step_that_is_timed_is_one_of_the_run(script):
     before = {name: p.detach().clone() for name, p in trainer.loss.named_parameters() if p.requires_grad}
     assert step.first_seconds(lambda: step.update(trainer)) > 0
     assert all(not p.equal(before[name]) for name, p in trainer.loss.named_parameters() if name in before)
-    assert trainer.step == (5 if torch.cuda.is_initialized() else 1) and len(trainer._window) == 0
+    assert trainer.learner.updates == (5 if torch.cuda.is_initialized() else 1)
     assert step.matrix_peak("cpu", "fp32", products=1) > 0

@@ -13,6 +13,7 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import OnlineReplay, Trainer, load_dataset, load_policy, make_env, make_loss
+from torchrl_marl_offline.training import Learner
 from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.online import CollectorSource
 from torchrl_marl_offline.training.run_settings import differing
@@ -87,7 +88,9 @@ def test_an_online_run_goes_on(tmp_path):
     source = CollectorSource(env, loss.actor_network, steps_per_round=4, exploration="sample")
     options = {"capacity": 100, "batch_size": 8, "update_to_data": 1 / 4, "keys": loss.in_keys}
     replay = OnlineReplay(source, journal=run / "experience", **options)
-    trainer = Trainer(loss, replay, steps=6, output=run, checkpoint_every=4, compile="off", progress=False, log_every=2)
+    trainer = Trainer(
+        Learner(loss, compile="off"), replay, steps=6, output=run, checkpoint_every=4, progress=False, log_every=2
+    )
     assert trainer.resume() == 4
     assert len(replay) == 16
     assert_equal_tensors(loss.state_dict(), saved(EARLIER / "run_online", 4))

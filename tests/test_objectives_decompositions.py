@@ -14,12 +14,13 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torch.testing import assert_close
 from torchrl.modules.models.multiagent import Mixer
+from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.modules import DuelingCritic, DuplexMixer, ScaleInvariantValueNorm, make_actor, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, TD, OfflineMARLLoss
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
 ACTION, OBSERVATION = ("agents", "action"), ("agents", "observation")
@@ -238,7 +239,7 @@ def test_a_member_is_the_run_alone(decomposition: str, rules: dict, discrete: bo
         return make_loss(data.spec, decomposition=decomposition, hidden=(8,), **rules)
 
     losses = {f"m{index}": member(index) for index in range(2)}
-    population = PopulationTrainer(losses, PopulationBuffer(data.data, batch_size=12, seeds=seeds), lr=rates, **common)
+    population = trainer_for(losses, PopulationBuffer(data.data, batch_size=12, seeds=seeds), lr=rates, **common)
     start = [member_tensors(population, index) for index in range(2)]
     population.train()
     finals = []
@@ -246,7 +247,7 @@ def test_a_member_is_the_run_alone(decomposition: str, rules: dict, discrete: bo
         loss = member(index)
         torch.manual_seed(seeds[index])  # of the noise
         rows = make_replay_buffer(data.data, batch_size=12, seed=seeds[index])
-        alone = Trainer(loss, rows, lr=rates[index], **common)
+        alone = trainer_for(loss, rows, lr=rates[index], **common)
         alone.train()
         finals.append(member_tensors(population, index))
         assert largest_difference(finals[-1], lone_tensors(alone)) < 2e-6

@@ -19,7 +19,7 @@ from torchrl_marl_offline.envs import from_pettingzoo
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import IQL, SARSA, TD, GlobalToLocal, LocalIQL, OfflineMARLLoss, SARSALoss
 from torchrl_marl_offline.objectives.targets import value_target
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
 
 STEPS, DEATH = 6, 3
 """The first agent lives for 3 of 6 steps; every living agent earns 1 a step."""
@@ -285,11 +285,11 @@ def test_a_trainer_refuses_before_it_writes(tmp_path):
         Trainer(losses[0], plain, steps=2, output=tmp_path / "run", progress=False)
     many = PopulationBuffer(dataset.data, batch_size=8, seeds=[0, 1])
     with pytest.raises(ValueError, match=r"TDLambdaEstimator .* slice_len="):
-        PopulationTrainer(dict(zip("ab", losses)), many, steps=2, output=tmp_path / "many", progress=False)
+        Trainer(PopulationLearner(dict(zip("ab", losses))), many, steps=2, output=tmp_path / "many", progress=False)
     assert not list(tmp_path.iterdir())
     assert Trainer(losses[0], sliced, steps=2, progress=False).train().step == 2
     many = PopulationBuffer(dataset.data, batch_size=8, seeds=[0, 1], slice_len=4)
-    assert PopulationTrainer({"a": losses[0], "b": losses[1]}, many, steps=2, progress=False).train().step == 2
+    assert Trainer(PopulationLearner({"a": losses[0], "b": losses[1]}), many, steps=2, progress=False).train().step == 2
 
 
 def test_masks_of_discrete_actions_do_not_stand_in_the_way_of_slices():

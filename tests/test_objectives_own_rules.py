@@ -18,12 +18,13 @@ from torchrl_marl_offline import (
     OfflineMARLLoss,
     PolicyExtraction,
     PopulationBuffer,
-    PopulationTrainer,
+    Trainer,
     make_actor,
     make_critic,
     make_loss,
 )
 from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm
+from torchrl_marl_offline.training import PopulationLearner
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = {"hidden": (4,)}
@@ -170,7 +171,7 @@ def test_one_value_has_no_deviation():
 
 def population(losses, batch):
     buffer = PopulationBuffer(batch, batch_size=4, seeds=range(len(losses)))
-    return PopulationTrainer(losses, buffer, steps=2, progress=False)
+    return Trainer(PopulationLearner(losses), buffer, steps=2, progress=False)
 
 
 def test_members_without_a_value_estimator_get_the_default_one():

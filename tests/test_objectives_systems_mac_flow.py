@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
+from trainers import trainer_for
 from training_toys import weights
 
 from torchrl_marl_offline.algorithms import make_loss
@@ -42,9 +43,10 @@ from torchrl_marl_offline.objectives.flow_matching import flow
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,
-    PopulationTrainer,
+    PopulationLearner,
     Trainer,
     evaluate,
+    evaluate_population,
     load_policy,
     save_policy,
 )
@@ -481,13 +483,16 @@ def test_members_of_a_population_act_by_noise_of_their_own() -> None:
         assert torch.equal(acted["agents", "action"][index], alone["agents", "action"])
         drawn = sampled[index]["agents", "drawn"].masked_fill(~rows["agents", "action_mask"], -torch.inf)
         assert torch.equal(sampled[index]["agents", "action"], drawn.argmax(-1))
-    trainer = PopulationTrainer(
-        losses, PopulationBuffer(data.data, batch_size=12, seeds=(1, 2, 3)), steps=2, lr=1e-3, progress=False
+    trainer = Trainer(
+        PopulationLearner(losses, lr=1e-3),
+        PopulationBuffer(data.data, batch_size=12, seeds=(1, 2, 3)),
+        steps=2,
+        progress=False,
     )
     trainer.train()
     for mode in ("mode", "sample"):
-        found = trainer.evaluate(SlotEnv(6), episodes=3, seed=5, mode=mode)
-        repeated = trainer.evaluate(SlotEnv(6), episodes=3, seed=5, mode=mode)
+        found = evaluate_population(trainer.learner.population, SlotEnv(6), episodes=3, seed=5, mode=mode)
+        repeated = evaluate_population(trainer.learner.population, SlotEnv(6), episodes=3, seed=5, mode=mode)
         assert all(torch.equal(found[name].returns, repeated[name].returns) for name in found)
 
 
@@ -512,7 +517,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path, algorithm: st
         loss = make_loss(data.spec, algorithm=algorithm, hidden=(8,), **own)
         rows = make_replay_buffer(data.data, batch_size=12, seed=seed)
         options = {"steps": 6, "lr": 1e-3, "checkpoint_every": 2, "log_every": 2, "progress": False}
-        return Trainer(loss, rows, output=tmp_path / folder, **options)
+        return trainer_for(loss, rows, output=tmp_path / folder, **options)
 
     whole = trainer("whole", 0)
     before = {name: p.detach().clone() for name, p in whole.loss.named_parameters()}

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
+from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
@@ -470,7 +471,7 @@ def test_policies_find_one_mode_together_where_late_times_do_not_count(seed: int
 
 def train(loss: OfflineMARLLoss, data, *, steps: int, **options) -> Trainer:
     rows = data.replay_buffer(batch_size=32, seed=0, keys=loss.in_keys)
-    trainer = Trainer(loss, rows, steps=steps, progress=False, compile="off", **({"lr": 3e-3} | options))
+    trainer = trainer_for(loss, rows, steps=steps, progress=False, compile="off", **({"lr": 3e-3} | options))
     trainer.train()
     return trainer
 
@@ -516,7 +517,7 @@ def test_a_run_that_is_resumed_is_the_run_and_trains_everything(discrete: bool, 
     rest = start()
     rows = data.replay_buffer(batch_size=32, seed=5, keys=rest.in_keys)
     options = {"steps": 8, "lr": 3e-3, "progress": False, "compile": "off", "output": tmp_path / "parts"}
-    trainer = Trainer(rest, rows, **options)
+    trainer = trainer_for(rest, rows, **options)
     trainer.resume()
     assert trainer.step == 4
     trainer.train()

@@ -10,11 +10,12 @@ from objective_toys import CONTINUOUS, DISCRETE, SYSTEM_CASES, Case, make_batch
 from population_toys import largest_difference, lone_tensors, make_data, member_tensors
 from selection import some_of
 from torchrl.objectives import SoftUpdate
+from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
 SEEDS, RATES = (4, 9), (1e-3, 2e-3)
@@ -55,14 +56,14 @@ def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool
     common = {"steps": 6, "log_every": 3, "progress": False, "tau": 0.05}
     losses = {f"m{index}": member(data, index, algorithm, options).to(dtype) for index in range(2)}
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=SEEDS)
-    population = PopulationTrainer(losses, buffer, lr=RATES, **common)
+    population = trainer_for(losses, buffer, lr=RATES, **common)
     start = [member_tensors(population, index) for index in range(2)]
     population.train()
     for index in range(2):
         loss = member(data, index, algorithm, options).to(dtype)
         torch.manual_seed(SEEDS[index])  # of the noise
         rows = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[index])
-        alone = Trainer(loss, rows, lr=RATES[index], **common)
+        alone = trainer_for(loss, rows, lr=RATES[index], **common)
         assert largest_difference(lone_tensors(alone), start[index]) == 0
         alone.train()
         found = member_tensors(population, index)

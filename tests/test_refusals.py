@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers import trainer_for
 from training_toys import RegressionLoss, make_buffer, make_trainer
 
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
@@ -75,7 +76,7 @@ def test_a_trainer_refuses_what_would_change_nothing(tmp_path, options, sentence
     if "optimizer" in given:
         given["optimizer"] = torch.optim.SGD(loss.parameters(), lr=0.1)
     with pytest.raises(ValueError) as error:
-        Trainer(loss, make_buffer(), **given).train()
+        trainer_for(loss, make_buffer(), **given).train()
     assert str(error.value).startswith(sentence) and not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.study.training import HELD_OUT, build_loss, train_population
-from torchrl_marl_offline.training import PopulationTrainer, load_policy
+from torchrl_marl_offline.training import Learner, load_policy
 
 EVALUATION = "every = 10\nepisodes = 4\nmodes = ['mode', 'sample']"
 REAL = STUDY.replace("every = 10", EVALUATION).replace("seeds = {seeds}", "seeds = {seeds}\nlr = 1e-2\ncompile = 'off'")
@@ -40,7 +40,7 @@ def test_a_run_of_a_study_is_the_run_trained_alone(study):
     loss = build_loss(run, dataset)
     torch.manual_seed(run.seed)
     buffer = dataset.replay_buffer(batch_size=32, seed=run.seed, keys=loss.in_keys)
-    Trainer(loss, buffer, steps=40, lr=1e-2, progress=False).train()
+    Trainer(Learner(loss, lr=1e-2), buffer, steps=40, progress=False).train()
     folder = study / "out/jobs/spread--mix-vdn--00/members" / run.name
     kept = load_policy(folder).policy.state_dict()
     for name, value in loss.actor_network.state_dict().items():
@@ -52,15 +52,15 @@ def test_a_run_of_a_study_is_the_run_trained_alone(study):
 
 
 def test_the_table_of_an_interrupted_study_is_equal(study, tmp_path, monkeypatch):
-    original, calls = PopulationTrainer.evaluate, []
+    original, calls = Trainer._evaluate, []
 
-    def stop_in_the_middle(trainer, *arguments, **options):
+    def stop_in_the_middle(trainer, bar):
         calls.append(trainer.step)
-        if len(calls) == 5:
+        if len(calls) == 3:
             trainer.deadline = 0.0
-        return original(trainer, *arguments, **options)
+        return original(trainer, bar)
 
-    monkeypatch.setattr(PopulationTrainer, "evaluate", stop_in_the_middle)
+    monkeypatch.setattr(Trainer, "_evaluate", stop_in_the_middle)
     backend = Inline(most=1)
     real(tmp_path, backend=backend)
     (name,) = backend.seen

@@ -20,7 +20,7 @@ from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
-from torchrl_marl_offline.training import ForeachSoftUpdate, default_optimizer
+from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 
 RULES = {"value_learning": "td", "extraction": "brac"}
@@ -53,7 +53,7 @@ def test_the_actor_and_the_targets_move_at_every_third_update_alone(data):
 def test_it_is_the_loop_that_one_would_write(data, traced):
     trainer = make_alone(data, 1, rules=RULES, actor_every=2, steps=7)
     if traced:
-        trainer._gradients = CompiledGradients(trainer.loss, backend=None)
+        trainer.learner.gradients = CompiledGradients(trainer.loss, backend=None)
     other = make_alone(data, 1, rules=RULES)
     loss, rate = other.loss, RATES[1]
     actor = [p for name, p in loss.named_parameters() if name.startswith("actor_network_params")]
@@ -80,9 +80,11 @@ def test_a_member_is_the_run_alone(data, steps):
         alone = make_alone(data, member, rules=RULES, actor_every=3, steps=steps, clip_grad_norm=0.7)
         alone.train()
         assert largest_difference(member_tensors(population, member), lone_tensors(alone)) <= 1e-6
-        optimizer = population.optimizer.member_optimizer(member, default_optimizer(alone.loss))
-        (group,) = alone.optimizer.param_groups
-        counts = [[each.state[p]["step"].item() for p in group["params"]] for each in (optimizer, alone.optimizer)]
+        optimizer = population.learner.optimizer.member_optimizer(member, default_optimizer(alone.loss))
+        (group,) = alone.learner.optimizer.param_groups
+        counts = [
+            [each.state[p]["step"].item() for p in group["params"]] for each in (optimizer, alone.learner.optimizer)
+        ]
         assert counts[0] == counts[1] and set(counts[0]) == {steps, steps // 3}
 
 
@@ -92,7 +94,7 @@ def test_on_a_device_members_move_alike(data):
     for batched in (False, True):
         population = make_population(data, (0, 1), rules=RULES, actor_every=2, steps=6)
         if batched:
-            population.optimizer._fused_step = population.optimizer._batched_step
+            population.learner.optimizer._fused_step = population.learner.optimizer._batched_step
         population.train()
         ends.append(member_tensors(population, 1))
     assert largest_difference(*ends) < 1e-6
@@ -110,7 +112,7 @@ def test_a_resumed_run_keeps_its_rhythm(tmp_path, data, stop):
     assert torch.equal(everything(again), everything(whole))
     split = make_population(data, (0, 1), tmp_path / "split", **{**options, "steps": stop})
     split.train()
-    split.split()
+    split_population(split)
     alone = make_alone(data, 1, split.member_folder("m1"), rules=RULES, actor_every=2, steps=9)
     alone.resume()
     alone.train()
@@ -123,15 +125,18 @@ def test_a_study_has_it_as_a_setting(tmp_path, data):
     population = plan_study(study).populations[0]
     job = Job(tmp_path / "job", tmp_path, population, study.datasets[0], study.evaluation, study.settings)
     trainer = make_trainer(job, study.datasets[0].load(tmp_path / "data"))
-    assert trainer.actor_every == trainer.optimizer.actor_every == 2
+    assert trainer.learner.actor_every == trainer.learner.optimizer.actor_every == 2
 
 
 def test_what_it_cannot_be(data):
     with pytest.raises(ValueError, match="actor_every must be at least 1, got 0"):
         make_alone(data, 0, actor_every=0)
-    from torchrl_marl_offline import SARSALoss, Trainer, make_critic
+    from torchrl_marl_offline import SARSALoss, Trainer, make_critic, make_loss
 
     loss = SARSALoss(make_critic(data.spec, hidden=(4,))).make_value_estimator(gamma=0.9)
     buffer = data.replay_buffer(batch_size=4, keys=loss.in_keys)
     with pytest.raises(ValueError, match="actor_every is for a loss that trains an actor_network; leave it out"):
-        Trainer(loss, buffer, steps=2, actor_every=2)
+        Learner(loss, actor_every=2)
+    whole = make_loss(data.spec, hidden=(8,))
+    with pytest.raises(ValueError, match=r"actor_every must be at most steps \(2\), got 3\."):
+        Trainer(Learner(whole, actor_every=3), buffer, steps=2)

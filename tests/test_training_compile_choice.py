@@ -15,6 +15,7 @@ import pytest
 import torch
 from population_toys import everything, make_data, make_population
 from selection import some_of, thorough
+from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import Trainer, compile_choice, gradients
@@ -75,16 +76,16 @@ def recipe(output=None, **options) -> Trainer:
     """A trainer of a loss that draws noise, keeps statistics and writes priorities into its batch."""
     data = make_data(discrete=True)
     trainer = make_population(data, (0,), rules=RULES)
-    loss, buffer = trainer.population.template, data.replay_buffer(batch_size=12, seed=3)
+    loss, buffer = trainer.learner.population.template, data.replay_buffer(batch_size=12, seed=3)
     torch.manual_seed(5)
     options = {"steps": 20, "log_every": 7, "lr": 1e-2, "progress": True} | options
-    return Trainer(loss, buffer, output=output, **options)
+    return trainer_for(loss, buffer, output=output, **options)
 
 
 def test_a_run_that_is_soon_done_is_not_compiled(compilations, capsys):
     trainer = recipe(compile="auto")
     trainer.train()
-    assert trainer.compile == "off"
+    assert trainer.learner.compile == "off"
     assert compilations == []
     said = capsys.readouterr().out
     assert re.search(
@@ -98,7 +99,7 @@ def test_a_failing_compiler_falls_back_and_says_why(short_runs_count, broken_com
     said = capsys.readouterr().out
     assert "compile: off, it failed here (OSError: no C++ compiler here)" in said
     assert "second line" not in said
-    assert trainer.compile == "off"
+    assert trainer.learner.compile == "off"
     plain = recipe(compile="off")
     plain.train()
     assert torch.equal(weights(trainer), weights(plain))
@@ -228,7 +229,7 @@ def test_compiling_is_tried_only_where_it_is_expected_to_end_the_run_sooner(monk
         trainer = recipe(compile="auto")
         trainer.train()
         assert (len(compilations) == 1) is tried, (seconds, ratio)
-        assert trainer.compile == ("on" if tried else "off")
+        assert trainer.learner.compile == ("on" if tried else "off")
 
 
 @pytest.mark.fault("6.2")
@@ -278,7 +279,7 @@ def test_the_faster_is_chosen_and_measuring_leaves_no_trace(
     trainer.train()
     plain = recipe(compile=choice)
     plain.train()
-    assert trainer.compile == choice
+    assert trainer.learner.compile == choice
     said = capsys.readouterr().out
     assert f"compile: {choice}, " in said
     assert "ms a step as it stands" in said
@@ -317,12 +318,12 @@ def test_the_choice_outlives_a_resume(tmp_path, short_runs_count, compilations, 
     again = recipe(tmp_path, compile="auto", steps=16)
     assert again.resume() == 8
     again.train()
-    assert again.compile == choice
+    assert again.learner.compile == choice
     assert len(compilations) == (choice == "on")
     explicit = recipe(tmp_path, compile="off", steps=24)
     explicit.resume()
     explicit.train()
-    assert explicit.compile == "off"
+    assert explicit.learner.compile == "off"
 
 
 @pytest.mark.parametrize("broken", [False, thorough(True)])

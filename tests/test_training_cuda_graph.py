@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from trainers import trainer_for
 
-from torchrl_marl_offline import PopulationBuffer, PopulationTrainer, Trainer, collect, evaluate, make_env, make_loss
+from torchrl_marl_offline import PopulationBuffer, Trainer, collect, evaluate, make_env, make_loss
+from torchrl_marl_offline.training import evaluate_population
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,13 +35,13 @@ def build(data, seed: int, **axes):
 def trainer_of(data, axes, **options) -> Trainer:
     loss = build(data, 0, **axes)
     buffer = data.replay_buffer(batch_size=64, seed=0, device="cuda", keys=loss.in_keys)
-    return Trainer(loss, buffer, **{"steps": 30, "progress": False} | options)
+    return trainer_for(loss, buffer, **{"steps": 30, "progress": False} | options)
 
 
-def population_of(data, axes, **options) -> PopulationTrainer:
+def population_of(data, axes, **options) -> Trainer:
     losses = {f"{seed}": build(data, seed, **axes) for seed in range(3)}
     buffer = PopulationBuffer(data.data, batch_size=64, seeds=range(3), device="cuda", keys=losses["0"].in_keys)
-    return PopulationTrainer(losses, buffer, **{"steps": 30, "progress": False} | options)
+    return trainer_for(losses, buffer, **{"steps": 30, "progress": False} | options)
 
 
 @pytest.mark.parametrize("make", [trainer_of, population_of])
@@ -49,7 +51,7 @@ def test_the_graph_has_the_numbers_of_the_plain_step(data, axes, make):
     for trainer in (plain, graph):
         torch.manual_seed(1)  # of the noise
         trainer.train()
-    assert graph._step_on._graph is not None
+    assert graph.learner._step_on._graph is not None
     found, start = dict(graph._named_parameters()), dict(make(data, axes)._named_parameters())
     for name, expected in plain._named_parameters():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4, msg=name)
@@ -91,6 +93,6 @@ def test_policies_are_evaluated_in_environments_there(data):
     env = make_env(data.spec.task, num_envs=6, device="cuda")
     alone, population = trainer_of(data, AXES[0]), population_of(data, AXES[0])
     one = evaluate(alone.loss.actor_network, env, episodes=6, seed=0)
-    many = population.evaluate(env, episodes=2, seed=0)
+    many = evaluate_population(population.learner.population, env, episodes=2, seed=0)
     assert len(one.lengths) == 6 and all(len(found.lengths) == 2 for found in many.values())
     assert all(found.returns.isfinite().all() for found in (one, *many.values()))

@@ -153,9 +153,9 @@ def test_the_optimizer_is_marked_while_it_is_captured_alone(step: Sum) -> None:
 def test_steps_that_count_in_python_are_not_captured() -> None:
     plain = make_trainer()
     for updater, alike in [(SoftUpdate(plain.loss, tau=0.1), True), (HardUpdate(plain.loss), False), (None, True)]:
-        plain.target_updater = updater
-        assert plain._steps_are_alike() is alike
-    plain.actor_every = 2
-    assert not plain._steps_are_alike()
-    plain.actor_every, plain.optimizer = 1, Adam(plain.loss.parameters())
-    assert not plain._steps_are_alike()
+        plain.learner.target_updater = updater
+        assert plain.learner.steps_are_alike() is alike
+    plain.learner.actor_every = 2
+    assert not plain.learner.steps_are_alike()
+    plain.learner.actor_every, plain.learner.optimizer = 1, Adam(plain.loss.parameters())
+    assert not plain.learner.steps_are_alike()

@@ -33,6 +33,7 @@ from torchrl_marl_offline import (
 )
 from torchrl_marl_offline.commands.export import main
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.training import Learner
 from torchrl_marl_offline.training.policy_export import METADATA, ExecutedAction, example_inputs, export_policy
 from torchrl_marl_offline.training.saved_policies import BUILDERS
 
@@ -249,7 +250,7 @@ def test_a_trained_actor_is_exported_from_its_loss_and_left_as_it_was(tmp_path):
     dataset = collect(make_env("mpe/simple_spread", num_envs=4), episodes=4, seed=0)
     loss = BehaviourCloning(make_actor(dataset.spec, hidden=(8,), observation_norm=dataset.observation_statistics()))
     buffer = dataset.replay_buffer(batch_size=16, seed=0, keys=loss.in_keys)
-    Trainer(loss, buffer, steps=5, lr=0.1, output=tmp_path, progress=False).train()
+    Trainer(Learner(loss, lr=0.1), buffer, steps=5, output=tmp_path, progress=False).train()
     actor = loss.actor_network
     before = {name: value.clone() for name, value in actor.state_dict().items()}
     of_the_loss = Exported(export_policy(actor, tmp_path / "loss.pt2"))

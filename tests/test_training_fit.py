@@ -7,12 +7,13 @@ import torch
 from population_toys import make_data, make_member
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
+from trainers import trainer_for
 from training_toys import RegressionLoss, make_buffer
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import Learner, PopulationBuffer, Trainer
 
 
 def data_of(*, rows=6, agents=2, observation=3, action=2, discrete=False, **more):
@@ -96,26 +97,26 @@ def test_an_optimizer_of_other_parameters_is_refused_and_one_of_some_is_told_of(
     loss, other = (make_member(make_data(), 0) for _ in range(2))
     buffer = make_replay_buffer(make_data().data, batch_size=4, seed=0, keys=loss.in_keys)
     with pytest.raises(ValueError, match="holds none of the loss's parameters"):
-        Trainer(loss, buffer, steps=1, optimizer=torch.optim.Adam(other.parameters()), progress=False)
+        Trainer(Learner(loss, optimizer=torch.optim.Adam(other.parameters())), buffer, steps=1, progress=False)
     actor = torch.optim.Adam(loss.actor_network_params.parameters())
     with pytest.warns(UserWarning, match="leaves out parameters of the loss that require gradients, of qvalue"):
-        Trainer(loss, buffer, steps=1, optimizer=actor, progress=False)
+        Trainer(Learner(loss, optimizer=actor), buffer, steps=1, progress=False)
     for parameter in loss.actor_network_params.parameters():
         parameter.requires_grad_(False)
     rest = torch.optim.Adam([parameter for parameter in loss.parameters() if parameter.requires_grad])
-    Trainer(loss, buffer, steps=1, optimizer=rest, progress=False)  # what is frozen is meant to be left out
+    Trainer(Learner(loss, optimizer=rest), buffer, steps=1, progress=False)  # what is frozen is meant to be left out
 
 
 def test_a_target_updater_of_another_loss_is_refused():
     loss, other = RegressionLoss(), RegressionLoss()
     with pytest.raises(ValueError, match="target_updater belongs to another loss"):
-        Trainer(loss, make_buffer(), steps=1, target_updater=SoftUpdate(other, tau=0.5), progress=False)
-    Trainer(loss, make_buffer(), steps=1, target_updater=SoftUpdate(loss, tau=0.5), progress=False)
+        Trainer(Learner(loss, target_updater=SoftUpdate(other, tau=0.5)), make_buffer(), steps=1, progress=False)
+    Trainer(Learner(loss, target_updater=SoftUpdate(loss, tau=0.5)), make_buffer(), steps=1, progress=False)
 
 
 def population(losses, **options):
     buffer = PopulationBuffer(make_data().data, batch_size=4, seeds=range(len(losses)))
-    return PopulationTrainer(losses, buffer, steps=1, progress=False, **options)
+    return trainer_for(losses, buffer, steps=1, progress=False, **options)
 
 
 def test_members_that_share_what_they_train_are_refused():
@@ -142,8 +143,6 @@ def test_a_members_name_that_is_no_folders_is_refused_before_anything_is_written
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"actor_every": 100}, "actor_every must be at most steps (5), got 100."),
-        ({"stop_when": 3}, "stop_when must be a function, got 3."),
         ({"evaluators": {"a": 3}}, "evaluators must be a function, got 3."),
         ({"eval_at_start": "no"}, "eval_at_start must be True or False, got 'no'."),
         ({"progress": 1}, "progress must be True or False, got 1."),
@@ -151,5 +150,5 @@ def test_a_members_name_that_is_no_folders_is_refused_before_anything_is_written
 )
 def test_what_would_do_nothing_or_something_else_is_refused_where_it_is_given(options, sentence):
     with pytest.raises(ValueError) as error:
-        Trainer(RegressionLoss(), make_buffer(), **({"steps": 5, "progress": False} | options))
+        trainer_for(RegressionLoss(), make_buffer(), **({"steps": 5, "progress": False} | options))
     assert str(error.value) == sentence

@@ -20,7 +20,7 @@ from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor
 from torchrl_marl_offline.objectives import AWR, BRAC, OfflineMARLLoss
-from torchrl_marl_offline.training import ForeachSoftUpdate, Trainer, default_optimizer
+from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, Trainer, default_optimizer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, in_precision
 
 STEPS = 20
@@ -431,4 +431,4 @@ def test_tf32_puts_torchs_setting_back():
 
 def test_a_trainer_refuses_an_unknown_precision_before_the_first_step():
     with pytest.raises(ValueError, match="precision must be 'fp32', 'tf32' or 'bf16', got 'half'"):
-        Trainer(RegressionLoss(), make_buffer(), steps=1, precision="half", progress=False)
+        Trainer(Learner(RegressionLoss(), precision="half"), make_buffer(), steps=1, progress=False)

@@ -10,9 +10,10 @@ from population_toys import make_data
 from selection import some_of
 from tensordict import TensorDict
 from torchrl.modules import TanhNormal as TorchRLTanhNormal
+from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.population_optimizer import PopulationAdam
 
@@ -27,9 +28,9 @@ def trainer_of(algorithm: str, discrete: bool, *, population: bool) -> Trainer:
     losses = {name: make_loss(data.spec, algorithm=algorithm, hidden=(8,), **own) for name in "ab"}
     options = {"steps": 9, "progress": False, "clip_grad_norm": 1.0}
     if population:
-        return PopulationTrainer(losses, PopulationBuffer(data.data, batch_size=12, seeds=range(2)), **options)
+        return trainer_for(losses, PopulationBuffer(data.data, batch_size=12, seeds=range(2)), **options)
     loss = losses["a"]
-    return Trainer(loss, data.replay_buffer(batch_size=12, seed=0, keys=loss.in_keys), **options)
+    return trainer_for(loss, data.replay_buffer(batch_size=12, seed=0, keys=loss.in_keys), **options)
 
 
 @pytest.mark.parametrize("population", [False, True], ids=["run", "population"])

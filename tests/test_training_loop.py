@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.objectives import LossModule, SoftUpdate
+from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import ForeachSoftUpdate, NonFiniteLossError, Trainer, TrainingFinished, read_csv
@@ -28,7 +29,9 @@ class TwoNets(LossModule):
 def two_nets(**options) -> Trainer:
     loss = TwoNets()
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
-    return Trainer(loss, make_buffer(), optimizer=optimizer, progress=False, **({"steps": 4, "log_every": 2} | options))
+    return trainer_for(
+        loss, make_buffer(), optimizer=optimizer, progress=False, **({"steps": 4, "log_every": 2} | options)
+    )
 
 
 def test_one_step_by_hand():
@@ -84,14 +87,14 @@ def test_the_default_target_updater_equals_torchrls_bit_for_bit():
     for ours in (True, False):
         trainer = make_trainer(steps=20, tau=0.1)
         if not ours:
-            trainer.target_updater = SoftUpdate(trainer.loss, tau=0.1)
+            trainer.learner.target_updater = SoftUpdate(trainer.loss, tau=0.1)
         trainer.train()
         trainers.append(trainer)
-    assert type(trainers[0].target_updater) is ForeachSoftUpdate
+    assert type(trainers[0].learner.target_updater) is ForeachSoftUpdate
     assert torch.equal(*map(weights, trainers))
     # Loading another state into the loss must not leave the updater with the tensors of before.
     trainer = trainers[0]
-    state = trainer.target_updater.state_dict()
+    state = trainer.learner.target_updater.state_dict()
     trainer.loss.load_state_dict(
         {
             k: v + 1 if "target" in k and v.is_floating_point() else v
@@ -100,9 +103,9 @@ def test_the_default_target_updater_equals_torchrls_bit_for_bit():
         },
         strict=False,
     )
-    trainer.target_updater.load_state_dict(state)
+    trainer.learner.target_updater.load_state_dict(state)
     before = torch.cat([t.flatten() for t in trainer.loss.target_value_network_params.values(True, True)])
-    trainer.target_updater.step()
+    trainer.learner.target_updater.step()
     after = torch.cat([t.flatten() for t in trainer.loss.target_value_network_params.values(True, True)])
     source = nn.utils.parameters_to_vector(trainer.loss.parameters()).detach()
     torch.testing.assert_close(after, before + 0.1 * (source - before))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from tensordict import TensorDict
+from trainers import trainer_for
 
 from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
@@ -18,7 +19,7 @@ from torchrl_marl_offline.recording.learners import (
     make_online_learner,
     with_team_reward,
 )
-from torchrl_marl_offline.training import CheckpointManager, CollectorSource, OnlineReplay, Trainer, read_csv
+from torchrl_marl_offline.training import CheckpointManager, CollectorSource, Learner, OnlineReplay, Trainer, read_csv
 
 
 def make_replay(folder, *, capacity=1000, calls=None, **options) -> OnlineReplay:
@@ -180,7 +181,7 @@ def test_every_network_of_the_learners_learns(tmp_path, task):
         keys=learner.keys,
     )
     before = {name: parameter.detach().clone() for name, parameter in learner.loss.named_parameters()}
-    Trainer(learner.loss, replay, steps=4, optimizer=learner.optimizer, progress=False).train()
+    Trainer(Learner(learner.loss, optimizer=learner.optimizer), replay, steps=4, progress=False).train()
     after = dict(learner.loss.named_parameters())
     assert [name for name in before if torch.equal(before[name], after[name])] == []
     assert any("target" in name for name in before) or any("target" in name for name, _ in learner.loss.named_buffers())
@@ -288,7 +289,7 @@ def test_the_first_online_evaluation_is_the_last_offline_one(tmp_path):
     def train(loss, buffer, steps, output, resume=False):
         play = {"mode": lambda: evaluate(loss.actor_network, eval_env, episodes=16, seed=5)}
         options = {"evaluators": play, "eval_every": 5, "eval_at_start": True, "progress": False}
-        trainer = Trainer(loss, buffer, steps=steps, output=output, **options)
+        trainer = trainer_for(loss, buffer, steps=steps, output=output, **options)
         assert not resume or trainer.resume() == 5
         trainer.train()
         return read_csv(output / "eval.csv")

@@ -33,12 +33,15 @@ from torchrl_marl_offline.objectives import AWR, AWRLoss, OfflineMARLLoss
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,
-    PopulationTrainer,
+    PopulationLearner,
+    Trainer,
     TrainingFinished,
     TrainingInterrupted,
     evaluate,
+    evaluate_population,
     load_policy,
     read_csv,
+    split_population,
 )
 from torchrl_marl_offline.training.population import PopulationGradients
 
@@ -144,13 +147,13 @@ def test_a_policy_loss_over_networks_that_it_does_not_train(tmp_path, data):
         whole = make_member(data, member, **NOISY | {"extraction": "awr", "value_learning": "iql"})
         losses[f"m{member}"] = AWRLoss(*actor_and_critic(whole), rule=AWR(2.0))
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=SEEDS[:2])
-    trainer = PopulationTrainer(losses, buffer, steps=5, output=tmp_path, progress=False)
+    trainer = Trainer(PopulationLearner(losses), buffer, steps=5, output=tmp_path, progress=False)
     start = member_tensors(trainer, 1)
     trainer.train()
     moved = {name for name, tensor in member_tensors(trainer, 1).items() if not torch.equal(tensor, start[name])}
     assert moved == {name for name in start if name.startswith("actor_network_params")}
-    assert trainer.optimizer.parameters.keys() == moved
-    assert trainer.split()["m1"].exists()
+    assert trainer.learner.optimizer.parameters.keys() == moved
+    assert split_population(trainer)["m1"].exists()
 
 
 def test_bf16(data):
@@ -161,7 +164,7 @@ def test_bf16(data):
     full.train()
     difference = largest_difference(member_tensors(population, 1), member_tensors(full, 1))
     assert 1e-6 < difference < 2e-2
-    assert {tensor.dtype for tensor in population.population.tensors().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in population.learner.population.tensors().values()} == {torch.float32}
 
 
 def test_companions_do_not_matter(discrete):
@@ -202,7 +205,7 @@ def test_running_statistics_of_torchrls(data):
 
     losses = {f"m{member}": popart(member) for member in (0, 1)}
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=SEEDS[:2])
-    population = PopulationTrainer(losses, buffer, steps=6, lr=1e-3, tau=0.05, progress=False)
+    population = Trainer(PopulationLearner(losses, lr=1e-3, tau=0.05), buffer, steps=6, progress=False)
     population.train()
     for member in (0, 1):
         alone = make_alone(data, member, rules=MIXER, steps=6, rates=(1e-3,) * 2)
@@ -218,13 +221,13 @@ def test_compiled_equals_eager(discrete):
     for compiled in (False, True):
         trainer = make_population(discrete, (0, 1, 2), rules=NOISY)
         generators = trainer.buffer.noise_generators
-        trainer._gradients = PopulationGradients(
-            trainer.population, compiled=compiled, backend=None, generators=generators
+        trainer.learner.gradients = PopulationGradients(
+            trainer.learner.population, compiled=compiled, backend=None, generators=generators
         )
         trainer.train()
         trainers.append(trainer)
     assert torch.equal(*map(everything, trainers))
-    assert len(trainers[1]._gradients._traced) == 1
+    assert len(trainers[1].learner.gradients._traced) == 1
 
 
 # --------------------------------------------------------------------------- minibatches
@@ -281,16 +284,16 @@ def test_a_member_that_diverges_is_left_out_and_the_others_go_on(tmp_path, data,
         data, (0, 1, 2), tmp_path, rules=MIXER, steps=30, rates=rates, progress=True, eval_every=10, checkpoint_every=9
     )
     trainer.evaluators["parameters"] = lambda: {
-        name: {"size": float(trainer.population.member_tensors(name)[WATCHED].abs().double().sum())}
-        for name in trainer.members
+        name: {"size": float(trainer.learner.population.member_tensors(name)[WATCHED].abs().double().sum())}
+        for name in trainer.learner.members
     }
     assert type(trainer.train()) is TrainingFinished
-    (at,) = trainer.frozen.values()
-    assert trainer.frozen.keys() == {"m1"}
+    (at,) = trainer.left_out.values()
+    assert trainer.left_out.keys() == {"m1"}
     assert 1 < at <= 3
     frozen = {name: t for name, t in member_tensors(trainer, 1).items() if not name.startswith("value_norm")}
     assert all(tensor.isfinite().all() for tensor in frozen.values())
-    assert trainer.optimizer.step_count.tolist() == [30, at - 1, 30]
+    assert trainer.learner.optimizer.step_count.tolist() == [30, at - 1, 30]
     stopped = make_population(data, (0, 1, 2), rules=MIXER, steps=at - 1, rates=rates)
     stopped.train()
     expected = {name: tensor for name, tensor in member_tensors(stopped, 1).items() if name in frozen}
@@ -310,10 +313,10 @@ def test_a_member_that_diverges_is_left_out_and_the_others_go_on(tmp_path, data,
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-def poisoned(data, **options) -> PopulationTrainer:
+def poisoned(data, **options) -> Trainer:
     """The second member's temperature is not a number, from the first step."""
     trainer = make_population(data, (0, 1, 2), rules=MIXER, **options)
-    trainer.population.member_tensors("m1")["temperature"].fill_(float("nan"))
+    trainer.learner.population.member_tensors("m1")["temperature"].fill_(float("nan"))
     return trainer
 
 
@@ -322,11 +325,11 @@ def test_a_member_that_never_was_finite_keeps_what_it_was_drawn_with(data):
     start = member_tensors(trainer, 1)
     for each in (trainer, clean):
         each.train()
-    assert trainer.frozen == {"m1": 1}
+    assert trainer.left_out == {"m1": 1}
     for name, tensor in member_tensors(trainer, 1).items():
         if name not in ("temperature", "value_norm.loc", "value_norm.deviation"):
             assert torch.equal(tensor, start[name]), name
-    assert trainer.optimizer.exp_avg_sq["actor_network_params.module.0.module.log_scale"][1].abs().max() == 0
+    assert trainer.learner.optimizer.exp_avg_sq["actor_network_params.module.0.module.log_scale"][1].abs().max() == 0
     for member in (0, 2):
         assert largest_difference(member_tensors(trainer, member), member_tensors(clean, member)) == 0
 
@@ -336,7 +339,7 @@ def test_a_member_that_fell_before_a_kill_is_still_reported_after_it(tmp_path, d
     assert "m1 is not finite since step 1" in capsys.readouterr().out, "reported at the end"
     again = poisoned(data, output=tmp_path, steps=20, log_every=10, progress=True)
     assert again.resume(tmp_path / "checkpoints/checkpoint-000000000004.torchrl") == 4
-    assert again.frozen == {"m1": 1}
+    assert again.left_out == {"m1": 1}
     again.train()
     assert capsys.readouterr().out.count("m1 is not finite since step 1") == 1
     third = poisoned(data, output=tmp_path, steps=30, progress=True)
@@ -352,7 +355,7 @@ def draws():
     return {name: {"return": torch.rand(()).item()} for name in ("m0", "m1", "m2")}  # a careless evaluator
 
 
-def population_run(output, *, resume: bool = False, **options) -> PopulationTrainer:
+def population_run(output, *, resume: bool = False, **options) -> Trainer:
     options = {"steps": 60, "checkpoint_every": 5, "eval_every": 15, "evaluators": {"a": draws}} | options
     trainer = make_population(make_data(discrete=True), (0, 1, 2), output, rules=NOISY, **options)
     torch.manual_seed(99)  # whatever a new process starts with must not matter
@@ -366,9 +369,9 @@ def without_timing(path: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_csv(path)]
 
 
-def assert_same_run(trainer: PopulationTrainer, reference: PopulationTrainer) -> None:
+def assert_same_run(trainer: Trainer, reference: Trainer) -> None:
     assert torch.equal(everything(trainer), everything(reference))
-    for name in reference.members:
+    for name in reference.learner.members:
         assert without_timing(trainer.output / f"members/{name}/train.csv") == without_timing(
             reference.output / f"members/{name}/train.csv"
         )
@@ -377,7 +380,7 @@ def assert_same_run(trainer: PopulationTrainer, reference: PopulationTrainer) ->
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> PopulationTrainer:
+def reference(tmp_path_factory) -> Trainer:
     return population_run(tmp_path_factory.mktemp("reference"))
 
 
@@ -387,7 +390,7 @@ def test_the_comparison_depends_on_everything_that_is_saved(reference, tmp_path)
         output = tmp_path / left_out
         population_run(output, steps=30, checkpoint_every=30)
         trainer = make_population(make_data(discrete=True), (0, 1, 2), output, rules=NOISY, steps=60)
-        components = {name: part for name, part in trainer._components().items() if name != left_out}
+        components = {name: part for name, part in trainer.components().items() if name != left_out}
         trainer.step = trainer._saved_step = trainer.checkpoints.load(**components)
         trainer.train()
         assert not torch.equal(everything(trainer), everything(reference)), left_out
@@ -459,7 +462,7 @@ def test_split_members_go_on_as_the_runs_alone(tmp_path, rules):
     trainer = make_population(dataset, (0, 1, 2), tmp_path, rules=rules, steps=23, clip_grad_norm=0.7)
     trainer.train()
     rng, before = torch.get_rng_state(), everything(trainer)
-    paths = trainer.split()
+    paths = split_population(trainer)
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.equal(everything(trainer), before)
     for member in (0, 2):
@@ -473,7 +476,7 @@ def test_split_members_go_on_as_the_runs_alone(tmp_path, rules):
         assert largest_difference(lone_tensors(resumed), member_tensors(trainer, member)) == 0
         resumed.train()
         assert largest_difference(lone_tensors(resumed), lone_tensors(alone)) < 1e-9
-        state, expected = (each.optimizer.state_dict() for each in (resumed, alone))
+        state, expected = (each.learner.optimizer.state_dict() for each in (resumed, alone))
         assert state["state"].keys() == expected["state"].keys()
         for index, moments in expected["state"].items():
             torch.testing.assert_close(state["state"][index], moments, rtol=1e-9, atol=1e-9)
@@ -491,13 +494,12 @@ def test_split_members_go_on_as_the_runs_alone(tmp_path, rules):
 
 def test_a_split_member_goes_on_with_the_window_of_the_population(tmp_path, data):
     trainer = make_population(data, (0, 1), tmp_path, rules=MIXER, steps=20, log_every=8, checkpoint_every=4)
-    trainer.deadline, trainer.evaluators = math.inf, {}
-    trainer.stop_when = lambda: trainer.step == 12
+    trainer.deadline, trainer.evaluators = math.inf, {"stop": lambda: trainer.finish() if trainer.step == 12 else None}
     trainer.eval_every = 4
     trainer.train()
     assert trainer.step == 12
     trainer.finished = False
-    trainer.split()
+    split_population(trainer)
     options = {"rules": MIXER, "steps": 20, "log_every": 8}
     resumed, alone = make_alone(data, 1, tmp_path / "members/m1", **options), make_alone(data, 1, **options)
     for each in (resumed, alone):
@@ -515,7 +517,7 @@ def test_policies_are_written_for_each_member(tmp_path, discrete):
     trainer.train()
     batch = discrete.data[:20].select(("agents", "observation"), ("agents", "action_mask"))
     logits = []
-    for name, loss in trainer.member_losses():
+    for name, loss in trainer.learner.member_losses():
         saved = load_policy(tmp_path / "members" / name)
         assert saved.metadata["step"] == 20
         logits.append(saved.policy(batch.clone())["agents", "logits"])
@@ -532,13 +534,13 @@ def test_every_member_plays_its_own_slots(tmp_path, discrete, mode):
     trainer = make_population(discrete, (0, 1, 2), tmp_path, rules=NOISY, rates=(0.1, 0.1, 0.1))
     trainer.train()
     rng = torch.get_rng_state()
-    found = trainer.evaluate(SlotEnv(6), episodes=3, seed=5, mode=mode)
+    found = evaluate_population(trainer.learner.population, SlotEnv(6), episodes=3, seed=5, mode=mode)
     assert torch.equal(torch.get_rng_state(), rng)
     assert list(found) == ["m0", "m1", "m2"]
     for name in found:
         assert found[name].lengths.tolist() == [3, 5, 3]
         assert (found[name].mode, found[name].seed) == (mode, 5)
-    repeated = trainer.evaluate(SlotEnv(6), episodes=3, seed=5, mode=mode)
+    repeated = evaluate_population(trainer.learner.population, SlotEnv(6), episodes=3, seed=5, mode=mode)
     assert all(torch.equal(found[name].returns, repeated[name].returns) for name in found)
     if mode == "mode":
         for name in found:
@@ -546,7 +548,7 @@ def test_every_member_plays_its_own_slots(tmp_path, discrete, mode):
             assert torch.equal(found[name].returns, evaluate(policy, SlotEnv(2), episodes=3, seed=5).returns)
         assert len({tuple(evaluation.returns.tolist()) for evaluation in found.values()}) > 1
     else:
-        other = trainer.evaluate(SlotEnv(6), episodes=3, seed=6, mode=mode)
+        other = evaluate_population(trainer.learner.population, SlotEnv(6), episodes=3, seed=6, mode=mode)
         assert any(not torch.equal(found[name].returns, other[name].returns) for name in found)
 
 
@@ -554,8 +556,8 @@ def test_samples_are_of_each_members_own_distribution(discrete):
     """Long play: the mean return of sampled actions is that of the member's actor alone, and differs between them."""
     trainer = make_population(discrete, (0, 1), rules=NOISY, rates=(0.05, 0.05), steps=40)
     trainer.train()
-    found = trainer.evaluate(SlotEnv(80), episodes=400, seed=0, mode="sample")
-    for name, loss in trainer.member_losses():
+    found = evaluate_population(trainer.learner.population, SlotEnv(80), episodes=400, seed=0, mode="sample")
+    for name, loss in trainer.learner.member_losses():
         alone = evaluate(loss.actor_network, SlotEnv(40), episodes=400, seed=1, mode="sample")
         error = math.hypot(found[name].std, alone.std) / math.sqrt(400)
         assert abs(found[name].mean - alone.mean) < 4 * error
@@ -565,10 +567,10 @@ def test_members_act_by_their_running_statistics(tmp_path, discrete):
     rules = {"algorithm": "cql", "batch_norm": True, "hidden": (8,)}
     trainer = make_population(discrete, (0, 1), tmp_path, rules=rules, rates=(0.01, 0.01))
     trainer.train()
-    before = {name: tensor.clone() for name, tensor in trainer.population.tensors().items()}
-    found = trainer.evaluate(SlotEnv(4), episodes=3, seed=5)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.population.tensors().items())
-    for name, loss in trainer.member_losses():
+    before = {name: tensor.clone() for name, tensor in trainer.learner.population.tensors().items()}
+    found = evaluate_population(trainer.learner.population, SlotEnv(4), episodes=3, seed=5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.learner.population.tensors().items())
+    for name, loss in trainer.learner.member_losses():
         assert loss.actor_network.training
         policy = load_policy(tmp_path / "members" / name).policy
         for actor in (policy, loss.actor_network):
@@ -581,11 +583,11 @@ def test_evaluation_in_an_environment_of_the_library():
     dataset = make_data()
     trainer = make_population(dataset, (0, 1), rules=MIXER, steps=1)
     with pytest.raises(ValueError, match="An environment of 3 slots cannot be shared by 2 members; make one of a"):
-        trainer.evaluate(make_env("mpe/simple_spread", num_envs=3), episodes=2, seed=0)
+        evaluate_population(trainer.learner.population, make_env("mpe/simple_spread", num_envs=3), episodes=2, seed=0)
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
-        trainer.evaluate(env, episodes=0, seed=0)
+        evaluate_population(trainer.learner.population, env, episodes=0, seed=0)
     with pytest.raises(ValueError, match=r"mode must be .*, got 'best'"):
-        trainer.evaluate(env, episodes=2, seed=0, mode="best")
+        evaluate_population(trainer.learner.population, env, episodes=2, seed=0, mode="best")
 
 
 def test_evaluations_are_written_to_each_members_table(tmp_path, discrete):
@@ -593,10 +595,10 @@ def test_evaluations_are_written_to_each_members_table(tmp_path, discrete):
         discrete, (0, 1), tmp_path, rules=NOISY, eval_every=10, eval_at_start=True, steps=20, rates=(0.1, 0.1)
     )
     env = SlotEnv(4)
-    trainer.evaluators["mode"] = lambda: trainer.evaluate(env, episodes=4, seed=5)
+    trainer.evaluators["mode"] = lambda: evaluate_population(trainer.learner.population, env, episodes=4, seed=5)
     trainer.train()
-    last = trainer.evaluate(env, episodes=4, seed=5)
-    for name in trainer.members:
+    last = evaluate_population(trainer.learner.population, env, episodes=4, seed=5)
+    for name in trainer.learner.members:
         rows = read_csv(tmp_path / "members" / name / "eval.csv")
         assert [(row["step"], row["evaluator"]) for row in rows] == [(0, "mode"), (10, "mode"), (20, "mode")]
         assert rows[-1]["return"] == pytest.approx(last[name].mean)
@@ -659,14 +661,14 @@ def test_as_many_seeds_and_rates_as_members(data):
     losses = {f"m{member}": make_member(data, member, **MIXER) for member in (0, 1)}
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=(1, 2, 3))
     with pytest.raises(ValueError, match="The buffer has 3 seeds for 2 losses; give one for each member"):
-        PopulationTrainer(losses, buffer, steps=1)
+        Trainer(PopulationLearner(losses), buffer, steps=1)
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=(1, 2))
     with pytest.raises(ValueError, match="3 learning rates for 2 members; give one for each"):
-        PopulationTrainer(losses, buffer, steps=1, lr=[1e-3] * 3)
+        Trainer(PopulationLearner(losses, lr=[1e-3] * 3), buffer, steps=1)
     with pytest.raises(ValueError, match='compile must be "off", "on" or "auto" for a population'):
-        PopulationTrainer(losses, buffer, steps=1, compile={"backend": "eager"})
-    with pytest.raises(ValueError, match="no members' folders without an output folder"):
-        PopulationTrainer(losses, buffer, steps=1).split()
+        Trainer(PopulationLearner(losses, compile={"backend": "eager"}), buffer, steps=1)
+    with pytest.raises(ValueError, match="There are no files without an output folder"):
+        split_population(Trainer(PopulationLearner(losses), buffer, steps=1))
 
 
 def test_a_checkpoint_of_other_members_is_refused(tmp_path, data):
@@ -679,7 +681,9 @@ def test_a_checkpoint_of_other_members_is_refused(tmp_path, data):
 
 def test_the_losses_that_were_given_are_not_moved(data):
     trainer = make_population(data, (0, 1), rules=MIXER)
-    template = {name: tensor.detach().clone() for name, tensor in tensors_of(trainer.population.template).items()}
+    template = {
+        name: tensor.detach().clone() for name, tensor in tensors_of(trainer.learner.population.template).items()
+    }
     trainer.train()
-    after = {name: tensor.detach() for name, tensor in tensors_of(trainer.population.template).items()}
+    after = {name: tensor.detach() for name, tensor in tensors_of(trainer.learner.population.template).items()}
     assert largest_difference(after, template) == 0

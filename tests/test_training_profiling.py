@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from objective_toys import CONTINUOUS, make_batch
+from trainers import trainer_for
 from training_toys import make_trainer
 
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, Trainer
+from torchrl_marl_offline.training import PopulationBuffer, Trainer
 from torchrl_marl_offline.training.gradients import CompiledGradients
 from torchrl_marl_offline.training.profiling import TRACED, WARM_UP, Account, PartClock, PartTime
 
@@ -38,9 +39,9 @@ def make_run(folder: Path, *, members: int = 1, algorithm: str = "recipe", **opt
     if members > 1:
         buffer = PopulationBuffer(data, batch_size=16, seeds=range(members))
         evaluators = {"mode": lambda: dict.fromkeys(losses, evaluator())}
-        return PopulationTrainer(losses, buffer, evaluators=evaluators, **options)
+        return trainer_for(losses, buffer, evaluators=evaluators, **options)
     buffer = make_replay_buffer(data, batch_size=16, seed=0)
-    return Trainer(losses["member-0"], buffer, evaluators={"mode": evaluator}, **options)
+    return trainer_for(losses["member-0"], buffer, evaluators={"mode": evaluator}, **options)
 
 
 @pytest.mark.parametrize("members", [1, 3], ids=["one", "population"])
@@ -80,7 +81,7 @@ def test_a_profiled_run_ends_with_the_weights_of_one_that_is_not(tmp_path):
 
 def test_a_compiled_step_has_one_part_for_forward_and_backward(tmp_path):
     trainer = make_run(tmp_path)
-    trainer._gradients = CompiledGradients(trainer.loss, backend=None)
+    trainer.learner.gradients = CompiledGradients(trainer.loss, backend=None)
     trainer.train()
     assert sorted(trainer.profiler.account.parts) == sorted([*AROUND, COMPILED])
     assert "What is compiled is one part" in (tmp_path / "profile/account.txt").read_text()

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.checkpoint import CheckpointError
+from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.data import collect
@@ -30,6 +31,7 @@ from torchrl_marl_offline.training import (
     evaluate,
     read_csv,
 )
+from torchrl_marl_offline.training.run_lock import claim_folder
 
 KILLS = 6
 TIMING = {"seconds"}
@@ -70,7 +72,7 @@ def test_the_toy_depends_on_everything_that_is_saved(reference, tmp_path):
         trained(output, steps=30)
         trainer = make_trainer(output)
         torch.manual_seed(99)
-        components = {name: part for name, part in trainer._components().items() if name != left_out}
+        components = {name: part for name, part in trainer.components().items() if name != left_out}
         trainer.step = trainer._saved_step = trainer.checkpoints.load(**components)
         trainer.train()
         assert not torch.equal(weights(trainer), weights(reference)), left_out
@@ -126,7 +128,7 @@ def recipe(output: Path, dataset, **options) -> tuple[Trainer, nn.Module]:
         value_norm=ScaleInvariantValueNorm(),
     ).make_value_estimator(gamma=0.99)
     env = make_env(spec.task, num_envs=2)
-    trainer = Trainer(
+    trainer = trainer_for(
         loss,
         dataset.replay_buffer(batch_size=16, seed=1),
         steps=12,
@@ -230,13 +232,14 @@ def test_interrupted_and_resumed_in_one_process(tmp_path, reference, capsys):
         os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    trainer = make_trainer(tmp_path, evaluators={"stop": interrupt}, eval_every=26, resume_folder="runs/mine")
+    claim_folder(tmp_path)
+    trainer = make_trainer(tmp_path, evaluators={"stop": interrupt}, eval_every=26)
     result = trainer.train(on_interrupt="return")
     assert isinstance(result, TrainingInterrupted)
     assert result.step == 26
     assert result.checkpoint.name == "checkpoint-000000000026.torchrl"
     assert "Interrupted at step 26 of 60" in result.message
-    assert result.message.endswith("--resume runs/mine")
+    assert result.message.endswith(f"--resume {tmp_path}")
     assert result.message in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = make_trainer(tmp_path)

@@ -14,6 +14,7 @@ import torch
 from population_toys import everything, make_data, make_population
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
+from trainers import trainer_for
 from training_toys import RegressionLoss, make_buffer, make_trainer, weights
 
 from torchrl_marl_offline import PopulationBuffer, Trainer
@@ -196,7 +197,7 @@ def batches_of(size: int):
 
 def state_of(trainer: Trainer) -> list:
     """Everything that a refused resumption must leave alone, as comparable values."""
-    parts = {n: p for n, p in trainer._components().items() if not isinstance(p, OnlineReplay)}
+    parts = {n: p for n, p in trainer.components().items() if not isinstance(p, OnlineReplay)}
     states = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
     leaves, _ = torch.utils._pytree.tree_flatten(states)
     values = [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -241,7 +242,7 @@ def make_with(output, loss, *, sgd=False, betas=None) -> Trainer:
     if betas:
         own = {"optimizer": torch.optim.Adam(parameters, lr=1e-2, betas=betas)}
     options = {"steps": 60, "log_every": 7, "checkpoint_every": 5, "progress": False}
-    return Trainer(loss, make_buffer(), output=output, **options, **own)
+    return trainer_for(loss, make_buffer(), output=output, **options, **own)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_another_run_is_refused_and_nothing_has_changed(begun, what):
 
 def test_what_fails_while_it_is_loaded_is_undone(begun):
     trainer = make_trainer(begun)
-    broken = trainer.target_updater
+    broken = trainer.learner.target_updater
     load = broken.load_state_dict
 
     def fail(state) -> None:

@@ -204,19 +204,19 @@ def test_a_member_is_told_of_by_name_and_the_others_go_on(data, tmp_path, action
     trainer = make_population(
         data, (0, 1), tmp_path, rules=RULES | {"gamma": 0.5}, steps=6, log_every=2, on_impossible_values=action
     )
-    tensors = trainer.population.tensors()
-    move = trainer._move
+    tensors = trainer.learner.population.tensors()
+    move = trainer.learner.move
 
-    def moved(metrics):
-        move(metrics)
+    def moved(metrics, **options):
+        move(metrics, **options)
         with torch.no_grad():
             tensors["qvalue_network_params.module.network.mlp.layers.1.bias"][1] = 1e9
 
-    trainer._move = moved
+    trainer.learner.move = moved
     with pytest.warns(ImpossibleValueWarning, match=r"Step 2, m1: mean \|Q\|"):
         trainer.train()
     assert trainer.impossible == {"m1": 2}
-    assert trainer.frozen == ({"m1": 2} if action == "stop" else {})
+    assert trainer.left_out == ({"m1": 2} if action == "stop" else {})
     rows = {name: [row["step"] for row in read_csv(tmp_path / "members" / name / "train.csv")] for name in ("m0", "m1")}
     assert rows["m0"] == [2, 4, 6] and rows["m1"] == ([2] if action == "stop" else [2, 4, 6])
     again = make_population(data, (0, 1), tmp_path, rules=RULES | {"gamma": 0.5}, steps=6, log_every=2)

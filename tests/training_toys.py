@@ -21,6 +21,7 @@ from torchrl.data import (
 )
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
+from trainers import trainer_for
 
 from torchrl_marl_offline.training import Trainer
 
@@ -81,13 +82,13 @@ def make_trainer(output=None, *, seed: int = 0, poison_at=None, host_noise=True,
     loss = RegressionLoss(poison_at=poison_at, host_noise=host_noise)
     written = {} if output is None else {"checkpoint_every": 5}
     options = {"steps": 60, "lr": 1e-2, "log_every": 7, "progress": False} | written | options
-    return Trainer(loss, make_buffer() if buffer is None else buffer, output=output, **options)
+    return trainer_for(loss, make_buffer() if buffer is None else buffer, output=output, **options)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
     """All weights, targets and Adam moments as one vector."""
     tensors = [value for value in trainer.loss.state_dict().values() if isinstance(value, torch.Tensor)]
-    state = trainer.optimizer.state_dict()["state"]
+    state = trainer.learner.optimizer.state_dict()["state"]
     tensors += [value for moments in state.values() for value in moments.values()]
     return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 

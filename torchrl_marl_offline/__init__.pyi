@@ -89,9 +89,10 @@ from .objectives import VAELearning as VAELearning
 from .objectives import ValueLearning as ValueLearning
 from .recording import record as record
 from .recording import record_mixed_skill as record_mixed_skill
+from .training import Learner as Learner
 from .training import OnlineReplay as OnlineReplay
 from .training import PopulationBuffer as PopulationBuffer
-from .training import PopulationTrainer as PopulationTrainer
+from .training import PopulationLearner as PopulationLearner
 from .training import Trainer as Trainer
 from .training import evaluate as evaluate
 from .training import export_policy as export_policy

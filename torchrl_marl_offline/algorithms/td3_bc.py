@@ -27,7 +27,7 @@ class MATD3BC(ActorCritic, name="td3_bc"):
     of the critic; states are normalized. Independent or centralized critics.
 
     What differs: states are not normalized (``make_actor(observation_norm=dataset.observation_statistics())``
-    normalizes the policies'); the loss has no rhythm (``Trainer(actor_every=2)`` has the published one); the next
+    normalizes the policies'); the loss has no rhythm (``Learner(actor_every=2)`` has the published one); the next
     action is the current policy's, not a target policy's.
     Continuous actions only, and an actor whose mode is not clipped: ``make_actor(distribution="tanh_gaussian")``.
 

@@ -25,12 +25,13 @@ from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training.evaluation import evaluate
+from torchrl_marl_offline.training.learner import Learner
 from torchrl_marl_offline.training.logging import read_csv
-from torchrl_marl_offline.training.loop import Trainer, TrainingInterrupted
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.run_lock import COMMAND_FILE, RunLock
 from torchrl_marl_offline.training.saved_policies import load_policy, save_policy
 from torchrl_marl_offline.training.summary import write_json_atomic
+from torchrl_marl_offline.training.trainer import Trainer, TrainingInterrupted
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
 LEARNER_OPTIONS: dict[str, dict[str, Any]] = {"mpe/simple_spread": {"gamma": 0.85}}
@@ -186,18 +187,19 @@ class _Recording:
             seed=settings.seed,
         )
         trainer = Trainer(
-            self.learner.loss,
+            Learner(
+                self.learner.loss,
+                optimizer=self.learner.optimizer,
+                tau=settings.tau,
+                compile={} if settings.compile else "off",
+            ),
             self.replay,
             steps=settings.updates,
-            optimizer=self.learner.optimizer,
-            tau=settings.tau,
             evaluators={"behaviour": self._snapshot},
             eval_every=settings.eval_every,
             checkpoint_every=4 * settings.eval_every,
             keep_checkpoints=2,
-            stop_when=self._expert_reached,
             output=self.behaviour,
-            compile={} if settings.compile else "off",
             progress=self.progress,
         )
         self.trainer = trainer
@@ -229,11 +231,9 @@ class _Recording:
             self.learner.explorer, self.env, episodes=self.settings.eval_episodes, seed=seed, mode="sample"
         )
         save_policy(self._snapshot_file(self.trainer.step), self.learner.actor)
+        if result.mean >= self.settings.levels.get("expert", math.inf):
+            self.trainer.finish()
         return result.summary() | {"transitions": float(self.replay.transitions)}
-
-    def _expert_reached(self) -> bool:
-        level = self.settings.levels.get("expert")
-        return level is not None and self._history()[-1]["return"] >= level
 
     def _history(self) -> list[dict[str, Any]]:
         return [row for row in read_csv(self.behaviour / "eval.csv") if row["evaluator"] == "behaviour"]

@@ -14,7 +14,14 @@ import torch
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.evaluation import make_simulator
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
-from torchrl_marl_offline.training import PopulationBuffer, PopulationTrainer, TrainingInterrupted, evaluate_held_out
+from torchrl_marl_offline.training import (
+    PopulationBuffer,
+    PopulationLearner,
+    Trainer,
+    TrainingInterrupted,
+    evaluate_held_out,
+    evaluate_population,
+)
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -22,7 +29,6 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.objectives import OfflineMARLLoss
     from torchrl_marl_offline.study.runs import Run
-    from torchrl_marl_offline.training import PopulationTrainer
 
 HELD_OUT = "held-out episodes"
 
@@ -53,10 +59,10 @@ def train_population(job: Job, progress: Progress) -> Trained:
     with redirect_stdout(io.StringIO()):  # its advice on how to go on is that of a run alone
         result = trainer.train(on_interrupt="return")
     finished = not isinstance(result, TrainingInterrupted)
-    return Trained(finished, trainer.step, trainer.frozen, trainer.seconds, trainer.impossible)
+    return Trained(finished, trainer.step, trainer.left_out, trainer.seconds, trainer.impossible)
 
 
-def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
+def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
     """Build the members of a job's population and what trains them."""
     runs, settings = job.population.runs, job.population.runs[0].settings
     losses = {run.name: build_loss(run, dataset).to(job.device) for run in runs}
@@ -67,21 +73,23 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> PopulationTrainer:
         device=job.device,
         keys=next(iter(losses.values())).in_keys,
     )
-    return PopulationTrainer(
-        losses,
+    return Trainer(
+        PopulationLearner(
+            losses,
+            lr=[run.settings["lr"] for run in runs],
+            tau=settings["tau"],
+            actor_every=settings["actor_every"],
+            clip_grad_norm=settings["clip_grad_norm"] or None,
+            precision=settings["precision"],
+            compile=job.study.compile,
+        ),
         buffer,
         steps=settings["steps"],
-        lr=[run.settings["lr"] for run in runs],
-        tau=settings["tau"],
-        actor_every=settings["actor_every"],
-        clip_grad_norm=settings["clip_grad_norm"] or None,
-        precision=settings["precision"],
         eval_every=job.evaluation.every,
         log_every=job.study.log_every,
         checkpoint_every=job.study.checkpoint_every or max(1, settings["steps"] // 10),
         keep_checkpoints=2,
         output=job.folder,
-        compile=job.study.compile,
         on_impossible_values=job.study.on_impossible_values,
         deadline=job.deadline,
         progress=False,
@@ -94,16 +102,16 @@ def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:
     return make_loss(dataset.spec, **run.loss_settings)
 
 
-def _played(trainer: PopulationTrainer, env: EnvBase, **options: Any) -> dict[str, Any]:
+def _played(trainer: Trainer, env: EnvBase, **options: Any) -> dict[str, Any]:
     """Evaluate every member; a member that diverged may act by numbers that are none, and has no return then."""
-    found = trainer.evaluate(env, **options)
+    found = evaluate_population(trainer.learner.population, env, **options)
     return {name: e if e.returns.isfinite().all() else {"return": math.nan} for name, e in found.items()}
 
 
-def _held_out(trainer: PopulationTrainer, runs: Sequence[Run], dataset: OfflineDataset, device: str) -> dict[str, Any]:
+def _held_out(trainer: Trainer, runs: Sequence[Run], dataset: OfflineDataset, device: str) -> dict[str, Any]:
     """Hold every member against recorded episodes, its values against returns of its own discount and reward."""
     found = {}
-    for run, (name, loss) in zip(runs, trainer.member_losses(), strict=True):
+    for run, (name, loss) in zip(runs, trainer.learner.member_losses(), strict=True):
         options = {key: run.settings[key] for key in ("gamma", "team_reward") if key in run.settings}
         qvalue = loss.qvalue if loss.value_learning is not None else None
         found[name] = evaluate_held_out(loss, dataset, qvalue=qvalue, device=device, **options)

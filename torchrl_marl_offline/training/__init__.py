@@ -1,6 +1,7 @@
 """Training and evaluation: the loop, its checkpoints, its logs, pictures and intervals."""
 
 from torchrl_marl_offline.core.moved import moved
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.command_line import (
     SettingsError,
@@ -14,27 +15,18 @@ from torchrl_marl_offline.training.distributed import (
     SingleProcess,
     distributed_from_environment,
 )
-from torchrl_marl_offline.training.evaluation import (
-    Evaluation,
-    IllegalActionError,
-    evaluate,
-    evaluation_mode,
-    preserved_rng,
-)
+from torchrl_marl_offline.training.evaluation import Evaluation, IllegalActionError, evaluate, evaluate_population
 from torchrl_marl_offline.training.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
+from torchrl_marl_offline.training.learner import Learner
 from torchrl_marl_offline.training.logging import CsvError, CsvTable, RunLogger, read_csv
-from torchrl_marl_offline.training.loop import (
-    Trainer,
-    TrainingFinished,
-    TrainingInterrupted,
-)
 from torchrl_marl_offline.training.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
 from torchrl_marl_offline.training.optimizer import default_optimizer
 from torchrl_marl_offline.training.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.training.policy_export import export_policy
 from torchrl_marl_offline.training.population import Population, PopulationBuffer
-from torchrl_marl_offline.training.population_trainer import PopulationTrainer
+from torchrl_marl_offline.training.population_learner import PopulationLearner
+from torchrl_marl_offline.training.population_split import split_population
 from torchrl_marl_offline.training.run_lock import RunInUseError
 from torchrl_marl_offline.training.run_report import format_table, write_population_report, write_report
 from torchrl_marl_offline.training.saved_policies import SavedPolicy, load_policy, save_policy
@@ -45,6 +37,7 @@ from torchrl_marl_offline.training.statistics import (
 )
 from torchrl_marl_offline.training.summary import summarize_evaluations, write_json_atomic
 from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
+from torchrl_marl_offline.training.trainer import Trainer, TrainingFinished, TrainingInterrupted
 from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, ImpossibleValueWarning
 from torchrl_marl_offline.training.video import record_video
 
@@ -62,11 +55,12 @@ __all__ = [
     "ImpossibleValueError",
     "ImpossibleValueWarning",
     "Interval",
+    "Learner",
     "NonFiniteLossError",
     "OnlineReplay",
     "Population",
     "PopulationBuffer",
-    "PopulationTrainer",
+    "PopulationLearner",
     "ProcessFailedError",
     "RunInUseError",
     "RunLogger",
@@ -81,6 +75,7 @@ __all__ = [
     "distributed_from_environment",
     "evaluate",
     "evaluate_held_out",
+    "evaluate_population",
     "evaluation_mode",
     "expand_settings",
     "export_policy",
@@ -95,6 +90,7 @@ __all__ = [
     "read_csv",
     "record_video",
     "save_policy",
+    "split_population",
     "summarize_evaluations",
     "write_config",
     "write_json_atomic",

@@ -13,9 +13,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.training.compile_costs import CompileCosts, kind_of, machine_of
 from torchrl_marl_offline.training.compile_failures import failures_are_raised, why_it_failed
-from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import leaf_device
 from torchrl_marl_offline.training.online import OnlineReplay
 

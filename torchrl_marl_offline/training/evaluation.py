@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
-from torchrl.checkpoint import GlobalRNGState
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torch import Tensor
+from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, SUCCESS, next_key
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import fitted
 from torchrl_marl_offline.training.saved_policies import bare
@@ -29,11 +30,11 @@ from torchrl_marl_offline.training.statistics import Interval, mean_confidence_i
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
+    from torchrl_marl_offline.training.population import Population
+
 Policy = Callable[[TensorDictBase], TensorDictBase]
-Mode = Literal["mode", "sample"]
 EpisodeRow = tuple[float, int, bool]
 LOGITS = (GROUP, "logits")
-EXPLORATION = {"mode": ExplorationType.DETERMINISTIC, "sample": ExplorationType.RANDOM}
 
 
 class IllegalActionError(RuntimeError):
@@ -145,6 +146,48 @@ def evaluate(
     return Evaluation.of([row for slot in finished for row in slot], has_success, env, mode, seed)
 
 
+@torch.no_grad()
+@checked
+def evaluate_population(
+    population: Population,
+    env: EnvBase,
+    *,
+    episodes: Annotated[int, SIZE],
+    seed: Annotated[int, SEED],
+    mode: Mode = "mode",
+) -> dict[str, Evaluation]:
+    """Run every member of a population for ``episodes`` whole episodes, all in one batched environment.
+
+    Args:
+        population: ``[P]`` members, for instance ``learner.population``.
+        env: of batch size ``[P * k]``; member ``i`` plays in slots ``i k`` to ``(i + 1) k - 1``.
+        episodes: of each member.
+        seed: of the environment and of the sampling.
+        mode: see :func:`evaluate`.
+
+    Returns:
+        Member name -> its evaluation; one that diverged may have a return that is not finite.
+
+    Raises:
+        ValueError: the environment's slots cannot be shared equally, or an argument is out of range.
+    """
+    check_arguments(env, episodes, mode)
+    count, slots = len(population), env.batch_size[0]
+    if slots % count:
+        raise ValueError(
+            f"An environment of {slots} slots cannot be shared by {count} members; make one of a multiple."
+        )
+    quota = spread_over_slots(episodes, slots // count).repeat(count)
+    with explored(env, mode, seed), evaluation_mode(population.template.actor_network):
+        # a member that diverged is left out by itself: it does not end the others
+        finished, has_success = run_episodes(population.act, env, quota, must_be_finite=False)
+    found, per_member = {}, slots // count
+    for index, name in enumerate(population.members):
+        rows = [row for slot in finished[index * per_member : (index + 1) * per_member] for row in slot]
+        found[name] = Evaluation.of(rows, has_success, env, mode, seed)
+    return found
+
+
 @contextmanager
 def explored(env: EnvBase, mode: Mode, seed: int) -> Iterator[None]:
     """Seed an environment and the sampling, and choose how policies act; generators are put back on leaving."""
@@ -249,30 +292,6 @@ def raise_on_illegal_action(tensordict: TensorDictBase) -> int:
             f"{action[(*row, agent)].item()} of agent {agent} in row {row}. Make the policy read {ACTION_MASK}."
         )
     return action.numel()
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Put the global random generators (Python, NumPy, torch on every device) back on leaving."""
-    state = GlobalRNGState().state_dict()
-    try:
-        yield
-    finally:
-        GlobalRNGState().load_state_dict(state)
-
-
-@contextmanager
-def evaluation_mode(policy: Any) -> Iterator[None]:
-    """Set a module to ``eval()`` and give each of its submodules its own mode back on leaving."""
-    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
-    training = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
 
 
 def check_arguments(env: EnvBase, episodes: int, mode: str) -> None:

@@ -18,14 +18,9 @@ from torchrl.objectives import LossModule
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE
-from torchrl_marl_offline.training.evaluation import (
-    Policy,
-    evaluation_mode,
-    preserved_rng,
-    raise_on_illegal_action,
-    raise_on_non_finite_action,
-)
+from torchrl_marl_offline.training.evaluation import Policy, raise_on_illegal_action, raise_on_non_finite_action
 from torchrl_marl_offline.training.saved_policies import bare
 
 if TYPE_CHECKING:

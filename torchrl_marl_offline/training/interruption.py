@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torchrl_marl_offline.training.run_lock import claimed_around
+
 
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets :attr:`requested`; the second acts as if this were not here.
@@ -40,9 +42,10 @@ class StopRequest:
         self._previous = {}
 
 
-def how_to_resume(output: Path, resume_folder: Path | None) -> str:
-    """Return what goes on with a run: a command line, or calls in a script that names no folder for ``--resume``."""
-    if resume_folder is None:
+def how_to_resume(output: Path) -> str:
+    """Return what goes on with a run: a command line where one made its folder, or else calls in a script."""
+    folder = claimed_around(output)
+    if folder is None:
         return f"resume() of a trainer that is made like this one, with output={str(output)!r}, then train()"
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
-    return f"python {script} --resume {resume_folder}"
+    return f"python {script} --resume {folder}"

@@ -13,7 +13,9 @@ import torch
 from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.exploration import EXPLORATION
 from torchrl_marl_offline.core.layout import DONE, TRAJ_IDS, TRUNCATED
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, UNIT
 from torchrl_marl_offline.data.collection import as_dataset
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
@@ -21,7 +23,6 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concat
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
 from torchrl_marl_offline.training.checkpoints import BufferState, check_generator, restore_generator
-from torchrl_marl_offline.training.evaluation import EXPLORATION, evaluation_mode, preserved_rng
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase

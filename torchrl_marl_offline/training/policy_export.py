@@ -38,12 +38,12 @@ from torch import Tensor, nn
 from torchrl.envs import set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPSET
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode
 from torchrl_marl_offline.training.saved_policies import BUILDERS, load_policy
 
 if TYPE_CHECKING:

@@ -28,11 +28,11 @@ from torchrl_marl_offline.core.functional_parameters import (
 )
 from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.core.parts import COMPILED, part
+from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, make_replay_buffer
 from torchrl_marl_offline.training.alike import first_difference
 from torchrl_marl_offline.training.checkpoints import check_content, check_generator, content_of, restore_generator
-from torchrl_marl_offline.training.evaluation import preserved_rng
 from torchrl_marl_offline.training.gradients import (
     Differentiated,
     GradientFunction,

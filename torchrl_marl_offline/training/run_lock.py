@@ -100,6 +100,12 @@ def claim_folder(folder: str | Path) -> None:
         _CLAIMED.append(lock)
 
 
+def claimed_around(place: Path) -> Path | None:
+    """Return the folder that this process claimed and that holds ``place``, or is it; or None."""
+    around = {each.resolve() for each in (place, *place.absolute().parents)}
+    return next((lock.folder for lock in reversed(_CLAIMED) if lock.folder.resolve() in around), None)
+
+
 def refuse_if_in_use(folder: str | Path) -> None:
     """Refuse a folder in which another command works; nothing is written, and nothing is kept from others.
 

@@ -12,12 +12,13 @@ from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.layout import DONE, next_key
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import fitted
-from torchrl_marl_offline.training.evaluation import EXPLORATION, Mode, evaluation_mode, preserved_rng
 
 if TYPE_CHECKING:
     import numpy as np
