@@ -6,8 +6,8 @@ import argparse
 from typing import Annotated
 
 from torchrl_marl_offline.commands.parser import OneSentenceParser
+from torchrl_marl_offline.commands.script_settings import SettingsError, check_device
 from torchrl_marl_offline.core.ranges import COUNT, FEW, NON_NEGATIVE, SIZE, THREADS, UNIT, argument
-from torchrl_marl_offline.training.command_line import SettingsError, check_device
 
 as_count = argument(Annotated[int, COUNT])
 as_few = argument(Annotated[int, FEW])

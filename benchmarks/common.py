@@ -29,8 +29,9 @@ from torchrl_marl_offline import (
     make_critic,
     make_value,
 )
+from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.modules import DECOMPOSITIONS
-from torchrl_marl_offline.training import Learner, mean_confidence_interval
+from torchrl_marl_offline.training import Learner
 
 METHODS: dict[str, dict[str, Any]] = {
     "cloning": {},
@@ -180,7 +181,7 @@ def pyplot() -> Any:
     """Return matplotlib's pyplot, without a display and in the product's colours, which the colour-blind tell apart."""
     import matplotlib
 
-    from torchrl_marl_offline.training.pictures import COLOURS
+    from torchrl_marl_offline.evaluation.pictures import COLOURS
 
     matplotlib.use("Agg")
     import matplotlib.pyplot
@@ -191,7 +192,7 @@ def pyplot() -> Any:
 
 def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[float]], *, label: str) -> None:
     """Draw the mean of a method's curves and the range over its seeds; lines differ in dashes, too."""
-    from torchrl_marl_offline.training.pictures import DASHES
+    from torchrl_marl_offline.evaluation.pictures import DASHES
 
     values = torch.tensor(curves)
     dash = DASHES[len(axis.get_lines()) % len(DASHES)]

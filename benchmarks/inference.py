@@ -32,7 +32,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import make_actor
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
-from torchrl_marl_offline.training.policy_export import ExecutedAction, export_policy
+from torchrl_marl_offline.evaluation.policy_export import ExecutedAction, export_policy
 
 Act = Callable[[Tensor], Callable[[], Tensor]]
 """Takes an observation, and returns a function that decides on it."""

@@ -47,7 +47,7 @@ from torchrl_marl_offline.training import (
     PopulationBuffer,
     read_csv,
 )
-from torchrl_marl_offline.training.run_lock import COMMAND_FILE, LOCK_FILE
+from torchrl_marl_offline.training.run.run_lock import COMMAND_FILE, LOCK_FILE
 
 Job = Callable[[Path], None]
 MEASURED = {"seconds", "process", "host", "updates_per_second"}

@@ -41,8 +41,8 @@ from sizes import SIZES, random_transitions
 from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, prepare, update
 
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
-from torchrl_marl_offline.training.gradients import PRECISIONS, Precision
-from torchrl_marl_offline.training.population import equal_groups
+from torchrl_marl_offline.training.populations.population import equal_groups
+from torchrl_marl_offline.training.step.gradients import PRECISIONS, Precision
 
 WAIT_EVERY = 50
 LABELS = {"off": "as it stands", "on": "compiled"}

@@ -465,8 +465,7 @@ def meet_examples(place: Place, *, through_parser: Sequence[str]) -> None:
         through_parser: the kinds that are typed; others are given to what checks the settings that were parsed, which
             takes a hundredth of the time.
     """
-    from torchrl_marl_offline.training import parse_settings, plain_errors
-    from torchrl_marl_offline.training.command_line import check_settings
+    from torchrl_marl_offline.commands.script_settings import check_settings, parse_settings, plain_errors
 
     typed = [str(KINDS[kind]) for kind in through_parser]
 

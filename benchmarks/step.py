@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, Trainer
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.training import BufferState, Learner, PopulationBuffer
-from torchrl_marl_offline.training.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
+from torchrl_marl_offline.training.step.gradients import PRECISIONS, CompiledGradients, Precision, in_precision
 
 SETTINGS = {"temperature": 3.0, "weights": "clipped", "expectile": 0.7, "gamma": 0.95, "advantage": "joint"}
 TRANSITIONS = 20_000

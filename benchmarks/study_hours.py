@@ -24,7 +24,7 @@ from sizes import SIZES
 
 from torchrl_marl_offline.study import Run, read_study
 from torchrl_marl_offline.study.runs import expand
-from torchrl_marl_offline.training.gradients import PRECISIONS
+from torchrl_marl_offline.training.step.gradients import PRECISIONS
 
 FIGURE_7 = Path(__file__).parents[1] / "examples" / "studies" / "recipe_fig7.toml"
 OF_THE_SIZE = ("hidden",)

@@ -217,10 +217,10 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
         StudyError: the folder is not a study's.
         ValueError: the study has a dataset that the figures do not know.
     """
+    from torchrl_marl_offline.evaluation.statistics import mean_confidence_interval
     from torchrl_marl_offline.study import Plan, StudyError, read_results
     from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
     from torchrl_marl_offline.study.table import write_results
-    from torchrl_marl_offline.training.statistics import mean_confidence_interval
 
     plan = Plan.load(folder)
     if plan is None:

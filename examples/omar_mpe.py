@@ -23,7 +23,8 @@ from typing import Annotated, Literal
 import torch
 
 import torchrl_marl_offline as marl
-from torchrl_marl_offline import training
+from torchrl_marl_offline import evaluation, training
+from torchrl_marl_offline.commands.script_settings import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.core.ranges import (
     COUNT,
     DISCOUNT,
@@ -143,7 +144,7 @@ def load(args: Args, place: Path) -> marl.OfflineDataset:
 def with_published_weights(args: Args, task: str) -> Args:
     """Fill in the weights that were not given."""
     if task not in PUBLISHED:
-        raise training.SettingsError(
+        raise SettingsError(
             f"OMAR's weights are published for {', '.join(PUBLISHED)}, not for {task}: take offline_mix_awr.py "
             "--algorithm omar."
         )
@@ -172,21 +173,21 @@ def make_loss(args: Args, spec: marl.TaskSpec) -> marl.OfflineMARLLoss:
     return loss.make_value_estimator(gamma=args.gamma).to(args.device)
 
 
-def report(folder: Path, final: training.Evaluation, data: marl.OfflineDataset, args: Args) -> str:
+def report(folder: Path, final: evaluation.Evaluation, data: marl.OfflineDataset, args: Args) -> str:
     """Say what the policy came to beside the data and the paper, in ``summary.json`` and in a table."""
-    recorded = training.mean_confidence_interval(data.episode_returns())
+    recorded = evaluation.mean_confidence_interval(data.episode_returns())
     reached, (random, expert) = final.confidence_interval(), final.reference_returns
     method = "MA-CQL" if args.rectification == 0 else "OMAR"
     rows, summary = [], {}
     for name, interval in (("data", recorded), (method, reached)):
-        score = training.Interval(*(100 * (value - random) / (expert - random) for value in interval))
+        score = evaluation.Interval(*(100 * (value - random) / (expert - random) for value in interval))
         rows.append([name, interval.mean, score.mean, f"[{score.low:.4g}, {score.high:.4g}]"])
         summary[name] = {"return": interval.mean, "normalized": score.mean, "low": score.low, "high": score.high}
     published = TABLE_1[data.spec.task][QUALITIES.index(args.quality)]
     rows.append(["OMAR, table 1, its own data", None, published, None])
     summary |= {"published": published, "rectification": args.rectification, "min_q_weight": args.min_q_weight}
     training.write_json_atomic(folder / "summary.json", summary)
-    table = training.format_table(rows, header=[args.quality, "return", "normalized", "95 % interval"])
+    table = evaluation.format_table(rows, header=[args.quality, "return", "normalized", "95 % interval"])
     note = f"tau {args.rectification:g}, alpha {args.min_q_weight:g}; normalized: 0 random play, 100 the expert; "
     return f"{table}\n{note}intervals across {len(final.returns)} episodes of one run, not across seeds."
 
@@ -201,11 +202,11 @@ def main(args: Args) -> None:
     print(data.summary())
     env = make_simulator(data, num_envs=args.eval_episodes, device=args.device)
     if env is None:
-        raise training.SettingsError(f"There is no simulator of {data.spec.task}: take offline_mix_awr.py.")
+        raise SettingsError(f"There is no simulator of {data.spec.task}: take offline_mix_awr.py.")
     args = with_published_weights(args, data.spec.task)
     loss = make_loss(args, data.spec)
     if args.resume is None:
-        training.write_config(folder, replace(args, output=folder))
+        write_config(folder, replace(args, output=folder))
     play = partial(marl.evaluate, loss.actor_network, env)
     trainer = marl.Trainer(
         marl.Learner(loss, lr=args.lr, tau=args.tau, compile=args.compile),
@@ -221,7 +222,7 @@ def main(args: Args) -> None:
         trainer.resume()
     print(f"\nOMAR: updates {trainer.step} to {args.steps}, results in {folder}")
     trainer.train()
-    training.plot_learning_curves(
+    evaluation.plot_learning_curves(
         {"OMAR": folder},
         folder / "learning_curves.png",
         data_mean=data.episode_returns().mean().item(),
@@ -233,5 +234,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.plain_errors():
-        main(training.parse_settings(Args, presets={"quick": {}, "paper": PAPER}))
+    with plain_errors():
+        main(parse_settings(Args, presets={"quick": {}, "paper": PAPER}))

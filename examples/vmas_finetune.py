@@ -20,7 +20,8 @@ from typing import Annotated, Literal
 import torch
 
 import torchrl_marl_offline as marl
-from torchrl_marl_offline import training
+from torchrl_marl_offline import evaluation, training
+from torchrl_marl_offline.commands.script_settings import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.core.ranges import (
     CAPACITY,
     COUNT,
@@ -115,13 +116,13 @@ def main(args: Args) -> None:
     """Record, pretrain, fine-tune, draw."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.capacity < args.steps_per_round * args.num_envs:
-        raise training.SettingsError("--capacity must hold a round, --steps-per-round times --num-envs; raise it.")
+        raise SettingsError("--capacity must hold a round, --steps-per-round times --num-envs; raise it.")
     make_loss(args, marl.make_env(args.task).task_spec)  # before anything is recorded: wrong settings are found here
     folder = args.output or Path("runs") / f"{args.task.replace('/', '-')}-finetune-{datetime.now():%Y%m%d-%H%M%S}"
     data = record_mixed_skill(args.task, folder.parent / "data", episodes=args.episodes, seed=args.seed, progress=True)
     print(data.summary())
     if args.resume is None:
-        training.write_config(folder, replace(args, output=folder))
+        write_config(folder, replace(args, output=folder))
     loss = make_loss(args, data.spec)
     make = partial(marl.make_env, args.task, device=args.device)
     eval_env = make(num_envs=args.eval_episodes)
@@ -179,7 +180,7 @@ def main(args: Args) -> None:
     stages = {stage: folder / stage for stage in ("offline", "online")}
     mean = data.episode_returns().mean().item()
     starts = {"online": args.offline_steps}
-    training.plot_learning_curves(
+    evaluation.plot_learning_curves(
         stages, folder / "learning_curves.png", data_mean=mean, starts=starts, title=args.task
     )
     print(f"the recorded data: {mean:.3g}; curves in {folder}, checkpoints and policy.pt in {folder / 'online'}")
@@ -196,5 +197,5 @@ def run(trainer: marl.Trainer, stage: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    with training.plain_errors():
-        main(training.parse_settings(Args, presets={"quick": {}}))
+    with plain_errors():
+        main(parse_settings(Args, presets={"quick": {}}))

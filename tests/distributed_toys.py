@@ -21,12 +21,12 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, HAS_NEXT_ACTION, MASK, REWARD, TRAJ_IDS, next_key
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import Learner, Trainer
-from torchrl_marl_offline.training.distributed import (
+from torchrl_marl_offline.training.run.distributed import (
     AveragedGradients,
     SingleProcess,
     distributed_from_environment,
 )
-from torchrl_marl_offline.training.gradients import CompiledGradients
+from torchrl_marl_offline.training.step.gradients import CompiledGradients
 
 STEPS = 25
 ROWS = 96

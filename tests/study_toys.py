@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.study import StudyOutcome, run_study
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained, run_job
-from torchrl_marl_offline.training import CsvTable, write_json_atomic
+from torchrl_marl_offline.training import CsvTable
 
 STUDY = """
 [study]

@@ -166,7 +166,7 @@ def test_a_live_environment_with_an_empty_mask():
     from pettingzoo import ParallelEnv
 
     from torchrl_marl_offline import collect, from_pettingzoo, make_actor
-    from torchrl_marl_offline.training.evaluation import evaluate
+    from torchrl_marl_offline.evaluation.in_environments import evaluate
 
     def make(dies):
         kind = type("SilentEnv", (Silent, ParallelEnv), {})
@@ -189,7 +189,7 @@ def test_a_live_environment_with_an_empty_mask():
 
 def test_a_random_policy_in_an_environment_of_ones_own():
     from torchrl_marl_offline.data.collection import random_policy
-    from torchrl_marl_offline.training.evaluation import raise_on_illegal_action
+    from torchrl_marl_offline.evaluation.in_environments import raise_on_illegal_action
 
     act = random_policy(SimpleNamespace())
     mask = torch.tensor([[[True, False], [False, False]]])

@@ -72,7 +72,7 @@ def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch, capsys):
     from torchrl_marl_offline.data import repair
     from torchrl_marl_offline.recording import record_mixed_skill
     from torchrl_marl_offline.study.settings import read_study
-    from torchrl_marl_offline.training.logging import RunLogger
+    from torchrl_marl_offline.training.run.logging import RunLogger
 
     home = tmp_path / "home"
     home.mkdir()

@@ -14,9 +14,9 @@ from study_toys import STUDY, quietly, write_study
 
 from torchrl_marl_offline import TaskSpec
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_algorithm
+from torchrl_marl_offline.commands.script_settings import parse_settings
 from torchrl_marl_offline.modules.critics import DECOMPOSITIONS
 from torchrl_marl_offline.study import StudyError
-from torchrl_marl_offline.training import parse_settings
 
 ROOT = Path(__file__).parents[1]
 

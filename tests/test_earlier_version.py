@@ -14,9 +14,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import OnlineReplay, Trainer, load_dataset, load_policy, make_env, make_loss
 from torchrl_marl_offline.training import Learner
-from torchrl_marl_offline.training.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.online import CollectorSource
-from torchrl_marl_offline.training.run_settings import differing
+from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
+from torchrl_marl_offline.training.run.run_settings import differing
 
 EARLIER = Path(__file__).parent / "data" / "earlier_version"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "offline_mix_awr.py"

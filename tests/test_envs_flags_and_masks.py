@@ -15,8 +15,8 @@ from torchrl.envs import SerialEnv, StepCounter, TransformedEnv
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, next_key
 from torchrl_marl_offline.data import collect, from_arrays
 from torchrl_marl_offline.envs import from_pettingzoo, from_torchrl
+from torchrl_marl_offline.evaluation import evaluate
 from torchrl_marl_offline.modules import make_critic
-from torchrl_marl_offline.training import evaluate
 
 
 class Odd(ParallelEnv):

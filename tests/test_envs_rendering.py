@@ -11,8 +11,8 @@ from torchrl.envs import RewardSum, TransformedEnv
 from torchrl_marl_offline.core.layout import ACTION, REWARD
 from torchrl_marl_offline.envs import GridController, SpreadController, make_env
 from torchrl_marl_offline.envs.drawing import Scene, Shape, board, discs, draw, on_board
-from torchrl_marl_offline.training import evaluate
-from torchrl_marl_offline.training.video import record_video
+from torchrl_marl_offline.evaluation import evaluate
+from torchrl_marl_offline.evaluation.video import record_video
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
 

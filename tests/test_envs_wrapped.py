@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase, PettingZooWrapper, StepCounter, TransformedEnv
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.data import collect
 from torchrl_marl_offline.envs import from_pettingzoo, from_torchrl, make_env
-from torchrl_marl_offline.training import evaluate
+from torchrl_marl_offline.evaluation import evaluate
 
 
 class Relay(ParallelEnv):

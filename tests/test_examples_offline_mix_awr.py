@@ -237,7 +237,7 @@ def test_there_is_no_traceback_in_a_process_of_its_own(tmp_path):
 
 
 def test_a_defect_keeps_its_traceback():
-    from torchrl_marl_offline.training import plain_errors
+    from torchrl_marl_offline.commands.script_settings import plain_errors
 
     with pytest.raises(ZeroDivisionError), plain_errors():
         1 / 0  # noqa: B018

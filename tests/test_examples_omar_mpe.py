@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from torchrl_marl_offline import TaskSpec, collect, load_policy, make_env
-from torchrl_marl_offline.training import CheckpointManager, parse_settings, read_csv
+from torchrl_marl_offline.commands.script_settings import parse_settings
+from torchrl_marl_offline.training import CheckpointManager, read_csv
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "omar_mpe.py"
 SMALL = ["--transitions", "800", "--eval-episodes", "8", "--hidden", "16", "--batch-size", "32", "--steps", "20"]

@@ -18,14 +18,14 @@ from data_toys import episodes
 from training_toys import make_trainer, weights
 
 from torchrl_marl_offline.commands.data import main
-from torchrl_marl_offline.core.files import WriteError, replacing_file, writing
+from torchrl_marl_offline.core.files import WriteError, replacing_file, write_json_atomic, writing
 from torchrl_marl_offline.data import OfflineDataset, convert_dataset
+from torchrl_marl_offline.evaluation.pictures import save_figure
+from torchrl_marl_offline.evaluation.video import write_gif
 from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.recording import record, record_mixed_skill
-from torchrl_marl_offline.training import CsvTable, read_csv, save_policy, write_json_atomic
+from torchrl_marl_offline.training import CsvTable, read_csv, save_policy
 from torchrl_marl_offline.training.online import OnlineReplay
-from torchrl_marl_offline.training.pictures import save_figure
-from torchrl_marl_offline.training.video import write_gif
 
 pytestmark = pytest.mark.fault("2.1")
 DISK, LEFT = 512 * 1024, 12 * 1024

@@ -21,7 +21,7 @@ from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.modules import DuelingCritic, DuplexMixer, ScaleInvariantValueNorm, make_actor, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, TD, OfflineMARLLoss
 from torchrl_marl_offline.training import PopulationBuffer
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 ACTION, OBSERVATION = ("agents", "action"), ("agents", "observation")
 LOCAL, ADVANTAGE, TEAM = ("agents", "state_action_value"), ("agents", "advantage"), "state_action_value"

@@ -24,6 +24,8 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise, normal_like
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+from torchrl_marl_offline.evaluation import evaluate, evaluate_population
+from torchrl_marl_offline.evaluation.policy_export import export_policy
 from torchrl_marl_offline.modules import MaskedCategorical, OneStep, OneStepCategorical, make_actor, make_flow
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.flow import PATH, TIME, VELOCITY, JointVelocity
@@ -45,12 +47,9 @@ from torchrl_marl_offline.training import (
     PopulationBuffer,
     PopulationLearner,
     Trainer,
-    evaluate,
-    evaluate_population,
     load_policy,
     save_policy,
 )
-from torchrl_marl_offline.training.policy_export import export_policy
 
 ROWS = {"reduction": "none"}
 BOUNDED = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=2, action_low=-0.5, action_high=2.0)

@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.evaluation import evaluate
 from torchrl_marl_offline.modules import make_actor, make_score, make_sequential_policy
 from torchrl_marl_offline.modules.action_range import ActionRange
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
@@ -36,7 +37,7 @@ from torchrl_marl_offline.objectives import (
     ScoreRegularized,
     SequentialCloning,
 )
-from torchrl_marl_offline.training import Trainer, evaluate
+from torchrl_marl_offline.training import Trainer
 
 ROWS = 5
 ALPHA, SIGMA = math.exp(-1.26875), math.sqrt(1 - math.exp(-2.5375))

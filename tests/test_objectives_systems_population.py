@@ -16,7 +16,7 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import PopulationBuffer
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 SEEDS, RATES = (4, 9), (1e-3, 2e-3)
 SETTINGS = {  # of each of two members

@@ -9,8 +9,8 @@ from tensordict.nn import TensorDictModule
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, save_policy
 from torchrl_marl_offline.commands import main
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
-from torchrl_marl_offline.training.evaluation import evaluate
-from torchrl_marl_offline.training.video import record_video
+from torchrl_marl_offline.evaluation.in_environments import evaluate
+from torchrl_marl_offline.evaluation.video import record_video
 
 pytestmark = pytest.mark.fault("5.4")
 

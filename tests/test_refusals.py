@@ -139,7 +139,7 @@ def test_an_opset_is_read_by_onnx_alone(capsys, tmp_path):
         with pytest.raises(SystemExit, match="2"):
             main([str(tmp_path), *arguments])
         assert sentence in capsys.readouterr().err
-    from torchrl_marl_offline.training import export_policy
+    from torchrl_marl_offline.evaluation import export_policy
 
     with pytest.raises(ValueError, match="opset is read only with format 'onnx', and format is 'torch' here"):
         export_policy(tmp_path, tmp_path / "x.pt2", opset=17)

@@ -28,7 +28,7 @@ from torchrl_marl_offline.study.scores import (
 )
 from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.training import CsvTable, read_csv
-from torchrl_marl_offline.training.held_out import DIAGNOSES
+from torchrl_marl_offline.training.run.metrics import DIAGNOSES
 
 TWO = STUDY.replace("[grid]", '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n\n[grid]')
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from torchrl_marl_offline.commands.script_settings import SettingsError, read_config
 from torchrl_marl_offline.study import StudyError, read_results, read_study
 from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.jobs import RESULT, job_result
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
 from torchrl_marl_offline.study.study_report import _Report
-from torchrl_marl_offline.training.command_line import SettingsError, read_config
-from torchrl_marl_offline.training.logging import read_csv
+from torchrl_marl_offline.training.run.logging import read_csv
 
 NAMES = (
     "<script>alert(1)</script>",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from study_toys import STUDY, Inline, quietly, write_study
 
-from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, make_env, training
+from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, evaluation, make_env
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.study import read_results, read_study
 from torchrl_marl_offline.study.jobs import job_state
@@ -125,12 +125,12 @@ def test_held_out_values_are_held_against_returns_of_the_runs_own_discount_and_r
     text = REAL.replace('task = "mpe/simple_spread"\nepisodes = 20', 'source = "recorded"')
     text = text.replace("[grid]\ntemperature = [1, 3.0]", "[grid]\ngamma = [0.5, 0.9]")
     text = text.replace("[methods.mix]\n", '[methods.mix]\nteam_reward = "sum"\n')
-    asked, original = set(), training.evaluate_held_out
+    asked, original = set(), evaluation.evaluate_held_out
 
     def spy(*arguments, **options):
         asked.add((options.get("gamma"), options.get("team_reward")))
         return original(*arguments, **options)
 
-    monkeypatch.setattr("torchrl_marl_offline.study.training.evaluate_held_out", spy)
+    monkeypatch.setattr("torchrl_marl_offline.study.evaluation.evaluate_held_out", spy)
     assert real(tmp_path, text).failed == {}
     assert asked == {(0.5, "sum"), (0.9, "sum"), (None, None)}  # the last is cloning, which has no values

@@ -46,8 +46,8 @@ from torchrl_marl_offline.objectives import (
 )
 from torchrl_marl_offline.objectives.action_distributions import mode_of, per_agent
 from torchrl_marl_offline.objectives.batch import Batch
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
-from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
+from torchrl_marl_offline.training.populations.population import Population, PopulationBuffer, PopulationGradients
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 SEARCH = SoftmaxSampler(iterations=1, samples=3)
 FEW = {"num_random": 2, "num_policy": 2}

@@ -21,7 +21,7 @@ from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 RULES = {"value_learning": "td", "extraction": "brac"}
 

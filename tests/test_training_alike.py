@@ -19,7 +19,7 @@ from torchrl_marl_offline.algorithms import ALGORITHMS, is_read, make_loss, memb
 from torchrl_marl_offline.objectives import AWR, BRAC, IQL, SARSA, TD, OfflineMARLLoss
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.training import ForeachSoftUpdate, Population
-from torchrl_marl_offline.training.alike import first_difference
+from torchrl_marl_offline.training.populations.alike import first_difference
 
 RECIPE = {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr"}
 pytestmark = pytest.mark.fault("3.1")

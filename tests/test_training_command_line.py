@@ -15,16 +15,11 @@ from typing import Annotated, Literal
 import processes
 import pytest
 
+from torchrl_marl_offline.commands.script_settings import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.core.errors import sentence_of
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, NON_NEGATIVE, SEED, THREADS_OR_AUTO, WIDTHS
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.training import (
-    SettingsError,
-    expand_settings,
-    parse_settings,
-    plain_errors,
-    write_config,
-)
+from torchrl_marl_offline.training import expand_settings
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import Trainer, compile_choice, gradients
-from torchrl_marl_offline.training.compile_choice import check_compile
-from torchrl_marl_offline.training.compile_costs import CompileCosts, Cost, kind_of, machine_of
-from torchrl_marl_offline.training.compile_failures import CompileWarning, why_it_failed
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
+from torchrl_marl_offline.training.step.compile_choice import check_compile
+from torchrl_marl_offline.training.step.compile_costs import CompileCosts, Cost, kind_of, machine_of
+from torchrl_marl_offline.training.step.compile_failures import CompileWarning, why_it_failed
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 RULES = {"decomposition": "vdn", "value_learning": "td", "extraction": "brac"}
 
@@ -179,7 +179,7 @@ def test_a_damaged_library_of_torchs_cache_is_named_and_deleted(monkeypatch, tmp
 def test_a_library_is_cut_where_it_ends_before_its_sections(tmp_path):
     from torch import _C
 
-    from torchrl_marl_offline.training.compile_failures import _is_cut
+    from torchrl_marl_offline.training.step.compile_failures import _is_cut
 
     whole = Path(_C.__file__).read_bytes()  # a small library that is loaded
     path = tmp_path / "a.so"
@@ -234,7 +234,7 @@ def test_compiling_is_tried_only_where_it_is_expected_to_end_the_run_sooner(monk
 
 @pytest.mark.fault("6.2")
 def test_what_it_cost_is_remembered_for_the_next_run(monkeypatch, compilations, own_costs):
-    from torchrl_marl_offline.training.compile_costs import SAFE
+    from torchrl_marl_offline.training.step.compile_costs import SAFE
 
     faster(monkeypatch, CompiledGradients)
     batch = recipe().buffer.sample()
@@ -257,7 +257,7 @@ def test_what_it_cost_is_remembered_for_the_next_run(monkeypatch, compilations, 
 @pytest.mark.fault("6.2")
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"m": 3}', '{"m": {"k": [1]}}', '{"m": {"k": ["a", 1]}}', "\0"])
 def test_a_damaged_or_unwritable_memory_is_none(tmp_path, content):
-    from torchrl_marl_offline.training.compile_costs import SAFE
+    from torchrl_marl_offline.training.step.compile_costs import SAFE
 
     file = tmp_path / "costs.json"
     file.write_text(content)

@@ -7,7 +7,7 @@ import torch
 from trainers import trainer_for
 
 from torchrl_marl_offline import PopulationBuffer, Trainer, collect, evaluate, make_env, make_loss
-from torchrl_marl_offline.training import evaluate_population
+from torchrl_marl_offline.evaluation import evaluate_population
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam
 from torchrl.objectives import HardUpdate, SoftUpdate
 from training_toys import make_trainer
 
-from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
-from torchrl_marl_offline.training.optimizer import can_be_captured, marked_capturable
+from torchrl_marl_offline.training.step.cuda_graph import CudaGraphStep
+from torchrl_marl_offline.training.step.optimizer import can_be_captured, marked_capturable
 
 
 class Recorded:

@@ -20,8 +20,8 @@ from torchrl.data import SamplerWithoutReplacement
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import PopulationBuffer, read_csv
-from torchrl_marl_offline.training.checkpoints import CheckpointManager
-from torchrl_marl_offline.training.distributed import (
+from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
+from torchrl_marl_offline.training.run.distributed import (
     ManyProcesses,
     ProcessFailedError,
     ShareOfSampler,

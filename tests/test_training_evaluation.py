@@ -11,7 +11,8 @@ from torchrl.envs.utils import check_env_specs
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 from training_toys import ContinuousEnv, CountdownEnv, make_trainer, weights
 
-from torchrl_marl_offline.training import Evaluation, IllegalActionError, evaluate, preserved_rng
+from torchrl_marl_offline.evaluation import Evaluation, IllegalActionError, evaluate
+from torchrl_marl_offline.training import preserved_rng
 
 
 def stay(tensordict):

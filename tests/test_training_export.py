@@ -33,9 +33,9 @@ from torchrl_marl_offline import (
 )
 from torchrl_marl_offline.commands.export import main
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.evaluation.policy_export import METADATA, ExecutedAction, example_inputs, export_policy
 from torchrl_marl_offline.training import Learner
-from torchrl_marl_offline.training.policy_export import METADATA, ExecutedAction, example_inputs, export_policy
-from torchrl_marl_offline.training.saved_policies import BUILDERS
+from torchrl_marl_offline.training.run.saved_policies import BUILDERS
 
 CONTINUOUS = TaskSpec(
     n_agents=3, observation_size=4, state_size=5, action_size=2, action_low=-0.5, action_high=2.0, task="toy/reach"

@@ -21,7 +21,7 @@ from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor
 from torchrl_marl_offline.objectives import AWR, BRAC, OfflineMARLLoss
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, Trainer, default_optimizer
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, in_precision
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients, in_precision
 
 STEPS = 20
 

@@ -9,8 +9,8 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.objectives import LossModule
 
-from torchrl_marl_offline.training import IllegalActionError, evaluate_held_out
-from torchrl_marl_offline.training.held_out import discounted_returns
+from torchrl_marl_offline.evaluation import IllegalActionError, evaluate_held_out
+from torchrl_marl_offline.evaluation.held_out import discounted_returns
 
 
 def make_dataset(*, discrete: bool = True, **extra) -> SimpleNamespace:

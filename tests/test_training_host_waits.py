@@ -14,8 +14,8 @@ from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
 from torchrl_marl_offline.training import PopulationBuffer, Trainer
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients
-from torchrl_marl_offline.training.population_optimizer import PopulationAdam
+from torchrl_marl_offline.training.populations.population_optimizer import PopulationAdam
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 CONTINUOUS_ONLY = ("td3_bc", "b3c")
 RUNS = [(name, discrete) for name in ALGORITHMS for discrete in (False, True)]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_marl_offline.training import CsvTable, RunLogger, read_csv, summarize_evaluations, write_json_atomic
+from torchrl_marl_offline.core.files import write_json_atomic
+from torchrl_marl_offline.evaluation import summarize_evaluations
+from torchrl_marl_offline.training import CsvTable, RunLogger, read_csv
 
 
 def test_csv_continues_and_a_late_column_widens_the_header(tmp_path):

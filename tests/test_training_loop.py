@@ -9,7 +9,7 @@ from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import ForeachSoftUpdate, NonFiniteLossError, Trainer, TrainingFinished, read_csv
-from torchrl_marl_offline.training.metrics import GradientNorm, MetricWindow, first_non_finite_parameter
+from torchrl_marl_offline.training.run.metrics import GradientNorm, MetricWindow, first_non_finite_parameter
 
 
 class TwoNets(LossModule):

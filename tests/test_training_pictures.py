@@ -4,14 +4,15 @@ import math
 
 import pytest
 
-from torchrl_marl_offline.training import Interval, RunLogger
-from torchrl_marl_offline.training.pictures import (
+from torchrl_marl_offline.evaluation import Interval
+from torchrl_marl_offline.evaluation.pictures import (
     COLOURS,
     TRAINING_PANELS,
     _shifted,
     plot_learning_curves,
     plot_methods,
 )
+from torchrl_marl_offline.training import RunLogger
 
 pytest.importorskip("matplotlib")
 

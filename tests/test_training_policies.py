@@ -252,7 +252,7 @@ def test_the_command_refuses_an_environment_of_other_sizes(tmp_path):
 
 def test_a_loaded_policy_is_a_policy_for_every_evaluation(tmp_path):
     from torchrl_marl_offline import collect, evaluate
-    from torchrl_marl_offline.training import evaluate_held_out
+    from torchrl_marl_offline.evaluation import evaluate_held_out
 
     env = make_env("games/two_step", num_envs=4)
     actor = make_actor(env.task_spec, hidden=(8,))

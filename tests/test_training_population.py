@@ -29,6 +29,7 @@ from torchrl.modules import PopArtValueNorm
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.evaluation import evaluate, evaluate_population
 from torchrl_marl_offline.objectives import AWR, AWRLoss, OfflineMARLLoss
 from torchrl_marl_offline.training import (
     Population,
@@ -37,13 +38,11 @@ from torchrl_marl_offline.training import (
     Trainer,
     TrainingFinished,
     TrainingInterrupted,
-    evaluate,
-    evaluate_population,
     load_policy,
     read_csv,
     split_population,
 )
-from torchrl_marl_offline.training.population import PopulationGradients
+from torchrl_marl_offline.training.populations.population import PopulationGradients
 
 MIXER = {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr"}
 NOISY = {"decomposition": "vdn", "value_learning": "td", "extraction": "brac"}

@@ -17,8 +17,8 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import PopulationBuffer, Trainer
-from torchrl_marl_offline.training.gradients import CompiledGradients
-from torchrl_marl_offline.training.profiling import TRACED, WARM_UP, Account, PartClock, PartTime
+from torchrl_marl_offline.training.run.profiling import TRACED, WARM_UP, Account, PartClock, PartTime
+from torchrl_marl_offline.training.step.gradients import CompiledGradients
 
 AROUND = ["data", "gradient norm and clipping", "optimizer", "target update", "the rest"]
 NETWORKS = ["critic", "target critic", "mixer", "target mixer", "value", "actor"]

@@ -8,16 +8,16 @@ import pytest
 import torch
 from data_toys import episodes
 
-from torchrl_marl_offline.training import (
+from torchrl_marl_offline.evaluation import (
     Evaluation,
     HeldOutEvaluation,
-    Trainer,
     format_table,
     write_population_report,
     write_report,
 )
-from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.run_report import best_ways
+from torchrl_marl_offline.evaluation.run_report import best_ways
+from torchrl_marl_offline.training import Trainer
+from torchrl_marl_offline.training.run.metrics import DIAGNOSES
 
 
 def curve(last, best, average):

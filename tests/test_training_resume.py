@@ -20,6 +20,7 @@ from training_toys import make_buffer, make_trainer, weights
 from torchrl_marl_offline.data import collect
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.evaluation import evaluate
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import AWR, IQL, OfflineMARLLoss
 from torchrl_marl_offline.training import (
@@ -28,10 +29,9 @@ from torchrl_marl_offline.training import (
     Trainer,
     TrainingFinished,
     TrainingInterrupted,
-    evaluate,
     read_csv,
 )
-from torchrl_marl_offline.training.run_lock import claim_folder
+from torchrl_marl_offline.training.run.run_lock import claim_folder
 
 KILLS = 6
 TIMING = {"seconds"}

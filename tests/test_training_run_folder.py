@@ -18,6 +18,7 @@ from trainers import trainer_for
 from training_toys import RegressionLoss, make_buffer, make_trainer, weights
 
 from torchrl_marl_offline import PopulationBuffer, Trainer
+from torchrl_marl_offline.commands.script_settings import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.recording import record
@@ -26,16 +27,12 @@ from torchrl_marl_offline.training import (
     CsvError,
     OnlineReplay,
     RunInUseError,
-    SettingsError,
     TrainingFinished,
     TrainingInterrupted,
-    plain_errors,
     read_csv,
-    write_config,
 )
-from torchrl_marl_offline.training.checkpoints import content_of
-from torchrl_marl_offline.training.command_line import parse_settings
-from torchrl_marl_offline.training.run_lock import COMMAND_FILE, LOCK_FILE, RunLock
+from torchrl_marl_offline.training.run.checkpoints import content_of
+from torchrl_marl_offline.training.run.run_lock import COMMAND_FILE, LOCK_FILE, RunLock
 
 pytestmark = pytest.mark.fault("2.3")
 

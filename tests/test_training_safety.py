@@ -17,7 +17,7 @@ from torchrl.checkpoint import CheckpointError, GlobalRNGState
 from torchrl_marl_offline import load_policy, save_policy
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.modules import make_actor
-from torchrl_marl_offline.training.checkpoints import CheckpointManager, find_damage
+from torchrl_marl_offline.training.run.checkpoints import CheckpointManager, find_damage
 
 COMPONENT = "components/0000-loss"
 

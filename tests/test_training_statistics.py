@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from torchrl_marl_offline.training import bootstrap_confidence_interval, mean_confidence_interval
-from torchrl_marl_offline.training.statistics import student_t_quantile
+from torchrl_marl_offline.evaluation import bootstrap_confidence_interval, mean_confidence_interval
+from torchrl_marl_offline.evaluation.statistics import student_t_quantile
 
 
 # Two-sided quantiles of Student's t from the printed tables.

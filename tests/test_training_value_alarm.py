@@ -14,7 +14,13 @@ from torchrl.envs import Compose, RewardScaling
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import ImpossibleValueError, ImpossibleValueWarning, Trainer, read_csv
-from torchrl_marl_offline.training.value_alarm import MARGIN, MARGIN_OF_PENALTIES, RewardFacts, ValueAlarm, reward_facts
+from torchrl_marl_offline.training.run.value_alarm import (
+    MARGIN,
+    MARGIN_OF_PENALTIES,
+    RewardFacts,
+    ValueAlarm,
+    reward_facts,
+)
 
 pytestmark = pytest.mark.fault("3.16")
 RULES = {"decomposition": "vdn", "value_learning": "sarsa", "extraction": "awr", "gamma": 0.9}

@@ -28,8 +28,8 @@ from torchrl_marl_offline import (
     make_loss,
     setting,
 )
+from torchrl_marl_offline.evaluation import Evaluation
 from torchrl_marl_offline.objectives.batch import Batch
-from torchrl_marl_offline.training import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

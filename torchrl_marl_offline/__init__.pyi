@@ -40,7 +40,10 @@ from .envs import from_torchrl as from_torchrl
 from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
 from .envs import register_environment as register_environment
+from .evaluation import evaluate as evaluate
+from .evaluation import export_policy as export_policy
 from .evaluation import make_simulator as make_simulator
+from .evaluation import record_video as record_video
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer
 from .modules import HyperNetworkMixer as HyperNetworkMixer
@@ -94,10 +97,7 @@ from .training import OnlineReplay as OnlineReplay
 from .training import PopulationBuffer as PopulationBuffer
 from .training import PopulationLearner as PopulationLearner
 from .training import Trainer as Trainer
-from .training import evaluate as evaluate
-from .training import export_policy as export_policy
 from .training import load_policy as load_policy
-from .training import record_video as record_video
 from .training import save_policy as save_policy
 
 __version__: str

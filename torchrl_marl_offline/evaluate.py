@@ -9,7 +9,7 @@ if __name__ == "__main__":
 else:
     # ``import torchrl_marl_offline.evaluate`` binds the package's attribute ``evaluate``, which is the function of that
     # name: let the import system find the function.
-    from torchrl_marl_offline.training.evaluation import evaluate
+    from torchrl_marl_offline.evaluation.in_environments import evaluate
 
     if __spec__ is not None:  # a file that is run under another name has none
         evaluate.__spec__ = __spec__  # which ``python -m`` looks for in what was imported

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from torchrl_marl_offline.commands.script_settings import check_device
 from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
 from torchrl_marl_offline.envs import make_env
-from torchrl_marl_offline.training.command_line import check_device
-from torchrl_marl_offline.training.evaluation import Evaluation, evaluate
-from torchrl_marl_offline.training.saved_policies import load_policy
-from torchrl_marl_offline.training.video import record_video
+from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
+from torchrl_marl_offline.evaluation.video import record_video
+from torchrl_marl_offline.training.run.saved_policies import load_policy
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from torchrl_marl_offline.training.policy_export import ONNX_OPSET, SUFFIXES, export_policy
-from torchrl_marl_offline.training.saved_policies import policy_file
+from torchrl_marl_offline.evaluation.policy_export import ONNX_OPSET, SUFFIXES, export_policy
+from torchrl_marl_offline.training.run.saved_policies import policy_file
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from torchrl_marl_offline.core.paths import user_path
 
@@ -109,6 +113,27 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     """Write a text file so that a reader sees the old text or the new, never a part."""
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON by a rename; dataclasses, paths and tensors are converted, NaN becomes null."""
+    write_text_atomic(path, json.dumps(_to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _to_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or an array
+        return _to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
 
 
 def append_whole(path: Path, content: bytes) -> None:

@@ -1,5 +1,42 @@
-"""Evaluation: the environment that a dataset came from."""
+"""Evaluation: in environments, on held-out episodes; intervals, tables, pictures, videos, exported policies."""
 
+from torchrl_marl_offline.evaluation.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
+from torchrl_marl_offline.evaluation.in_environments import (
+    Evaluation,
+    IllegalActionError,
+    evaluate,
+    evaluate_population,
+)
+from torchrl_marl_offline.evaluation.pictures import plot_learning_curves, plot_methods
+from torchrl_marl_offline.evaluation.policy_export import export_policy
+from torchrl_marl_offline.evaluation.run_report import format_table, write_population_report, write_report
 from torchrl_marl_offline.evaluation.simulator import make_simulator
+from torchrl_marl_offline.evaluation.statistics import (
+    Interval,
+    bootstrap_confidence_interval,
+    mean_confidence_interval,
+)
+from torchrl_marl_offline.evaluation.summary import summarize_evaluations
+from torchrl_marl_offline.evaluation.video import record_video
 
-__all__ = ["make_simulator"]
+__all__ = [
+    "Calibration",
+    "Evaluation",
+    "HeldOutEvaluation",
+    "IllegalActionError",
+    "Interval",
+    "bootstrap_confidence_interval",
+    "evaluate",
+    "evaluate_held_out",
+    "evaluate_population",
+    "export_policy",
+    "format_table",
+    "make_simulator",
+    "mean_confidence_interval",
+    "plot_learning_curves",
+    "plot_methods",
+    "record_video",
+    "summarize_evaluations",
+    "write_population_report",
+    "write_report",
+]

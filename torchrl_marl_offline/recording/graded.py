@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE
 from torchrl_marl_offline.core.regular_files import read_json
@@ -23,14 +24,13 @@ from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.evaluation.in_environments import evaluate
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
-from torchrl_marl_offline.training.evaluation import evaluate
-from torchrl_marl_offline.training.learner import Learner
-from torchrl_marl_offline.training.logging import read_csv
 from torchrl_marl_offline.training.online import OnlineReplay
-from torchrl_marl_offline.training.run_lock import COMMAND_FILE, RunLock
-from torchrl_marl_offline.training.saved_policies import load_policy, save_policy
-from torchrl_marl_offline.training.summary import write_json_atomic
+from torchrl_marl_offline.training.run.logging import read_csv
+from torchrl_marl_offline.training.run.run_lock import COMMAND_FILE, RunLock
+from torchrl_marl_offline.training.run.saved_policies import load_policy, save_policy
+from torchrl_marl_offline.training.step.learner import Learner
 from torchrl_marl_offline.training.trainer import Trainer, TrainingInterrupted
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")

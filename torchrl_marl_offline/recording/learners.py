@@ -36,7 +36,7 @@ from torchrl_marl_offline.modules.greedy_actors import (
     make_greedy_actor,
 )
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
-from torchrl_marl_offline.training.optimizer import default_optimizer
+from torchrl_marl_offline.training.step.optimizer import default_optimizer
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torchrl_marl_offline.core.ranges import check
-from torchrl_marl_offline.training.held_out import DIAGNOSES
+from torchrl_marl_offline.training.run.metrics import DIAGNOSES
 
 Kind = TypeVar("Kind")
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchrl_marl_offline.training.pictures import COLOURS, DASHES, new_figure, point_marker, save_figure
-from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
+from torchrl_marl_offline.evaluation.pictures import COLOURS, DASHES, new_figure, point_marker, save_figure
+from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,12 +21,11 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from torchrl_marl_offline.core.extensions import import_extensions
-from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.study.plan import PlannedPopulation
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
-from torchrl_marl_offline.training.summary import write_json_atomic
 
 State = Literal["new", "begun", "failed", "finished"]
 RESULT, FAILURE, PROGRESS, MEMBERS = "result.json", "failure.txt", "progress.json", "members"

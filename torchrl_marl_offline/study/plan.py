@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.study.checking import StudyError, check_keys
 from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
-from torchrl_marl_offline.training.summary import write_json_atomic
 
 PLAN_FILE = "plan.json"
 

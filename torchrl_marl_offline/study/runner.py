@@ -28,7 +28,7 @@ from torchrl_marl_offline.study.settings import Study, read_study
 from torchrl_marl_offline.study.table import DATA, job_folder, write_results
 from torchrl_marl_offline.study.training import train_population
 from torchrl_marl_offline.study.workers import Backend, LocalWorkers
-from torchrl_marl_offline.training.interruption import StopRequest
+from torchrl_marl_offline.training.run.interruption import StopRequest
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy
 
 from torchrl_marl_offline.core.put_back import preserved_rng
+from torchrl_marl_offline.evaluation.statistics import Interval
+from torchrl_marl_offline.evaluation.summary import summarize_evaluations
 from torchrl_marl_offline.study.checking import StudyError, check_metric
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.runs import Run
-from torchrl_marl_offline.training.held_out import OF_RECORDED_ACTIONS
-from torchrl_marl_offline.training.statistics import Interval
-from torchrl_marl_offline.training.summary import summarize_evaluations
+from torchrl_marl_offline.training.run.metrics import OF_RECORDED_ACTIONS
 
 if TYPE_CHECKING:
     import numpy

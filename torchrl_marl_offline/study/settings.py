@@ -114,13 +114,13 @@ class StudySettings:
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:
             ``"warn"`` names it on the report, ``"stop"`` also leaves it out from there on; see
-            :class:`~torchrl_marl_offline.training.value_alarm.ValueAlarm`.
+            :class:`~torchrl_marl_offline.training.run.value_alarm.ValueAlarm`.
         log_every: updates between rows of ``train.csv``.
         checkpoint_every: updates between checkpoints of a population; 0 for a tenth of its steps.
         keep_checkpoints: keep the checkpoints of a finished population (its policies are kept anyway).
         last_k: how many evaluations at the end are averaged where settings are compared.
         metric: what is compared: ``"return"``, ``"normalized"``, ``"success"`` or another column of the results, but
-            none of :data:`~torchrl_marl_offline.training.held_out.DIAGNOSES`;
+            none of :data:`~torchrl_marl_offline.evaluation.held_out.DIAGNOSES`;
             ``"auto"`` takes the first of normalized, success and return that every dataset has.
     """
 

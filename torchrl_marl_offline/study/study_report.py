@@ -16,6 +16,8 @@ import numpy
 
 from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.evaluation.pictures import plot_methods
+from torchrl_marl_offline.evaluation.statistics import Interval
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves, plot_profile
@@ -36,9 +38,7 @@ from torchrl_marl_offline.study.scores import (
     scores_of,
 )
 from torchrl_marl_offline.study.table import job_folder, read_results, write_results
-from torchrl_marl_offline.training.held_out import OF_RECORDED_ACTIONS
-from torchrl_marl_offline.training.pictures import plot_methods
-from torchrl_marl_offline.training.statistics import Interval
+from torchrl_marl_offline.training.run.metrics import OF_RECORDED_ACTIONS
 
 if TYPE_CHECKING:
     import pandas

@@ -16,7 +16,7 @@ from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
 from torchrl_marl_offline.study.plan import Plan, PlannedPopulation
-from torchrl_marl_offline.training.logging import read_csv
+from torchrl_marl_offline.training.run.logging import read_csv
 
 if TYPE_CHECKING:
     import pandas

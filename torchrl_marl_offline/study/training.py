@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchrl_marl_offline.algorithms.algorithm import make_loss
-from torchrl_marl_offline.evaluation import make_simulator
+from torchrl_marl_offline.evaluation import evaluate_held_out, evaluate_population, make_simulator
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
-from torchrl_marl_offline.training import (
-    PopulationBuffer,
-    PopulationLearner,
-    Trainer,
-    TrainingInterrupted,
-    evaluate_held_out,
-    evaluate_population,
-)
+from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase

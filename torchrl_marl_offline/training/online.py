@@ -22,7 +22,7 @@ from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
-from torchrl_marl_offline.training.checkpoints import BufferState, check_generator, restore_generator
+from torchrl_marl_offline.training.run.checkpoints import BufferState, check_generator, restore_generator
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -81,6 +81,9 @@ class OnlineReplay:
     Raises:
         ValueError: a round is larger than ``capacity``, or ``update_to_data`` is not above 0.
     """
+
+    gathers_experience = True
+    """That a sample may change what is there: nothing is drawn from it for measurements."""
 
     @checked
     def __init__(

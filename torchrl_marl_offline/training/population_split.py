@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchrl_marl_offline.core.put_back import preserved_rng
-from torchrl_marl_offline.training.checkpoints import CheckpointManager
-from torchrl_marl_offline.training.learner import Learner
-from torchrl_marl_offline.training.logging import RunLogger
-from torchrl_marl_offline.training.optimizer import default_optimizer
+from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
+from torchrl_marl_offline.training.run.logging import RunLogger
+from torchrl_marl_offline.training.step.learner import Learner
+from torchrl_marl_offline.training.step.optimizer import default_optimizer
 from torchrl_marl_offline.training.trainer import Trainer
 
 if TYPE_CHECKING:

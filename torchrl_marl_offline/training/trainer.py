@@ -24,20 +24,24 @@ from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SIZE
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.training.checkpoints import BufferState, CheckpointManager
-from torchrl_marl_offline.training.distributed import SingleProcess
-from torchrl_marl_offline.training.fit import check_rows
-from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.interruption import StopRequest, how_to_resume
-from torchrl_marl_offline.training.learner import BaseLearner, Learner
-from torchrl_marl_offline.training.logging import RunLogger
-from torchrl_marl_offline.training.metrics import MetricWindow, NonFiniteLossError, first_non_finite_parameter
 from torchrl_marl_offline.training.online import OnlineReplay
-from torchrl_marl_offline.training.population import PopulationBuffer
-from torchrl_marl_offline.training.profiling import Profiler, make_profiler, profiled
-from torchrl_marl_offline.training.run_lock import RunLock
-from torchrl_marl_offline.training.saved_policies import POLICY_FILE, save_policy
-from torchrl_marl_offline.training.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
+from torchrl_marl_offline.training.populations.population import PopulationBuffer
+from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.run.distributed import SingleProcess
+from torchrl_marl_offline.training.run.fit import check_rows
+from torchrl_marl_offline.training.run.interruption import StopRequest, how_to_resume
+from torchrl_marl_offline.training.run.logging import RunLogger
+from torchrl_marl_offline.training.run.metrics import (
+    DIAGNOSES,
+    MetricWindow,
+    NonFiniteLossError,
+    first_non_finite_parameter,
+)
+from torchrl_marl_offline.training.run.profiling import Profiler, make_profiler, profiled
+from torchrl_marl_offline.training.run.run_lock import RunLock
+from torchrl_marl_offline.training.run.saved_policies import POLICY_FILE, save_policy
+from torchrl_marl_offline.training.run.value_alarm import ImpossibleValueError, OnImpossibleValues, ValueAlarm
+from torchrl_marl_offline.training.step.learner import BaseLearner, Learner
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
@@ -92,9 +96,9 @@ class Trainer:
             :class:`~torchrl_marl_offline.training.OnlineReplay`, which gathers experience as it is sampled; for a
             population a :class:`PopulationBuffer`.
         steps: number of updates of the whole run.
-        evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()`` such
-            as :class:`~torchrl_marl_offline.training.Evaluation`, or ``None``; for a population a mapping from members
-            to these. One may call :meth:`finish`.
+        evaluators: name -> callable without arguments; it returns a dict of numbers, an object with ``summary()``, such
+            as an :class:`~torchrl_marl_offline.evaluation.Evaluation`, or ``None``; for a population a mapping from
+            members to these. One may call :meth:`finish`.
         eval_every: steps between evaluations, and one at the end; ``None`` for none.
         eval_at_start: evaluate before the first step, too.
         log_every: steps between logging points; a row holds the means over the steps since the one before.
@@ -111,10 +115,10 @@ class Trainer:
         distributed: the processes that share the run, each with its share of every batch; see
             :func:`distributed_from_environment`. The first alone evaluates, logs and writes files.
         profile: account for where a step goes, in ``output/profile``: true, or the number of steps to time; see
-            :class:`~torchrl_marl_offline.training.profiling.Profiler`.
+            :class:`~torchrl_marl_offline.training.run.profiling.Profiler`.
         on_impossible_values: what happens at the first logging point at which mean ``|Q|`` exceeds what the rewards of
             the data allow: ``"warn"``, ``"stop"`` by an error (a population leaves the member out, and the others go
-            on), or ``"ignore"``; see :class:`~torchrl_marl_offline.training.value_alarm.ValueAlarm`.
+            on), or ``"ignore"``; see :class:`~torchrl_marl_offline.training.run.value_alarm.ValueAlarm`.
         progress: show a bar, and a line per evaluation.
 
     Example:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchrl_marl_offline.training.metrics import trained_by_network
+from torchrl_marl_offline.training.run.metrics import trained_by_network
 
 if TYPE_CHECKING:
-    from torchrl_marl_offline.training.population import Population
+    from torchrl_marl_offline.training.populations.population import Population
 
 
 class PopulationAdam:

@@ -16,7 +16,7 @@ from torchrl.objectives import TargetNetUpdater
 from torchrl_marl_offline.core.layout import ACTION, MASK, OBSERVATION, STATE
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
-from torchrl_marl_offline.training.metrics import trained_by_network
+from torchrl_marl_offline.training.run.metrics import trained_by_network
 
 if TYPE_CHECKING:
     from tensordict import NestedKey

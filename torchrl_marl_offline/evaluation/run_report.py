@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchrl_marl_offline.training.evaluation import Evaluation
-from torchrl_marl_offline.training.held_out import DIAGNOSES
-from torchrl_marl_offline.training.pictures import plot_methods
-from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
-from torchrl_marl_offline.training.summary import write_json_atomic
+from torchrl_marl_offline.core.files import write_json_atomic
+from torchrl_marl_offline.evaluation.in_environments import Evaluation
+from torchrl_marl_offline.evaluation.pictures import plot_methods
+from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
+from torchrl_marl_offline.training.run.metrics import DIAGNOSES
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
-    from torchrl_marl_offline.training.held_out import HeldOutEvaluation
+    from torchrl_marl_offline.evaluation.held_out import HeldOutEvaluation
 
 DIAGNOSIS = (
     "What held-out episodes say is a diagnosis, not a score: cloning agrees most with the data by construction. What a "

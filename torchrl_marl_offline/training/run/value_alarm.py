@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.core.layout import MASK
 from torchrl_marl_offline.objectives.functional import team_reward
-from torchrl_marl_offline.training.fit import rows_of
+from torchrl_marl_offline.training.run.fit import rows_of
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule

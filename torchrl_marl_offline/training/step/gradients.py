@@ -18,8 +18,8 @@ from torchrl_marl_offline.core.functional_parameters import tensors_in, tensors_
 from torchrl_marl_offline.core.noise import NoiseRequest, given_noise, recorded_noise
 from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.core.put_back import preserved_rng
-from torchrl_marl_offline.training.compile_failures import is_of_compiler, say_that_it_failed
-from torchrl_marl_offline.training.metrics import scalars
+from torchrl_marl_offline.training.run.metrics import scalars
+from torchrl_marl_offline.training.step.compile_failures import is_of_compiler, say_that_it_failed
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule

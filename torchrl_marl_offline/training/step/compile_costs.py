@@ -16,7 +16,7 @@ import torch
 
 from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.data.published.cache_folder import cache_folder
-from torchrl_marl_offline.training.gradients import leaf_device, signature_of
+from torchrl_marl_offline.training.step.gradients import leaf_device, signature_of
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase

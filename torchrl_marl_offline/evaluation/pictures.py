@@ -13,8 +13,8 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, REAL
-from torchrl_marl_offline.training.logging import Row, read_csv
-from torchrl_marl_offline.training.statistics import Interval
+from torchrl_marl_offline.evaluation.statistics import Interval
+from torchrl_marl_offline.training.run.logging import Row, read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

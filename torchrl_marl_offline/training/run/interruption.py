@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torchrl_marl_offline.training.run_lock import claimed_around
+from torchrl_marl_offline.training.run.run_lock import claimed_around
 
 
 class StopRequest:

@@ -14,10 +14,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.put_back import preserved_rng
-from torchrl_marl_offline.training.compile_costs import CompileCosts, kind_of, machine_of
-from torchrl_marl_offline.training.compile_failures import failures_are_raised, why_it_failed
-from torchrl_marl_offline.training.gradients import leaf_device
-from torchrl_marl_offline.training.online import OnlineReplay
+from torchrl_marl_offline.training.step.compile_costs import CompileCosts, kind_of, machine_of
+from torchrl_marl_offline.training.step.compile_failures import failures_are_raised, why_it_failed
+from torchrl_marl_offline.training.step.gradients import leaf_device
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
@@ -50,7 +49,7 @@ def check_compile(compile: Any) -> Any:
 
 def choose_compile(
     make: Callable[..., Differentiate],
-    buffer: ReplayBuffer | OnlineReplay,
+    buffer: ReplayBuffer,
     loss: nn.Module,
     *,
     state: Any,
@@ -73,7 +72,7 @@ def choose_compile(
         precision: of the matrix products.
     """
     eager = make(compiled=False)
-    if isinstance(buffer, OnlineReplay):
+    if getattr(buffer, "gathers_experience", False):
         return CompileChoice(False, eager, "compile: off, since sampling would gather experience to measure with")
     with _untouched(state, loss):
         batch = buffer.sample()

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.parts import WHOLE, part
-from torchrl_marl_offline.training.gradients import signature_of
+from torchrl_marl_offline.training.step.gradients import signature_of
 
 Step = Callable[[TensorDictBase], dict[str, Tensor]]
 

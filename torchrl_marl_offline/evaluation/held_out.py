@@ -20,17 +20,11 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE
-from torchrl_marl_offline.training.evaluation import Policy, raise_on_illegal_action, raise_on_non_finite_action
-from torchrl_marl_offline.training.saved_policies import bare
+from torchrl_marl_offline.evaluation.in_environments import Policy, raise_on_illegal_action, raise_on_non_finite_action
+from torchrl_marl_offline.training.run.saved_policies import bare
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
-
-OF_RECORDED_ACTIONS = ("agreement", "agreement_choice", "action_error")
-"""Columns that say how like the recorded actions a policy's are: of a clone the best, whatever it earns."""
-
-DIAGNOSES = (*OF_RECORDED_ACTIONS, "q_correlation", "q_slope", "q_bias", "illegal_actions", "rows")
-"""All columns of an evaluation on held-out episodes; none says what a policy earns, so that none is selected by."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DO
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import fitted
-from torchrl_marl_offline.training.saved_policies import bare
-from torchrl_marl_offline.training.statistics import Interval, mean_confidence_interval
+from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
+from torchrl_marl_offline.training.run.saved_policies import bare
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
-    from torchrl_marl_offline.training.population import Population
+    from torchrl_marl_offline.training.populations.population import Population
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 EpisodeRow = tuple[float, int, bool]

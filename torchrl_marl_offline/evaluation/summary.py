@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.core.ranges import COUNT
-from torchrl_marl_offline.training.logging import Row
+from torchrl_marl_offline.training.run.logging import Row
 
 
 @checked
@@ -58,24 +53,3 @@ def summarize_evaluations(
             "averaged": len(tail),
         }
     return summary
-
-
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write ``value`` as JSON by a rename; dataclasses, paths and tensors are converted, NaN becomes null."""
-    write_text_atomic(path, json.dumps(_to_json(value), indent=2, allow_nan=False) + "\n")
-
-
-def _to_json(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _to_json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if hasattr(value, "tolist"):  # a tensor or an array
-        return _to_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

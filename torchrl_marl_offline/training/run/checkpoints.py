@@ -37,7 +37,7 @@ from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.core.regular_files import open_regular, require_regular
 from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
 from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
-from torchrl_marl_offline.training.restoring import Holder, restore
+from torchrl_marl_offline.training.run.restoring import Holder, restore
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer

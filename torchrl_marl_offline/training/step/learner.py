@@ -16,18 +16,17 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.training.compile_choice import check_compile, choose_compile
-from torchrl_marl_offline.training.cuda_graph import CudaGraphStep
-from torchrl_marl_offline.training.distributed import SingleProcess
-from torchrl_marl_offline.training.fit import check_optimizer, check_target_updater
-from torchrl_marl_offline.training.gradients import CompiledGradients, Gradients, Precision, check_precision
-from torchrl_marl_offline.training.metrics import GradientNorm, trained_by_network
-from torchrl_marl_offline.training.optimizer import can_be_captured, default_optimizer, marked_capturable
-from torchrl_marl_offline.training.population import PopulationBuffer
-from torchrl_marl_offline.training.restoring import restore
-from torchrl_marl_offline.training.run_settings import differing, run_settings
-from torchrl_marl_offline.training.series_sampling import check_draws_series
-from torchrl_marl_offline.training.target_update import ForeachSoftUpdate
+from torchrl_marl_offline.training.run.distributed import SingleProcess
+from torchrl_marl_offline.training.run.fit import check_optimizer, check_target_updater
+from torchrl_marl_offline.training.run.metrics import GradientNorm, trained_by_network
+from torchrl_marl_offline.training.run.restoring import restore
+from torchrl_marl_offline.training.run.run_settings import differing, run_settings
+from torchrl_marl_offline.training.run.series_sampling import check_draws_series
+from torchrl_marl_offline.training.step.compile_choice import check_compile, choose_compile
+from torchrl_marl_offline.training.step.cuda_graph import CudaGraphStep
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients, Precision, check_precision
+from torchrl_marl_offline.training.step.optimizer import can_be_captured, default_optimizer, marked_capturable
+from torchrl_marl_offline.training.step.target_update import ForeachSoftUpdate
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
@@ -328,7 +327,7 @@ class Learner(BaseLearner):
 
     def attach(self, buffer: Any) -> None:
         """Refuse a population's buffer, and one that draws no series for a loss that reads them."""
-        if isinstance(buffer, PopulationBuffer):
+        if getattr(buffer, "is_of_population", False):
             raise ValueError(
                 "A PopulationBuffer is for a PopulationLearner; give a replay buffer, for instance "
                 "dataset.replay_buffer(batch_size=256)."

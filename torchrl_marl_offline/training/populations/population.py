@@ -31,9 +31,9 @@ from torchrl_marl_offline.core.parts import COMPILED, part
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, make_replay_buffer
-from torchrl_marl_offline.training.alike import first_difference
-from torchrl_marl_offline.training.checkpoints import check_content, check_generator, content_of, restore_generator
-from torchrl_marl_offline.training.gradients import (
+from torchrl_marl_offline.training.populations.alike import first_difference
+from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
+from torchrl_marl_offline.training.step.gradients import (
     Differentiated,
     GradientFunction,
     Precision,
@@ -64,7 +64,7 @@ class Population(nn.Module):
     The losses may differ in every tensor: parameters (seeds), coefficients such as the temperature, the discount. All
     else must be the same, since the first loss serves as the form into which members' tensors are put: every class and
     every attribute of networks, rules, norms and value estimator; see
-    :func:`~torchrl_marl_offline.training.alike.first_difference`.
+    :func:`~torchrl_marl_offline.training.populations.alike.first_difference`.
 
     Args:
         losses: member name -> loss.
@@ -352,6 +352,8 @@ class PopulationBuffer:
         keys: leaves to keep; see :func:`make_replay_buffer`.
         slice_len: rows of a slice of an episode; see :func:`make_replay_buffer`.
     """
+
+    is_of_population = True
 
     @checked
     def __init__(

@@ -44,7 +44,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, T
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPSET
 from torchrl_marl_offline.core.relevance import ReadWith
-from torchrl_marl_offline.training.saved_policies import BUILDERS, load_policy
+from torchrl_marl_offline.training.run.saved_policies import BUILDERS, load_policy
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

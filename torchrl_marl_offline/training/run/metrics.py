@@ -9,6 +9,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+OF_RECORDED_ACTIONS = ("agreement", "agreement_choice", "action_error")
+"""Columns that say how like the recorded actions a policy's are: of a clone the best, whatever it earns."""
+
+DIAGNOSES = (*OF_RECORDED_ACTIONS, "q_correlation", "q_slope", "q_bias", "illegal_actions", "rows")
+"""All columns of an evaluation on held-out episodes; none says what a policy earns, so that none is selected by."""
+
 
 class NonFiniteLossError(ArithmeticError):
     """A loss, its gradient or a parameter became NaN or infinite.

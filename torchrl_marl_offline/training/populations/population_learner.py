@@ -12,15 +12,15 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import copy_with_networks
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, SIZE
-from torchrl_marl_offline.training.checkpoints import restore_generator
-from torchrl_marl_offline.training.gradients import Precision
-from torchrl_marl_offline.training.learner import BaseLearner
-from torchrl_marl_offline.training.population import Population, PopulationBuffer, PopulationGradients
-from torchrl_marl_offline.training.population_optimizer import (
+from torchrl_marl_offline.training.populations.population import Population, PopulationBuffer, PopulationGradients
+from torchrl_marl_offline.training.populations.population_optimizer import (
     PopulationAdam,
     PopulationGradientNorm,
     PopulationSoftUpdate,
 )
+from torchrl_marl_offline.training.run.checkpoints import restore_generator
+from torchrl_marl_offline.training.step.gradients import Precision
+from torchrl_marl_offline.training.step.learner import BaseLearner
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule

@@ -1,0 +1,137 @@
+"""Train an algorithm, and behaviour cloning beside it, from data to a table and pictures.
+
+    marl-offline train recipe                        # records its own data
+    marl-offline train omar --dataset FOLDER --rectification 0.7
+    marl-offline train recipe --seeds 8              # eight runs at once
+    marl-offline train recipe --grid temperature=1,3,10 --seeds 4
+    marl-offline train --resume runs/spread-...
+
+Every algorithm has the settings of its class as options: marl-offline train
+ALGORITHM --help. Without a simulator, runs are held against episodes that are
+kept out of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+from torchrl_marl_offline.commands.algorithm_sources import DeclaredAlgorithm, declared_algorithms, range_in
+from torchrl_marl_offline.commands.options import add_options, flag
+from torchrl_marl_offline.commands.parser import OneSentenceParser, plain_text
+from torchrl_marl_offline.core import ranges
+from torchrl_marl_offline.core.errors import exit_status
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.relevance import ReadWith
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run has beside its algorithm's settings."""
+
+    dataset: str | None = None
+    """pymarl:FILE or another format, a folder that OfflineDataset.save wrote, or a published name; by default the
+    command records its own."""
+    task: Annotated[str | None, ReadWith("dataset", None)] = None
+    """family/task to record where there is no --dataset; by default mpe/simple_spread."""
+    episodes: Annotated[int, ranges.COUNT, ReadWith("dataset", None)] = 4000
+    """Episodes to record."""
+    cloning: bool = True
+    """Train behaviour cloning beside the algorithm, on the same data."""
+    lr: Annotated[float, ranges.LEARNING_RATE] = 2e-3
+    """Adam's learning rate."""
+    tau: Annotated[float, ranges.RATE] = 0.005
+    """Rate of the target networks."""
+    actor_every: Annotated[int, ranges.COUNT, ranges.AtMost("steps")] = 1
+    """Updates between two of the actor and the targets."""
+    clip_grad_norm: Annotated[float | None, ranges.POSITIVE] = None
+    """Largest norm of the gradient."""
+    batch_size: Annotated[int, ranges.SIZE] = 256
+    """Transitions per update."""
+    steps: Annotated[int, ranges.COUNT] = 6000
+    """Updates of each method."""
+    eval_every: Annotated[int, ranges.COUNT] = 1000
+    """Updates between evaluations."""
+    eval_episodes: Annotated[int, ranges.EVALUATED] = 200
+    """Episodes per evaluation; the last one, which makes the table, has five times as many."""
+    checkpoint_every: Annotated[int, ranges.COUNT] = 1000
+    """Updates between checkpoints."""
+    seed: Annotated[int, ranges.RUN_SEED] = 0
+    """Seed of data, networks, batches and evaluation."""
+    seeds: Annotated[int, ranges.FEW] = 1
+    """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
+    grid: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE,...: every combination, with all seeds each, as one computation."""
+    device: str = "cpu"
+    """Where data and networks lie: cpu or cuda."""
+    threads: Annotated[int, ranges.THREADS_OR_AUTO] = 1
+    """Threads of torch; small networks are fastest on one. 0 leaves the choice to torch."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Loss and gradients as one compiled function: where measured to be faster, always (a C++ compiler), never."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the matrix products."""
+    profile: bool = False
+    """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
+    wandb: Annotated[bool, ReadWith("seeds", 1), ReadWith("grid", ())] = False
+    """Also log to Weights & Biases (offline where WANDB_MODE=offline)."""
+    output: Path | None = None
+    """Folder of the results; by default a new one below runs/."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its settings, bit for bit."""
+    preset: Literal["quick", "paper"] = "quick"
+    """quick fits in minutes on two cores, with hidden layers of 64, 64; paper has the recipe's published sizes (days on
+    a CPU)."""
+
+
+PRESETS = {
+    "quick": {},
+    "paper": {"batch_size": 640, "steps": 500_000, "lr": 3e-4, "threads": 0}
+    | {"eval_every": 50_000, "checkpoint_every": 10_000},
+}
+"""What a preset makes of the settings beside the algorithm's."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, and return the exit status.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    parsed = make_parser().parse_args(arguments)
+    return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's parser; what it parses has the options that were given alone."""
+    parser = OneSentenceParser(
+        prog="marl-offline train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(algorithm=None)
+    parser.add_argument(
+        "--resume", type=user_path, metavar="FOLDER", help="go on with the run in this folder, with its settings"
+    )
+    algorithms = parser.add_subparsers(metavar="ALGORITHM")
+    for name, declared in declared_algorithms().items():
+        own = algorithms.add_parser(name, help=plain_text(declared.text), description=declared.text)
+        own.set_defaults(algorithm=name)
+        _add_settings(own, declared)
+        add_options(own.add_argument_group("training"), TrainSettings, TrainSettings(), leave_out=["resume"])
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, declared: DeclaredAlgorithm) -> None:
+    group = parser.add_argument_group(f"settings of {declared.name}")
+    for name, each in declared.settings.items():
+        legal = range_in(each.annotation)
+        words = [plain_text(each.text), f"[{legal}]" if legal else "", f"(default: {each.default})"]
+        text = " ".join(filter(None, words)).replace("%", "%%")
+        options = {"dest": f"setting:{name}", "default": argparse.SUPPRESS, "help": text}
+        if each.is_switch:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"metavar": "VALUE", "nargs": "*" if each.is_series else None}
+        group.add_argument(flag(name), **options)

@@ -1,0 +1,1 @@
+"""Many losses of one structure, trained as one computation."""

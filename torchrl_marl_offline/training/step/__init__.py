@@ -1,0 +1,1 @@
+"""One training step: gradients as they stand or compiled, optimizer, target networks; from a batch to metrics."""
