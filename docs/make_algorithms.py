@@ -23,7 +23,7 @@ from torchrl_marl_offline.modules.critics import make_critic
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE / "algorithms.md", HERE / "figures.json"
-COMMAND = "python examples/offline_mix_awr.py --algorithm {}"
+COMMAND = "marl-offline train {}"
 MORE_ARGUMENTS = {"b3c": "--max-next-value 220"}
 """What an algorithm's command needs beside its name."""
 
@@ -37,7 +37,7 @@ DASH = "–"
 OPENING = """# Algorithms
 
 Every system below is a value-learning rule and an extraction rule on the same parts: data, networks, evaluation,
-populations and studies are shared. `--algorithm NAME` of `examples/offline_mix_awr.py`, `algorithm = "NAME"` in a study
+populations and studies are shared. `marl-offline train NAME`, `algorithm = "NAME"` in a study
 and `make_loss(spec, algorithm="NAME", ...)` take the names of the sections, and each with any decomposition that its
 section does not rule out.
 

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import torch
 
 import torchrl_marl_offline as marl
-from torchrl_marl_offline import evaluation, training
+from torchrl_marl_offline import evaluation
 from torchrl_marl_offline.commands.script_settings import SettingsError, parse_settings, plain_errors, write_config
 from torchrl_marl_offline.core.ranges import (
     COUNT,
@@ -145,8 +145,7 @@ def with_published_weights(args: Args, task: str) -> Args:
     """Fill in the weights that were not given."""
     if task not in PUBLISHED:
         raise SettingsError(
-            f"OMAR's weights are published for {', '.join(PUBLISHED)}, not for {task}: take offline_mix_awr.py "
-            "--algorithm omar."
+            f"OMAR's weights are published for {', '.join(PUBLISHED)}, not for {task}: take marl-offline train omar."
         )
     rectification, min_q_weight = PUBLISHED[task][QUALITIES.index(args.quality)]
     return replace(
@@ -186,7 +185,7 @@ def report(folder: Path, final: evaluation.Evaluation, data: marl.OfflineDataset
     published = TABLE_1[data.spec.task][QUALITIES.index(args.quality)]
     rows.append(["OMAR, table 1, its own data", None, published, None])
     summary |= {"published": published, "rectification": args.rectification, "min_q_weight": args.min_q_weight}
-    training.write_json_atomic(folder / "summary.json", summary)
+    evaluation.write_json_atomic(folder / "summary.json", summary)
     table = evaluation.format_table(rows, header=[args.quality, "return", "normalized", "95 % interval"])
     note = f"tau {args.rectification:g}, alpha {args.min_q_weight:g}; normalized: 0 random play, 100 the expert; "
     return f"{table}\n{note}intervals across {len(final.returns)} episodes of one run, not across seeds."
@@ -202,7 +201,7 @@ def main(args: Args) -> None:
     print(data.summary())
     env = make_simulator(data, num_envs=args.eval_episodes, device=args.device)
     if env is None:
-        raise SettingsError(f"There is no simulator of {data.spec.task}: take offline_mix_awr.py.")
+        raise SettingsError(f"There is no simulator of {data.spec.task}: take marl-offline train omar.")
     args = with_published_weights(args, data.spec.task)
     loss = make_loss(args, data.spec)
     if args.resume is None:

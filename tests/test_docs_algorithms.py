@@ -14,7 +14,8 @@ from study_toys import STUDY, quietly, write_study
 
 from torchrl_marl_offline import TaskSpec
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_algorithm
-from torchrl_marl_offline.commands.script_settings import parse_settings
+from torchrl_marl_offline.commands.train import make_parser
+from torchrl_marl_offline.commands.train_work import new_plan
 from torchrl_marl_offline.modules.critics import DECOMPOSITIONS
 from torchrl_marl_offline.study import StudyError
 
@@ -69,15 +70,14 @@ def test_every_algorithm_and_decomposition_has_its_place():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_command_of_a_section_trains_what_it_names(name, monkeypatch):
+def test_the_command_of_a_section_trains_what_it_names(name):
     (command,) = re.findall(r"```bash\n(.*)\n```", sections()[name])
-    script, *arguments = shlex.split(command)[1:]
-    example = load(script)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    args = parse_settings(example.Args, presets={"quick": {}})
-    loss = example.make_loss(args.algorithm, args, TaskSpec(3, 18, 54, 2, task="mpe/simple_spread"))
-    assert args.algorithm == name
-    rules = make_algorithm(name, **example.method_settings(name, args)).rules(discrete=False)
+    program, part, *arguments = shlex.split(command)
+    assert (program, part) == ("marl-offline", "train")
+    plan = new_plan(make_parser().parse_args(arguments))
+    loss = plan.loss(name, TaskSpec(3, 18, 54, 2, task="mpe/simple_spread"))
+    assert plan.algorithm == name
+    rules = make_algorithm(name, **plan.of_method(name)).rules(discrete=False)
     assert {rule: getattr(loss, rule) for rule in rules} == rules
 
 

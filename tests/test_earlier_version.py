@@ -19,7 +19,6 @@ from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.run.run_settings import differing
 
 EARLIER = Path(__file__).parent / "data" / "earlier_version"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "offline_mix_awr.py"
 
 
 class Component:
@@ -74,7 +73,7 @@ def test_a_run_goes_on(tmp_path, kind):
     run = shutil.copytree(EARLIER / f"run_{kind}", tmp_path / "run")
     for folder in (run, run / "cloning"):
         (folder / "checkpoints" / "checkpoint-000000000020.torchrl").unlink()
-    done = processes.run(EXAMPLE, "--resume", "run", cwd=tmp_path)
+    done = processes.run("-m", "torchrl_marl_offline", "train", "--resume", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     component = "loss" if kind == "single" else "population"
     assert_equal_tensors(saved(run, 20, component), saved(EARLIER / f"run_{kind}", 20, component))

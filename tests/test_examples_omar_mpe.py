@@ -115,7 +115,7 @@ def test_resumed_it_ends_as_the_run_that_was_not(finished, example):
         (["--rectification", "2"], "rectification must lie between 0 and 1"),
         (["--sampler", "cem", "--samples", "3"], "elites must be at most samples"),
         (["--device", "cuda:99"], "--device cuda needs an NVIDIA GPU"),
-        (["--dataset", "xor"], "not for games/xor: take offline_mix_awr.py --algorithm omar."),
+        (["--dataset", "xor"], "not for games/xor: take marl-offline train omar."),
     ],
 )
 def test_bad_input_is_answered_in_a_sentence(tmp_path, example, arguments, sentence):

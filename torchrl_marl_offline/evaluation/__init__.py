@@ -1,5 +1,6 @@
 """Evaluation: in environments, on held-out episodes; intervals, tables, pictures, videos, exported policies."""
 
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.evaluation.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.evaluation.in_environments import (
     Evaluation,
@@ -37,6 +38,7 @@ __all__ = [
     "plot_methods",
     "record_video",
     "summarize_evaluations",
+    "write_json_atomic",
     "write_population_report",
     "write_report",
 ]

@@ -82,6 +82,7 @@ _EVALUATION = (
     "plot_methods",
     "record_video",
     "summarize_evaluations",
+    "write_json_atomic",
     "write_population_report",
     "write_report",
 )

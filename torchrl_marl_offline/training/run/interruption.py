@@ -47,5 +47,7 @@ def how_to_resume(output: Path) -> str:
     folder = claimed_around(output)
     if folder is None:
         return f"resume() of a trainer that is made like this one, with output={str(output)!r}, then train()"
-    script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "<your script>"
-    return f"python {script} --resume {folder}"
+    script = Path(sys.argv[0] if sys.argv else "")
+    if script.name in ("marl-offline", "__main__.py"):
+        return f"marl-offline train --resume {folder}"
+    return f"python {script if script.suffix == '.py' else '<your script>'} --resume {folder}"

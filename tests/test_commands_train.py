@@ -1,0 +1,298 @@
+"""``marl-offline train`` as a user runs it, in a folder of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+
+from torchrl_marl_offline import TaskSpec
+from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
+from torchrl_marl_offline.commands import main
+from torchrl_marl_offline.commands.algorithm_sources import declared_algorithms
+from torchrl_marl_offline.commands.train import make_parser
+from torchrl_marl_offline.commands.train_work import TrainingPlan, new_plan
+from torchrl_marl_offline.training import CheckpointManager
+
+SMALL = ("recipe", "--episodes", "40", "--eval-episodes", "8", "--hidden", "16", "--batch-size", "32")
+SHORT = (*SMALL, "--steps", "20", "--eval-every", "10")
+TIMING = {"seconds"}
+
+
+MODULE = ("-m", "torchrl_marl_offline", "train")
+
+
+def start(*arguments: str, cwd: Path) -> processes.Process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return processes.start(
+        "-W", "error::UserWarning:torchrl_marl_offline", *MODULE, *arguments, cwd=cwd, env=environment
+    )
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as stream:
+        return [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(stream)]
+
+
+def components(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint: weights, targets, Adam's moments."""
+
+    class Catch:
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    loss, optimizer = Catch(), Catch()
+    CheckpointManager(folder / "checkpoints").load(loss=loss, optimizer=optimizer)
+    moments = {f"{i}.{k}": v for i, state in optimizer.state["state"].items() for k, v in state.items()}
+    return {k: v for k, v in {**loss.state, **moments}.items() if isinstance(v, torch.Tensor)}
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for part in ("", "cloning"):
+        first, second = components(one / part), components(two / part)
+        assert first.keys() == second.keys()
+        assert len(first) > 10
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), f"{part} {name}"
+        for file in ("train.csv", "eval.csv"):
+            assert rows(one / part / file) == rows(two / part / file)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A whole run on its own data, and what it printed."""
+    cwd = tmp_path_factory.mktemp("runs")
+    return cwd / "whole", run(*SHORT, "--output", "whole", cwd=cwd)
+
+
+def test_without_data_it_records_its_own_and_ends_with_a_table_and_pictures(finished):
+    folder, out = finished
+    for name in ("config.json", "train.csv", "eval.csv", "summary.json", "learning_curves.png", "methods.png"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder.parent / "data" / "mpe-simple_spread-mixed-40-seed0" / "metadata.json").exists()
+    table = out[out.index("return per episode") :]
+    for name in ("data (40 episodes)", "cloning, mode", "cloning, sampled", "recipe, mode", "recipe, sampled"):
+        assert name in table
+    assert len([line for line in table.splitlines()[:6] if " * " in line]) == 2
+    assert "not across seeds" in table
+    (last,) = [row for row in rows(folder / "train.csv") if row["step"] == "20"]
+    for column in ("qvalue_abs", "value_norm_scale", "effective_sample_size", "loss_value"):
+        assert float(last[column]) > 0
+    assert [row["step"] for row in rows(folder / "eval.csv")] == ["10", "10", "20", "20"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["recipe, mode"]["final"]["episodes"] == 40
+    assert {"last", "best", "average_of_last"} <= set(summary["cloning, sampled"]["during training"])
+
+
+def test_the_recorded_data_is_used_again(finished):
+    folder, _ = finished
+    metadata = folder.parent / "data" / "mpe-simple_spread-mixed-40-seed0" / "metadata.json"
+    before = metadata.stat().st_mtime_ns
+    out = run(*SHORT, "--output", "again", "--steps", "10", "--gamma", "0.5", cwd=folder.parent)
+    assert metadata.stat().st_mtime_ns == before
+    assert "40 episodes" in out
+
+
+@pytest.mark.thorough
+def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_path):
+    rules = ("--decomposition", "independent", "--value-learning", "sarsa", "--extraction", "brac")
+    choices = (*rules, "--no-svn", "--heads", "min", "--wandb")
+    run(*SHORT, "--task", "games/grid_navigation", *choices, cwd=tmp_path)
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "data")
+    assert folder.name.startswith("grid_navigation-")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["algorithm"] == "recipe"
+    assert config["settings"].items() >= {"svn": False, "heads": "min", "value_learning": "sarsa"}.items()
+    assert "success" in rows(folder / "eval.csv")[0]
+    assert "value_norm_scale" not in rows(folder / "train.csv")[0]
+    assert list((folder / "wandb").glob("offline-run-*"))
+
+
+def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_path, recordings):
+    out = run(
+        "recipe",
+        *SHORT[3:],
+        "--dataset",
+        f"pymarl:{recordings}/pymarl/smac-3m-medium.h5",
+        "--output",
+        "smac",
+        cwd=tmp_path,
+    )
+    assert "No simulator of smac/3m here: 200 episodes are held out" in out
+    for name in ("agreement", "illegal_actions", "q_correlation", "needs a simulator"):
+        assert name in out
+    summary = json.loads((tmp_path / "smac" / "summary.json").read_text())
+    final = summary["recipe, held-out episodes"]["final"]
+    assert final["illegal_actions"] == 0
+    assert 0 < final["agreement"] < 1
+
+
+def test_recordings_with_a_simulator_are_played(tmp_path, recordings):
+    run("recipe", *SHORT[3:], "--dataset", f"pymarl:{recordings}/pymarl/cn-2-medium.h5", "--output", "cn", cwd=tmp_path)
+    summary = json.loads((tmp_path / "cn" / "summary.json").read_text())
+    assert summary["data"]["return"] == pytest.approx(0.4385, abs=1e-4)
+    assert 0 <= summary["recipe, mode"]["final"]["success"] <= 1
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_as_the_run_that_was_not(tmp_path):
+    options = (*SMALL, "--steps", "60", "--eval-every", "30", "--checkpoint-every", "1")
+    run(*options, "--output", "whole", cwd=tmp_path)
+    folder, moments = tmp_path / "killed", random.Random(0)
+    # once while cloning is trained, once in the middle of the recipe
+    for arguments, place in ((("--output", "killed", *options), folder / "cloning"), (("--resume", "killed"), folder)):
+        process = start(*arguments, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while len(list((place / "checkpoints").glob("checkpoint-*"))) < 3:  # the newest three are kept
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    run("--resume", "killed", cwd=tmp_path)
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = start(*SMALL, "--steps", "100000", "--output", "mine", cwd=tmp_path)
+    while not (tmp_path / "mine" / "cloning" / "checkpoints").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "go on with: marl-offline train --resume mine" in out + err
+
+
+def fail(capsys, *arguments: str) -> str:
+    """Run what must fail, in this process, and return its one sentence."""
+    try:
+        status = main(["train", *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    assert status in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, capsys):
+    folder, _ = finished
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("text.h5", b"no data"), ("archive.npz", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"steps": ')
+    cases = {
+        (): "Name an algorithm: recipe, cloning,",
+        ("recipes",): "invalid choice: 'recipes'",
+        ("recipe", "--dataset", "nowhere"): "nowhere does not exist",
+        ("recipe", "--dataset", "pymarl:nowhere.h5"): "nowhere.h5 does not exist",
+        ("recipe", "--dataset", "pymarl:text.h5"): "is not an HDF5 file",
+        ("recipe", "--dataset", "pymarl:archive.npz"): "not HDF5",
+        ("recipe", "--dataset", "text.h5"): "text.h5 is not an HDF5 file",
+        ("recipe", "--task", "mpe/simple_sprea"): "Unknown task 'mpe/simple_sprea'; close names are mpe/simple_spread",
+        ("recipe", "--task", "games/xor", "--dataset", "nowhere"): "leave --task out",
+        ("--resume", "nowhere"): "nowhere holds no config.json",
+        ("--resume", "damaged"): "damaged/config.json is damaged",
+        ("--resume", str(folder), "recipe", "--gamma", "0.5"): "--resume goes on with the settings of the run",
+        ("recipe", "--preset", "tiny"): "--preset must be 'quick' or 'paper', got 'tiny'",
+        ("recipe", "--episodes", "4", "--output", str(folder)): f"go on with --resume {folder}",
+        ("recipe", "--output", "bad", "--expectile", "2"): "--expectile must lie between 0 and 1",
+        ("recipe", "--output", "bad", "--expectile", "x"): "--expectile must be a number, got 'x'",
+        ("recipe", "--output", "bad", "--alpha", "3"): "--alpha is read only with --extraction 'brac'",
+        ("recipe", "--output", "bad", "--value-learning", "mc"): "--value-learning must be 'td', 'sarsa' or 'iql'",
+        ("recipe", "--output", "bad", "--rectification", "1"): "unrecognized arguments: --rectification 1",
+        ("omar", "--output", "bad", "--rectification", "2"): "--rectification must lie between 0 and 1, got 2.0",
+        ("omar", "--output", "bad", "--hidden", "8", "0"): "--hidden must be at least 1, got 0",
+        ("omar", "--output", "bad", "--grid", "sampler=1,2"): "--grid takes NAME=VALUE,VALUE,... with a name out of",
+        ("omar", "--output", "bad", "--seeds", "2", "--wandb"): "--wandb is read only with --seeds 1",
+    }
+    for arguments, sentence in cases.items():
+        assert sentence in fail(capsys, *arguments), arguments
+    assert not (tmp_path / "bad").exists()
+
+
+def test_every_algorithm_gets_what_is_asked_for_and_keeps_the_rest():
+    def plan(*words: str) -> TrainingPlan:
+        return new_plan(make_parser().parse_args(words))
+
+    recipe = plan("recipe").of_method("recipe")
+    assert recipe.items() >= {"gamma": 0.95, "expectile": 0.7, "hidden": (64, 64)}.items()
+    assert "temperature" not in recipe  # the loss's own default
+    paper = plan("recipe", "--preset", "paper", "--expectile", "0.8")
+    assert paper.of_method("recipe").items() >= {"expectile": 0.8, "advantage": "local"}.items()
+    assert "hidden" not in paper.of_method("recipe") and paper.run.steps == 500_000
+    assert plan("icq").of_method("icq") == {"hidden": (64, 64)}
+    asked = plan("icq", "--temperature", "3", "--gamma", "0.95")  # what happens to be the recipe's own
+    assert asked.of_method("icq").items() >= {"temperature": 3.0, "gamma": 0.95}.items()
+    spec = TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
+    loss = asked.loss("icq", spec)
+    assert loss.temperature.item() == 3.0 and loss.value_estimator.gamma.item() == pytest.approx(0.95)
+
+
+def test_the_options_are_the_fields_of_the_algorithms_classes(capsys):
+    """What the sources say, read without importing them, is what the classes have."""
+    declared = declared_algorithms()
+    assert declared.keys() == ALGORITHMS.keys()
+    for name, algorithm in declared.items():
+        own = settings_of(name)
+        assert algorithm.settings.keys() == own.keys()
+        for setting, each in algorithm.settings.items():
+            assert each.text, f"{name}.{setting}"
+            assert each.is_switch == isinstance(own[setting], bool) or own[setting] is None, f"{name}.{setting}"
+            assert each.is_series == isinstance(own[setting], tuple), f"{name}.{setting}"
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["omar", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--rectification VALUE of RectifiedGradient, " in said and "[between 0 and 1] (default: 0.5)" in said
+
+
+def test_a_rule_and_an_algorithm_of_ones_own_are_trained_by_name(tmp_path):
+    algorithm = Path(__file__).parents[1] / "examples" / "extend" / "algorithm.py"
+    options = (*SHORT[1:], "--output", "own", "--no-cloning")
+    name = re.search(r'name="(\w+)"', algorithm.read_text())[1]
+    done = processes.run("-m", "torchrl_marl_offline", "--import", algorithm, "train", name, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "own/config.json").read_text())["algorithm"] == name
+    assert not (tmp_path / "own" / "cloning").exists()
+
+
+def test_there_is_no_traceback_in_a_process_of_its_own(tmp_path):
+    process = start("recipe", "--dataset", "pymarl:nowhere.h5", cwd=tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err == "error: nowhere.h5 does not exist; give the path of a PyMARL HDF5 file.\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    from torchrl_marl_offline.commands.script_settings import plain_errors
+
+    with pytest.raises(ZeroDivisionError), plain_errors():
+        1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError), plain_errors():
+        torch.zeros(2) @ torch.zeros(3)
