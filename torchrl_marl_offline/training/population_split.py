@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,7 +50,8 @@ def _save_alone(trainer: Trainer, index: int, name: str, loss: LossModule) -> Pa
         logger=RunLogger(None),
         progress=False,
     )
-    alone.take_over(trainer, index)
+    alone.step = trainer.step
+    alone.load_state_dict(_state_of_member(trainer, index))
     manager = CheckpointManager(trainer.member_folder(name) / "checkpoints", keep=1)
     with preserved_rng():
         noise = trainer.buffer.noise_generators[index]  # alone, it is drawn from the device's own generator
@@ -59,3 +60,11 @@ def _save_alone(trainer: Trainer, index: int, name: str, loss: LossModule) -> Pa
         else:
             torch.set_rng_state(noise.get_state())
         return manager.save(trainer.step, **alone.components())
+
+
+def _state_of_member(trainer: Trainer, index: int) -> dict[str, Any]:
+    """Return what the run alone would count, log later and have been told of."""
+    state = trainer.state_dict()
+    rows = state["window"]["rows"]  # [steps, metrics, P]
+    window = state["window"] | {"rows": None if rows is None else rows[..., index]}
+    return state | {"window": window, "alarm": trainer.alarm.member_state(index), "reported": []}

@@ -476,12 +476,6 @@ class Trainer:
         self.alarm.load_state_dict(state.get("alarm", self.alarm.state_dict()))  # earlier versions had none
         self._reported = set(state.get("reported", ()))
 
-    def take_over(self, population: Trainer, index: int) -> None:
-        """Go on from where a member of a population's run is, in all but what has a state of its own."""
-        self.step, self.seconds, self.finished = population.step, population.seconds, population.finished
-        self._window = population._window.column(index)
-        self.alarm.load_state_dict(population.alarm.member_state(index))
-
     def components(self) -> dict[str, Any]:
         """Return what a checkpoint holds, by name."""
         parts = {"buffer": self._buffer_state(), "rng": GlobalRNGState(), "trainer": self}

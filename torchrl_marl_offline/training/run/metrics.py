@@ -88,12 +88,6 @@ class MetricWindow:
         row, column = bad.nonzero()[0].tolist()
         return row, self.names[watched[column]]
 
-    def column(self, member: int) -> MetricWindow:
-        """Return one member's window out of a population's."""
-        window = MetricWindow()
-        window.names, window._rows = list(self.names), [row[:, member] for row in self._rows]
-        return window
-
     def clear(self) -> None:
         """Start a new window."""
         self._rows = []
