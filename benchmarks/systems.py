@@ -38,7 +38,7 @@ NEEDED = {"b3c": {"max_next_value": 20.0}}
 
 def step_of(trainer: Trainer, *, compiled: bool) -> Any:
     """Return a step of a trainer in one of its forms; the forms share its networks and its optimizer."""
-    gradients = trainer.learner.make_gradients(compiled=compiled)
+    gradients = trainer.learner._make_gradients(compiled=compiled)
 
     def step() -> None:
         trainer.learner.gradients = gradients

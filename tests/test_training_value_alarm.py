@@ -211,14 +211,14 @@ def test_a_member_is_told_of_by_name_and_the_others_go_on(data, tmp_path, action
         data, (0, 1), tmp_path, rules=RULES | {"gamma": 0.5}, steps=6, log_every=2, on_impossible_values=action
     )
     tensors = trainer.learner.population.tensors()
-    move = trainer.learner.move
+    move = trainer.learner._move
 
     def moved(metrics, **options):
         move(metrics, **options)
         with torch.no_grad():
             tensors["qvalue_network_params.module.network.mlp.layers.1.bias"][1] = 1e9
 
-    trainer.learner.move = moved
+    trainer.learner._move = moved
     with pytest.warns(ImpossibleValueWarning, match=r"Step 2, m1: mean \|Q\|"):
         trainer.train()
     assert trainer.impossible == {"m1": 2}

@@ -122,7 +122,7 @@ class PopulationLearner(BaseLearner):
         super().attach(buffer)
         self._generators = buffer.noise_generators
 
-    def make_gradients(self, *, compiled: bool) -> PopulationGradients:
+    def _make_gradients(self, *, compiled: bool) -> PopulationGradients:
         """Return what differentiates all members' losses."""
         return PopulationGradients(
             self.population,
@@ -136,7 +136,7 @@ class PopulationLearner(BaseLearner):
         """Return the members' generators."""
         return self._generators
 
-    def move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
+    def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
         """Move the members that are finite, and leave the others out from now on."""
         watched = [value for name, value in metrics.items() if name.startswith(("loss", "grad_norm"))]
         finite = torch.stack(watched).isfinite().all(0)

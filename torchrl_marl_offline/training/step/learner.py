@@ -88,7 +88,7 @@ class BaseLearner(ABC):
             The loss terms, metrics and gradient norms before clipping, each ``[]``, of a population ``[P]``.
         """
         if self.gradients is None:
-            self.gradients = self.make_gradients(compiled=self.compile == "on")
+            self.gradients = self._make_gradients(compiled=self.compile == "on")
         metrics = self._step_on(batch)
         self.updates += 1
         return metrics
@@ -101,15 +101,15 @@ class BaseLearner(ABC):
         waits = (self.updates + 1) % self.actor_every > 0
         for parameter in self._waiting if waits else ():
             parameter.grad = None  # an optimizer passes over parameters without one
-        self.move(metrics, with_targets=not waits)
+        self._move(metrics, with_targets=not waits)
         return metrics
 
     @abstractmethod
-    def move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
+    def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
         """Let the optimizer and the target networks take their step."""
 
     @abstractmethod
-    def make_gradients(self, *, compiled: bool) -> Differentiate:
+    def _make_gradients(self, *, compiled: bool) -> Differentiate:
         """Return what sets the gradients of a batch and returns its metrics."""
 
     @abstractmethod
@@ -152,7 +152,7 @@ class BaseLearner(ABC):
         self._processes, message = processes, None
         if self.compile == "auto":
             choice = choose_compile(
-                self.make_gradients,
+                self._make_gradients,
                 buffer,
                 self.loss,
                 state=state,
@@ -162,7 +162,7 @@ class BaseLearner(ABC):
             )
             self.compile, self.gradients, message = "on" if choice.compiled else "off", choice.gradients, choice.message
         if self.gradients is None:
-            self.gradients = self.make_gradients(compiled=self.compile == "on")
+            self.gradients = self._make_gradients(compiled=self.compile == "on")
         if self.compile == "on" and self.device.type == "cuda" and processes.count == 1 and self.steps_are_alike():
             capturing = partial(marked_capturable, self.optimizer)
             self._step_on = CudaGraphStep(self.take_step, generators=self.noise_generators(), capturing=capturing)
@@ -303,7 +303,7 @@ class Learner(BaseLearner):
         """Return the loss's parameters."""
         return self.loss.named_parameters()
 
-    def make_gradients(self, *, compiled: bool) -> Differentiate:
+    def _make_gradients(self, *, compiled: bool) -> Differentiate:
         """Return what differentiates the loss, by all processes that share the run."""
         if isinstance(self.compile, Mapping):
             forward = torch.compile(self.loss, **self.compile)
@@ -312,7 +312,7 @@ class Learner(BaseLearner):
             gradients = (CompiledGradients if compiled else Gradients)(self.loss, precision=self.precision)
         return self._processes.averaged(gradients, self.loss)
 
-    def move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
+    def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
         """Let the optimizer and the target networks take their step."""
         with part("optimizer"):
             self.optimizer.step()
