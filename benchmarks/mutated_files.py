@@ -22,7 +22,7 @@ from typing import Any
 
 from measuring import HERE, benchmark_parser, markdown, report
 
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "toys"))
 COLUMNS = ["reader", "files", "refused", "correct loads", "other", "MB of the largest growth", "seconds"]
 
 

@@ -18,7 +18,7 @@ from torchrl_marl_offline.training.online import CollectorSource
 from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
 from torchrl_marl_offline.training.run.run_settings import differing
 
-EARLIER = Path(__file__).parent / "data" / "earlier_version"
+EARLIER = Path(__file__).parent / "files" / "earlier_version"
 
 
 class Component:

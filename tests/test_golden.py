@@ -1,4 +1,4 @@
-"""What every algorithm computes is what it was when ``tests/data/golden.json`` was written."""
+"""What every algorithm computes is what it was when ``tests/files/golden.json`` was written."""
 
 from __future__ import annotations
 

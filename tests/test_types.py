@@ -33,7 +33,9 @@ def cache(tmp_path_factory):
 
 def test_correct_uses_of_the_public_api_are_accepted(cache):
     extensions = sorted((ROOT / "examples" / "extend").glob("*.py"))
-    found = mypy(ROOT / "tests" / "typed_use.py", *extensions, ROOT / "examples" / "compose_losses.py", cache=cache)
+    found = mypy(
+        ROOT / "tests" / "toys" / "typed_use.py", *extensions, ROOT / "examples" / "compose_losses.py", cache=cache
+    )
     assert found.returncode == 0, found.stdout
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from pettingzoo import ParallelEnv
-from test_envs_wrapped import Bounded, Toy
+from torchrl.data import Bounded
 from torchrl.envs import SerialEnv, StepCounter, TransformedEnv
+from wrapped_toys import Toy
 
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, REWARD, STATE, next_key
 from torchrl_marl_offline.data import collect, from_arrays

@@ -12,7 +12,7 @@ from torchrl_marl_offline import commands
 from torchrl_marl_offline.core.extensions import import_extensions, imported_extensions
 from torchrl_marl_offline.core.registering import register
 
-FILES = sorted((Path(__file__).parents[1] / "examples" / "extend").glob("*.py"))
+FILES = sorted((Path(__file__).parents[2] / "examples" / "extend").glob("*.py"))
 IMPORTS = [word for file in FILES for word in ("--import", str(file))]
 STUDY = """
 [study]

@@ -18,7 +18,8 @@ from selection import some_of, thorough
 from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
-from torchrl_marl_offline.training import Trainer, compile_choice, gradients
+from torchrl_marl_offline.training import Trainer
+from torchrl_marl_offline.training.step import compile_choice, gradients
 from torchrl_marl_offline.training.step.compile_choice import check_compile
 from torchrl_marl_offline.training.step.compile_costs import CompileCosts, Cost, kind_of, machine_of
 from torchrl_marl_offline.training.step.compile_failures import CompileWarning, why_it_failed
@@ -196,7 +197,7 @@ def test_a_library_is_cut_where_it_ends_before_its_sections(tmp_path):
 def test_a_library_that_is_really_cut_short(tmp_path):
     """What Ctrl-C leaves: torch finds the file in its cache, and a new process cannot load it."""
     script = "from training_toys import make_trainer; make_trainer(compile='on', host_noise=False, steps=2).train()"
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).parents[1] / "toys"), os.environ.get("PYTHONPATH", "")])
     own = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "0"}
 
     def run() -> str:

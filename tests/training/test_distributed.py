@@ -29,7 +29,7 @@ from torchrl_marl_offline.training.run.distributed import (
     distributed_from_environment,
 )
 
-TOYS = Path(__file__).with_name("distributed_toys.py")
+TOYS = Path(__file__).parents[1] / "toys" / "distributed_toys.py"
 TIMING = {"seconds"}
 
 

@@ -13,7 +13,7 @@ from torchrl_marl_offline.envs import list_tasks
 from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.study import Study, plan_study, read_study
 
-FILES = sorted((Path(__file__).parents[1] / "examples/studies").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[2] / "examples/studies").glob("*.toml"))
 
 
 def read(name: str) -> Study:

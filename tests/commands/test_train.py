@@ -273,7 +273,7 @@ def test_the_options_are_the_fields_of_the_algorithms_classes(capsys):
 
 
 def test_a_rule_and_an_algorithm_of_ones_own_are_trained_by_name(tmp_path):
-    algorithm = Path(__file__).parents[1] / "examples" / "extend" / "algorithm.py"
+    algorithm = Path(__file__).parents[2] / "examples" / "extend" / "algorithm.py"
     options = (*SHORT[1:], "--output", "own", "--no-cloning")
     name = re.search(r'name="(\w+)"', algorithm.read_text())[1]
     done = processes.run("-m", "torchrl_marl_offline", "--import", algorithm, "train", name, *options, cwd=tmp_path)

@@ -1,7 +1,7 @@
 """What every algorithm computes, written down: a file of numbers that must stay when code moves.
 
-    python tests/golden.py            # compare with the file; on the machine that wrote it, bit for bit
-    python tests/golden.py --write    # after a change that is meant to change numbers, in a commit of its own
+    python tests/toys/golden.py            # compare with the file; on the machine that wrote it, bit for bit
+    python tests/toys/golden.py --write    # after a change that is meant to change numbers, in a commit of its own
 
 Of each algorithm, decomposition and kind of action: terms and metrics, and weighted sums of all parameters and
 gradients, before the first and after the twentieth update, in float64. A combination that is refused is one, too.
@@ -28,7 +28,7 @@ from torchrl_marl_offline import make_loss
 from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 
-FILE = Path(__file__).parent / "data" / "golden.json"
+FILE = Path(__file__).parents[1] / "files" / "golden.json"
 UPDATES = 20
 SMALL = {"hidden": (4,), "embed_size": 4, "mixer_hidden_size": 4, "attention_heads": 2, "behaviour_hidden": (4,)}
 SMALL |= {"num_random": 2, "num_policy": 2, "samples": 4, "iterations": 2, "diffusion_steps": 2, "flow_steps": 2}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
 
 import processes
 import pytest
@@ -191,7 +192,7 @@ print(*outcomes)
 
 @pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_loads(tmp_path):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parents[1] / "toys")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     result = processes.run("-c", KILL, tmp_path, env=environment)
     assert result.returncode == 0, result.stderr

@@ -214,7 +214,7 @@ def test_no_help_shows_the_marks_of_documentation(capsys):
     assert len(texts) == 15 and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
     for name, text in texts.items():
         assert not re.search(r":[a-z]+:|`|~torchrl", text), name
-    for script in (Path(__file__).parents[1] / "examples").glob("*.py"):  # tyro shows these of a script's settings
+    for script in (Path(__file__).parents[2] / "examples").glob("*.py"):  # tyro shows these of a script's settings
         settings = re.search(r"class Args.*?\n\n\n", script.read_text(), re.DOTALL)
         assert settings is None or "`" not in settings.group(), script
 

@@ -30,7 +30,7 @@ from torchrl_marl_offline.study.progress import StudyProgress, duration
 from torchrl_marl_offline.study.runner import make_jobs, make_plan
 from torchrl_marl_offline.study.study_report import write_study_report
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "toys"
 SCRIPT = """
 import sys
 from pathlib import Path

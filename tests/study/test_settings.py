@@ -15,7 +15,7 @@ from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings, run_hints
 from torchrl_marl_offline.study.sources import DatasetSource
 
-SHIPPED = Path(__file__).parents[1] / "examples/studies"
+SHIPPED = Path(__file__).parents[2] / "examples/studies"
 SMALL = """
 [study]
 {study}

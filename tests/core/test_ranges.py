@@ -33,7 +33,7 @@ from torchrl_marl_offline.core.ranges import (
 if TYPE_CHECKING:
     from nowhere import Unknown
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIGNED = {
     *(
         "action_bounds",

@@ -26,7 +26,7 @@ from torchrl_marl_offline.envs import list_tasks, make_env, smax_battles
 from torchrl_marl_offline.envs.smax import SCENARIOS
 
 STOP, FIRST_ATTACK = 4, 5
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 needs_jaxmarl = pytest.mark.skipif(find_spec("jaxmarl") is None, reason="needs the extra smax (JaxMARL)")
 

@@ -1,6 +1,6 @@
 """Runs that several processes share: what a test starts by torchrun, and what it compares that with.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/distributed_toys.py WHAT FOLDER
+python -m torch.distributed.run --standalone --nproc-per-node 2 tests/toys/distributed_toys.py WHAT FOLDER
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import torch
 from algorithm_toys import td3_bc_loss
 from objective_toys import SYSTEM_CASES, Case, gradients, make_batch, noise_of_its_place
 from selection import some_of
+from single_agent_toys import plain_networks, single_agent_batches, wrap
 from systems_toys import one_hot, updated
 from tensordict.nn import TensorDictModule
-from test_objectives_reference import plain_networks, single_agent_batches, wrap
 from torch.testing import assert_close
 from torchrl.modules import TanhNormal
 from torchrl.objectives import TD3BCLoss
