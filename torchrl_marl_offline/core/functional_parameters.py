@@ -31,7 +31,13 @@ def parameters_in(network: nn.Module, params: TensorDictBase) -> Iterator[None]:
             yield
         return
     saved: Saved = []
-    _put(network, params, saved)
+    places = _known_places(network, params) if isinstance(params, TensorDictParams) else None
+    if places is None:
+        _put(network, params, saved)
+    else:
+        for slot, name, source in places:
+            saved.append((slot, name, slot[name]))
+            slot[name] = source[name]
     try:
         yield
     finally:
@@ -73,6 +79,40 @@ def _put(module: nn.Module, params: TensorDictBase, saved: Saved) -> None:
             child.__dict__["_param_td"] = tree_of(value).copy()  # to_module wants one that it may unlock
         else:
             _put(child, value, saved)
+
+
+Places = list[tuple[dict[str, Any], str, dict[str, Any]]]
+"""Where a module keeps a tensor, the tensor's name, and where parameters that stand for it are kept."""
+
+_PLACES: WeakKeyDictionary[nn.Module, list[tuple[TensorDictBase, Places | None]]] = WeakKeyDictionary()
+"""The places of a network's tensors, for the last two trees of parameters that it was given: its own, its target's."""
+
+
+def _known_places(network: nn.Module, params: TensorDictParams) -> Places | None:
+    """Return where the tensors of a loss's own parameters go, found once; None where a child wants them as one."""
+    tree, known = tree_of(params), _PLACES.setdefault(network, [])
+    for place in known:
+        if place[0] is tree:
+            return place[1]
+    places: Places = []
+    found = places if _find_places(network, tree, places) else None
+    known[:] = [*known[-1:], (tree, found)]
+    return found
+
+
+def _find_places(module: nn.Module, tree: TensorDictBase, places: Places) -> bool:
+    # the dict inside of a TensorDict: a tensor that is set anew is found in it, without the cost of get()
+    held = getattr(tree, "_tensordict", None)
+    for name, value in tree.items():
+        if isinstance(value, Tensor):
+            if held is None:
+                return False
+            places.append((module._parameters if name in module._parameters else module._buffers, name, held))
+        elif isinstance(module._modules[name], TensorDictParams) or not _find_places(
+            module._modules[name], value, places
+        ):
+            return False
+    return True
 
 
 def tree_of(params: TensorDictBase) -> TensorDictBase:

@@ -61,7 +61,8 @@ class StateConditionedMixer(Mixer):
         if self.norm is not None:
             hidden = self.norm(hidden)  # [B, kinds, 1, hidden]
         hidden = F.relu(hidden)
-        return tuple(layer(h).view(*batch, -1) for layer, h in zip(self.last, hidden.squeeze(-2).unbind(-2)))
+        found = tuple(layer(h) for layer, h in zip(self.last, hidden.squeeze(-2).unbind(-2)))
+        return found if len(batch) == 1 else tuple(each.view(*batch, -1) for each in found)
 
 
 class HyperNetworkMixer(StateConditionedMixer):
@@ -116,8 +117,9 @@ class HyperNetworkMixer(StateConditionedMixer):
     def mix(self, values: Tensor, state: Tensor) -> Tensor:
         """Mix without the shape checks of :meth:`forward`."""
         w1, b1, w2, b2 = self.weights(state)
-        hidden = F.elu(torch.matmul(values.transpose(-1, -2), w1) + b1)  # [*B, H, e]
-        return (torch.matmul(hidden, w2) + b2).squeeze(-1)
+        product = torch.bmm if values.ndim == 3 else torch.matmul  # which adds views, here and backward
+        hidden = F.elu(product(values.transpose(-1, -2), w1) + b1)  # [*B, H, e]
+        return (product(hidden, w2) + b2).squeeze(-1)
 
     def credit(self, values: Tensor, state: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a` at local values ``[*B, n, H]``, of their shape."""

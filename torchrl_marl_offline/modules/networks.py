@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Annotated
 
 import torch
@@ -66,8 +66,11 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[*stack, rows, in]`` (or broadcastable) to ``[*stack, rows, out]``."""
         if not self.stack:
+            if x.ndim == 2:
+                return torch.addmm(self.bias, x, self.weight)
             return torch.matmul(x, self.weight) + self.bias.squeeze(-2)
-        x = x.expand(*self.stack, *x.shape[-2:])
+        if x.shape[:-2] != self.stack:
+            x = x.expand(*self.stack, *x.shape[-2:])
         if len(self.stack) == 1:
             return torch.baddbmm(self.bias, x, self.weight)
         return torch.matmul(x, self.weight) + self.bias
@@ -134,11 +137,10 @@ class StackedMLP(nn.Module):
 
     def after_first_layer(self, x: Tensor) -> Tensor:
         """Evaluate what follows the first layer's product, ``[*stack, rows, hidden]``."""
-        for i, layer in enumerate(self.layers[1:]):
+        _, *layers = self.layers  # a slice of a ModuleList is a new module
+        for layer, norm in zip(layers, self.norms or repeat(None)):
             x = self.activation(x)
-            if self.norms is not None:
-                x = self.norms[i](x)
-            x = layer(x)
+            x = layer(x if norm is None else norm(x))
         return x
 
 
@@ -186,8 +188,14 @@ def project_agents(x: Tensor, weight: Tensor, of_agent: Tensor) -> Tensor:
     Returns:
         ``[*stack, B, n, out]``, all batch dimensions as one.
     """
-    rows = x.reshape(-1, x.shape[-1]).expand(*weight.shape[:-2], -1, -1)
-    return torch.matmul(rows, weight).unflatten(-2, (-1, of_agent.shape[-2])) + of_agent.unsqueeze(-3)
+    rows = x.reshape(-1, x.shape[-1])
+    if weight.ndim == 2:
+        product = torch.mm(rows, weight)
+    elif weight.ndim == 3:
+        product = torch.bmm(rows.expand(len(weight), -1, -1), weight)  # matmul adds four views, here and backward
+    else:
+        product = torch.matmul(rows, weight)
+    return product.unflatten(-2, (-1, of_agent.shape[-2])) + of_agent.unsqueeze(-3)
 
 
 class AgentNetwork(nn.Module):

@@ -36,10 +36,15 @@ class NonFiniteLossError(ArithmeticError):
 def scalars(output: TensorDictBase) -> dict[str, Tensor]:
     """Return a loss's one-element outputs, detached, each of shape ``[]``; nested keys are joined by ``/``."""
     return {
-        name if isinstance(name, str) else "/".join(name): value.detach().reshape(())
+        name if isinstance(name, str) else "/".join(name): _scalar(value)
         for name, value in output.items(include_nested=True, leaves_only=True)
         if value.numel() == 1
     }
+
+
+def _scalar(value: Tensor) -> Tensor:
+    value = value.detach() if value.requires_grad else value
+    return value.reshape(()) if value.ndim else value
 
 
 class MetricWindow:

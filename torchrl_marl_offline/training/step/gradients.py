@@ -43,6 +43,7 @@ class Gradients:
         self.loss, self.precision = loss, precision
         self._forward = loss if forward is None else forward
         self._proven = forward is None
+        self._tensors: dict[str, Tensor] | None = None
 
     def _first_output(self, batch: TensorDictBase) -> TensorDictBase:
         """Call what was given in place of the loss; where compiling fails here, the loss takes over."""
@@ -69,7 +70,9 @@ class Gradients:
         with part("loss arithmetic"), unheard, in_precision(self.precision, batch.device):
             output = self._forward(batch) if self._proven else self._first_output(batch)
         with part("backward"):
-            set_gradients(tensors_of(self.loss), {})
+            if self._tensors is None:
+                self._tensors = tensors_of(self.loss)  # the optimizer, too, keeps those that were there first
+            set_gradients(self._tensors, {})
             total_loss(output).backward()
         return scalars(output)
 
