@@ -30,7 +30,6 @@ OPTIONAL = (
     "matplotlib",
     "h5py",
     "tensorboard",
-    "tyro",
     "vmas",
     "pettingzoo",
     "mpe2",

@@ -18,6 +18,7 @@ from selection import some_of
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import evaluate as evaluate_function
 from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.commands import COMMANDS, main
 from torchrl_marl_offline.core.layout import ACTION
 from torchrl_marl_offline.recording import make_online_learner
@@ -199,6 +200,7 @@ def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
 def help_of_all_commands(capsys) -> dict[str, str]:
     commands = {"data": ["", "inspect", "convert", "list", "verify", "record"]}
     commands["study"] = ["", "run", "plan", "list", "report"]
+    commands["train"] = ["", *ALGORITHMS]
     texts = {}
     for name in COMMANDS:
         for command in commands.get(name, [""]):
@@ -211,10 +213,10 @@ def help_of_all_commands(capsys) -> dict[str, str]:
 @pytest.mark.fault("6.1")
 def test_no_help_shows_the_marks_of_documentation(capsys):
     texts = help_of_all_commands(capsys)
-    assert len(texts) == 15 and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+    assert len(texts) == 16 + len(ALGORITHMS) and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
     for name, text in texts.items():
         assert not re.search(r":[a-z]+:|`|~torchrl", text), name
-    for script in (Path(__file__).parents[2] / "examples").glob("*.py"):  # tyro shows these of a script's settings
+    for script in (Path(__file__).parents[2] / "examples").glob("*.py"):  # --help shows these
         settings = re.search(r"class Args.*?\n\n\n", script.read_text(), re.DOTALL)
         assert settings is None or "`" not in settings.group(), script
 

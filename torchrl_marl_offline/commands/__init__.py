@@ -12,7 +12,7 @@ from importlib import import_module
 
 COMMANDS = {
     "data": "inspect, convert, list and verify datasets",
-    "train": "train an algorithm beside cloning, from data to a table and pictures",
+    "train": "train an algorithm beside cloning: a table and pictures",
     "record": "train a behaviour policy and record datasets of graded quality",
     "evaluate": "play a saved policy in an environment",
     "export": "write a saved policy as a program of its own",
