@@ -213,7 +213,10 @@ def help_of_all_commands(capsys) -> dict[str, str]:
 @pytest.mark.fault("6.1")
 def test_no_help_shows_the_marks_of_documentation(capsys):
     texts = help_of_all_commands(capsys)
-    assert len(texts) == 16 + len(ALGORITHMS) and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+    assert (
+        len(texts) == 16 + len(ALGORITHMS)
+        and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+    )
     for name, text in texts.items():
         assert not re.search(r":[a-z]+:|`|~torchrl", text), name
     for script in (Path(__file__).parents[2] / "examples").glob("*.py"):  # --help shows these

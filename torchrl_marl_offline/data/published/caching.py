@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.data.formats.vault import is_vault, open_vault
@@ -75,9 +77,7 @@ def load_published(
         card = replace(card, quality=_only_quality(card, root, offline=is_offline(offline), mirror=mirror))
     target = root / "datasets" / card.source / card.task / card.quality
     if not is_dataset_folder(target):
-        from filelock import FileLock
-
-        lock = root / "locks" / f"{hashlib.sha256(card.archive.encode()).hexdigest()[:16]}.lock"
+            lock = root / "locks" / f"{hashlib.sha256(card.archive.encode()).hexdigest()[:16]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not is_dataset_folder(target):  # another process may have been here meanwhile
