@@ -77,7 +77,7 @@ def load_published(
         card = replace(card, quality=_only_quality(card, root, offline=is_offline(offline), mirror=mirror))
     target = root / "datasets" / card.source / card.task / card.quality
     if not is_dataset_folder(target):
-            lock = root / "locks" / f"{hashlib.sha256(card.archive.encode()).hexdigest()[:16]}.lock"
+        lock = root / "locks" / f"{hashlib.sha256(card.archive.encode()).hexdigest()[:16]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not is_dataset_folder(target):  # another process may have been here meanwhile
