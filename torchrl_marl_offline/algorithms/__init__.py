@@ -25,7 +25,11 @@ from torchrl_marl_offline.algorithms.omiga import OMIGA
 from torchrl_marl_offline.algorithms.omsd import OMSD
 from torchrl_marl_offline.algorithms.bcq import MABCQ
 from torchrl_marl_offline.algorithms.mac_flow import MACFlow, MACFlowDiscrete
+
 # isort: on
+from torchrl_marl_offline.core.extensions import import_room
+
+import_room(__name__)
 
 __all__ = [
     "ALGORITHMS",

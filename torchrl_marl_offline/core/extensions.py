@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,17 @@ def import_extensions(names: Sequence[str]) -> None:
         except Exception as error:
             raise ValueError(f"--import {name} failed: {type(error).__name__}: {error}.") from error
         _IMPORTED.append(known)
+
+
+def import_room(package: str) -> None:
+    """Import every file of a package of the library's own, so that what it registers is known without a list of files.
+
+    Args:
+        package: its name; its subpackages are left alone.
+    """
+    for _, name, is_package in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not is_package:
+            importlib.import_module(f"{package}.{name}")
 
 
 def imported_extensions() -> tuple[str, ...]:

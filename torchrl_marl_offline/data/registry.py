@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.formats.readers import OWN, READERS, recognised
@@ -22,6 +23,8 @@ from torchrl_marl_offline.data.quality.repairs import repair as mend
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import value_checks_deferred
 from torchrl_marl_offline.data.transitions.findings import Inspection
+
+import_room("torchrl_marl_offline.data.formats")
 
 
 @checked

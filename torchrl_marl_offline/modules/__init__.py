@@ -1,5 +1,6 @@
 """Networks: actors, critics, mixers, value normalization."""
 
+from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.modules.actors import GaussianHead, make_actor
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
@@ -27,6 +28,8 @@ from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, 
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedLayerNorm, StackedLinear, StackedMLP
 from torchrl_marl_offline.modules.sequential import SequentialPolicy, make_sequential_policy
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
+
+import_room(__name__)
 
 __all__ = [
     "DECOMPOSITIONS",

@@ -1,5 +1,6 @@
 """Losses: one flat loss module, its rules and its presets."""
 
+from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
 from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -20,6 +21,8 @@ from torchrl_marl_offline.objectives.rectified import RectifiedGradient
 from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler
 from torchrl_marl_offline.objectives.score import ScoreMatching, ScoreRegularized, SequentialCloning
 from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, TD, ValueLearning
+
+import_room(__name__)
 
 __all__ = [
     "AWR",
