@@ -131,6 +131,6 @@ def test_held_out_values_are_held_against_returns_of_the_runs_own_discount_and_r
         asked.add((options.get("gamma"), options.get("team_reward")))
         return original(*arguments, **options)
 
-    monkeypatch.setattr("torchrl_marl_offline.study.evaluation.evaluate_held_out", spy)
+    monkeypatch.setattr("torchrl_marl_offline.study.training.evaluate_held_out", spy)
     assert real(tmp_path, text).failed == {}
     assert asked == {(0.5, "sum"), (0.9, "sum"), (None, None)}  # the last is cloning, which has no values

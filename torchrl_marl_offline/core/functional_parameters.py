@@ -36,8 +36,10 @@ def parameters_in(network: nn.Module, params: TensorDictBase) -> Iterator[None]:
         _put(network, params, saved)
     else:
         for slot, name, source in places:
-            saved.append((slot, name, slot[name]))
-            slot[name] = source[name]
+            held, given = slot[name], source[name]
+            if held is not given:  # networks hold a loss's own parameters already
+                saved.append((slot, name, held))
+                slot[name] = given
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ class StateConditionedMixer(Mixer):
     ) -> None:
         super().__init__(needs_state=True, state_shape=(state_size,), n_agents=n_agents, device=None)
         # The hypernetworks read the same state, so they are the slices of one two-layer network.
-        self.sizes = tuple(sizes)
+        self.sizes, self.hidden_size = tuple(sizes), hidden_size
         self.first = StackedLinear(state_size, len(sizes) * hidden_size)
         self.norm = StackedLayerNorm(hidden_size, (len(sizes),)) if layer_norm else None
         self.last = nn.ModuleList(nn.Linear(hidden_size, size) for size in self.sizes)
@@ -57,7 +57,7 @@ class StateConditionedMixer(Mixer):
     def generate(self, state: Tensor) -> tuple[Tensor, ...]:
         """Return ``[*B, size]`` for each of the sizes."""
         batch = state.shape[:-1]
-        hidden = self.first(state.reshape(-1, state.shape[-1])).unflatten(-1, (len(self.sizes), 1, -1))
+        hidden = self.first(state.reshape(-1, state.shape[-1])).view(-1, len(self.sizes), 1, self.hidden_size)
         if self.norm is not None:
             hidden = self.norm(hidden)  # [B, kinds, 1, hidden]
         hidden = F.relu(hidden)
@@ -112,7 +112,7 @@ class HyperNetworkMixer(StateConditionedMixer):
         w1, b1, w2, b2 = self.generate(state)
         if self.monotonic:
             w1, w2 = w1.abs(), w2.abs()
-        return w1.unflatten(-1, (self.n_agents, self.embed_size)), b1.unsqueeze(-2), w2.unsqueeze(-1), b2.unsqueeze(-2)
+        return w1.view(*w1.shape[:-1], self.n_agents, self.embed_size), b1.unsqueeze(-2), w2.unsqueeze(-1), b2.unsqueeze(-2)
 
     def mix(self, values: Tensor, state: Tensor) -> Tensor:
         """Mix without the shape checks of :meth:`forward`."""

@@ -195,7 +195,8 @@ def project_agents(x: Tensor, weight: Tensor, of_agent: Tensor) -> Tensor:
         product = torch.bmm(rows.expand(len(weight), -1, -1), weight)  # matmul adds four views, here and backward
     else:
         product = torch.matmul(rows, weight)
-    return product.unflatten(-2, (-1, of_agent.shape[-2])) + of_agent.unsqueeze(-3)
+    # view: unflatten and split are functions in Python, each ten times as long
+    return product.view(*weight.shape[:-2], -1, *of_agent.shape[-2:]) + of_agent.unsqueeze(-3)
 
 
 class AgentNetwork(nn.Module):
@@ -237,7 +238,8 @@ class AgentNetwork(nn.Module):
         """Evaluate every agent's network on its row of ``x`` ``[*B, n, in]``."""
         batch = x.shape[:-2]
         if self.share_params:
-            return self._shared(x).unflatten(-2, (*batch, self.n_agents))
+            rows = self._shared(x)
+            return rows.view(*rows.shape[:-2], *batch, self.n_agents, rows.shape[-1])
         x = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)  # [B, n, in] -> [n, B, in]
         x = self.mlp(x).transpose(-3, -2)  # [(H,) n, B, out] -> [(H,) B, n, out]
         return x.unflatten(-3, batch) if batch else x.squeeze(-3)
@@ -248,6 +250,7 @@ class AgentNetwork(nn.Module):
         A one-hot id times its rows of the first weight is one of these rows: a bias for each agent, no wider input.
         """
         first = self.mlp.layers[0]
-        weight, of_agent = first.weight.split([first.in_features - self.n_agents, self.n_agents], -2)
+        sizes = [first.in_features - self.n_agents, self.n_agents]
+        weight, of_agent = torch.split_with_sizes(first.weight, sizes, -2)
         hidden = project_agents(x, weight, first.bias + of_agent)
         return self.mlp.after_first_layer(hidden.flatten(-3, -2))
