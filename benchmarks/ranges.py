@@ -433,7 +433,10 @@ def parsers() -> dict[str, tuple[Callable[[list[str]], Any], argparse.ArgumentPa
         module = importlib.import_module(f"torchrl_marl_offline.commands.{name}")
         parser = module.make_parser()
         branches = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        for words, branch in ({(c,): p for c, p in branches[0].choices.items()} if branches else {(): parser}).items():
+        parts = {(c,): p for c, p in branches[0].choices.items()} if branches else {(): parser}
+        if name == "train":  # whose options are those of every algorithm, and the settings of make_loss
+            parts = {("recipe",): branches[0].choices["recipe"]}
+        for words, branch in parts.items():
             needed = [*words, *("nowhere" for a in branch._actions if not a.option_strings and a.nargs != "?")]
             found[" ".join((name, *words))] = (module.main, branch, needed)
     return found

@@ -31,6 +31,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("mypy")
 
 
+@pytest.mark.slow
 def test_correct_uses_of_the_public_api_are_accepted(cache):
     extensions = sorted((ROOT / "examples" / "extend").glob("*.py"))
     found = mypy(

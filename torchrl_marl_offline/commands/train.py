@@ -14,6 +14,7 @@ kept out of training.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -101,12 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: by default those of the process.
     """
-    parsed = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = make_parser(given).parse_args(given)
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command's parser; what it parses has the options that were given alone."""
+def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the command's parser; what it parses has the options that were given alone.
+
+    Args:
+        arguments: what will be parsed, of which an algorithm that is not named needs no options; by default all have
+            theirs.
+    """
     parser = OneSentenceParser(
         prog="marl-offline train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,8 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
     for name, declared in declared_algorithms().items():
         own = algorithms.add_parser(name, help=plain_text(declared.text), description=declared.text)
         own.set_defaults(algorithm=name)
-        _add_settings(own, declared)
-        add_options(own.add_argument_group("training"), TrainSettings, TrainSettings(), leave_out=["resume"])
+        if arguments is None or name in arguments:
+            _add_settings(own, declared)
+            add_options(own.add_argument_group("training"), TrainSettings, TrainSettings(), leave_out=["resume"])
     return parser
 
 

@@ -112,7 +112,12 @@ class HyperNetworkMixer(StateConditionedMixer):
         w1, b1, w2, b2 = self.generate(state)
         if self.monotonic:
             w1, w2 = w1.abs(), w2.abs()
-        return w1.view(*w1.shape[:-1], self.n_agents, self.embed_size), b1.unsqueeze(-2), w2.unsqueeze(-1), b2.unsqueeze(-2)
+        return (
+            w1.view(*w1.shape[:-1], self.n_agents, self.embed_size),
+            b1.unsqueeze(-2),
+            w2.unsqueeze(-1),
+            b2.unsqueeze(-2),
+        )
 
     def mix(self, values: Tensor, state: Tensor) -> Tensor:
         """Mix without the shape checks of :meth:`forward`."""
