@@ -106,6 +106,12 @@ def test_a_learner_and_its_buffer_must_be_of_one_kind(data):
         Trainer(PopulationLearner(losses), many, steps=2, logger=make_trainer().logger)
 
 
+@pytest.mark.parametrize("option", ["lr", "optimizer", "compile", "members_at_once"])
+def test_who_gives_an_option_of_the_step_to_the_run_is_told_where_it_belongs(option):
+    with pytest.raises(TypeError, match=rf"{option}= belongs to the step: Trainer\(Learner\(loss, {option}="):
+        Trainer(RegressionLoss(), make_buffer(), steps=2, **{option: 1})
+
+
 def test_an_evaluator_may_finish_the_run():
     trainer = make_trainer(steps=40, eval_every=10)
     trainer.evaluators["enough"] = lambda: trainer.finish() if trainer.step == 20 else {"seen": 1.0}

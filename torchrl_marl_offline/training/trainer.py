@@ -6,6 +6,7 @@ bit.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from torchrl_marl_offline.core.ranges import COUNT, REAL, SIZE
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.populations.population import PopulationBuffer
+from torchrl_marl_offline.training.populations.population_learner import PopulationLearner
 from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.run.distributed import SingleProcess
 from torchrl_marl_offline.training.run.fit import check_rows
@@ -126,6 +128,17 @@ class Trainer:
         ...                   evaluators={"recipe": lambda: evaluate(actor, env, episodes=100, seed=0)})
         >>> trainer.train()                                                                          # doctest: +SKIP
     """
+
+    def __new__(cls, *args: Any, **options: Any) -> Trainer:
+        """Tell whom an option of the step belongs to."""
+        of_learner = (
+            inspect.signature(PopulationLearner).parameters.keys() | inspect.signature(Learner).parameters.keys()
+        )
+        if of_step := sorted(options.keys() & (of_learner - {"loss", "losses"})):
+            raise TypeError(
+                f"{of_step[0]}= belongs to the step: Trainer(Learner(loss, {of_step[0]}=...), buffer, steps=...)."
+            )
+        return super().__new__(cls)
 
     @checked
     def __init__(
