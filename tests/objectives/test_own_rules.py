@@ -56,6 +56,12 @@ def actor():
         (error_of, "element_loss of Mine must return its loss .* and a dict of metrics.*; got a single tensor"),
         (lambda b: None, "element_loss of Mine must return its loss .*; got NoneType"),
         (lambda b: (1.0, {}), "element_loss of Mine must return a tensor; got float"),
+        (
+            lambda b: (error_of(b), {"size": error_of(b)}),
+            r"The metric 'size' of Mine must be one number.*; got \[6, 3\]",
+        ),
+        (lambda b: (error_of(b), {"size": 1.0}), r"The metric 'size' of Mine must be one number.*; got float"),
+        (lambda b: (error_of(b).detach(), {}), "element_loss of Mine returns numbers without a gradient, so that"),
         (lambda b: (error_of(b) * b.coefficient("bar"), {}), r"There is no coefficient 'bar'; the rules' .* name none"),
         (lambda b: (error_of(b) + b.behaviour(), {}), "no model of the data's actions; .* needs_behaviour = True"),
         (lambda b: (b.q(b.action).total, {}), "The loss has no critic"),

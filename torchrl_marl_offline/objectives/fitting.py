@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.modules.value_norm import ValueNorm
 
 from torchrl_marl_offline.objectives.action_distributions import no_density
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
+from torchrl_marl_offline.objectives.series import is_readable
 from torchrl_marl_offline.objectives.team import is_deterministic_actor
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
@@ -144,6 +145,7 @@ def check_pair(rule: Rule, found: Any) -> tuple[Any, Mapping[str, Tensor]]:
 
     Raises:
         TypeError: it is no such pair.
+        ValueError: a metric is not one number.
     """
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
         shown = "a single tensor" if isinstance(found, Tensor) else type(found).__name__
@@ -151,7 +153,30 @@ def check_pair(rule: Rule, found: Any) -> tuple[Any, Mapping[str, Tensor]]:
             f"element_loss of {type(rule).__name__} must return its loss [*B, n] and a dict of metrics, which may be "
             f"empty; got {shown}."
         )
+    for name, metric in found[1].items():
+        if not isinstance(metric, Tensor) or metric.numel() != 1:
+            shown = list(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
+            raise ValueError(
+                f"The metric {name!r} of {type(rule).__name__} must be one number, such as batch.mean(x); got {shown}."
+            )
     return found
+
+
+def check_has_gradient(rule: Rule, elements: Tensor, network: nn.Module | None) -> None:
+    """Refuse what a rule returned where no gradient reaches the network that it is to train.
+
+    Raises:
+        ValueError: it names the rule.
+    """
+    if elements.requires_grad or not torch.is_grad_enabled() or network is None:
+        return
+    if not is_readable(elements):  # within torch.vmap, a tensor says nothing of its gradient
+        return
+    if any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(
+            f"element_loss of {type(rule).__name__} returns numbers without a gradient, so that nothing would be "
+            "trained; leave out detach() or no_grad() on the way from the policy, or from the model of the data."
+        )
 
 
 def check_row_mask(rule: ValueLearning, mask: Any, batch: Batch) -> Tensor | None:

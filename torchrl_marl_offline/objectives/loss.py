@@ -34,6 +34,7 @@ from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.fitting import (
     check_coefficients,
     check_elements,
+    check_has_gradient,
     check_metrics,
     check_networks,
     check_pair,
@@ -563,7 +564,10 @@ class OfflineMARLLoss(LossModule):
         batch = batch if isinstance(batch, Batch) else self.batch(batch)
         elements, metrics = check_pair(rule, rule.element_loss(batch))
         check_returned(rule, metrics)
-        return self._reduce(batch, check_elements(rule, "element_loss", elements, batch)), metrics
+        check_elements(rule, "element_loss", elements, batch)
+        trained = "actor_network_params" if rule is self.extraction else "behaviour_network_params"
+        check_has_gradient(rule, elements, self._modules.get(trained))
+        return self._reduce(batch, elements), metrics
 
     def _reduce(self, batch: Batch, elements: Tensor, mask: Tensor | None = None, *, agents: bool = True) -> Tensor:
         """Average ``[*B, k]`` over agents (that are there, or all), then reduce over rows that count and ``mask``."""
