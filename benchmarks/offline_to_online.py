@@ -5,7 +5,7 @@
 Every run trains Mix + SVN + IQL with one of the two extractions on recorded data (of mixed skill by scripted policies,
 a recording for each seed; for MA-MuJoCo the medium quality of one MATD3 recording), then goes on with the same networks
 on its own experience alone (a fresh buffer, as in the paper), the policy's distribution acting. Returns of evaluation
-episodes executed by mode: 500, for MA-MuJoCo 16.
+episodes by the deterministic policy: 500, for MA-MuJoCo 16.
 """
 
 from __future__ import annotations

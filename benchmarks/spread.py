@@ -4,7 +4,7 @@
 
 The dataset and the settings are those of ``examples/offline_mix_awr.py``: one good behaviour and two that a wind blows
 off, a third of the episodes each. Implicit Q-learning and advantage-weighted regression with every decomposition, and
-cloning; returns over 1,000 evaluation episodes, executed by mode and sampled.
+cloning; returns over 1,000 evaluation episodes, by the deterministic and the stochastic policy.
 """
 
 from __future__ import annotations

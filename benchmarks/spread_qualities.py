@@ -4,7 +4,7 @@
 
 ``record`` trains MATD3 and records random, medium-replay, medium and expert data, one recording for each seed; then
 implicit Q-learning and advantage-weighted regression, and cloning, train on each. Scores are normalized as in OMAR:
-100 * (return - 159.8) / (516.8 - 159.8), over 1,000 evaluation episodes, executed by mode and sampled.
+100 * (return - 159.8) / (516.8 - 159.8), over 1,000 evaluation episodes, by the deterministic and the stochastic policy.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def learning(
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw a panel for every quality: mean and range over seeds of each method, executed by mode, and the data."""
+    """Draw a panel for every quality: mean and range over seeds of each method, by the deterministic policy, and the data."""
     plt = pyplot()
     qualities = [quality for quality in QUALITIES if any(row["quality"] == quality for row in rows)]
     figure, axes = plt.subplots(1, len(qualities), figsize=(4.2 * len(qualities), 4), squeeze=False)

@@ -113,7 +113,7 @@ def test_the_report_of_a_study(tmp_path, capsys):
     assert all((tmp_path / "out" / picture).exists() for picture in pictures)
     assert "Of a grid, the setting is shown whose average of the last 5 evaluations (of all, where " in markdown
     assert "incomplete" not in markdown
-    assert "## 2 datasets, normalized score (0 random, 100 expert), executed by the policy's mode" in markdown
+    assert "## 2 datasets, normalized score (0 random, 100 expert), by the deterministic policy" in markdown
     assert markdown.count("<details><summary>Every setting of the grid: means over seeds</summary>") == 2
     row = next(line for line in markdown.splitlines() if line.startswith("| mix-mixer | temperature"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -194,7 +194,7 @@ def _aggregates(report: _Report) -> list[Block]:
 
 
 def _executed(evaluator: str) -> str:
-    words = {"mode": "executed by the policy's mode", "sample": "sampled from the policy"}
+    words = {"mode": "by the deterministic policy", "sample": "by the stochastic policy"}
     return words.get(evaluator, evaluator)
 
 
