@@ -203,7 +203,7 @@ def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[floa
 def plot_execution_curves(
     rows: Sequence[dict[str, Any]], path: Path, *, levels: dict[str, float], ylabel: str, title: str
 ) -> None:
-    """Draw the curves of every method, by the deterministic and the stochastic policy: mean and range over seeds, and constant levels."""
+    """Draw the curves of every method, by both kinds of policy: mean and range over seeds, and constant levels."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
     for axis, how in zip(axes, ("mode", "sampled")):

@@ -3,7 +3,8 @@
     TORCHRL_MARL_OFFLINE_DATA=FOLDER python benchmarks/grid_navigation.py --output runs/grid_navigation
 
 Implicit Q-learning and advantage-weighted regression with every decomposition, beside cloning, on the 70,894 recorded
-transitions of a medium policy (success .4385); evaluated in ``games/grid_navigation``, by the deterministic and the stochastic policy.
+transitions of a medium policy (success .4385);
+evaluated in ``games/grid_navigation``, by the deterministic and the stochastic policy.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py --json inference.json
 
-A continuous Gaussian policy with its observations normalized inside, acting deterministically, at a batch of one state and
+A continuous Gaussian policy with its observations normalized inside, deterministic, at batches of one state and
 of 1,024. All alternate in one process. From the observation as a tensor (for ONNX Runtime an array) to the action:
 
 - TorchRL actor: the policy on a tensordict, eager;

@@ -4,7 +4,7 @@
 
 ``record`` trains MATD3 and records random, medium-replay, medium and expert data, one recording for each seed; then
 implicit Q-learning and advantage-weighted regression, and cloning, train on each. Scores are normalized as in OMAR:
-100 * (return - 159.8) / (516.8 - 159.8), over 1,000 evaluation episodes, by the deterministic and the stochastic policy.
+100 * (return - 159.8) / (516.8 - 159.8), over 1,000 evaluation episodes, by both kinds of policy.
 """
 
 from __future__ import annotations
