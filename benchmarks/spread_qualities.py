@@ -72,7 +72,7 @@ def learning(
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw a panel for every quality: mean and range over seeds of each method, by the deterministic policy, and the data."""
+    """Draw a panel for every quality: mean and range over seeds of each method, deterministic, and the data."""
     plt = pyplot()
     qualities = [quality for quality in QUALITIES if any(row["quality"] == quality for row in rows)]
     figure, axes = plt.subplots(1, len(qualities), figsize=(4.2 * len(qualities), 4), squeeze=False)

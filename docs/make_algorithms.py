@@ -206,7 +206,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None) -> dict[str, Any]:
-    """Return the figures with a study's scores, by the deterministic policy: the average of its last evaluations, over seeds.
+    """Return the figures with a study's scores of deterministic policies: their last evaluations, over seeds.
 
     Args:
         figures: what ``figures.json`` holds.
