@@ -33,11 +33,19 @@ VALUES = {"seed": 0, "lr": 0.1, "steps": 10, "temperature": None}
         (["temperature=1"], "with a name out of lr, steps"),
         (["nowhere=1"], "with a name out of lr, steps"),
         (["lr"], "--grid takes NAME=VALUE,VALUE"),
+        (["lr=0.1,0.1000"], "names a value twice"),
     ],
 )
 def test_the_values_of_a_grid_have_the_ranges_of_their_settings(grid, sentence):
     with pytest.raises(SettingsError, match=re.escape(sentence)):
         expand_grid(VALUES, HINTS, seeds=1, grid=grid, may_differ=["lr", "steps", "nowhere", "seed"])
+
+
+def test_a_name_may_be_typed_as_its_option_is_and_close_values_are_told_apart():
+    hints = HINTS | {"min_q_weight": Annotated[float, NON_NEGATIVE]}
+    options = {"seeds": 1, "may_differ": ["min_q_weight"]}
+    members = expand_grid(VALUES | {"min_q_weight": 1.0}, hints, grid=["min-q-weight=1.00000001,2"], **options)
+    assert list(members) == ["min_q_weight=1.00000001-seed=0", "min_q_weight=2-seed=0"]
 
 
 def test_there_are_as_many_seeds_as_a_machine_could_train():

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_the_recorded_data_is_used_again(finished):
     folder, _ = finished
     metadata = folder.parent / "data" / "mpe-simple_spread-mixed-40-seed0" / "metadata.json"
     before = metadata.stat().st_mtime_ns
-    out = run(*SHORT, "--output", "again", "--steps", "10", "--gamma", "0.5", cwd=folder.parent)
+    out = run(*SMALL, "--output", "again", "--steps", "10", "--eval-every", "10", "--gamma", "0.5", cwd=folder.parent)
     assert metadata.stat().st_mtime_ns == before
     assert "40 episodes" in out
 
@@ -231,10 +232,77 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
         ("omar", "--output", "bad", "--hidden", "8", "0"): "--hidden must be at least 1, got 0",
         ("omar", "--output", "bad", "--grid", "sampler=1,2"): "--grid takes NAME=VALUE,VALUE,... with a name out of",
         ("omar", "--output", "bad", "--seeds", "2", "--wandb"): "--wandb is read only with --seeds 1",
+        ("recipe", "--grid", "temperature=1", "--grid", "expectile=.7"): "--grid is given twice; give it once",
+        ("recipe", "--svn", "--no-svn"): "--svn is given twice",
+        ("recipe", "--lr", "1", "--lr", "2"): "--lr is given twice",
+        ("recipe", "--expectile", ".6", "--grid", "expectile=.5,.7"): "--expectile is given beside --grid expectile=",
+        ("recipe", "--lr", ".1", "--grid", "lr=.1,.2"): "--lr is given beside --grid lr=",
+        ("recipe", "--grid"): "--grid expected at least one argument",
+        ("cloning", "--no-cloning"): "--cloning is for what is trained beside cloning",
+        ("recipe", "--dataset", ""): "--dataset must not be empty",
+        ("recipe", "--output", ""): "--output must not be empty",
+        ("recipe", "--task", " "): "--task must not be empty",
+        ("--resume", ""): "--resume must not be empty",
+        ("--resume", "text.h5"): "text.h5 is a file; name the folder of an earlier run",
+        ("recipe", "--output", str(folder.parent / "data" / "mpe-simple_spread-mixed-40-seed0")): "holds a dataset",
+        ("recipe", "--activation", "nonsense"): "--activation must be 'gelu', 'relu', 'elu', 'tanh' or 'silu'",
+        ("--steps", "3", "recipe"): "Name the algorithm before its options, train ALGORITHM --steps",
     }
     for arguments, sentence in cases.items():
         assert sentence in fail(capsys, *arguments), arguments
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"device": 5}, "damaged"),
+        ({"device": "cuda:9"}, "needs an NVIDIA GPU|there are"),
+        ({"threads": "x"}, "--threads must be a whole number, got 'x'"),
+        ({"grid": 5}, "damaged"),
+        ({"grid": ["foo=1"]}, "--grid takes NAME=VALUE"),
+        ({"dataset": 5}, "--dataset must be a word, got 5"),
+        ({"seed": "0"}, "--seed must be a whole number, got '0'"),
+        ({"preset": "zz"}, "--preset must be 'quick' or 'paper', got 'zz'"),
+        ({"steps": -1}, "--steps must be at least 1, got -1"),
+        ({"eval_episodes": "4"}, "--eval-episodes must be a whole number"),
+        ({"cloning": "no"}, "--cloning must be True or False, got 'no'"),
+        ({"nope": 1}, "there is no setting 'nope'"),
+        ({"settings": {"nope": 1}}, "there is no setting 'nope'"),
+        ({"settings": {"expectile": 2.0}}, "expectile must lie between 0 and 1"),
+        ({"settings": 3}, "damaged"),
+        ({"algorithm": "nope"}, "algorithm must be one of"),
+        (None, "it lacks 'batch_size'|damaged"),
+    ],
+)
+def test_settings_of_a_run_that_cannot_be_are_refused_before_anything_is_trained(
+    finished, tmp_path, capsys, change, said
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    file = run / "config.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({"algorithm": "recipe"} if change is None else stored | change))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+    before = files()
+    line = fail(capsys, "--resume", str(run))
+    assert re.search(said, line), line
+    assert "config.json is damaged, or of another script or version" in line
+    assert files() == before
+
+
+def test_help_says_what_a_preset_makes_of_a_default(capsys):
+    for algorithm, said in (
+        ("recipe", "(default: 0.95 with --preset quick, 0.99 with --preset paper)"),
+        ("recipe", "(default: 64 64 with --preset quick, 512 512 512 512 with --preset paper)"),
+        ("omar", "(default: 64 64 with --preset quick, 64 64 with --preset paper)"),
+    ):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args([algorithm, "--help"])
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_algorithm_gets_what_is_asked_for_and_keeps_the_rest():

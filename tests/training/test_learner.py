@@ -18,7 +18,7 @@ from population_toys import (
 )
 from training_toys import RegressionLoss, make_buffer, make_trainer, weights
 
-from torchrl_marl_offline.training import Learner, PopulationBuffer, PopulationLearner, Trainer
+from torchrl_marl_offline.training import Learner, PopulationBuffer, PopulationLearner, Trainer, split_population
 
 RULES = {"decomposition": "vdn", "value_learning": "td", "extraction": "brac"}
 
@@ -110,6 +110,74 @@ def test_a_learner_and_its_buffer_must_be_of_one_kind(data):
 def test_who_gives_an_option_of_the_step_to_the_run_is_told_where_it_belongs(option):
     with pytest.raises(TypeError, match=rf"{option}= belongs to the step: Trainer\(Learner\(loss, {option}="):
         Trainer(RegressionLoss(), make_buffer(), steps=2, **{option: 1})
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_before_the_run_count_for_what_waits(data, tmp_path, every):
+    """A learner that has taken steps of its own goes on in its rhythm, also after the run was resumed."""
+
+    def trainer(output) -> Trainer:
+        torch.manual_seed(0)
+        learner = Learner(make_member(data, 1, **RULES), lr=1e-3, actor_every=every)
+        rows = data.replay_buffer(batch_size=12, seed=4)
+        for _ in range(3):
+            learner.step(data.replay_buffer(batch_size=12, seed=5).sample())
+        return Trainer(learner, rows, steps=8, output=output, checkpoint_every=3, progress=False)
+
+    whole = trainer(tmp_path / "a")
+    whole.train()
+    again = trainer(tmp_path / "b")
+    assert again.learner.updates == 3
+    again.resume(tmp_path / "a" / "checkpoints" / "checkpoint-000000000006.torchrl")
+    assert (again.step, again.learner.updates) == (6, 9)
+    again.train()
+    assert largest_difference(lone_tensors(again), lone_tensors(whole)) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda loss, data: Trainer(loss, data, steps=1), r"a replay buffer, such as .*; got OfflineDataset\."),
+        (lambda loss, data: Trainer(loss, None, steps=1), "a replay buffer, .*; got NoneType"),
+        (lambda loss, data: Trainer({"a": loss}, make_buffer(), steps=1), "are for a PopulationLearner"),
+        (lambda loss, data: Trainer(torch.nn.Linear(2, 2), make_buffer(), steps=1), "a LossModule, .*; got Linear"),
+        (lambda loss, data: Trainer(Learner, make_buffer(), steps=1), "a LossModule, .*; got the class Learner"),
+        (lambda loss, data: Learner(loss, optimizer=torch.optim.Adam), "optimizer must be .*; got the class Adam"),
+        (lambda loss, data: Learner(loss, optimizer=5), "optimizer must be one of torch's, .*; got int"),
+        (lambda loss, data: Learner(loss, target_updater=5), "target_updater must be one of TorchRL's, .*; got int"),
+        (lambda loss, data: PopulationLearner([loss]), "A population is a mapping from members' names"),
+        (lambda loss, data: PopulationLearner({3: loss}), "A population is a mapping from members' names, strings"),
+        (lambda loss, data: Learner(loss).load_state_dict({}), "not the state of such a learner: it lacks 'learner'"),
+        (lambda loss, data: Learner(loss).load_state_dict(None), "not the state of such a learner"),
+        (lambda loss, data: split_population(make_trainer()), "There is nothing to split"),
+        (lambda loss, data: make_trainer().finish(), r"finish\(\) is for evaluators"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_where_it_is_given(data, made, said):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=said):
+        made(RegressionLoss(), data)
+
+
+@pytest.mark.parametrize("found", [5, "s", [1], {"step": 3}, {"a": torch.zeros(2)}, {"a": {"b": 1}}, {1: 2}])
+def test_what_an_evaluator_cannot_return(found):
+    trainer = make_trainer(steps=4, eval_every=2, evaluators={"odd": lambda: found})
+    with pytest.raises(TypeError, match="The evaluator 'odd' must return numbers by name"):
+        trainer.train()
+
+
+def test_evaluators_of_a_population(data, capsys):
+    def run(found):
+        trainer = make_population(data, (0, 1), rules=RULES, steps=2, eval_every=2, progress=True)
+        trainer.evaluators["odd"] = lambda: found
+        trainer.train()
+        return [logger.eval.rows for logger in trainer.loggers.values()]
+
+    rows = run({"m0": {"a": 1.0, "b": torch.tensor(2.0)}, "m1": None})
+    assert rows == [[{"step": 2, "evaluator": "odd", "a": 1.0, "b": 2.0}], []]
+    assert len(run({"m0": {"a": 1.0}, "m1": {"b": 2.0}})) == 2  # nothing that all have
+    for found in ({"zz": {"a": 1.0}}, {"a": 1.0}, 3):
+        with pytest.raises(TypeError, match="The evaluator 'odd' of a population must return a mapping from its memb"):
+            run(found)
 
 
 def test_an_evaluator_may_finish_the_run():

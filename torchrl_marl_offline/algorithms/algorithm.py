@@ -21,11 +21,12 @@ from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, check_all
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -198,7 +199,7 @@ class ActorCritic(Algorithm):
     gamma: Annotated[float, DISCOUNT] = setting(0.99, member=True)
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
     share_params: bool = True
-    activation: str = "relu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     layer_norm: bool = False
     batch_norm: bool | None = False
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian"

@@ -10,9 +10,10 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, NON_NEGATIVE, UNIT, WIDTHS
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, NON_NEGATIVE, UNIT, WIDTHS, OneOf
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.flow import make_flow
+from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.value_learning import TD
 
@@ -55,7 +56,7 @@ class MACFlow(ActorCritic, name="mac_flow"):
     decomposition: Decomposition = "vdn"
     gamma: Annotated[float, DISCOUNT] = setting(0.995, member=True)
     hidden: Annotated[Sequence[int], WIDTHS] = (512,) * 4
-    activation: str = "gelu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu"
     layer_norm: bool = True
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "one_step"
     alpha: Annotated[float, NON_NEGATIVE] = setting(1.0, member=True)

@@ -10,6 +10,7 @@ from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, WIDTHS, OneOf
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.critics import Decomposition
+from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.objectives.extraction import AWR, EXTRACTIONS
 from torchrl_marl_offline.objectives.value_learning import VALUE_LEARNINGS
 
@@ -52,7 +53,7 @@ class Recipe(ActorCritic, name="recipe"):
     decomposition: Decomposition = "mixer"
     svn: bool = True
     hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512)
-    activation: str = "gelu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu"
     layer_norm: bool = True
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "gaussian"
     value_learning: Annotated[str, OneOf(VALUE_LEARNINGS)] = "iql"

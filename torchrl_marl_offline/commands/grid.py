@@ -44,8 +44,7 @@ def expand_grid(
     names = [name for name in may_differ if name in values and name != "seed"]
     axes: dict[str, list[Any]] = {}
     for word in grid:
-        name, equals, listed = word.partition("=")
-        name = name.replace("-", "_")
+        name, equals, listed = word_of_grid(word).partition("=")
         if not equals or not listed or name not in names:
             raise SettingsError(
                 f"--grid takes NAME=VALUE,VALUE,... with a name out of {', '.join(names)}; got {word!r}."
@@ -56,10 +55,21 @@ def expand_grid(
     axes["seed"] = list(range(values["seed"], values["seed"] + seeds))
     _check_axis(axes["seed"][-1:], hints["seed"], "--seeds")
     points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
-    members = {"-".join(f"{k}={v:g}" for k, v in point.items()): point for point in points}
+    members = {"-".join(f"{k}={_short(v)}" for k, v in point.items()): point for point in points}
     if len(members) < len(points):
         raise SettingsError(f"--grid {' '.join(grid)} names a value twice; leave one out.")
     return members
+
+
+def word_of_grid(word: str) -> str:
+    """Return ``name=values`` with the name as Python writes it: an option is typed with hyphens."""
+    name, equals, values = word.partition("=")
+    return name.replace("-", "_") + equals + values
+
+
+def _short(value: float) -> str:
+    """Return a number in few digits, where they say which it is."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _axis(name: str, listed: str, hint: Any) -> list[Any]:

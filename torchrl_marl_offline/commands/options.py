@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type, defaults: Any, *, l
             continue
         legal = range_of(hint)
         text = " ".join(filter(None, [told.get(name), f"[{legal}]" if legal is not None else None]))
-        add_option(parser, name, hint, f"{text} (default: {_shown(getattr(defaults, name))})")
+        add_option(parser, name, hint, f"{text} (default: {shown_value(getattr(defaults, name))})")
 
 
 def add_option(parser: Any, name: str, hint: Any, text: str) -> None:
@@ -45,12 +45,36 @@ def add_option(parser: Any, name: str, hint: Any, text: str) -> None:
     kinds = kinds_of(hint)
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if bool in kinds:
-        options["action"] = argparse.BooleanOptionalAction
+        options["action"] = SwitchOnce
     else:
-        options |= {"type": reader_of(hint), "metavar": _metavar(kinds)}
+        options |= {"action": Once, "type": reader_of(hint), "metavar": _metavar(kinds)}
         if any(is_series(kind) for kind in kinds):
-            options |= {"nargs": "*"}
+            options |= {"nargs": "+"}
     parser.add_argument(flag(name), **options)
+
+
+class Once(argparse.Action):
+    """Keep what an option is given, and refuse to be given anything twice: one of the two would be lost."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Keep the values."""
+        refuse_twice(self, parser, namespace)
+        setattr(namespace, self.dest, values)
+
+
+class SwitchOnce(argparse.BooleanOptionalAction):
+    """``--name`` and ``--no-name``, of which one may be given once."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Keep which it was."""
+        refuse_twice(self, parser, namespace)
+        super().__call__(parser, namespace, values, option_string)
+
+
+def refuse_twice(action: argparse.Action, parser: argparse.ArgumentParser, namespace: Any) -> None:
+    """Exit with a sentence where an option has been given already."""
+    if action.dest in vars(namespace):
+        parser.error(f"argument {action.option_strings[0]}: is given twice; give it once, with all of its values")
 
 
 def _metavar(kinds: Iterable[Any]) -> str:
@@ -89,6 +113,8 @@ def reader_of(hint: Any) -> Callable[[str], Any]:
     kinds = elements_of(kinds_of(hint))
 
     def read(word: str) -> Any:
+        if not word.strip():
+            raise argparse.ArgumentTypeError("must not be empty")
         for kind in kinds:
             try:
                 return _read(word, kind)
@@ -122,7 +148,8 @@ def _either(kinds: Iterable[Any]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a value as it is typed."""
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

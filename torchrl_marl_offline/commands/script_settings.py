@@ -18,6 +18,7 @@ from torchrl_marl_offline.core.paths import LONGEST_NAME, user_path
 from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
+from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.training.run.run_lock import claim_folder, refuse_if_in_use
 
 __all__ = ["SettingsError", "check_device", "parse_settings", "plain_errors", "write_config"]
@@ -157,6 +158,8 @@ def check_output(folder: Path, *, is_new: bool) -> None:
         raise SettingsError(f"--output {folder}: {there} is a file; name another folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"--output {folder}: {there} may not be written; name another folder.")
+    if is_dataset_folder(folder):
+        raise SettingsError(f"--output {folder} holds a dataset; name another folder.")
     if is_new:
         check_is_new(folder)
 
@@ -222,6 +225,8 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         SettingsError: there are none, or they are damaged.
     """
     file = folder / CONFIG_FILE
+    if folder.is_file():
+        raise SettingsError(f"{folder} is a file; name the folder of an earlier run (its --output).")
     if not file.is_file():
         raise SettingsError(f"{folder} holds no {CONFIG_FILE}; name the folder of an earlier run (its --output).")
     try:

@@ -19,14 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from torchrl_marl_offline.commands.algorithm_sources import DeclaredAlgorithm, declared_algorithms, range_in
-from torchrl_marl_offline.commands.options import add_options, flag
+from torchrl_marl_offline.commands.algorithm_sources import (
+    DeclaredAlgorithm,
+    DeclaredSetting,
+    declared_algorithms,
+    range_in,
+)
+from torchrl_marl_offline.commands.options import Once, SwitchOnce, add_options, flag, reader_of, shown_value
 from torchrl_marl_offline.commands.parser import OneSentenceParser, plain_text
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.errors import exit_status
-from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.relevance import ReadWith
 
 
@@ -95,6 +99,18 @@ PRESETS = {
 }
 """What a preset makes of the settings beside the algorithm's."""
 
+QUICK_SIZES = {"hidden": (64, 64)}
+RECIPE = {
+    "quick": {"advantage": "joint", "expectile": 0.7, "gamma": 0.95},
+    "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
+}
+"""The recipe's settings by preset; other algorithms have those that were published with them."""
+
+
+def preset_of(preset: str, algorithm: str) -> dict[str, Any]:
+    """Return what a preset makes of an algorithm's settings."""
+    return (QUICK_SIZES if preset == "quick" else {}) | (RECIPE[preset] if algorithm == "recipe" else {})
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, and return the exit status.
@@ -103,6 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0].startswith("-") and given[0].partition("=")[0] not in ("-h", "--help", "--resume"):
+        print(
+            f"error: Name the algorithm before its options, train ALGORITHM {given[0]} ...; see --help.",
+            file=sys.stderr,
+        )
+        return 2
     parsed = make_parser(given).parse_args(given)
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
 
@@ -119,7 +141,12 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     )
     parser.set_defaults(algorithm=None)
     parser.add_argument(
-        "--resume", type=user_path, metavar="FOLDER", help="go on with the run in this folder, with its settings"
+        "--resume",
+        action=Once,
+        type=reader_of(Path),
+        default=argparse.SUPPRESS,
+        metavar="FOLDER",
+        help="go on with the run in this folder, with its settings",
     )
     algorithms = parser.add_subparsers(metavar="ALGORITHM")
     for name, declared in declared_algorithms().items():
@@ -135,11 +162,20 @@ def _add_settings(parser: argparse.ArgumentParser, declared: DeclaredAlgorithm) 
     group = parser.add_argument_group(f"settings of {declared.name}")
     for name, each in declared.settings.items():
         legal = range_in(each.annotation)
-        words = [plain_text(each.text), f"[{legal}]" if legal else "", f"(default: {each.default})"]
+        words = [plain_text(each.text), f"[{legal}]" if legal else "", f"({_default(declared.name, name, each)})"]
         text = " ".join(filter(None, words)).replace("%", "%%")
         options = {"dest": f"setting:{name}", "default": argparse.SUPPRESS, "help": text}
         if each.is_switch:
-            options["action"] = argparse.BooleanOptionalAction
+            options["action"] = SwitchOnce
         else:
-            options |= {"metavar": "VALUE", "nargs": "*" if each.is_series else None}
+            options |= {"action": Once, "metavar": "VALUE", "nargs": "+" if each.is_series else None}
         group.add_argument(flag(name), **options)
+
+
+def _default(algorithm: str, name: str, declared: DeclaredSetting) -> str:
+    """Return what help says of a default: the class's, and where a preset has another, which."""
+    by_preset = {preset: preset_of(preset, algorithm).get(name) for preset in PRESETS}
+    if not any(value is not None for value in by_preset.values()):
+        return f"default: {declared.default}"
+    shown = {p: declared.default if value is None else shown_value(value) for p, value in by_preset.items()}
+    return "default: " + ", ".join(f"{value} with --preset {preset}" for preset, value in shown.items())

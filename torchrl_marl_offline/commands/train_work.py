@@ -20,9 +20,10 @@ from torchrl_marl_offline.algorithms.algorithm import (
     members_settings,
     settings_of,
 )
-from torchrl_marl_offline.commands.grid import expand_grid
+from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
 from torchrl_marl_offline.commands.options import flag
 from torchrl_marl_offline.commands.script_settings import (
+    CONFIG_FILE,
     SettingsError,
     check_settings,
     read_config_file,
@@ -30,7 +31,7 @@ from torchrl_marl_offline.commands.script_settings import (
     words_read,
     write_config_file,
 )
-from torchrl_marl_offline.commands.train import PRESETS, TrainSettings
+from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, preset_of
 from torchrl_marl_offline.core.annotations import fields_of
 from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import check_read
@@ -66,12 +67,6 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.objectives import OfflineMARLLoss
     from torchrl_marl_offline.training import SingleProcess
 
-QUICK_SIZES = {"hidden": (64, 64)}
-RECIPE = {
-    "quick": {"advantage": "joint", "expectile": 0.7, "gamma": 0.95},
-    "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
-}
-"""The recipe's settings by preset; other algorithms have those that were published with them."""
 OF_TRAINER = ("steps", "eval_every", "checkpoint_every", "profile")
 OF_LEARNER = ("tau", "actor_every", "clip_grad_norm", "compile", "precision")
 
@@ -92,9 +87,8 @@ class TrainingPlan:
 
     def of_method(self, name: str) -> dict[str, Any]:
         """Return the settings of a method: those that were given, and the preset's."""
-        preset = QUICK_SIZES if self.run.preset == "quick" else {}
-        asked = {k: v for k, v in {**preset, **self.settings}.items() if k in settings_of(name)}
-        asked = (RECIPE[self.run.preset] | asked) if name == "recipe" else asked
+        asked = preset_of(self.run.preset, name) | dict(self.settings)
+        asked = {key: value for key, value in asked.items() if key in settings_of(name)}
         return {key: value for key, value in asked.items() if is_read(name, key, asked)}
 
     def loss(self, name: str, spec: TaskSpec) -> OfflineMARLLoss:
@@ -110,6 +104,8 @@ class TrainingPlan:
 
 
 _RUN = frozenset(f.name for f in fields(TrainSettings))
+_OF_EVERY_VERSION = _RUN - {"resume", "output", "cloning", "tau", "actor_every", "clip_grad_norm"}
+"""What each file of settings has, those of the example's earlier version too."""
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -129,7 +125,10 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     """
     if parsed.algorithm is None:
         raise SettingsError(f"Name an algorithm: {', '.join(ALGORITHMS)}; or --resume FOLDER.")
-    given = {name: value for name, value in vars(parsed).items() if name in _RUN and value is not None}
+    given = {name: value for name, value in vars(parsed).items() if name in _RUN}
+    if parsed.algorithm == "cloning" and "cloning" in given:
+        raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
+    given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
     preset = given.get("preset", "quick")
     settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **_tuples(given)}))
     check_settings(TrainSettings, settings, list(given))
@@ -145,6 +144,10 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
         check_read(kind, list(asked), values, name=flag)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
+        raise SettingsError(
+            f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."
+        )
     members(plan, settings.grid)
     return plan
 
@@ -161,16 +164,42 @@ def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
     stored = read_config_file(folder)
     claim_folder(folder)
     try:
-        stored = _with_weights(stored)
-        name = stored.pop("algorithm")
-        known = settings_of(name)
-        # until algorithms had options of their own, theirs stood among the others
-        asked = stored.pop("settings", None) or {k: v for k, v in stored.items() if k in known and v is not None}
-        own = {k: v for k, v in stored.items() if k in _RUN}
-        settings = TrainSettings(**_tuples(own | {"output": folder, "resume": folder}))
-        return TrainingPlan(name, _tuples({k: v for k, v in asked.items() if is_read(name, k, asked)}), settings)
+        return _plan_of(folder, stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{folder} is of another script or version; start a new run.") from error
+        said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
+        raise SettingsError(
+            f"{folder / CONFIG_FILE} is damaged, or of another script or version{said}; start a new run."
+        ) from error
+
+
+def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
+    """Return the plan that a run's file of settings holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    is_of_example = "settings" not in stored
+    stored = _with_weights(stored) if is_of_example else stored
+    name = stored.pop("algorithm")
+    known = settings_of(name)
+    asked = stored.pop("settings", {})
+    if is_of_example:  # until algorithms had options of their own, theirs stood among the others
+        asked = {key: value for key, value in stored.items() if key in known and value is not None}
+        asked = {key: value for key, value in asked.items() if is_read(name, key, asked)}
+    own = {key: value for key, value in stored.items() if key in _RUN}
+    missing = sorted(_OF_EVERY_VERSION - own.keys())
+    strange = sorted(({} if is_of_example else stored.keys() - own.keys()) | (asked.keys() - known.keys()))
+    if missing or strange:
+        raise ValueError(f"it lacks {missing[0]}" if missing else f"there is no setting {strange[0]!r}")
+    for key in ("dataset", "task", "device"):
+        if not isinstance(own[key], str | None):
+            raise ValueError(f"{flag(key)} must be a word, got {own[key]!r}")
+    settings = TrainSettings(**_tuples(own | {"output": folder, "resume": folder}))
+    check_settings(TrainSettings, settings)
+    plan = TrainingPlan(name, _tuples(asked), settings)
+    check_all(ALGORITHMS[name], known | plan.of_method(name))
+    members(plan, settings.grid)
+    return plan
 
 
 def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +316,7 @@ class Comparison:
         logger.log_config(asdict(settings) | {"algorithm": name} | self.plan.of_method(name))
         options = {"device": settings.device, "seed": settings.seed, "keys": loss.in_keys}
         trainer = Trainer(
-            Learner(loss, lr=settings.lr, **{each: getattr(settings, each) for each in OF_LEARNER}),
+            Learner(loss, lr=settings.lr, **self._of_learner(name)),
             self.data.replay_buffer(batch_size=settings.batch_size, **options),
             evaluators={**evaluators, "picture": self._draw},
             keep_best=None if env is None else ("mode", "return"),
@@ -315,7 +344,7 @@ class Comparison:
         options = {"seeds": seeds, "device": settings.device, "keys": keys}
         buffer = PopulationBuffer(self.data.data, batch_size=settings.batch_size, **options)
         rates = [own.run.lr for own in runs.values()]
-        learner = PopulationLearner(losses, lr=rates, **{each: getattr(settings, each) for each in OF_LEARNER})
+        learner = PopulationLearner(losses, lr=rates, **self._of_learner(name))
         trainer = Trainer(
             learner,
             buffer,
@@ -345,6 +374,11 @@ class Comparison:
         final = evaluators(5 * settings.eval_episodes, 2000 + settings.seed)
         finals = {f"{name}, {way}": measure() for way, measure in final.items()}
         return finals, {f"{name}/{member}": at for member, at in trainer.left_out.items()}
+
+    def _of_learner(self, name: str) -> dict[str, Any]:
+        """Return the options of a method's step; cloning has no critic whose actor could wait for it."""
+        options = {each: getattr(self.plan.run, each) for each in OF_LEARNER}
+        return options | {"actor_every": 1} if name == "cloning" != self.plan.algorithm else options
 
     def _evaluators(
         self, name: str, loss: OfflineMARLLoss, plan: TrainingPlan, env: EnvBase | None, *, episodes: int, seed: int

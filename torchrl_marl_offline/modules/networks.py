@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, SIZE, WIDTHS
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "elu": F.elu, "tanh": torch.tanh, "silu": F.silu}
 
 
 def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -112,10 +112,10 @@ class StackedMLP(nn.Module):
         final_scale: Annotated[float, NON_NEGATIVE] = 1.0,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
         self.stack, self.final_scale = tuple(stack), final_scale
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         widths = [in_features, *hidden, out_features]
         self.layers = nn.ModuleList(StackedLinear(i, o, self.stack) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(StackedLayerNorm(h, self.stack) for h in hidden) if layer_norm else None

@@ -26,7 +26,12 @@ def split_population(trainer: Trainer) -> dict[str, Path]:
 
     Returns:
         Member name -> the file, in ``members/NAME/checkpoints/``.
+
+    Raises:
+        ValueError: it is a run of one loss.
     """
+    if not trainer.learner.is_population:
+        raise ValueError("There is nothing to split: this is a run of one loss, which has its own checkpoints.")
     losses = trainer.learner.member_losses()
     return {name: _save_alone(trainer, index, name, loss) for index, (name, loss) in enumerate(losses)}
 

@@ -23,7 +23,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.put_back import preserved_rng
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SIZE
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SIZE, shown
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.populations.population import PopulationBuffer
@@ -179,7 +179,7 @@ class Trainer:
         self.loggers = self._make_loggers() if self._owns_loggers else {ALONE: logger}
         self.progress = progress and is_main
         self.step, self.seconds, self.best, self.finished = 0, 0.0, -math.inf, False
-        self._is_to_finish = False
+        self._is_to_finish = self._is_evaluating = False
         self.deadline = math.inf if deadline is None else deadline
         self.alarm = ValueAlarm(self.loss, buffer, on_impossible_values, self.learner.members)
         self._reported: set[str] = set()
@@ -232,7 +232,13 @@ class Trainer:
         return dict(self.alarm.found)
 
     def finish(self) -> None:
-        """End the run after the evaluation that calls this, as one that is done, before ``steps``."""
+        """End the run after the evaluation that calls this, as one that is done, before ``steps``.
+
+        Raises:
+            RuntimeError: no evaluator is running.
+        """
+        if not self._is_evaluating:
+            raise RuntimeError("finish() is for evaluators; to stop otherwise, give fewer steps or a deadline.")
         self._is_to_finish = True
 
     def train(self, *, on_interrupt: Literal["raise", "return"] = "raise") -> TrainingFinished | TrainingInterrupted:
@@ -340,12 +346,16 @@ class Trainer:
     def _evaluate(self, bar: Any) -> None:
         self._report_left_out()
         for name, evaluator in self.evaluators.items():
-            with part(f"evaluation {name}"), preserved_rng():
-                result = evaluator()
+            self._is_evaluating = True
+            try:
+                with part(f"evaluation {name}"), preserved_rng():
+                    result = evaluator()
+            finally:
+                self._is_evaluating = False
             if result is None:
                 continue
-            found = result if self.learner.is_population else {ALONE: result}
-            rows = {member: _row(each) for member, each in found.items()}
+            found = self._by_member(name, result) if self.learner.is_population else {ALONE: result}
+            rows = {member: _row(name, each) for member, each in found.items() if each is not None}
             for member, row in rows.items():
                 self.loggers[member].log_eval(self.step, name, row)
             if self.progress and rows:
@@ -354,6 +364,15 @@ class Trainer:
             if self.keep_best is not None and self.keep_best[0] == name:
                 self._keep_if_best(self._best_metric(rows[ALONE]))
         self.finished = self.processes.from_main(self._is_to_finish)
+
+    def _by_member(self, name: str, result: Any) -> Mapping[str, Any]:
+        """Return what an evaluator found of each member."""
+        if not isinstance(result, Mapping) or any(member not in self.loggers for member in result):
+            raise TypeError(
+                f"The evaluator {name!r} of a population must return a mapping from its members' names to the numbers "
+                f"of each; got {shown(result)}."
+            )
+        return result
 
     def _best_metric(self, metrics: Mapping[str, Any]) -> float:
         name, metric = self.keep_best
@@ -431,7 +450,9 @@ class Trainer:
         # Tensors go through the CPU, where RNG states must lie, and are copied from there to where each component
         # lives.
         self.step = self._saved_step = self.checkpoints.load(path, map_location="cpu", **self.components())
-        self.learner.updates, self._checkpoint = self.step, path
+        if not self._counts_updates:  # of a version in which the steps were those of the run
+            self.learner.updates = self.step
+        self._checkpoint = path
         self._truncate(self.step)
         if self.processes.is_main:
             self.checkpoints.tidy()
@@ -485,6 +506,7 @@ class Trainer:
         """Restore what :meth:`state_dict` returned."""
         self.seconds, self.best, self.finished = state["seconds"], state["best"], state["finished"]
         self.learner.load_own_state(state)
+        self._counts_updates = "updates" in state
         self._window.load_state_dict(state["window"], self.learner.device)
         self.alarm.load_state_dict(state.get("alarm", self.alarm.state_dict()))  # earlier versions had none
         self._reported = set(state.get("reported", ()))
@@ -555,9 +577,24 @@ class Trainer:
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=None if self.progress else True)
 
 
-def _row(result: Any) -> dict[str, Any]:
-    """Return the numbers of what an evaluator returned."""
-    return dict(result.summary() if hasattr(result, "summary") else result)
+def _row(name: str, result: Any) -> dict[str, float]:
+    """Return the numbers of what an evaluator returned, for a row of the table.
+
+    Raises:
+        TypeError: it holds none, or what a table cannot.
+    """
+    found = result.summary() if hasattr(result, "summary") else result
+    if not isinstance(found, Mapping) or not all(_is_column(*pair) for pair in found.items()):
+        raise TypeError(
+            f"The evaluator {name!r} must return numbers by name (other than 'step' and 'evaluator'), an object with "
+            f"summary(), or None; got {shown(found)}."
+        )
+    return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+
+
+def _is_column(name: Any, value: Any) -> bool:
+    is_number = isinstance(value, int | float | str) or (getattr(value, "ndim", None) == 0 and hasattr(value, "item"))
+    return isinstance(name, str) and name not in ("step", "evaluator") and is_number
 
 
 def _of_member(means: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -566,9 +603,11 @@ def _of_member(means: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _means(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean over members of each number that the first one has."""
-    first = next(iter(rows.values()))
-    numbers = [name for name, value in first.items() if isinstance(value, int | float)]
+    """Return the mean over members of each number that all of them have."""
+    first, *others = rows.values()
+    numbers = [
+        n for n, value in first.items() if isinstance(value, int | float) and all(n in other for other in others)
+    ]
     return {name: sum(float(row[name]) for row in rows.values()) / len(rows) for name in numbers}
 
 

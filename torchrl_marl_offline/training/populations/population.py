@@ -76,6 +76,8 @@ class Population(nn.Module):
 
     def __init__(self, losses: Mapping[str, LossModule]) -> None:
         super().__init__()
+        if not isinstance(losses, Mapping) or not all(isinstance(name, str) for name in losses):
+            raise TypeError("A population is a mapping from members' names, strings, to their losses.")
         if not losses:
             raise ValueError("A population needs at least one member.")
         self.members = list(losses)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.objectives import SoftUpdate, TargetNetUpdater
+from torchrl.objectives import LossModule, SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.parts import part
@@ -27,9 +27,6 @@ from torchrl_marl_offline.training.step.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.step.optimizer import can_be_captured, default_optimizer, marked_capturable
 from torchrl_marl_offline.training.step.target_update import ForeachSoftUpdate
-
-if TYPE_CHECKING:
-    from torchrl.objectives import LossModule
 
 Compile = Literal["off", "on", "auto"] | Mapping[str, Any]
 Differentiate = Callable[[TensorDictBase], dict[str, Tensor]]
@@ -135,6 +132,9 @@ class BaseLearner(ABC):
             ValueError: it is for a population and this is none, or the other way round; or the loss reads series and
                 the buffer draws none.
         """
+        if not callable(getattr(buffer, "sample", None)):
+            wanted = "a replay buffer, such as dataset.replay_buffer(batch_size=256)"
+            raise TypeError(f"The batches come from {wanted}; got {_named(buffer)}.")
         check_draws_series(self.template, buffer)
 
     def prepare(self, buffer: Any, *, state: Any, steps: int, processes: SingleProcess) -> str | None:
@@ -196,7 +196,8 @@ class BaseLearner(ABC):
 
     def own_state(self) -> dict[str, Any]:
         """Return the state beside that of :meth:`parts`."""
-        return {"settings": self.settings, "compile": "on" if isinstance(self.compile, Mapping) else self.compile}
+        compile = "on" if isinstance(self.compile, Mapping) else self.compile
+        return {"settings": self.settings, "compile": compile, "updates": self.updates}
 
     def check_own_state(self, state: Mapping[str, Any]) -> None:
         """Refuse to go on with other settings, where they change the numbers.
@@ -212,11 +213,12 @@ class BaseLearner(ABC):
         """Restore what :meth:`own_state` returned."""
         if self.compile == "auto":
             self.compile = state["compile"]  # what was chosen at the start, so that the numbers stay the same
+        self.updates = state.get("updates", self.updates)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that further steps depend on, beside torch's random generators."""
         states = {name: each.state_dict() for name, each in self.parts().items()}
-        return states | {"learner": self.own_state() | {"updates": self.updates}}
+        return states | {"learner": self.own_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; where that does not fit, nothing has changed.
@@ -224,10 +226,12 @@ class BaseLearner(ABC):
         Raises:
             ValueError: it is of other networks or settings.
         """
+        missing = sorted({"learner", *self.parts()} - set(state)) if isinstance(state, Mapping) else ["learner"]
+        if missing:
+            raise ValueError(f"This is not the state of such a learner: it lacks {missing[0]!r}.")
         self.check_own_state(state["learner"])
         restore(self.parts(), state)
         self.load_own_state(state["learner"])
-        self.updates = state["learner"]["updates"]
 
 
 class Learner(BaseLearner):
@@ -279,6 +283,7 @@ class Learner(BaseLearner):
         precision: Precision = "fp32",
         compile: Compile = "off",
     ) -> None:
+        _check_kinds(loss, optimizer, target_updater)
         optimizer = default_optimizer(loss, lr=lr) if optimizer is None else optimizer
         target_updater = _default_target_updater(loss, tau) if target_updater is None else target_updater
         check_optimizer(optimizer, loss.named_parameters())
@@ -342,6 +347,30 @@ class Learner(BaseLearner):
         """Return loss, optimizer and target updater."""
         found = {"loss": self.loss, "optimizer": self.optimizer, "target_updater": self.target_updater}
         return {name: each for name, each in found.items() if each is not None}
+
+
+def _check_kinds(loss: Any, optimizer: Any, target_updater: Any) -> None:
+    """Refuse what is no loss, no optimizer or no target updater.
+
+    Raises:
+        TypeError: one of them is none.
+    """
+    if isinstance(loss, Mapping):
+        raise TypeError("Many losses by name are for a PopulationLearner(losses); Learner takes one.")
+    if not isinstance(loss, LossModule):
+        raise TypeError(
+            f"Learner needs a loss of TorchRL's kind, a LossModule, such as make_loss returns; got {_named(loss)}."
+        )
+    if optimizer is not None and (isinstance(optimizer, type) or not callable(getattr(optimizer, "step", None))):
+        raise TypeError(f"optimizer must be one of torch's, made of loss.parameters(); got {_named(optimizer)}.")
+    if target_updater is not None and not isinstance(target_updater, TargetNetUpdater):
+        raise TypeError(
+            f"target_updater must be one of TorchRL's, such as SoftUpdate(loss, tau=); got {_named(target_updater)}."
+        )
+
+
+def _named(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
 
 
 def _default_target_updater(loss: LossModule, tau: float) -> ForeachSoftUpdate | None:
