@@ -140,6 +140,15 @@ def test_the_page_on_own_data_runs(tmp_path):
     assert (tmp_path / "robots.pt2").is_file()
 
 
+def test_the_page_on_training_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    done = processes.run("-c", "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs/four/members").glob("*/checkpoints/*"))) == 4
+    assert done.stdout.strip().splitlines()[-1].endswith("{}")  # no member was left out
+
+
 def namespace() -> dict[str, object]:
     """What the examples in the docstrings may use without importing it."""
     from torchrl_marl_offline.core import layout

@@ -40,6 +40,7 @@ def test_correct_uses_of_the_public_api_are_accepted(cache):
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.slow
 def test_wrong_uses_are_found(cache, tmp_path):  # after the other, whose cache it reads
     (tmp_path / "wrong_use.py").write_text(WRONG)
     found = mypy(tmp_path / "wrong_use.py", cache=cache)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from data_toys import episodes
+from training_toys import RegressionLoss
 
 from torchrl_marl_offline.evaluation import (
     Evaluation,
@@ -82,7 +83,7 @@ def test_what_held_out_episodes_say_is_not_ranked_nor_chosen_from(tmp_path):
     assert "is a diagnosis, not a score" in table and not (tmp_path / "methods.png").exists()
     for metric in DIAGNOSES:
         with pytest.raises(ValueError, match=rf"keep_best must not be by '{metric}'"):
-            Trainer(torch.nn.Linear(1, 1), None, steps=1, output=tmp_path, keep_best=("held out", metric))
+            Trainer(RegressionLoss(), None, steps=1, output=tmp_path, keep_best=("held out", metric))
 
 
 @pytest.mark.fault("6.3")

@@ -188,7 +188,7 @@ def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
         asked = {key: value for key, value in asked.items() if is_read(name, key, asked)}
     own = {key: value for key, value in stored.items() if key in _RUN}
     missing = sorted(_OF_EVERY_VERSION - own.keys())
-    strange = sorted(({} if is_of_example else stored.keys() - own.keys()) | (asked.keys() - known.keys()))
+    strange = sorted((set() if is_of_example else stored.keys() - own.keys()) | (asked.keys() - known.keys()))
     if missing or strange:
         raise ValueError(f"it lacks {missing[0]}" if missing else f"there is no setting {strange[0]!r}")
     for key in ("dataset", "task", "device"):

@@ -6,6 +6,7 @@ bit.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import time
@@ -88,6 +89,21 @@ class TrainingInterrupted(KeyboardInterrupt):
         return self.message
 
 
+def _telling_where_options_belong(init: Callable[..., None]) -> Callable[..., None]:
+    """Let a Trainer that is given an option of the step say whose it is."""
+    of_step = {name for kind in (Learner, PopulationLearner) for name in inspect.signature(kind).parameters}
+
+    @functools.wraps(init)
+    def call(self: Trainer, *args: Any, **options: Any) -> None:
+        if strange := sorted(options.keys() & (of_step - {"loss", "losses"})):
+            raise TypeError(
+                f"{strange[0]}= belongs to the step: Trainer(Learner(loss, {strange[0]}=...), buffer, steps=...)."
+            )
+        init(self, *args, **options)
+
+    return call
+
+
 class Trainer:
     """Make a run of training steps: sample and step, with logging, evaluation and checkpoints around them.
 
@@ -129,17 +145,7 @@ class Trainer:
         >>> trainer.train()                                                                          # doctest: +SKIP
     """
 
-    def __new__(cls, *args: Any, **options: Any) -> Trainer:
-        """Tell whom an option of the step belongs to."""
-        of_learner = (
-            inspect.signature(PopulationLearner).parameters.keys() | inspect.signature(Learner).parameters.keys()
-        )
-        if of_step := sorted(options.keys() & (of_learner - {"loss", "losses"})):
-            raise TypeError(
-                f"{of_step[0]}= belongs to the step: Trainer(Learner(loss, {of_step[0]}=...), buffer, steps=...)."
-            )
-        return super().__new__(cls)
-
+    @_telling_where_options_belong
     @checked
     def __init__(
         self,
