@@ -104,6 +104,7 @@ def test_without_data_it_records_its_own_and_ends_with_a_table_and_pictures(fini
     assert {"last", "best", "average_of_last"} <= set(summary["cloning, sampled"]["during training"])
 
 
+@pytest.mark.thorough
 def test_the_recorded_data_is_used_again(finished):
     folder, _ = finished
     metadata = folder.parent / "data" / "mpe-simple_spread-mixed-40-seed0" / "metadata.json"
