@@ -29,5 +29,9 @@ def test_damaged_files_end_in_our_error_or_a_correct_load(tmp_path, monkeypatch,
     rng = random.Random(zlib.crc32(prefix.encode()))
     whole = original(prefix, tmp_path / "whole", monkeypatch)
     kinds = sorted({*KINDS})
-    outcomes = [try_one(prefix, whole, tmp_path / "copy", rng, kinds[i % len(kinds)])[0] for i in range(FILES)]
+    outcomes: list[str] = []
+    # a vault's files have names of chance, so that now and then the first damages are all beside the point
+    while len(outcomes) < FILES or ("refused" not in outcomes and len(outcomes) < 5 * FILES):
+        kind = kinds[len(outcomes) % len(kinds)]
+        outcomes.append(try_one(prefix, whole, tmp_path / "copy", rng, kind)[0])
     assert "refused" in outcomes
