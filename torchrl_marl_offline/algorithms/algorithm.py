@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -309,19 +309,3 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
             f"make_loss needs the task's sizes, a TaskSpec such as dataset.spec; got {type(spec).__name__}."
         )
     return make_algorithm(algorithm, **settings).build(spec)
-
-
-class _OfAlgorithm:
-    """The condition of a script's option that is a setting of the algorithm that another option names."""
-
-    def refusal(self, option: str, values: Mapping[str, Any], name: Callable[[str], str]) -> str | None:
-        """Return why an option is not read beside ``values``, or None where it is; a value of None is a default."""
-        known, algorithm = settings_of(values["algorithm"]), values["algorithm"]
-        if option not in known:
-            return f"{name(option)} is no setting of {name('algorithm')} {algorithm}; leave it out."
-        asked = {key: value for key, value in values.items() if key in known and value is not None}
-        return unread(ALGORITHMS[algorithm], option, known | asked, name=name)
-
-
-OF_ALGORITHM = _OfAlgorithm()
-"""Marks an option of a script that is a setting of its ``algorithm``."""

@@ -72,7 +72,7 @@ def parse_settings(
     parser = OneSentenceParser(description=kind.__doc__)
     add_options(parser, kind, start)
     given = vars(parser.parse_args(arguments))
-    settings = with_full_paths(replace(start, **{name: _restore(value, None) for name, value in given.items()}))
+    settings = with_full_paths(replace(start, **with_tuples(given)))
     if early.resume is not None:
         _check_agreement(start, settings)
     check_settings(kind, settings, () if early.resume is not None else list(given))
@@ -211,7 +211,8 @@ def read_config(kind: type[Settings], folder: Path) -> Settings:
     """
     stored, hints = read_config_file(folder), get_type_hints(kind)
     try:
-        return kind(**{name: _restore(value, hints[name]) for name, value in stored.items()})
+        paths = {n: Path(v) for n, v in stored.items() if v is not None and _is_path(hints[n])}
+        return kind(**with_tuples(stored) | paths)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{folder / CONFIG_FILE} is damaged, or of another script or version; start a new run."
@@ -241,8 +242,10 @@ def with_full_paths(settings: Settings) -> Settings:
     return replace(settings, **{name: user_path(value) for name, value in paths.items()})
 
 
-def _restore(value: Any, hint: Any) -> Any:
-    """Undo what JSON does to paths and tuples."""
-    if value is not None and (hint is Path or Path in get_args(hint)):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+def _is_path(hint: Any) -> bool:
+    return hint is Path or Path in get_args(hint)
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with tuples for lists, which is what JSON and a parser make of them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

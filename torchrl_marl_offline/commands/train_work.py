@@ -28,6 +28,7 @@ from torchrl_marl_offline.commands.script_settings import (
     check_settings,
     read_config_file,
     with_full_paths,
+    with_tuples,
     words_read,
     write_config_file,
 )
@@ -130,7 +131,7 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
         raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
     given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
     preset = given.get("preset", "quick")
-    settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **_tuples(given)}))
+    settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **with_tuples(given)}))
     check_settings(TrainSettings, settings, list(given))
     prefix = "setting:"
     words = {name.removeprefix(prefix): each for name, each in vars(parsed).items() if name.startswith(prefix)}
@@ -194,9 +195,9 @@ def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
     for key in ("dataset", "task", "device"):
         if not isinstance(own[key], str | None):
             raise ValueError(f"{flag(key)} must be a word, got {own[key]!r}")
-    settings = TrainSettings(**_tuples(own | {"output": folder, "resume": folder}))
+    settings = TrainSettings(**with_tuples(own | {"output": folder, "resume": folder}))
     check_settings(TrainSettings, settings)
-    plan = TrainingPlan(name, _tuples(asked), settings)
+    plan = TrainingPlan(name, with_tuples(asked), settings)
     check_all(ALGORITHMS[name], known | plan.of_method(name))
     members(plan, settings.grid)
     return plan
@@ -209,10 +210,6 @@ def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
         return {"algorithm": "recipe", **stored}
     temperature = stored["temperature"] or {"quick": 3.0, "paper": 10.0}[stored["preset"]]
     return {"algorithm": "recipe", **stored, "weights": "clipped", "temperature": temperature}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def members(plan: TrainingPlan, grid: Sequence[str]) -> dict[str, TrainingPlan]:
