@@ -21,8 +21,7 @@ spec.n_agent
 
 
 def mypy(*files: Path, cache: Path) -> subprocess.CompletedProcess:
-    options = ["--ignore-missing-imports", "--follow-imports=silent", "--check-untyped-defs", f"--cache-dir={cache}"]
-    command = [sys.executable, "-m", "mypy", *options, *map(str, files)]
+    command = [sys.executable, "-m", "mypy", f"--cache-dir={cache}", *map(str, files)]  # settings: pyproject.toml
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

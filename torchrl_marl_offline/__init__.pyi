@@ -40,6 +40,7 @@ from .envs import from_torchrl as from_torchrl
 from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
 from .envs import register_environment as register_environment
+from .evaluation import add_videos as add_videos
 from .evaluation import evaluate as evaluate
 from .evaluation import export_policy as export_policy
 from .evaluation import make_simulator as make_simulator

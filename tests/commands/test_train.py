@@ -117,7 +117,7 @@ def test_the_recorded_data_is_used_again(finished):
 @pytest.mark.thorough
 def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_path):
     rules = ("--decomposition", "independent", "--value-learning", "sarsa", "--extraction", "brac")
-    choices = (*rules, "--no-svn", "--heads", "min", "--wandb")
+    choices = (*rules, "--no-svn", "--heads", "min", "--logger", "wandb", "--video-every", "2")
     run(*SHORT, "--task", "games/grid_navigation", *choices, cwd=tmp_path)
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "data")
     assert folder.name.startswith("grid_navigation-")
@@ -127,6 +127,7 @@ def test_every_choice_on_a_discrete_task_and_the_weights_and_biases_logger(tmp_p
     assert "success" in rows(folder / "eval.csv")[0]
     assert "value_norm_scale" not in rows(folder / "train.csv")[0]
     assert list((folder / "wandb").glob("offline-run-*"))
+    assert [path.name for path in (folder / "videos").iterdir()] == ["step-000000020.gif"]
 
 
 def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_path, recordings):
@@ -232,7 +233,11 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
         ("omar", "--output", "bad", "--rectification", "2"): "--rectification must lie between 0 and 1, got 2.0",
         ("omar", "--output", "bad", "--hidden", "8", "0"): "--hidden must be at least 1, got 0",
         ("omar", "--output", "bad", "--grid", "sampler=1,2"): "--grid takes NAME=VALUE,VALUE,... with a name out of",
-        ("omar", "--output", "bad", "--seeds", "2", "--wandb"): "--wandb is read only with --seeds 1",
+        ("omar", "--output", "bad", "--logger", "mlflow"): "--logger must be 'csv', 'tensorboard' or 'wandb'",
+        ("omar", "--output", "bad", "--logger", "csv", "csv"): "--logger names one twice: csv csv",
+        ("omar", "--output", "bad", "--video-size", "64"): "--video-size is read only with --video-every",
+        ("omar", "--output", "bad", "--video-every", "1", "--video-format", "avi"): "must be 'gif' or 'mp4'",
+        ("omar", "--output", "bad", "--task", "games/climb", "--video-every", "1"): "games/climb has nothing to draw",
         ("recipe", "--grid", "temperature=1", "--grid", "expectile=.7"): "--grid is given twice; give it once",
         ("recipe", "--svn", "--no-svn"): "--svn is given twice",
         ("recipe", "--lr", "1", "--lr", "2"): "--lr is given twice",

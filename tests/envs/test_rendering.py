@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def test_a_video_shows_the_episode_that_is_evaluated(tmp_path):
     policy = GridController("optimal", seed=0)
     evaluation = evaluate(policy, env, episodes=3, seed=4)
     state = torch.get_rng_state()
-    path = record_video(env, policy, tmp_path / "new" / "walk.gif", seed=4, index=1, frames_per_second=4)
+    path = record_video(env, policy, tmp_path / "new" / "walk.gif", seed=4, index=1, frames_per_second=4, caption=False)
     assert torch.equal(state, torch.get_rng_state())
     with Image.open(path) as video:
         assert video.n_frames == evaluation.lengths[1] + 1
@@ -89,8 +91,61 @@ def test_video_arguments(tmp_path):
     path = record_video(env, SpreadController("greedy_nearest"), tmp_path / "short.gif", max_frames=5)
     with Image.open(path) as video:
         assert video.n_frames == 5
-    with pytest.raises(ValueError, match=r"must end in \.gif, got video\.mp4"):
-        record_video(env, SpreadController(), "video.mp4")
+    with pytest.raises(ValueError, match=r"must end in \.gif or \.mp4, the formats of a video, got video\.avi"):
+        record_video(env, SpreadController(), "video.avi")
     with pytest.raises(NotImplementedError, match="nothing to draw"):
         record_video(make_env("games/xor"), lambda td: td.set(ACTION, torch.zeros(1, 2).long()), tmp_path / "x.gif")
     assert not (tmp_path / "x.gif").exists()
+
+
+def frames_of(path):
+    with Image.open(path) as video:
+        frames = []
+        for number in range(video.n_frames):
+            video.seek(number)
+            frames.append(np.asarray(video.convert("L")))
+    return np.stack(frames)
+
+
+def test_the_step_and_the_return_are_written_above_the_picture(tmp_path):
+    env = make_env("games/grid_navigation", num_envs=2)
+    options = {"seed": 4, "max_frames": 4, "size": 120}
+    plain, told = (
+        frames_of(
+            record_video(
+                env, GridController("optimal", seed=0), tmp_path / f"{caption}.gif", caption=caption, **options
+            )
+        )
+        for caption in (False, True)
+    )
+    strip = told[:, : told.shape[1] - plain.shape[1]]
+    assert plain.shape[1] == 120 and strip.shape[1] > 9
+    assert (strip.min((1, 2)) < 60).all() and strip.mean() > 180, "black letters on white"
+    assert all((one != two).any() for one, two in itertools.pairwise(strip)), "the number of the step"
+    env.set_seed(4)  # the same picture below it, in the 256 colours of a GIF
+    env.reset()
+    assert (
+        np.abs(told[0, -120:].astype(int) - np.asarray(Image.fromarray(env.render(0, size=120)).convert("L"))).mean()
+        < 3
+    )
+
+
+def test_an_mp4_holds_the_same_pictures(tmp_path):
+    av = pytest.importorskip("av")
+    env = make_env("games/grid_navigation", num_envs=2)
+    options = {"max_frames": 4, "size": 101, "caption": False}
+    path = record_video(env, GridController("optimal", seed=0), tmp_path / "walk.mp4", **options)
+    with av.open(str(path)) as video:
+        assert video.streams.video[0].average_rate == 10
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 4
+    assert frames[0].shape[:2] == (102, 102), "H.264 takes even sizes"
+    env.set_seed(0)
+    env.reset()
+    assert np.abs(frames[0][:101, :101].astype(int) - env.render(0, size=101)).mean() < 5
+
+
+def test_without_its_library_an_mp4_is_refused_before_an_episode_is_played(monkeypatch, tmp_path):
+    monkeypatch.setattr("torchrl_marl_offline.evaluation.video.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"extra video.*ends in \.gif"):
+        record_video(None, lambda tensordict: 1 / 0, tmp_path / "video.mp4")

@@ -16,7 +16,7 @@ from typing import Annotated
 from torchrl_marl_offline.commands.parser import OneSentenceParser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import SEED, SIZE, argument
+from torchrl_marl_offline.core.ranges import PIXELS, SEED, SIZE, argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")
     parser.add_argument("--seed", type=argument(Annotated[int, SEED]), default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--video", type=user_path, help="also write a GIF of one episode")
+    parser.add_argument("--video", type=user_path, help="also write one episode to this file, *.gif or *.mp4")
+    parser.add_argument(
+        "--video-size", type=argument(Annotated[int, PIXELS]), help="height of its picture in pixels (default: 256)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

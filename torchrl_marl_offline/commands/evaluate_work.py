@@ -9,15 +9,17 @@ from torchrl_marl_offline.commands.script_settings import check_device
 from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
-from torchrl_marl_offline.evaluation.video import record_video
+from torchrl_marl_offline.evaluation.video import check_video_path, record_video
 from torchrl_marl_offline.training.run.saved_policies import load_policy
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Play, and print what was measured."""
     check_device(parsed.device)
-    if parsed.video is not None and parsed.video.suffix != ".gif":
-        raise ValueError(f"--video writes a GIF; name a file *.gif, got {parsed.video}.")
+    if parsed.video is not None:
+        check_video_path(parsed.video, "--video")
+    elif parsed.video_size is not None:
+        raise ValueError("--video-size is of the video; give --video FILE, or leave it out.")
     saved = load_policy(parsed.policy, device=parsed.device)
     task = parsed.env or saved.spec.task
     if task is None:
@@ -31,7 +33,8 @@ def run(parsed: argparse.Namespace) -> None:
     facts = {"policy": str(parsed.policy), "env": task, "mode": parsed.mode, "seed": parsed.seed}
     print(json.dumps(facts | result.summary(), indent=1) if parsed.json else _sentence(task, result))
     if parsed.video is not None:
-        print(f"video: {record_video(env, saved.policy, parsed.video, seed=parsed.seed, mode=parsed.mode)}")
+        options = {"seed": parsed.seed, "mode": parsed.mode, "size": parsed.video_size or 256}
+        print(f"video: {record_video(env, saved.policy, parsed.video, **options)}")
 
 
 def _sentence(task: str, result: Evaluation) -> str:

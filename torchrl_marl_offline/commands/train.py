@@ -81,8 +81,15 @@ class TrainSettings:
     """Of the matrix products."""
     profile: bool = False
     """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
-    wandb: Annotated[bool, ReadWith("seeds", 1), ReadWith("grid", ())] = False
-    """Also log to Weights & Biases (offline where WANDB_MODE=offline)."""
+    logger: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
+    """Where the numbers go beside the CSV files, which are written in any case; wandb is offline where
+    WANDB_MODE=offline."""
+    video_every: Annotated[int | None, ranges.COUNT] = None
+    """Evaluations between two videos of an episode, in the run's folder videos/ and in the loggers."""
+    video_size: Annotated[int, ranges.PIXELS, ReadWith("video_every", given=True)] = 256
+    """Height of their picture in pixels."""
+    video_format: Annotated[Literal["gif", "mp4"], ReadWith("video_every", given=True)] = "gif"
+    """mp4 needs the extra video."""
     output: Path | None = None
     """Folder of the results; by default a new one below runs/."""
     resume: Path | None = None

@@ -39,6 +39,7 @@ from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import (
+    add_videos,
     evaluate,
     evaluate_held_out,
     evaluate_population,
@@ -48,6 +49,7 @@ from torchrl_marl_offline.evaluation import (
     write_population_report,
     write_report,
 )
+from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
     Learner,
@@ -58,6 +60,7 @@ from torchrl_marl_offline.training import (
     distributed_from_environment,
     split_population,
 )
+from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.run_lock import claim_folder
 
 if TYPE_CHECKING:
@@ -105,7 +108,8 @@ class TrainingPlan:
 
 
 _RUN = frozenset(f.name for f in fields(TrainSettings))
-_OF_EVERY_VERSION = _RUN - {"resume", "output", "cloning", "tau", "actor_every", "clip_grad_norm"}
+_SINCE = {"cloning", "tau", "actor_every", "clip_grad_norm", "logger", "video_every", "video_size", "video_format"}
+_OF_EVERY_VERSION = _RUN - {"resume", "output"} - _SINCE
 """What each file of settings has, those of the example's earlier version too."""
 
 
@@ -133,6 +137,7 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     preset = given.get("preset", "quick")
     settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **with_tuples(given)}))
     check_settings(TrainSettings, settings, list(given))
+    check_loggers(settings.logger, "--logger")
     prefix = "setting:"
     words = {name.removeprefix(prefix): each for name, each in vars(parsed).items() if name.startswith(prefix)}
     kind = algorithm_named(parsed.algorithm)
@@ -181,6 +186,8 @@ def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
     """
     is_of_example = "settings" not in stored
     stored = _with_weights(stored) if is_of_example else stored
+    if stored.pop("wandb", False):  # what --logger wandb was
+        stored["logger"] = ["csv", "wandb"]
     name = stored.pop("algorithm")
     known = settings_of(name)
     asked = stored.pop("settings", {})
@@ -238,9 +245,12 @@ def train(plan: TrainingPlan) -> None:
     folder = processes.from_main(folder)
     methods = (["cloning"] if settings.cloning and plan.algorithm != "cloning" else []) + [plan.algorithm]
     if settings.dataset is None:  # before anything is recorded: wrong settings are found here
-        _check_methods(plan, methods, make_env(source).task_spec)
+        env = make_env(source)
+        _check_methods(plan, methods, env.task_spec)
+        _check_videos(settings, env)
     data = _data(plan.run, source, folder.parent / "data", processes)
     _check_methods(plan, methods, data.spec)  # before anything is written
+    _check_videos(settings, make_simulator(data, num_envs=1))
     if settings.resume is None and processes.is_main:
         stored = asdict(replace(settings, output=folder, device=processes.device.type))
         write_config_file(folder, stored | {"algorithm": plan.algorithm, "settings": dict(plan.settings)})
@@ -255,6 +265,16 @@ def _check_methods(plan: TrainingPlan, methods: Sequence[str], spec: TaskSpec) -
     """Make every method's loss and forget it: wrong settings are found here."""
     for name in methods:
         plan.loss(name, spec)
+
+
+def _check_videos(settings: TrainSettings, env: EnvBase | None) -> None:
+    """Refuse videos that cannot be had: of a task that cannot be played or drawn, or without the library of MP4."""
+    if settings.video_every is None:
+        return
+    check_video_path(Path(f"video.{settings.video_format}"), "--video-format")
+    if env is None:
+        raise SettingsError("--video-every needs a simulator, and there is none of this dataset here; leave it out.")
+    check_drawn(env)
 
 
 def _data(settings: TrainSettings, source: str, place: Path, processes: SingleProcess) -> OfflineDataset:
@@ -309,7 +329,8 @@ class Comparison:
         torch.manual_seed(settings.seed)
         ways = partial(self._evaluators, name, loss, self.plan, env)
         evaluators = ways(episodes=settings.eval_episodes, seed=1000 + settings.seed)
-        logger = RunLogger(place, name=f"{self.folder.name}-{name}", wandb=settings.wandb and self.processes.is_main)
+        names = settings.logger if self.processes.is_main else ()
+        logger = RunLogger.named(names, place, name=f"{self.folder.name}-{name}")
         logger.log_config(asdict(settings) | {"algorithm": name} | self.plan.of_method(name))
         options = {"device": settings.device, "seed": settings.seed, "keys": loss.in_keys}
         trainer = Trainer(
@@ -322,6 +343,7 @@ class Comparison:
             distributed=self.processes,
             **{option: getattr(settings, option) for option in OF_TRAINER},
         )
+        self._add_videos(trainer)
         self._go_on(trainer, name)
         logger.close()
         if not self.processes.is_main:
@@ -346,6 +368,7 @@ class Comparison:
             learner,
             buffer,
             output=self.folders[name],
+            logger=settings.logger,
             **{option: getattr(settings, option) for option in OF_TRAINER},
         )
         slots = max(1, min(settings.eval_episodes, 4096 // len(runs)))  # of each member, in one batched environment
@@ -366,11 +389,22 @@ class Comparison:
             return {"held-out episodes": look}
 
         trainer.evaluators |= evaluators(settings.eval_episodes, 1000 + settings.seed)
+        for member, logger in trainer.loggers.items():
+            logger.log_config(asdict(runs[member].run) | {"algorithm": name} | runs[member].of_method(name))
+        self._add_videos(trainer)
         self._go_on(trainer, f"{name}, {len(runs)} members at once")
         split_population(trainer)  # each member's folder can be resumed alone
         final = evaluators(5 * settings.eval_episodes, 2000 + settings.seed)
         finals = {f"{name}, {way}": measure() for way, measure in final.items()}
         return finals, {f"{name}/{member}": at for member, at in trainer.left_out.items()}
+
+    def _add_videos(self, trainer: Trainer) -> None:
+        """Let a run record episodes while it is trained, if that was asked for."""
+        settings = self.plan.run
+        if settings.video_every is not None:
+            options = {"every": settings.video_every, "size": settings.video_size, "seed": 1000 + settings.seed}
+            env = make_simulator(self.data, num_envs=1, device=settings.device)
+            add_videos(trainer, env, video_format=settings.video_format, **options)
 
     def _of_learner(self, name: str) -> dict[str, Any]:
         """Return the options of a method's step; cloning has no critic whose actor could wait for it."""

@@ -153,6 +153,8 @@ MEMORY = Range(0, limit=2**50)
 """Bytes."""
 FRAMES = Range(0, above=True, limit=1000)
 """Frames per second."""
+PIXELS = Range(32, limit=4096)
+"""Height of a picture."""
 WIDTHS = Range(1, limit=2**14)
 """Widths of layers."""
 THREADS = Range(1, limit=1024)

@@ -18,6 +18,7 @@ from torchrl_marl_offline.evaluation.statistics import (
     mean_confidence_interval,
 )
 from torchrl_marl_offline.evaluation.summary import summarize_evaluations
+from torchrl_marl_offline.evaluation.training_videos import add_videos
 from torchrl_marl_offline.evaluation.video import record_video
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
+    "add_videos",
     "bootstrap_confidence_interval",
     "evaluate",
     "evaluate_held_out",

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from torchrl_marl_offline.training.populations.population import PopulationBuffe
 from torchrl_marl_offline.training.populations.population_learner import PopulationLearner
 from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.run.distributed import SingleProcess
+from torchrl_marl_offline.training.run.experiment_loggers import LoggerName, check_loggers
 from torchrl_marl_offline.training.run.fit import check_rows
 from torchrl_marl_offline.training.run.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.run.logging import RunLogger
@@ -127,7 +128,9 @@ class Trainer:
         output: folder of the CSV files, of ``checkpoints/`` and of the newest policy (``policy.pt``, where the actor is
             one of :func:`~torchrl_marl_offline.make_actor`), of a population in ``members/NAME/`` for each; ``None``
             writes nothing.
-        logger: by default a :class:`RunLogger` on ``output``; one that is given is not closed; not for a population.
+        logger: names of ``"csv"``, ``"tensorboard"`` and ``"wandb"``, to which the run, or each member of a population,
+            is logged in its folder (CSV files in any case); or a :class:`RunLogger` of one's own, which is not closed;
+            not for a population.
         deadline: moment (:func:`time.time`) after which the run saves itself and stops, as on Ctrl-C: also then its
             results are not those of a finished run, and :meth:`train` raises :class:`TrainingInterrupted`.
         distributed: the processes that share the run, each with its share of every batch; see
@@ -161,7 +164,7 @@ class Trainer:
         keep_checkpoints: Annotated[int, COUNT, ReadWith("output", given=True)] = 3,
         keep_best: Annotated[tuple[str, str] | None, ReadWith("output", given=True)] = None,
         output: str | Path | None = None,
-        logger: RunLogger | None = None,
+        logger: RunLogger | Sequence[LoggerName] | None = None,
         deadline: Annotated[float | None, REAL] = None,
         distributed: SingleProcess | None = None,
         profile: bool | Annotated[int, SIZE] = False,
@@ -171,7 +174,7 @@ class Trainer:
         self.learner = learner if isinstance(learner, BaseLearner) else Learner(learner)
         self.steps = steps
         _check_best(keep_best)
-        self._check_learner(keep_best, logger)
+        self._check_learner(keep_best, logger, output)
         self.learner.attach(buffer)
         self.processes = SingleProcess() if distributed is None else distributed
         is_main = self.processes.is_main
@@ -181,8 +184,9 @@ class Trainer:
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else user_path(output)
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
-        self._owns_loggers = logger is None or not is_main
-        self.loggers = self._make_loggers() if self._owns_loggers else {ALONE: logger}
+        logger = ("csv",) if logger is None else logger
+        self._owns_loggers = not (isinstance(logger, RunLogger) and is_main)
+        self.loggers = self._make_loggers(logger) if self._owns_loggers else {ALONE: logger}
         self.progress = progress and is_main
         self.step, self.seconds, self.best, self.finished = 0, 0.0, -math.inf, False
         self._is_to_finish = self._is_evaluating = False
@@ -195,19 +199,28 @@ class Trainer:
         self.profiler = self._make_profiler(profile) if is_main else None
         self._lock = RunLock(self.output) if self.output is not None and is_main else None
 
-    def _check_learner(self, keep_best: Any, logger: Any) -> None:
+    def _check_learner(self, keep_best: Any, logger: Any, output: Any) -> None:
         """Refuse what one learner or the other cannot do."""
         if self.learner.actor_every > self.steps:
             raise ValueError(f"actor_every must be at most steps ({self.steps}), got {self.learner.actor_every}.")
         if self.learner.is_population and keep_best is not None:
             raise ValueError("keep_best= is for one run; a population keeps the newest of all members.")
-        if self.learner.is_population and logger is not None:
-            raise ValueError("logger= is for one run; a population logs into a folder of each member.")
+        if isinstance(logger, RunLogger):
+            if self.learner.is_population:
+                raise ValueError("A RunLogger is of one run; give a population the names of loggers, one each is made.")
+            return
+        check_loggers(logger or ())
+        if set(logger or ()) - {"csv"} and output is None:
+            raise ValueError("TensorBoard and Weights & Biases need a folder to write to; give Trainer(output=...).")
 
-    def _make_loggers(self) -> dict[str, RunLogger]:
+    def _make_loggers(self, names: Any) -> dict[str, RunLogger]:
         """Return every member's logger, whose files the first process alone writes."""
-        writes = self.output is not None and self.processes.is_main
-        return {member: RunLogger(self.member_folder(member) if writes else None) for member in self.learner.members}
+        if self.output is None or not self.processes.is_main:
+            return {member: RunLogger(None) for member in self.learner.members}
+        group = self.output.name if self.learner.is_population else None
+        return {
+            member: RunLogger.named(names, self.member_folder(member), group=group) for member in self.learner.members
+        }
 
     @property
     def loss(self) -> nn.Module:

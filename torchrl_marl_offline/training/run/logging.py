@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,15 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_text
+from torchrl_marl_offline.training.run.experiment_loggers import (
+    LoggerName,
+    check_loggers,
+    log_video_file,
+    tensorboard_logger,
+    wandb_logger,
+)
 
+PROJECT = "torchrl-marl-offline"
 Row = dict[str, Any]
 
 
@@ -118,6 +125,7 @@ class RunLogger:
         wandb: also log to Weights & Biases. ``"offline"`` needs no network or account (``wandb sync`` sends it later);
             ``True`` is offline where the environment variable ``WANDB_MODE`` is, else online.
         project: the Weights & Biases project.
+        group: the runs of Weights & Biases that this one belongs with, for instance a study's.
 
     Raises:
         ImportError: if a logger is asked for whose package is not installed.
@@ -132,7 +140,8 @@ class RunLogger:
         name: str | None = None,
         tensorboard: bool = False,
         wandb: bool | str = False,
-        project: str = "torchrl-marl-offline",
+        project: str = PROJECT,
+        group: str | None = None,
     ) -> None:
         self.output = None if output is None else user_path(output)
         if self.output is None and (tensorboard or wandb):
@@ -144,11 +153,26 @@ class RunLogger:
         name = name or (self.output.name if self.output is not None else "run")
         self._loggers = []
         if tensorboard:
-            self._loggers.append(_tensorboard_logger(self.output, name))
+            self._loggers.append(tensorboard_logger(self.output, name))
         if wandb:
-            # TorchRL's logger, asked for "offline", leaves the old word "dryrun" in the variable
-            offline = wandb == "offline" or (wandb is True and os.environ.get("WANDB_MODE") in ("offline", "dryrun"))
-            self._loggers.append(_wandb_logger(self.output, name, offline=offline, project=project))
+            self._loggers.append(wandb_logger(self.output, name, mode=wandb, project=project, group=group))
+
+    @classmethod
+    def named(
+        cls,
+        names: Sequence[LoggerName],
+        output: str | Path | None,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+    ) -> RunLogger:
+        """Return a logger to what is named, ``"csv"``, ``"tensorboard"`` or ``"wandb"``; to CSV files in any case.
+
+        Raises:
+            ValueError: a name that there is not.
+        """
+        check_loggers(names)
+        return cls(output, name=name, tensorboard="tensorboard" in names, wandb="wandb" in names, group=group)
 
     def log_train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row to ``train.csv``; elsewhere the names are ``train/<metric>``."""
@@ -159,6 +183,11 @@ class RunLogger:
         """Add a row to ``eval.csv``; elsewhere the names are ``eval/<evaluator>/<metric>``."""
         self.eval.append({"step": step, "evaluator": evaluator, **metrics})
         self._fan_out(f"eval/{evaluator}", metrics, step)
+
+    def log_video(self, step: int, name: str, path: str | Path) -> None:
+        """Show a video file, GIF or MP4, in the loggers that can show it, as ``video/<name>``."""
+        for logger in self._loggers:
+            log_video_file(logger, f"video/{name}", Path(path), step)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Tell the loggers the settings of the run, for their tables of hyperparameters."""
@@ -182,32 +211,3 @@ class RunLogger:
         numbers = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         for logger in self._loggers:
             logger.log_metrics(numbers, step=step)
-
-
-def _tensorboard_logger(output: Path, name: str) -> Any:
-    from torchrl.record.loggers.tensorboard import TensorboardLogger
-
-    try:
-        return TensorboardLogger(name, log_dir=str(output / "tensorboard"))
-    except ImportError as error:
-        raise ImportError("TensorBoard is not installed; pip install 'torchrl-marl-offline[tensorboard]'.") from error
-
-
-def _wandb_logger(output: Path, name: str, *, offline: bool, project: str) -> Any:
-    from torchrl.record.loggers.wandb import WandbLogger
-
-    try:
-        # A resumed run goes on under the identity of the run it continues.
-        identity = output / "wandb.id"
-        logger = WandbLogger(
-            name,
-            offline=offline,
-            save_dir=str(output),
-            project=project,
-            id=read_text(identity) if identity.exists() else None,
-            log_env_packages=False,
-        )
-    except ImportError as error:
-        raise ImportError("Weights & Biases is not installed; pip install wandb.") from error
-    write_text_atomic(identity, logger.experiment.id)
-    return logger
