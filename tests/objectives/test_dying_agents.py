@@ -8,6 +8,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from objective_toys import DISCRETE, Case, make_batch
 from pettingzoo import ParallelEnv
+from selection import thorough
 from tensordict import TensorDict
 from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
@@ -83,7 +84,12 @@ SOURCES = {
 @pytest.mark.fault("3.3")
 @pytest.mark.parametrize(
     ("rule", "source"),
-    [*((SARSA(), source) for source in SOURCES), (TD(), "an environment"), (IQL(0.7), "an environment")],
+    [
+        (SARSA(), "arrays with a mask"),
+        (SARSA(), "arrays with flags alone"),
+        *map(thorough, [(SARSA(), "an environment"), (TD(), "an environment")]),
+        (IQL(0.7), "an environment"),
+    ],
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_the_last_living_step_of_an_agent_is_worth_its_reward(rule, source):

@@ -108,7 +108,7 @@ def test_a_failing_compiler_falls_back_and_says_why(short_runs_count, broken_com
 
 @pytest.mark.fault("2.5")
 @pytest.mark.parametrize(
-    ("where", "many"), some_of(itertools.product(["while it is compiled", "at the first call"], [False, True]), every=3)
+    ("where", "many"), some_of(itertools.product(["while it is compiled", "at the first call"], [False, True]), every=4)
 )
 def test_asked_for_a_failing_compiler_it_goes_on_without_and_says_so(monkeypatch, where, many):
     """An unwritable cache and no compiler are found while compiling, a damaged library at the first call."""
@@ -271,7 +271,7 @@ def test_a_damaged_or_unwritable_memory_is_none(tmp_path, content):
     assert nowhere.expected("k", "m") == SAFE
 
 
-@pytest.mark.parametrize(("kind", "choice"), [(Gradients, "off"), (CompiledGradients, "on")])
+@pytest.mark.parametrize(("kind", "choice"), [thorough((Gradients, "off")), (CompiledGradients, "on")])
 def test_the_faster_is_chosen_and_measuring_leaves_no_trace(
     kind, choice, short_runs_count, compilations, monkeypatch, capsys
 ):

@@ -34,7 +34,7 @@ def trainer_of(algorithm: str, discrete: bool, *, population: bool) -> Trainer:
 
 
 @pytest.mark.parametrize("population", [False, True], ids=["run", "population"])
-@pytest.mark.parametrize(("algorithm", "discrete"), RUNS, ids=str)
+@pytest.mark.parametrize(("algorithm", "discrete"), some_of(RUNS, every=2), ids=str)
 def test_no_step_makes_the_host_wait(algorithm: str, discrete: bool, population: bool, monkeypatch) -> None:
     monkeypatch.setattr(PopulationAdam, "_fused_step", PopulationAdam._batched_step)  # what a GPU takes
     trainer = trainer_of(algorithm, discrete, population=population)

@@ -90,7 +90,7 @@ def assert_members_are_lone_runs(dataset, rules, tolerance: float, members=(0, 1
 # --------------------------------------------------------------------------- the run alone
 
 
-@pytest.mark.parametrize("rules", some_of(COMBINATIONS, every=5), ids=name_of)
+@pytest.mark.parametrize("rules", some_of(COMBINATIONS, every=8), ids=name_of)
 def test_a_member_is_the_run_alone(data, rules):
     """Seeds, coefficients, discounts, learning rates and clipping of its own, in single precision."""
     assert_members_are_lone_runs(data, rules, 1e-6, alone=(1, 2), clip_grad_norm=0.7)
