@@ -98,6 +98,7 @@ from .training import OnlineReplay as OnlineReplay
 from .training import PopulationBuffer as PopulationBuffer
 from .training import PopulationLearner as PopulationLearner
 from .training import Trainer as Trainer
+from .training import import_policy as import_policy
 from .training import load_policy as load_policy
 from .training import save_policy as save_policy
 

@@ -115,17 +115,25 @@ class Algorithm(ABC):
         """Return further options of :class:`OfflineMARLLoss`."""
         return {}
 
-    def build(self, spec: TaskSpec) -> OfflineMARLLoss:
+    def build(self, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
         """Draw the networks for a task and return their loss.
 
+        Args:
+            spec: the task's sizes.
+            actor: policies to go on with, in the place of those that would be drawn.
+
         Raises:
-            ValueError: the algorithm has no answer for such a task.
+            ValueError: the algorithm has no answer for such a task, or has no policies of that kind.
         """
         if spec.discrete and not self.supports_discrete:
             raise ValueError(
                 f"{self.name} is for continuous actions; for a discrete task use cql, omar or the recipe's brac."
             )
         networks = dict(_dictionary(self, "networks", self.networks(spec), ("actor", "critic", "value", "behaviour")))
+        if actor is not None:
+            if "actor" not in networks:
+                raise ValueError(f"{self.name} makes its policies of its other networks; it cannot go on with others.")
+            networks["actor"] = actor
         return self._make(networks.pop("actor", None), networks.pop("critic", None), spec.discrete, **networks)
 
     def loss(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, biased_softplus
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
@@ -27,6 +27,7 @@ from torchrl_marl_offline.modules.distributions import (
 )
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP
 
+Scale = Literal["learned", "state_dependent", "softplus"]
 Distribution = Literal["gaussian", "tanh_gaussian", "one_step"]
 
 LOC, SCALE, LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
@@ -38,8 +39,9 @@ class GaussianHead(nn.Module):
 
     Args:
         spec: the task's sizes.
-        scale: a fixed standard deviation, ``"learned"`` (one parameter per action component) or
-            ``"state_dependent"`` (a second output of the network).
+        scale: a fixed standard deviation, ``"learned"`` (one parameter per action component),
+            ``"state_dependent"`` (a second output of the network, its logarithm) or ``"softplus"`` (the same by
+            TorchRL's ``NormalParamExtractor``).
         batch_norm: normalize every agent's observations by the batch.
         centre: where locations start, around which they then are: the middle of bounds that leave 0 out, since a mode
             that is clipped to a bound passes no gradient.
@@ -54,14 +56,15 @@ class GaussianHead(nn.Module):
         self,
         spec: TaskSpec,
         *,
-        scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 1.0,
+        scale: Annotated[float | Scale, POSITIVE] = 1.0,
         batch_norm: bool = False,
         centre: Annotated[float, REAL] = 0.0,
         **network,
     ) -> None:
         super().__init__()
         self.centre, self.size = centre, spec.action_size
-        self.state_dependent = scale == "state_dependent"
+        self.state_dependent = scale in ("state_dependent", "softplus")
+        self.softplus = biased_softplus(1.0) if scale == "softplus" else None
         self.fixed_scale = None if isinstance(scale, str) else float(scale)
         outputs = spec.action_size * (2 if self.state_dependent else 1)
         self.network = _normalized(
@@ -92,6 +95,8 @@ class GaussianHead(nn.Module):
         out = self.network(observation)
         if self.state_dependent:
             loc, log_scale = out.chunk(2, -1)
+            if self.softplus is not None:
+                return loc, self.softplus(log_scale)
             return loc, log_scale.clamp(-5.0, 2.0).exp()
         if self.fixed_scale is not None:
             return out, torch.full_like(out, self.fixed_scale)
@@ -193,7 +198,7 @@ def make_actor(
     spec: TaskSpec,
     *,
     distribution: Distribution = "gaussian",
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 1.0,
+    scale: Annotated[float | Scale, POSITIVE] = 1.0,
     hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512),
     share_params: bool = True,
     activation: str = "gelu",
@@ -214,7 +219,8 @@ def make_actor(
             ``"tanh_gaussian"`` (see :class:`TanhNormal`; recorded actions at a bound pull its likelihood's mean far
             out), both the same for a discrete task, or ``"one_step"``, an action of the
             observation and noise, without a density (see :class:`OneStep`).
-        scale: standard deviation: a fixed number, ``"learned"`` or ``"state_dependent"``.
+        scale: standard deviation: a fixed number, ``"learned"``, ``"state_dependent"`` or ``"softplus"``; see
+            :class:`GaussianHead`.
         hidden: widths of the hidden layers (the recipe: four of 512).
         share_params: agents share parameters and are told apart by a one-hot id.
         activation: activation of the hidden layers.

@@ -12,6 +12,7 @@ from torchrl_marl_offline.training.run.distributed import (
     SingleProcess,
     distributed_from_environment,
 )
+from torchrl_marl_offline.training.run.foreign_policies import import_policy
 from torchrl_marl_offline.training.run.logging import CsvError, CsvTable, RunLogger, read_csv
 from torchrl_marl_offline.training.run.metrics import NonFiniteLossError
 from torchrl_marl_offline.training.run.run_lock import RunInUseError
@@ -48,6 +49,7 @@ __all__ = [
     "default_optimizer",
     "distributed_from_environment",
     "evaluation_mode",
+    "import_policy",
     "load_policy",
     "preserved_rng",
     "read_csv",
