@@ -29,6 +29,7 @@ LATE = {
 
 OPTIONAL = {
     "PIL",
+    "av",
     "fcntl",
     "hydra",
     "huggingface_hub",
@@ -48,8 +49,10 @@ SLOW = {
     "matplotlib": "slow to import, and nothing is drawn by most programs",
     "numpy": "beside jax, in the functions that jax compiles",
     "pettingzoo": "slow to import, and needed for its own environments alone",
+    "tensorboard": "slow to import, and most runs are not logged to it",
     "torch": "help, studies' plans and their workers' parents do without it; its compiler and its parts are slow",
     "torchrl": "its collectors and loggers are slow to import",
+    "wandb": "slow to import, and most runs are not logged to it",
     "vmas": "slow to import, and needed for its own environments alone",
 }
 """Packages that are always there and are imported where they are used, and why."""

@@ -15,7 +15,7 @@ from study_toys import STUDY, quietly, write_study
 from torchrl_marl_offline import TaskSpec
 from torchrl_marl_offline.algorithms import ALGORITHMS, make_algorithm
 from torchrl_marl_offline.commands.train import make_parser
-from torchrl_marl_offline.commands.train_work import new_plan
+from torchrl_marl_offline.commands.training_plan import new_plan
 from torchrl_marl_offline.modules.critics import DECOMPOSITIONS
 from torchrl_marl_offline.study import StudyError
 

@@ -21,7 +21,7 @@ from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.commands import main
 from torchrl_marl_offline.commands.algorithm_sources import declared_algorithms
 from torchrl_marl_offline.commands.train import make_parser
-from torchrl_marl_offline.commands.train_work import TrainingPlan, new_plan
+from torchrl_marl_offline.commands.training_plan import TrainingPlan, new_plan
 from torchrl_marl_offline.training import CheckpointManager
 
 SMALL = ("recipe", "--episodes", "40", "--eval-episodes", "8", "--hidden", "16", "--batch-size", "32")

@@ -18,8 +18,8 @@ from torchrl_marl_offline.core.ranges import range_of
 
 
 def flag(name: str) -> str:
-    """Return an option's name as it stands on the command line."""
-    return "--" + name.replace("_", "-")
+    """Return an option's name as it stands on the command line; ``from_`` is ``--from``, no name of Python's."""
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, defaults: Any, *, leave_out: Collection[str] = ()) -> None:
@@ -154,11 +154,13 @@ def shown_value(value: Any) -> str:
 
 
 def texts_of(kind: type) -> dict[str, str]:
-    """Return the string below each field of a dataclass, where its source can be read."""
-    texts = {}
+    """Return the string below each field of a dataclass and of those that it extends, where sources can be read."""
+    if kind is object:
+        return {}
+    texts = {name: text for base in reversed(kind.__bases__) for name, text in texts_of(base).items()}
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
-    except OSError:  # typed in by hand
+    except (OSError, TypeError):  # typed in by hand, or built in
         body = []
     for field, after in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):

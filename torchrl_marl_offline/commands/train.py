@@ -4,6 +4,8 @@
     marl-offline train omar --dataset FOLDER --rectification 0.7
     marl-offline train recipe --seeds 8              # eight runs at once
     marl-offline train recipe --grid temperature=1,3,10 --seeds 4
+    marl-offline train recipe --online vmas/balance  # offline, then online
+    marl-offline train --online vmas/balance --from runs/balance-...
     marl-offline train --resume runs/spread-...
 
 Every algorithm has the settings of its class as options: marl-offline train
@@ -14,9 +16,10 @@ kept out of training.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,15 +30,18 @@ from torchrl_marl_offline.commands.algorithm_sources import (
     declared_algorithms,
     range_in,
 )
+from torchrl_marl_offline.commands.online_settings import OnlineSettings
 from torchrl_marl_offline.commands.options import Once, SwitchOnce, add_options, flag, reader_of, shown_value
 from torchrl_marl_offline.commands.parser import OneSentenceParser, plain_text
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.errors import exit_status
+from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import ReadWith
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(OnlineSettings):
     """What a run has beside its algorithm's settings."""
 
     dataset: str | None = None
@@ -45,7 +51,7 @@ class TrainSettings:
     """family/task to record where there is no --dataset; by default mpe/simple_spread."""
     episodes: Annotated[int, ranges.COUNT, ReadWith("dataset", None)] = 4000
     """Episodes to record."""
-    cloning: bool = True
+    cloning: Annotated[bool, ReadWith("online", None)] = True
     """Train behaviour cloning beside the algorithm, on the same data."""
     lr: Annotated[float, ranges.LEARNING_RATE] = 2e-3
     """Adam's learning rate."""
@@ -57,8 +63,8 @@ class TrainSettings:
     """Largest norm of the gradient."""
     batch_size: Annotated[int, ranges.SIZE] = 256
     """Transitions per update."""
-    steps: Annotated[int, ranges.COUNT] = 6000
-    """Updates of each method."""
+    steps: Annotated[int, ranges.COUNT, ReadWith("from_", None)] = 6000
+    """Updates of each method on recorded data."""
     eval_every: Annotated[int, ranges.COUNT] = 1000
     """Updates between evaluations."""
     eval_episodes: Annotated[int, ranges.EVALUATED] = 200
@@ -67,9 +73,9 @@ class TrainSettings:
     """Updates between checkpoints."""
     seed: Annotated[int, ranges.RUN_SEED] = 0
     """Seed of data, networks, batches and evaluation."""
-    seeds: Annotated[int, ranges.FEW] = 1
+    seeds: Annotated[int, ranges.FEW, ReadWith("online", None)] = 1
     """Train seed, seed + 1, ... at once, as one computation; the table's intervals are then across seeds."""
-    grid: tuple[str, ...] = ()
+    grid: Annotated[tuple[str, ...], ReadWith("online", None)] = ()
     """NAME=VALUE,VALUE,...: every combination, with all seeds each, as one computation."""
     device: str = "cpu"
     """Where data and networks lie: cpu or cuda."""
@@ -126,14 +132,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0].startswith("-") and (started := algorithm_of_start(given)):
+        given = [started, *given]
     if given and given[0].startswith("-") and given[0].partition("=")[0] not in ("-h", "--help", "--resume"):
         print(
-            f"error: Name the algorithm before its options, train ALGORITHM {given[0]} ...; see --help.",
+            f"error: Name the algorithm before its options, train ALGORITHM {given[0]} ...; see --help. (--from FOLDER "
+            "of a run has its own.)",
             file=sys.stderr,
         )
         return 2
     parsed = make_parser(given).parse_args(given)
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
+
+
+def algorithm_of_start(arguments: Sequence[str]) -> str | None:
+    """Return the algorithm of the run that ``--from`` names, or ``None`` where it names no run."""
+    for word, after in itertools.pairwise([*arguments, ""]):
+        option, _, value = word.partition("=")
+        if option == "--from":
+            return algorithm_of(user_path(value or after))
+    return None
+
+
+def algorithm_of(folder: Path) -> str | None:
+    """Return the algorithm of the run in a folder, or ``None`` where that says none."""
+    try:
+        found = dict(read_json(folder / "config.json").items()).get("algorithm")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -161,7 +188,11 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
         own.set_defaults(algorithm=name)
         if arguments is None or name in arguments:
             _add_settings(own, declared)
-            add_options(own.add_argument_group("training"), TrainSettings, TrainSettings(), leave_out=["resume"])
+            online = [field.name for field in fields(OnlineSettings)]
+            add_options(
+                own.add_argument_group("training"), TrainSettings, TrainSettings(), leave_out=["resume", *online]
+            )
+            add_options(own.add_argument_group("going on online"), OnlineSettings, OnlineSettings())
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchrl_marl_offline.algorithms.algorithm import (
-    ALGORITHMS,
-    algorithm_named,
-    is_read,
-    make_loss,
-    members_settings,
     settings_of,
 )
-from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
-from torchrl_marl_offline.commands.options import flag
+from torchrl_marl_offline.commands.online_work import train_online
 from torchrl_marl_offline.commands.script_settings import (
-    CONFIG_FILE,
     SettingsError,
-    check_settings,
-    read_config_file,
-    with_full_paths,
-    with_tuples,
-    words_read,
-    write_config_file,
 )
-from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, preset_of
-from torchrl_marl_offline.core.annotations import fields_of
-from torchrl_marl_offline.core.ranges import check_all
-from torchrl_marl_offline.core.relevance import check_read
+from torchrl_marl_offline.commands.train import TrainSettings
+from torchrl_marl_offline.commands.training_plan import TrainingPlan, members, new_plan, resumed_plan
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import (
@@ -60,8 +45,6 @@ from torchrl_marl_offline.training import (
     distributed_from_environment,
     split_population,
 )
-from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
-from torchrl_marl_offline.training.run.run_lock import claim_folder
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -75,161 +58,10 @@ OF_TRAINER = ("steps", "eval_every", "checkpoint_every", "profile")
 OF_LEARNER = ("tau", "actor_every", "clip_grad_norm", "compile", "precision")
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What is to be trained.
-
-    Attributes:
-        algorithm: its name.
-        settings: of the algorithm, those that were given.
-        run: the settings beside the algorithm's.
-    """
-
-    algorithm: str
-    settings: Mapping[str, Any]
-    run: TrainSettings
-
-    def of_method(self, name: str) -> dict[str, Any]:
-        """Return the settings of a method: those that were given, and the preset's."""
-        asked = preset_of(self.run.preset, name) | dict(self.settings)
-        asked = {key: value for key, value in asked.items() if key in settings_of(name)}
-        return {key: value for key, value in asked.items() if is_read(name, key, asked)}
-
-    def loss(self, name: str, spec: TaskSpec) -> OfflineMARLLoss:
-        """Draw the networks of a method under the run's seed and return their loss."""
-        torch.manual_seed(self.run.seed)
-        return make_loss(spec, algorithm=name, **self.of_method(name)).to(self.run.device)
-
-    def with_values(self, values: Mapping[str, Any]) -> TrainingPlan:
-        """Return the plan of a member: other values of the run's or of the algorithm's settings."""
-        own = {name: value for name, value in values.items() if name in _RUN}
-        rest = {name: value for name, value in values.items() if name not in _RUN}
-        return replace(self, settings={**self.settings, **rest}, run=replace(self.run, **own))
-
-
-_RUN = frozenset(f.name for f in fields(TrainSettings))
-_SINCE = {"cloning", "tau", "actor_every", "clip_grad_norm", "logger", "video_every", "video_size", "video_format"}
-_OF_EVERY_VERSION = _RUN - {"resume", "output"} - _SINCE
-"""What each file of settings has, those of the example's earlier version too."""
-
-
 def run(parsed: argparse.Namespace) -> None:
     """Train both methods and compare them."""
     plan = resumed_plan(parsed) if getattr(parsed, "resume", None) is not None else new_plan(parsed)
     train(plan)
-
-
-# ------------------------------------------------------------------ settings
-
-
-def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
-    """Return what was asked for, checked before anything is done.
-
-    Raises:
-        SettingsError: a setting outside its range, or one that changes nothing.
-    """
-    if parsed.algorithm is None:
-        raise SettingsError(f"Name an algorithm: {', '.join(ALGORITHMS)}; or --resume FOLDER.")
-    given = {name: value for name, value in vars(parsed).items() if name in _RUN}
-    if parsed.algorithm == "cloning" and "cloning" in given:
-        raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
-    given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
-    preset = given.get("preset", "quick")
-    settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **with_tuples(given)}))
-    check_settings(TrainSettings, settings, list(given))
-    check_loggers(settings.logger, "--logger")
-    prefix = "setting:"
-    words = {name.removeprefix(prefix): each for name, each in vars(parsed).items() if name.startswith(prefix)}
-    kind = algorithm_named(parsed.algorithm)
-    hints = {name: hint for name, (hint, _) in fields_of(kind).items()}
-    asked = {name: words_read(flag(name), hints[name], each) for name, each in words.items()}
-    plan = TrainingPlan(parsed.algorithm, asked, settings)
-    values = settings_of(parsed.algorithm) | plan.of_method(parsed.algorithm) | asked
-    try:
-        check_all(kind, values, name=flag)
-        check_read(kind, list(asked), values, name=flag)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
-        raise SettingsError(
-            f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."
-        )
-    members(plan, settings.grid)
-    return plan
-
-
-def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
-    """Return the plan of an earlier run.
-
-    Raises:
-        SettingsError: there is none, or more was given.
-    """
-    if parsed.algorithm is not None:
-        raise SettingsError("--resume goes on with the settings of the run; leave all others out.")
-    folder = parsed.resume
-    stored = read_config_file(folder)
-    claim_folder(folder)
-    try:
-        return _plan_of(folder, stored)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
-        raise SettingsError(
-            f"{folder / CONFIG_FILE} is damaged, or of another script or version{said}; start a new run."
-        ) from error
-
-
-def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
-    """Return the plan that a run's file of settings holds.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is none.
-    """
-    is_of_example = "settings" not in stored
-    stored = _with_weights(stored) if is_of_example else stored
-    if stored.pop("wandb", False):  # what --logger wandb was
-        stored["logger"] = ["csv", "wandb"]
-    name = stored.pop("algorithm")
-    known = settings_of(name)
-    asked = stored.pop("settings", {})
-    if is_of_example:  # until algorithms had options of their own, theirs stood among the others
-        asked = {key: value for key, value in stored.items() if key in known and value is not None}
-        asked = {key: value for key, value in asked.items() if is_read(name, key, asked)}
-    own = {key: value for key, value in stored.items() if key in _RUN}
-    missing = sorted(_OF_EVERY_VERSION - own.keys())
-    strange = sorted((set() if is_of_example else stored.keys() - own.keys()) | (asked.keys() - known.keys()))
-    if missing or strange:
-        raise ValueError(f"it lacks {missing[0]}" if missing else f"there is no setting {strange[0]!r}")
-    for key in ("dataset", "task", "device"):
-        if not isinstance(own[key], str | None):
-            raise ValueError(f"{flag(key)} must be a word, got {own[key]!r}")
-    settings = TrainSettings(**with_tuples(own | {"output": folder, "resume": folder}))
-    check_settings(TrainSettings, settings)
-    plan = TrainingPlan(name, with_tuples(asked), settings)
-    check_all(ALGORITHMS[name], known | plan.of_method(name))
-    members(plan, settings.grid)
-    return plan
-
-
-def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run, with the weights that AWR had before they could be chosen, if it is so old."""
-    has_awr = stored.get("algorithm", "recipe") == "recipe" and stored.get("extraction") == "awr"
-    if "settings" in stored or "weights" in stored or not has_awr:
-        return {"algorithm": "recipe", **stored}
-    temperature = stored["temperature"] or {"quick": 3.0, "paper": 10.0}[stored["preset"]]
-    return {"algorithm": "recipe", **stored, "weights": "clipped", "temperature": temperature}
-
-
-def members(plan: TrainingPlan, grid: Sequence[str]) -> dict[str, TrainingPlan]:
-    """Return the plan of every run of a population, by its name."""
-    asked = plan.of_method(plan.algorithm)
-    differing = ["lr", *(n for n in sorted(members_settings(plan.algorithm)) if is_read(plan.algorithm, n, asked))]
-    defaults = settings_of(plan.algorithm) | asked | {"lr": plan.run.lr, "seed": plan.run.seed}
-    hints = {n: h for kind in (TrainSettings, ALGORITHMS[plan.algorithm]) for n, (h, _) in fields_of(kind).items()}
-    points = expand_grid(defaults, hints, seeds=plan.run.seeds, grid=grid, may_differ=differing)
-    return {name: plan.with_values(values) for name, values in points.items()}
-
-
-# ------------------------------------------------------------------ training
 
 
 def train(plan: TrainingPlan) -> None:
@@ -240,9 +72,14 @@ def train(plan: TrainingPlan) -> None:
     if processes.count > 1 and _are_many(settings):
         raise SettingsError("Several processes share one run; leave --seeds and --grid out.")
     plan = replace(plan, run=replace(settings, device=str(processes.device)))
-    source = settings.dataset or settings.task or "mpe/simple_spread"
+    source = settings.online or settings.dataset or settings.task or "mpe/simple_spread"
     folder = settings.output or Path("runs") / f"{Path(source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = processes.from_main(folder)
+    if settings.online is not None:
+        if processes.count > 1:
+            raise SettingsError("--online is for one process; start it without torchrun.")
+        _check_videos(settings, make_env(settings.online))
+        return train_online(plan, folder)
     methods = (["cloning"] if settings.cloning and plan.algorithm != "cloning" else []) + [plan.algorithm]
     if settings.dataset is None:  # before anything is recorded: wrong settings are found here
         env = make_env(source)
@@ -251,9 +88,8 @@ def train(plan: TrainingPlan) -> None:
     data = _data(plan.run, source, folder.parent / "data", processes)
     _check_methods(plan, methods, data.spec)  # before anything is written
     _check_videos(settings, make_simulator(data, num_envs=1))
-    if settings.resume is None and processes.is_main:
-        stored = asdict(replace(settings, output=folder, device=processes.device.type))
-        write_config_file(folder, stored | {"algorithm": plan.algorithm, "settings": dict(plan.settings)})
+    if processes.is_main:
+        plan.write(folder)
     Comparison(plan, methods, folder, data, processes).run()
 
 

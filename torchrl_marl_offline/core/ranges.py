@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -366,7 +367,7 @@ def shown(value: Any) -> str:
     """Return a value as a message has it, in a few words however long it is."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"a number of {value.bit_length()} bits"
-    text = " ".join(repr(value).split())
+    text = " ".join((str(value) if isinstance(value, os.PathLike) else repr(value)).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -154,8 +155,6 @@ def write_gif(frames: Sequence[np.ndarray], path: Path, *, frames_per_second: fl
 
 def write_mp4(frames: Sequence[np.ndarray], path: Path, *, frames_per_second: float) -> None:
     """Write pictures ``[height, width, 3]`` of uint8 as an MP4 (H.264), by the extra ``video``."""
-    from fractions import Fraction
-
     import av
     import numpy as np
 

@@ -1,0 +1,190 @@
+"""``marl-offline train --online``: from data, a run, a policy or a module's state to experience of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from tensordict.nn import NormalParamExtractor
+from torch import nn
+from torchrl.modules import MultiAgentMLP
+
+from torchrl_marl_offline import load_policy
+from torchrl_marl_offline.commands import main
+from torchrl_marl_offline.training import CheckpointManager, read_csv
+
+TASK = "mpe/simple_spread"
+FEW = ["--eval-episodes", "8", "--eval-every", "10", "--num-envs", "8", "--steps-per-round", "5"]
+FEW += ["--updates-per-round", "4", "--online-steps", "40", "--batch-size", "32"]
+OFFLINE = ["--episodes", "12", "--steps", "20", "--hidden", "16"]
+
+
+def start(*arguments: str, cwd: Path) -> processes.Process:
+    given = ["-m", "torchrl_marl_offline", "train", *arguments]
+    return processes.start(*given, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+class Catch:
+    """Takes a component's state from a checkpoint."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    caught = Catch()
+    CheckpointManager(folder / "checkpoints").load(loss=caught)
+    return caught.state
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A run of both stages, and what it printed."""
+    cwd = tmp_path_factory.mktemp("runs")
+    mixed = ["--offline-fraction", "0.5", "--expectile", "0.8", "--lr", "0.003"]
+    return cwd / "whole", run("recipe", "--online", TASK, *OFFLINE, *FEW, *mixed, "--output", "whole", cwd=cwd)
+
+
+def test_online_starts_where_offline_ended(finished):
+    folder, out = finished
+    offline, online = (read_csv(folder / stage / "eval.csv") for stage in ("offline", "online"))
+    assert [row["step"] for row in offline[::2]] == [0, 10, 20]
+    assert [row["step"] for row in online[::2]] == [0, 10, 20, 30, 40]
+    assert offline[-2]["return"] == online[0]["return"] != online[-2]["return"]
+    assert (folder / "learning_curves.png").stat().st_size > 10_000
+    assert load_policy(folder).spec.task == TASK
+    assert "environment steps and" in out
+    assert "exploration: actions are drawn from the policy's distribution" in out
+
+
+def test_a_run_is_gone_on_with_as_it_was_with_all_of_its_networks_and_settings(finished, capsys):
+    folder, _ = finished
+    more = folder.parent / "more"
+    given = ["--online", TASK, "--from", str(folder), *FEW[:-4], "--online-steps", "4", "--output", str(more)]
+    assert main(["train", *given]) == 0
+    assert f"begins from {folder} after 40 updates: policies, critics and targets" in capsys.readouterr().out
+    config = json.loads((more / "config.json").read_text())
+    assert (config["algorithm"], config["settings"]["expectile"], config["lr"]) == ("recipe", 0.8, 0.003)
+    assert config["batch_size"] == 32
+    first, before = read_csv(more / "online" / "eval.csv")[0], read_csv(folder / "online" / "eval.csv")[-2]
+    assert (first["step"], first["return"]) == (0, before["return"])
+    assert not (more / "offline").exists()
+    old, new = state_of(folder / "online"), state_of(more / "online")
+    assert old.keys() == new.keys()
+    moved = max((new[name] - old[name]).abs().max().item() for name in old if name.startswith("actor"))
+    assert 0 < moved < 1
+
+
+def test_another_algorithm_begins_with_the_policy_alone(finished, capsys):
+    folder, _ = finished
+    more = folder.parent / "other"
+    given = ["--from", str(folder / "online" / "policy.pt"), *FEW[:-4], "--online-steps", "4", "--hidden", "24"]
+    assert main(["train", "omar", "--online", TASK, *given, "--output", str(more)]) == 0
+    first, before = read_csv(more / "online" / "eval.csv")[0], read_csv(folder / "online" / "eval.csv")[-2]
+    assert (first["step"], first["return"]) == (0, before["return"])
+    start_policy, policy = load_policy(more / "start.pt"), load_policy(folder)
+    assert all(torch.equal(a, b) for a, b in zip(start_policy.policy.parameters(), policy.policy.parameters()))
+    capsys.readouterr()
+
+
+def test_a_torchrl_policys_state_is_a_start_that_is_not_needed_again(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = MultiAgentMLP(18, 4, 3, centralized=False, share_params=True, depth=1, num_cells=8, activation_class=nn.Tanh)
+    file = tmp_path / "theirs.pt"
+    torch.save(nn.Sequential(net, NormalParamExtractor()).state_dict(), file)
+    folder = tmp_path / "run"
+    given = ["--online", TASK, "--from", str(file), *FEW[:-4], "--hidden", "8", "--output", str(folder)]
+    assert main(["train", "td3_bc", *given, "--online-steps", "2", "--video-every", "1", "--video-size", "32"]) == 0
+    assert load_policy(folder / "start.pt").policy.build["options"]["activation"] == "tanh"
+    assert sorted(path.name for path in (folder / "online" / "videos").iterdir())[0] == "step-000000000.gif"
+    file.unlink()
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"online_steps": 2', '"online_steps": 3'))
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert CheckpointManager(folder / "online" / "checkpoints").load(loss=Catch()) == 3
+    capsys.readouterr()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_done(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    monkeypatch.chdir(tmp_path)
+    of_spread = ("--online", TASK, "--from", str(folder))
+    for given, message in {
+        ("--online", TASK, "--from", "nowhere"): "Name the algorithm before its options",
+        ("omar", "--online", TASK, "--from", "nowhere"): "--from nowhere: there is no such file or folder",
+        ("omar", "--from", str(folder)): "--from is read only with --online",
+        ("omar", "--num-envs", "4"): "--num-envs is read only with --online",
+        (*of_spread, "--steps", "3"): "--steps is read only with no --from",
+        (*of_spread, "--dataset", "x"): "--dataset is read with --from only where --offline-fraction",
+        (*of_spread, "--hidden", "32"): "its networks do not fit",
+        ("--online", "vmas/balance", "--from", str(folder)): "its networks do not fit --online vmas/balance",
+        ("omar", "--online", "vmas/balance", "--from", str(folder)): "was made for",
+        ("omar", "--online", TASK, "--from", str(folder / "config.json")): "is no state of a module",
+        ("omar", "--online", TASK, "--seeds", "2"): "--seeds is read only with no --online",
+        ("omar", "--online", TASK, "--grid", "lr=.1,.2"): "--grid is read only with no --online",
+        ("omar", "--online", "nothing/x"): "Unknown task 'nothing/x'",
+        ("omar", "--online", TASK, "--capacity", "5"): "--capacity must hold a round",
+        ("omar", "--online", TASK, "--no-anneal"): "--anneal is read only with --offline-fraction above 0",
+        ("omar", "--online", "games/climb", "--video-every", "1"): "has nothing to draw",
+    }.items():
+        assert main(["train", *given, "--output", "new"]) in (1, 2), given
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1, (given, told)
+        assert not list(tmp_path.iterdir()), given
+
+
+@pytest.mark.thorough
+def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
+    # The likelihood of a Gaussian is stationary at its mean: cloning one's own mode has no gradient.
+    given = [*OFFLINE, *FEW, "--exploration", "mode", "--output", "mode"]
+    out = run("recipe", "--online", TASK, *given, cwd=tmp_path)
+    assert "exploration: none, the policy's mode acts" in out
+    rows = read_csv(tmp_path / "mode" / "online" / "eval.csv")
+    returns = [row["return"] for row in rows if row["evaluator"] == "mode"]
+    assert len(returns) == 5
+    assert len(set(returns)) == 1
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_killed_online_it_goes_on_without_loss(tmp_path):
+    many = ["--online-steps" if word == "--online-steps" else word for word in FEW]
+    many[many.index("40")] = "4000"
+    options = ["recipe", "--online", TASK, *OFFLINE, *many, "--checkpoint-every", "10", "--output", "killed"]
+    process = start(*options, cwd=tmp_path)
+    checkpoints = CheckpointManager(tmp_path / "killed" / "online" / "checkpoints")
+    while process.poll() is None and len(checkpoints.checkpoints()) < 3:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = Catch()
+    step = checkpoints.load(buffer=before)
+    assert before.state["transitions"] == 40 * -(-step // 4)  # a round of 8 * 5 transitions for every 4 updates
+    config = tmp_path / "killed" / "config.json"
+    config.write_text(config.read_text().replace('"online_steps": 4000', f'"online_steps": {step + 20}'))
+    run("--resume", "killed", cwd=tmp_path)
+    after = Catch()
+    assert checkpoints.load(buffer=after) == step + 20
+    assert after.state["samples"] == step + 20
+    assert after.state["transitions"] == 40 * -(-(step + 20) // 4)
+    assert after.state["files"][: len(before.state["files"])] == before.state["files"]
+    rows = [row["step"] for row in read_csv(tmp_path / "killed" / "online" / "eval.csv")]
+    assert rows == sorted(rows)
+    assert torch.is_tensor(after.state["generator"])

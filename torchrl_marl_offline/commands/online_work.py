@@ -1,0 +1,247 @@
+"""What ``marl-offline train --online`` does: offline steps, or another start, then experience of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.commands.script_settings import SettingsError
+from torchrl_marl_offline.core.regular_files import lies_at
+from torchrl_marl_offline.data import load_dataset
+from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.evaluation import add_videos, evaluate, plot_learning_curves
+from torchrl_marl_offline.recording import record_mixed_skill
+from torchrl_marl_offline.training import (
+    CheckpointManager,
+    CollectorSource,
+    Learner,
+    OnlineReplay,
+    RunLogger,
+    Trainer,
+    import_policy,
+    load_policy,
+    read_csv,
+    save_policy,
+)
+from torchrl_marl_offline.training.run.saved_policies import policy_file
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
+
+    from torchrl_marl_offline.commands.train import TrainSettings
+    from torchrl_marl_offline.commands.training_plan import TrainingPlan
+    from torchrl_marl_offline.core.layout import TaskSpec
+    from torchrl_marl_offline.data import OfflineDataset
+    from torchrl_marl_offline.objectives import OfflineMARLLoss
+
+START = "start.pt"
+"""The policy that a run began from, in the run's folder: it goes on without the file that --from named."""
+EXPLORES = {"mode": "none, the policy's mode acts", "sample": "actions are drawn from the policy's distribution"}
+
+
+def checkpoints_of(folder: Path) -> CheckpointManager | None:
+    """Return the checkpoints of a run's folder, those of its last stage, or ``None`` where it has none."""
+    for place in (folder / "online", folder):
+        if (place / "checkpoints").is_dir() and CheckpointManager(place / "checkpoints").latest() is not None:
+            return CheckpointManager(place / "checkpoints")
+    return None
+
+
+def starting_policy(plan: TrainingPlan, spec: TaskSpec, folder: Path) -> TensorDictModuleBase | None:
+    """Return the policy that a run begins from, where it is not a whole loss that it goes on with.
+
+    Raises:
+        SettingsError: it was made for another task.
+        ValueError: there is none in the file.
+    """
+    settings = plan.run
+    if settings.from_ is None:
+        return None
+    if lies_at(folder / START):
+        return load_policy(folder / START, device=settings.device).policy
+    if (folder / "online" / "checkpoints").is_dir() or whole_loss(plan) is not None:
+        return None
+    file = policy_file(settings.from_)
+    try:
+        saved = load_policy(file, device=settings.device)
+    except ValueError:
+        return import_policy(file, spec).to(settings.device)
+    if replace(saved.spec, task=None) != replace(spec, task=None):
+        raise SettingsError(f"--from {file} was made for {saved.spec}, but the task has {spec}; name another policy.")
+    return saved.policy
+
+
+def whole_loss(plan: TrainingPlan) -> CheckpointManager | None:
+    """Return the checkpoints of a run of the same algorithm, all of whose networks a run goes on with."""
+    start = plan.run.from_
+    if start is None or not start.is_dir() or plan.started_with != plan.algorithm:
+        return None
+    return checkpoints_of(start)
+
+
+def train_online(plan: TrainingPlan, folder: Path) -> None:
+    """Train offline, unless the run begins elsewhere; then online; draw the curves of both.
+
+    Args:
+        plan: what is to be trained; ``plan.run.online`` names the task.
+        folder: of the results.
+    """
+    settings = plan.run
+    spec = make_env(settings.online).task_spec
+    actor = starting_policy(plan, spec, folder)
+    loss = plan.loss(plan.algorithm, spec, actor=actor)
+    goes_on = (folder / "online" / "checkpoints").is_dir()
+    if settings.from_ is not None and actor is None and not goes_on:
+        _load(whole_loss(plan), loss, settings)
+    data = _data(settings, spec, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
+    plan.write(folder)
+    if actor is not None and not lies_at(folder / START):
+        save_policy(folder / START, actor)
+    stages = Stages(plan, loss, folder)
+    if settings.from_ is None:
+        stages.offline(data)
+    stages.online(data)
+    stages.report(data)
+
+
+def _load(checkpoints: CheckpointManager, loss: OfflineMARLLoss, settings: TrainSettings) -> None:
+    """Fill a loss from a run's newest checkpoint.
+
+    Raises:
+        SettingsError: the run has networks of other sizes.
+    """
+    try:
+        step = checkpoints.load(loss=loss)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"--from {settings.from_}: its networks do not fit --online {settings.online} and the settings given here; "
+            "name the task it was trained in, and leave the settings of networks out, or take its policy.pt alone."
+        ) from error
+    print(f"begins from {settings.from_} after {step} updates: policies, critics and targets")
+
+
+def _data(settings: TrainSettings, spec: TaskSpec, folder: Path) -> OfflineDataset:
+    if settings.dataset is not None:
+        data = load_dataset(settings.dataset)
+    else:
+        task = settings.task or settings.online
+        options = {"episodes": settings.episodes, "seed": settings.seed, "progress": True}
+        data = record_mixed_skill(task, folder.parent / "data", **options)
+    if replace(data.spec, task=None) != replace(spec, task=None):
+        raise SettingsError(
+            f"The dataset is of {data.spec}, but --online {settings.online} has {spec}; name the recording's task."
+        )
+    print(data.summary())
+    return data
+
+
+class Stages:
+    """The two stages of one loss."""
+
+    def __init__(self, plan: TrainingPlan, loss: OfflineMARLLoss, folder: Path) -> None:
+        self.plan, self.loss, self.folder, self.settings = plan, loss, folder, plan.run
+        settings = plan.run
+        env = make_env(settings.online, num_envs=settings.eval_episodes, device=settings.device)
+        play = partial(evaluate, loss.actor_network, env, episodes=settings.eval_episodes, seed=1000 + settings.seed)
+        self.evaluators = {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
+
+    def offline(self, data: OfflineDataset) -> None:
+        """Make the updates on recorded data."""
+        settings = self.settings
+        options = {"device": settings.device, "seed": settings.seed, "keys": self.loss.in_keys}
+        self._train("offline", data.replay_buffer(batch_size=settings.batch_size, **options), settings.steps)
+
+    def online(self, data: OfflineDataset | None) -> None:
+        """Make the updates on experience of the loss's own policy."""
+        settings = self.settings
+        source = CollectorSource(
+            make_env(settings.online, num_envs=settings.num_envs, device=settings.device),
+            self.loss.actor_network,
+            steps_per_round=settings.steps_per_round,
+            exploration=settings.exploration,
+            seed=settings.seed,
+        )
+        replay = OnlineReplay(
+            source,
+            capacity=settings.capacity,
+            batch_size=settings.batch_size,
+            update_to_data=settings.updates_per_round / (settings.steps_per_round * settings.num_envs),
+            journal=self.folder / "online" / "experience",
+            offline=data if settings.offline_fraction > 0 else None,
+            offline_fraction=settings.offline_fraction,
+            offline_until=settings.online_steps // 2 if settings.anneal else None,
+            keys=self.loss.in_keys,
+            keep_all=False,
+            device=settings.device,
+            seed=settings.seed,
+        )
+        explores = {
+            "mode": "none, the policy's mode acts",
+            "sample": "actions are drawn from the policy's distribution",
+        }
+        print(f"\nexploration: {explores[settings.exploration]}")
+        began = time.perf_counter()
+        trainer, before = self._train("online", replay, settings.online_steps)
+        seconds = time.perf_counter() - began
+        print(
+            f"online, evaluations included: {(replay.transitions - before[1]) / seconds:,.0f} environment steps and "
+            f"{(trainer.step - before[0]) / seconds:,.1f} updates a second"
+        )
+
+    def _train(self, stage: str, buffer: Any, steps: int) -> tuple[Trainer, tuple[int, int]]:
+        """Train, from the newest checkpoint if there is one; returns how far it was before, too."""
+        settings, place = self.settings, self.folder / stage
+        of_learner = {name: getattr(settings, name) for name in ("tau", "clip_grad_norm", "compile", "precision")}
+        learner = Learner(self.loss, lr=settings.lr, actor_every=min(settings.actor_every, steps), **of_learner)
+        logger = RunLogger.named(settings.logger, place, name=f"{self.folder.name}-{stage}", group=self.folder.name)
+        logger.log_config({**vars(settings), "algorithm": self.plan.algorithm, "stage": stage, **self._own_settings()})
+        trainer = Trainer(
+            learner,
+            buffer,
+            steps=steps,
+            evaluators=self.evaluators,
+            eval_every=settings.eval_every,
+            eval_at_start=True,
+            checkpoint_every=settings.checkpoint_every,
+            output=place,
+            logger=logger,
+            profile=settings.profile,
+        )
+        if settings.video_every is not None:
+            options = {"every": settings.video_every, "size": settings.video_size, "seed": 1000 + settings.seed}
+            env = make_env(settings.online, device=settings.device)
+            add_videos(trainer, env, video_format=settings.video_format, **options)
+        if trainer.checkpoints.checkpoints():
+            trainer.resume()
+        before = trainer.step, getattr(buffer, "transitions", 0)
+        print(f"\n{stage}: updates {trainer.step} to {trainer.steps}, results in {trainer.output}")
+        trainer.train()
+        logger.close()
+        return trainer, before
+
+    def _own_settings(self) -> Mapping[str, Any]:
+        return self.plan.of_method(self.plan.algorithm)
+
+    def report(self, data: OfflineDataset | None) -> None:
+        """Print the curves and draw them."""
+        stages = {stage: self.folder / stage for stage in ("offline", "online")}
+        stages = {stage: place for stage, place in stages.items() if (place / "eval.csv").exists()}
+        for stage, place in stages.items():
+            table = read_csv(place / "eval.csv")
+            for evaluator in self.evaluators:
+                curve = [f"{row['return']:.3g}" for row in table if row["evaluator"] == evaluator]
+                print(f"{stage:8} {evaluator:8} return by step: {' '.join(curve)}")
+        mean = None if data is None else data.episode_returns().mean().item()
+        plot_learning_curves(
+            stages,
+            self.folder / "learning_curves.png",
+            data_mean=mean,
+            starts={"online": self.settings.steps} if "offline" in stages else None,
+            title=self.settings.online,
+        )
+        told = "" if mean is None else f"the recorded data: {mean:.3g}; "
+        print(f"{told}curves in {self.folder}, checkpoints and policy.pt in {self.folder / 'online'}")

@@ -1,0 +1,219 @@
+"""What marl-offline train is asked for: read from the command line or from a run's folder, and checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchrl_marl_offline.algorithms.algorithm import (
+    ALGORITHMS,
+    algorithm_named,
+    is_read,
+    make_algorithm,
+    members_settings,
+    settings_of,
+)
+from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
+from torchrl_marl_offline.commands.online_settings import CARRIED, OnlineSettings, check_online
+from torchrl_marl_offline.commands.options import flag
+from torchrl_marl_offline.commands.script_settings import (
+    CONFIG_FILE,
+    SettingsError,
+    check_settings,
+    read_config_file,
+    with_full_paths,
+    with_tuples,
+    words_read,
+    write_config_file,
+)
+from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, algorithm_of, preset_of
+from torchrl_marl_offline.core.annotations import fields_of
+from torchrl_marl_offline.core.ranges import check_all
+from torchrl_marl_offline.core.relevance import check_read
+from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
+from torchrl_marl_offline.training.run.run_lock import claim_folder
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
+
+    from torchrl_marl_offline.core.layout import TaskSpec
+    from torchrl_marl_offline.objectives import OfflineMARLLoss
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is to be trained.
+
+    Attributes:
+        algorithm: its name.
+        settings: of the algorithm, those that were given.
+        run: the settings beside the algorithm's.
+        started_with: the algorithm of the run that this one begins from.
+    """
+
+    algorithm: str
+    settings: Mapping[str, Any]
+    run: TrainSettings
+    started_with: str | None = None
+
+    def of_method(self, name: str) -> dict[str, Any]:
+        """Return the settings of a method: those that were given, and the preset's."""
+        asked = preset_of(self.run.preset, name) | dict(self.settings)
+        asked = {key: value for key, value in asked.items() if key in settings_of(name)}
+        return {key: value for key, value in asked.items() if is_read(name, key, asked)}
+
+    def loss(self, name: str, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
+        """Draw the networks of a method under the run's seed, all but ``actor``, and return their loss."""
+        torch.manual_seed(self.run.seed)
+        return make_algorithm(name, **self.of_method(name)).build(spec, actor=actor).to(self.run.device)
+
+    def write(self, folder: Path) -> None:
+        """Write the plan of a new run to its folder, which must be new; one that goes on has it there."""
+        if self.run.resume is None:
+            stored = asdict(replace(self.run, output=folder, device=self.run.device.partition(":")[0]))
+            more = {"algorithm": self.algorithm, "settings": dict(self.settings), "started_with": self.started_with}
+            write_config_file(folder, stored | more)
+
+    def with_values(self, values: Mapping[str, Any]) -> TrainingPlan:
+        """Return the plan of a member: other values of the run's or of the algorithm's settings."""
+        own = {name: value for name, value in values.items() if name in OF_RUN}
+        rest = {name: value for name, value in values.items() if name not in OF_RUN}
+        return replace(self, settings={**self.settings, **rest}, run=replace(self.run, **own))
+
+
+OF_RUN = frozenset(f.name for f in fields(TrainSettings))
+_SINCE = {f.name for f in fields(OnlineSettings)} | {
+    "cloning",
+    "tau",
+    "actor_every",
+    "clip_grad_norm",
+    "logger",
+    "video_every",
+    "video_size",
+    "video_format",
+}
+_OF_EVERY_VERSION = OF_RUN - {"resume", "output"} - _SINCE
+"""What each file of settings has, those of the example's earlier version too."""
+
+
+def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
+    """Return what was asked for, checked before anything is done.
+
+    Raises:
+        SettingsError: a setting outside its range, or one that changes nothing.
+    """
+    if parsed.algorithm is None:
+        raise SettingsError(f"Name an algorithm: {', '.join(ALGORITHMS)}; or --resume FOLDER.")
+    given = {name: value for name, value in vars(parsed).items() if name in OF_RUN}
+    if parsed.algorithm == "cloning" and "cloning" in given:
+        raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
+    given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
+    start = given.get("from_")
+    earlier = read_config_file(start) if start is not None and algorithm_of(start) == parsed.algorithm else {}
+    carried = {name: earlier[name] for name in CARRIED if name in earlier}
+    preset = given.get("preset", carried.get("preset", "quick"))
+    settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **with_tuples(carried | given)}))
+    check_settings(TrainSettings, settings, list(given))
+    try:
+        check_online(settings)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    check_loggers(settings.logger, "--logger")
+    prefix = "setting:"
+    words = {name.removeprefix(prefix): each for name, each in vars(parsed).items() if name.startswith(prefix)}
+    kind = algorithm_named(parsed.algorithm)
+    hints = {name: hint for name, (hint, _) in fields_of(kind).items()}
+    asked = {name: words_read(flag(name), hints[name], each) for name, each in words.items()}
+    of_start = {k: v for k, v in with_tuples(earlier.get("settings", {})).items() if k in hints}
+    started_with = None if start is None else algorithm_of(start)
+    plan = TrainingPlan(parsed.algorithm, of_start | asked, settings, started_with)
+    values = settings_of(parsed.algorithm) | plan.of_method(parsed.algorithm) | asked
+    try:
+        check_all(kind, values, name=flag)
+        check_read(kind, list(asked), values, name=flag)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
+        raise SettingsError(
+            f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."
+        )
+    members(plan, settings.grid)
+    return plan
+
+
+def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
+    """Return the plan of an earlier run.
+
+    Raises:
+        SettingsError: there is none, or more was given.
+    """
+    if parsed.algorithm is not None:
+        raise SettingsError("--resume goes on with the settings of the run; leave all others out.")
+    folder = parsed.resume
+    stored = read_config_file(folder)
+    claim_folder(folder)
+    try:
+        return _plan_of(folder, stored)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
+        raise SettingsError(
+            f"{folder / CONFIG_FILE} is damaged, or of another script or version{said}; start a new run."
+        ) from error
+
+
+def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
+    """Return the plan that a run's file of settings holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    is_of_example = "settings" not in stored
+    stored = _with_weights(stored) if is_of_example else stored
+    if stored.pop("wandb", False):  # what --logger wandb was
+        stored["logger"] = ["csv", "wandb"]
+    name = stored.pop("algorithm")
+    known = settings_of(name)
+    asked = stored.pop("settings", {})
+    started_with = stored.pop("started_with", None)
+    if is_of_example:  # until algorithms had options of their own, theirs stood among the others
+        asked = {key: value for key, value in stored.items() if key in known and value is not None}
+        asked = {key: value for key, value in asked.items() if is_read(name, key, asked)}
+    own = {key: value for key, value in stored.items() if key in OF_RUN}
+    missing = sorted(_OF_EVERY_VERSION - own.keys())
+    strange = sorted((set() if is_of_example else stored.keys() - own.keys()) | (asked.keys() - known.keys()))
+    if missing or strange:
+        raise ValueError(f"it lacks {missing[0]}" if missing else f"there is no setting {strange[0]!r}")
+    for key in ("dataset", "task", "device", "online", "from_"):
+        if not isinstance(own.get(key), str | None):
+            raise ValueError(f"{flag(key)} must be a word, got {own[key]!r}")
+    own["from_"] = None if own.get("from_") is None else Path(own["from_"])
+    settings = TrainSettings(**with_tuples(own | {"output": folder, "resume": folder}))
+    check_settings(TrainSettings, settings)
+    plan = TrainingPlan(name, with_tuples(asked), settings, started_with)
+    check_all(ALGORITHMS[name], known | plan.of_method(name))
+    members(plan, settings.grid)
+    return plan
+
+
+def _with_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, with the weights that AWR had before they could be chosen, if it is so old."""
+    has_awr = stored.get("algorithm", "recipe") == "recipe" and stored.get("extraction") == "awr"
+    if "settings" in stored or "weights" in stored or not has_awr:
+        return {"algorithm": "recipe", **stored}
+    temperature = stored["temperature"] or {"quick": 3.0, "paper": 10.0}[stored["preset"]]
+    return {"algorithm": "recipe", **stored, "weights": "clipped", "temperature": temperature}
+
+
+def members(plan: TrainingPlan, grid: Sequence[str]) -> dict[str, TrainingPlan]:
+    """Return the plan of every run of a population, by its name."""
+    asked = plan.of_method(plan.algorithm)
+    differing = ["lr", *(n for n in sorted(members_settings(plan.algorithm)) if is_read(plan.algorithm, n, asked))]
+    defaults = settings_of(plan.algorithm) | asked | {"lr": plan.run.lr, "seed": plan.run.seed}
+    hints = {n: h for kind in (TrainSettings, ALGORITHMS[plan.algorithm]) for n, (h, _) in fields_of(kind).items()}
+    points = expand_grid(defaults, hints, seeds=plan.run.seeds, grid=grid, may_differ=differing)
+    return {name: plan.with_values(values) for name, values in points.items()}
