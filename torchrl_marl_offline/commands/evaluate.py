@@ -3,7 +3,8 @@
     marl-offline evaluate runs/my-run --episodes 1000
     marl-offline evaluate expert.pt --env mpe/simple_spread --video one.gif
 
-The policy is a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder that holds ``policy.pt``.
+The policy is a file of :func:`~torchrl_marl_offline.save_policy`, a run's folder that holds ``policy.pt``, or
+``hf:OWNER/NAME`` on the Hugging Face Hub.
 """
 
 from __future__ import annotations

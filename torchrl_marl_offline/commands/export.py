@@ -3,9 +3,9 @@
     marl-offline export runs/my-run --format onnx
     marl-offline export policies/expert.pt --output expert.pt2
 
-The policy is a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder that holds ``policy.pt``; the
-program lies beside it if not said otherwise. It maps ``observation`` ``[B, n, o]`` (and ``action_mask`` ``[B, n, A]``)
-to ``action``, what is executed.
+The policy is a file of :func:`~torchrl_marl_offline.save_policy`, a run's folder that holds ``policy.pt``, or
+``hf:OWNER/NAME`` on the Hugging Face Hub; the program lies beside it, or here, if not said otherwise. It maps
+``observation`` ``[B, n, o]`` (and ``action_mask`` ``[B, n, A]``) to ``action``, what is executed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from torchrl_marl_offline.algorithms.algorithm import (
 from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
 from torchrl_marl_offline.commands.options import flag
 from torchrl_marl_offline.commands.script_settings import (
-    CONFIG_FILE,
     SettingsError,
     check_settings,
     read_config_file,
@@ -59,6 +58,7 @@ from torchrl_marl_offline.training import (
     split_population,
 )
 from torchrl_marl_offline.training.run.run_lock import claim_folder
+from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
