@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, folder of a run, or hf:OWNER/NAME")
     parser.add_argument("--env", help="family/task; by default the one the policy was made for")
     parser.add_argument("--episodes", type=argument(Annotated[int, SIZE]), default=1000)
     parser.add_argument(

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, folder of a run, or hf:OWNER/NAME")
     parser.add_argument("--format", choices=["torch", "onnx"], default="torch")
     parser.add_argument("--output", type=user_path, help="the file; by default beside the policy, .pt2 or .onnx")
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.hub_client import (
@@ -30,6 +30,7 @@ from torchrl_marl_offline.core.hub_client import (
     without_paths,
 )
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.data.published.cache_folder import cache_folder
 from torchrl_marl_offline.data.quality.card import can_be_described, describe
 from torchrl_marl_offline.data.quality.inspection import inspect
@@ -119,7 +120,7 @@ def pull_dataset(
     revision: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
-    max_bytes: int | None = None,
+    max_bytes: Annotated[int | None, COUNT] = None,
     overwrite: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> Path:

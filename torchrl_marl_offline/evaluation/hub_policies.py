@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.hub_client import (
     without_paths,
 )
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.training.run.fetched_policy import POLICY_FILE, fetched_policy
 from torchrl_marl_offline.training.run.logging import CsvTable, Row, read_csv
@@ -155,7 +156,7 @@ def pull_policy(
     revision: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
-    max_bytes: int | None = None,
+    max_bytes: Annotated[int | None, COUNT] = None,
     overwrite: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> Path:
