@@ -3,9 +3,9 @@
     python examples/vmas_finetune.py                                   # minutes on two CPU cores
     python examples/vmas_finetune.py --device cuda --num-envs 4096
 
-The recipe is trained on a mixture of VMAS's heuristic and random play, and goes on from there: TorchRL's collector plays,
-the same loss learns from what it gathers. Other algorithms, any start, videos and logging: ``marl-offline train ALGORITHM
---online TASK``.
+The recipe is trained on a mixture of VMAS's heuristic and random play, and goes on from there: TorchRL's collector
+plays, the same loss learns from what it gathers. Other algorithms, any start, videos and logging:
+``marl-offline train ALGORITHM --online TASK``.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ from .data import convert_dataset as convert_dataset
 from .data import from_arrays as from_arrays
 from .data import list_datasets as list_datasets
 from .data import load_dataset as load_dataset
+from .data import pull_dataset as pull_dataset
+from .data import push_dataset as push_dataset
 from .data import register_reader as register_reader
 from .data.next_action import NextAction as NextAction
 from .envs import from_pettingzoo as from_pettingzoo
@@ -44,6 +46,8 @@ from .evaluation import add_videos as add_videos
 from .evaluation import evaluate as evaluate
 from .evaluation import export_policy as export_policy
 from .evaluation import make_simulator as make_simulator
+from .evaluation import pull_policy as pull_policy
+from .evaluation import push_policy as push_policy
 from .evaluation import record_video as record_video
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer

@@ -368,12 +368,13 @@ def test_a_damaged_archive_put_there_by_hand(tmp_path, archive):
 def test_every_prefix_but_torchrls_own_is_registered():
     import torchrl_marl_offline.data.torchrl_datasets  # noqa: F401, I001 -- it hushes what TorchRL's collectors say
     from torchrl.data.datasets.utils import _DATASET_REGISTRY as registered
+    from torchrl_marl_offline.data.hub import HUB
     from torchrl_marl_offline.data.published.cards import SOURCES
     from torchrl_marl_offline.data.formats.readers import READERS
 
-    assert {*SOURCES, *READERS} <= registered.keys()
+    assert {*SOURCES, HUB, *READERS} <= registered.keys()
     ours = {prefix for prefix in registered if callable(registered[prefix])}
-    assert ours == {*SOURCES, *READERS} - {"minari", "d4rl"}
+    assert ours == {*SOURCES, HUB, *READERS} - {"minari", "d4rl"}
 
 
 @pytest.mark.parametrize("first", ["torchrl_marl_offline", thorough("torchrl.data.datasets")])

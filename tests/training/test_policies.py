@@ -198,7 +198,8 @@ def test_a_folder_is_enough_where_a_run_has_stages(tmp_path):
 
 
 def help_of_all_commands(capsys) -> dict[str, str]:
-    commands = {"data": ["", "inspect", "convert", "list", "verify", "record"]}
+    commands = {"data": ["", "inspect", "convert", "list", "verify", "push", "pull", "record"]}
+    commands["policy"] = ["", "push", "pull"]
     commands["study"] = ["", "run", "plan", "list", "report"]
     commands["train"] = ["", *ALGORITHMS]
     texts = {}
@@ -214,8 +215,8 @@ def help_of_all_commands(capsys) -> dict[str, str]:
 def test_no_help_shows_the_marks_of_documentation(capsys):
     texts = help_of_all_commands(capsys)
     assert (
-        len(texts) == 16 + len(ALGORITHMS)
-        and "The policy is a file of save_policy, or a run's folder" in texts["evaluate "]
+        len(texts) == 21 + len(ALGORITHMS)
+        and "The policy is a file of save_policy, a run's folder" in texts["evaluate "]
     )
     for name, text in texts.items():
         assert not re.search(r":[a-z]+:|`|~torchrl", text), name

@@ -1,8 +1,8 @@
-"""Datasets from the command line: ``marl-offline data inspect | convert | list | verify | record``.
+"""Datasets from the command line: ``marl-offline data inspect | convert | list | verify | record | push | pull``.
 
-A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, a published set such as ``og_marl:smac_v1/3m/Good``, or a
-folder that ``OfflineDataset.save`` wrote. Exit code 0: done, and no error was found; 1: an error was found, or the
-source cannot be read; 2: the arguments are wrong.
+A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, a published set such as ``og_marl:smac_v1/3m/Good``,
+``hf:OWNER/NAME`` for one on the Hugging Face Hub, or a folder that ``OfflineDataset.save`` wrote. Exit code 0: done,
+and no error was found; 1: an error was found, or the source cannot be read; 2: the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
 
+from torchrl_marl_offline.commands.hub_options import add_pulling, add_pushing
 from torchrl_marl_offline.commands.parser import subcommand_parser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
@@ -61,6 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     command = add("verify", "verify", "Compare every file with its checksum and check every value.")
     command.add_argument("source", metavar="SOURCE")
     _add_options(command)
+
+    command = add("push", "push", "Publish a dataset folder on the Hugging Face Hub, with a card.")
+    command.add_argument("folder", type=user_path, metavar="FOLDER", help="of a dataset that OfflineDataset.save wrote")
+    add_pushing(command)
+
+    command = add("pull", "pull", "Fetch a dataset from the Hugging Face Hub, and verify it.")
+    add_pulling(command, "FOLDER", "where to copy it to; by default it stays in the cache folder")
 
     text = "Train a behaviour policy online and record datasets of graded quality; run it again to go on."
     add_recording(add("record", "record_graded", text))

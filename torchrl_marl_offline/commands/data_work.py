@@ -9,8 +9,10 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
+from torchrl_marl_offline.commands.hub_options import pulling, pushing
+from torchrl_marl_offline.data.hub import pull_dataset, push_dataset
 from torchrl_marl_offline.data.published.cards import SOURCES, list_datasets
-from torchrl_marl_offline.data.quality.card import describe
+from torchrl_marl_offline.data.quality.card import can_be_described, describe
 from torchrl_marl_offline.data.quality.inspection import compare
 from torchrl_marl_offline.data.quality.loading import load_inspected
 from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
@@ -56,7 +58,7 @@ def inspect(parsed: argparse.Namespace) -> int:
             reports.append(inspection.to_dict())
             texts.append(str(inspection))
             continue
-        card = describe(dataset, inspection) if _can_be_described(inspection) else inspection
+        card = describe(dataset, inspection) if can_be_described(inspection) else inspection
         reports.append(card.to_dict())
         texts.append(str(card))
         readable.append((source, dataset))
@@ -73,11 +75,6 @@ def inspect(parsed: argparse.Namespace) -> int:
     else:
         print("\n\n".join(texts))
     return int(failed)
-
-
-def _can_be_described(inspection: Any) -> bool:
-    """Say whether the statistics of a card exist: not with actions that are none, nor with NaN."""
-    return not any(code in inspection for code in ("not_finite", "illegal_action", "episode_marks"))
 
 
 def convert(parsed: argparse.Namespace) -> int:
@@ -129,6 +126,18 @@ def verify(parsed: argparse.Namespace) -> int:
     dataset = load_dataset(parsed.source, inspect=False, **options)
     validate(dataset)
     print(f"{parsed.source}: {len(dataset)} transitions in {dataset.n_episodes} episodes, every check passed")
+    return 0
+
+
+def push(parsed: argparse.Namespace) -> int:
+    """Publish a dataset folder on the hub."""
+    print(push_dataset(parsed.folder, parsed.name, **pushing(parsed)))
+    return 0
+
+
+def pull(parsed: argparse.Namespace) -> int:
+    """Fetch a dataset from the hub."""
+    print(pull_dataset(parsed.name, parsed.target, **pulling(parsed)))
     return 0
 
 

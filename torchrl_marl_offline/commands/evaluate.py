@@ -3,7 +3,8 @@
     marl-offline evaluate runs/my-run --episodes 1000
     marl-offline evaluate expert.pt --env mpe/simple_spread --video one.gif
 
-The policy is a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder that holds ``policy.pt``.
+The policy is a file of :func:`~torchrl_marl_offline.save_policy`, a run's folder that holds ``policy.pt``, or
+``hf:OWNER/NAME`` on the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, folder of a run, or hf:OWNER/NAME")
     parser.add_argument("--env", help="family/task; by default the one the policy was made for")
     parser.add_argument("--episodes", type=argument(Annotated[int, SIZE]), default=1000)
     parser.add_argument(

@@ -3,9 +3,9 @@
     marl-offline export runs/my-run --format onnx
     marl-offline export policies/expert.pt --output expert.pt2
 
-The policy is a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder that holds ``policy.pt``; the
-program lies beside it if not said otherwise. It maps ``observation`` ``[B, n, o]`` (and ``action_mask`` ``[B, n, A]``)
-to ``action``, what is executed.
+The policy is a file of :func:`~torchrl_marl_offline.save_policy`, a run's folder that holds ``policy.pt``, or
+``hf:OWNER/NAME`` on the Hugging Face Hub; the program lies beside it, or here, if not said otherwise. It maps
+``observation`` ``[B, n, o]`` (and ``action_mask`` ``[B, n, A]``) to ``action``, what is executed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=user_path, help="file of a policy, or folder of a run")
+    parser.add_argument("policy", type=user_path, help="file of a policy, folder of a run, or hf:OWNER/NAME")
     parser.add_argument("--format", choices=["torch", "onnx"], default="torch")
     parser.add_argument("--output", type=user_path, help="the file; by default beside the policy, .pt2 or .onnx")
     parser.add_argument("--mode", choices=["mode", "sample"], default="mode", help="how the policy chooses")

@@ -20,11 +20,11 @@ from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.training.run.run_lock import claim_folder, refuse_if_in_use
+from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
 
 __all__ = ["SettingsError", "check_device", "parse_settings", "plain_errors", "write_config"]
 
 Settings = TypeVar("Settings")
-CONFIG_FILE = "config.json"
 
 
 class SettingsError(ValueError):

@@ -22,7 +22,6 @@ from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
 from torchrl_marl_offline.commands.online_settings import CARRIED, OnlineSettings, check_online
 from torchrl_marl_offline.commands.options import flag
 from torchrl_marl_offline.commands.script_settings import (
-    CONFIG_FILE,
     SettingsError,
     check_settings,
     read_config_file,
@@ -37,6 +36,7 @@ from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.run_lock import claim_folder
+from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase

@@ -243,6 +243,12 @@ def _is_silent(entry: Path) -> bool:
     return False
 
 
+def free_bytes(folder: Path) -> int:
+    """Return what is free on the disk where a folder is, or would be."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -11,6 +11,7 @@ from torchrl_marl_offline.data.formats.omiga_h5 import read_omiga_h5
 from torchrl_marl_offline.data.formats.pymarl import read_pymarl
 from torchrl_marl_offline.data.formats.readers import register_reader
 from torchrl_marl_offline.data.formats.vault import read_vault
+from torchrl_marl_offline.data.hub import pull_dataset, push_dataset
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import DatasetCard, list_datasets
 from torchrl_marl_offline.data.quality.card import Card, describe
@@ -47,6 +48,8 @@ __all__ = [
     "load_dataset",
     "load_published",
     "mixture",
+    "pull_dataset",
+    "push_dataset",
     "read_d4rl",
     "read_minari",
     "read_omar_npy",

@@ -13,6 +13,7 @@ from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.data.formats.readers import OWN, READERS, recognised
 from torchrl_marl_offline.data.formats.streaming import RowStream
+from torchrl_marl_offline.data.hub import HUB, load_from_hub
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import SOURCES
 from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
@@ -41,9 +42,10 @@ def load_dataset(
 
     Args:
         source: a published set, ``"og_marl:smac_v1/3m/Good"`` (:func:`list_datasets` names them all), which is fetched
-            and converted the first time; or a file or folder, whose format its content tells: the folder that
-            :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote, or one of the formats that may also be named,
-            ``"pymarl:FILE"``, ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``,
+            and converted the first time; ``"hf:OWNER/NAME"`` or ``"hf:OWNER/NAME@REVISION"``, what
+            :func:`~torchrl_marl_offline.push_dataset` published; or a file or folder, whose format its content tells:
+            the folder that :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote, or one of the formats that may
+            also be named, ``"pymarl:FILE"``, ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``,
             ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``.
         repair: mend what can be mended; see :func:`~.loading.load_inspected`.
         strict: refuse what is not clean.
@@ -51,9 +53,11 @@ def load_dataset(
             is believed where a look at its values agrees; the other formats are looked through after reading, which
             takes about half a second for a million rows.
         codes: with ``repair``, which findings to mend, as of :func:`~.repairs.repair`.
-        options: those of :func:`~.caching.load_published`, of the format's reader, or of :meth:`OfflineDataset.load`.
+        options: those of :func:`~.caching.load_published`, :func:`~.hub.load_from_hub`, of the format's reader, or of
+            :meth:`OfflineDataset.load`.
 
     Raises:
+        HubError: a dataset of the hub cannot be had.
         DatasetError: the source is unknown, or what is there is not what it should be.
         ValueError: ``repair`` or ``strict`` without inspection, ``codes`` without ``repair``, or an unknown code.
 
@@ -98,6 +102,8 @@ def _load(source: str | Path, **options: Any) -> OfflineDataset:
     prefix, place = resolved(source)
     if prefix in SOURCES:
         return load_published(place, **options)
+    if prefix == HUB:
+        return load_from_hub(place, **options)
     if prefix in READERS:
         return READERS[prefix].read(place, **options)
     return OfflineDataset.load(place, **options)
@@ -108,6 +114,8 @@ def resolved(source: str | Path) -> tuple[str, str]:
     prefix, colon, rest = str(source).partition(":")
     if colon and prefix in SOURCES:
         return prefix, str(source)
+    if colon and prefix == HUB:
+        return prefix, rest
     if colon and prefix in READERS:
         return prefix, str(user_path(rest))
     prefix, path = recognised(user_path(source))

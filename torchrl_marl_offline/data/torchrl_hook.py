@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.data.formats.readers import READERS
+from torchrl_marl_offline.data.hub import HUB
 from torchrl_marl_offline.data.published.cards import SOURCES
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def register_with_torchrl(datasets: ModuleType) -> None:
 
     It is called when ``torchrl.data.datasets.utils`` is imported, which is its argument.
     """
-    for prefix in (*SOURCES, *READERS):
+    for prefix in (*SOURCES, HUB, *READERS):
         if prefix not in _TORCHRLS_OWN:
             datasets.register_dataset(prefix, partial(_load_replay, prefix), replace=True)
 

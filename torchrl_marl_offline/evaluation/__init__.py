@@ -2,6 +2,7 @@
 
 from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.evaluation.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
+from torchrl_marl_offline.evaluation.hub_policies import pull_policy, push_policy
 from torchrl_marl_offline.evaluation.in_environments import (
     Evaluation,
     IllegalActionError,
@@ -38,6 +39,8 @@ __all__ = [
     "mean_confidence_interval",
     "plot_learning_curves",
     "plot_methods",
+    "pull_policy",
+    "push_policy",
     "record_video",
     "summarize_evaluations",
     "write_json_atomic",

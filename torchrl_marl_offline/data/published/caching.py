@@ -21,13 +21,13 @@ from filelock import FileLock
 
 from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.hub_client import is_offline
 from torchrl_marl_offline.data.formats.vault import is_vault, open_vault
 from torchrl_marl_offline.data.published.cache_folder import cache_folder
 from torchrl_marl_offline.data.published.cards import keep_figures, published_card
 from torchrl_marl_offline.data.published.fetching import (
     archive_url,
     fetch_archive,
-    is_offline,
     qualities_in,
     unpack_quality,
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from torchrl_marl_offline.core.files import free_bytes
+from torchrl_marl_offline.core.hub_client import endpoint, first_line
 from torchrl_marl_offline.core.regular_files import open_regular
 from torchrl_marl_offline.core.zip_files import check_members
 from torchrl_marl_offline.data.published.cards import is_quality
@@ -23,16 +24,6 @@ REVISION = "main"
 _COPY_BYTES = 2**20
 _MOST_EXPANSION = 20  # a vault's chunks are compressed already
 _MOST_ARCHIVE_BYTES = 50 * 10**9  # huggingface_hub fetches no more over HTTP
-
-
-def is_offline(offline: bool | None) -> bool:
-    """Say whether nothing may be fetched: ``offline``, or the environment's ``HF_HUB_OFFLINE`` where it is ``None``."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"} if offline is None else offline
-
-
-def endpoint(mirror: str | None) -> str:
-    """Return the server's address: ``mirror``, else the environment's ``HF_ENDPOINT``, else Hugging Face."""
-    return (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def archive_url(card: DatasetCard, mirror: str | None = None) -> str:
@@ -68,7 +59,7 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
     try:
         facts = get_hf_file_metadata(url, token=False, endpoint=endpoint(mirror))
     except Exception as error:  # the client's own errors differ between its versions
-        raise OSError(f"{url} cannot be reached ({_first_line(error)})") from error
+        raise OSError(f"{url} cannot be reached ({first_line(error)})") from error
     if not re.fullmatch(r"[0-9a-f]{64}", facts.etag or "") or facts.size is None:
         raise DatasetError(f"{url} states no SHA-256 and size; use a mirror that keeps Hugging Face's headers.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +69,11 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
         if stream.tell() > facts.size:
             stream.truncate(0)
         try:
+            # hf_hub_download would begin anew after a kill, compare the size alone, and take more than was announced
             http_get(url, _UpTo(stream, facts.size), resume_size=stream.tell(), expected_size=facts.size)
         except Exception as error:
             raise OSError(
-                f"{url} broke off after {stream.tell()} of {facts.size} bytes ({_first_line(error)})"
+                f"{url} broke off after {stream.tell()} of {facts.size} bytes ({first_line(error)})"
             ) from error
     found = _sha256(part)
     if found != facts.etag:
@@ -156,8 +148,7 @@ class _UpTo:
 
 def _check_room(source: str | Path, size: int, folder: Path) -> None:
     """Refuse what the disk cannot hold, before a byte of it is written."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if size > min(free, _MOST_ARCHIVE_BYTES):
         raise DatasetError(
             f"{source} takes {size:,} bytes, where {folder} has {free:,} free and {_MOST_ARCHIVE_BYTES:,} are the most "
@@ -168,7 +159,3 @@ def _check_room(source: str | Path, size: int, folder: Path) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -64,6 +64,11 @@ class Card:
         return draw_card(self.dataset, self.facts, self.inspection, path)
 
 
+def can_be_described(inspection: Inspection) -> bool:
+    """Say whether the statistics of a card exist: not with actions that are none, nor with NaN."""
+    return not any(code in inspection for code in ("not_finite", "illegal_action", "episode_marks"))
+
+
 def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> Card:
     """Make the card of a dataset.
 

@@ -119,6 +119,20 @@ def check_files(folder: Path, leaves: Iterable[Leaf], files: Any) -> dict[tuple[
     Raises:
         DatasetError: a file is listed, or lies there, that is of no leaf; or one has another size than its leaf.
     """
+    metas, levels = check_list(folder, leaves, files)
+    _check_what_lies_there(folder.parent, folder, set(files), levels)
+    return _check_metas(folder.parent, sorted(metas & set(files)), leaves)
+
+
+def check_list(folder: Path, leaves: Iterable[Leaf], files: Any) -> tuple[set[str], set[str]]:
+    """Hold what a header says of its files against the leaves; the files need not be there.
+
+    Returns:
+        The names that tensordict's own files may have, and the folders that there may be, below the dataset's folder.
+
+    Raises:
+        DatasetError: see :func:`check_files`.
+    """
     root = folder.parent
     wanted = {f"{folder.name}/{leaf.file}": leaf for leaf in leaves}
     levels = {f"{folder.name}/{os.path.dirname(leaf.file)}".rstrip("/") for leaf in leaves}
@@ -137,8 +151,7 @@ def check_files(folder: Path, leaves: Iterable[Leaf], files: Any) -> dict[tuple[
             raise DatasetError(
                 f"{root / name} is listed with {stated} bytes where its leaf has {leaf.bytes}; {_REMEDY}."
             )
-    _check_what_lies_there(root, folder, set(files), levels)
-    return _check_metas(root, sorted(metas & set(files)), leaves)
+    return metas, levels
 
 
 def _check_what_lies_there(root: Path, folder: Path, files: set[str], levels: set[str]) -> None:

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, r
 from torchrl_marl_offline.data.transitions.mapped_leaves import (
     check_bools,
     check_files,
+    check_list,
     check_names,
     listed_leaves,
     map_leaves,
@@ -185,8 +186,7 @@ def seal(
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "blake2b": found}
         for file, found in zip(files, _checksums(files))
     }
-    header["header"] = _header_checksum(header)
-    (folder / METADATA_FILE).write_text(json.dumps(header, indent=1), encoding="utf-8")
+    (folder / METADATA_FILE).write_text(_header_text(header), encoding="utf-8")
 
 
 def _parts(key: NestedKey) -> tuple[str, ...]:
@@ -223,6 +223,36 @@ def load(path: str | Path, *, verify: bool = True) -> tuple[TensorDictBase, Task
     with reading(path):  # files from before the header had a checksum
         check_bools(path / DATA_FOLDER, leaves, whole=verify)
         return map_leaves(path / DATA_FOLDER, leaves, sizes), _task_spec(header["spec"]), header["metadata"]
+
+
+def listed_files(folder: str | Path) -> dict[str, int]:
+    """Return the size of every file that a dataset folder's header lists, by its name in the folder.
+
+    The header alone is read and checked: the files need not be there.
+
+    Raises:
+        DatasetError: the header is damaged, or lists what no dataset holds.
+    """
+    file = Path(folder) / METADATA_FILE
+    header = _read_header(file)
+    with reading(file):
+        leaves = listed_leaves(file, header["leaves"])
+        check_list(Path(folder) / DATA_FOLDER, leaves, header["files"])
+    return {name: facts["bytes"] for name, facts in header["files"].items()}
+
+
+def header_with(folder: str | Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+    """Return the content of ``metadata.json`` with other metadata, and the checksum of that.
+
+    Args:
+        folder: of a dataset.
+        change: is given the metadata and returns them as they are to be.
+
+    Raises:
+        DatasetError: the header is damaged.
+    """
+    header = _read_header(Path(folder) / METADATA_FILE)
+    return _header_text(header | {"metadata": change(header["metadata"])}).encode()
 
 
 def checksum(file: Path) -> str:
@@ -265,6 +295,10 @@ def _task_spec(facts: dict[str, Any]) -> TaskSpec:
         if type(facts.get(name, getattr(spec, name))) is not kind:
             raise DatasetError(f"has the {name} {facts[name]!r} in its metadata; restore it or record the data again.")
     return spec
+
+
+def _header_text(header: dict[str, Any]) -> str:
+    return json.dumps(header | {"header": _header_checksum(header)}, indent=1)
 
 
 def _header_checksum(header: dict[str, Any]) -> str:

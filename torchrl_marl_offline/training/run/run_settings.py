@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+CONFIG_FILE = "config.json"
+"""The settings of a run that a command started, in its folder."""
 _OF_THE_MACHINE = ("foreach", "fused", "capturable", "differentiable", "params", "training", "device")
 _LONGEST = 64
 

@@ -12,18 +12,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.hub_client import named_on_hub
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.regular_files import lies_at, require_regular
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.greedy_actors import make_deterministic_actor, make_greedy_actor
+from torchrl_marl_offline.training.run.fetched_policy import POLICY_FILE, fetched_policy
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
     from tensordict.nn import TensorDictModuleBase
 
-POLICY_FILE = "policy.pt"
 _SLACK_NUMBERS, _SLACK_TENSORS = 2**16, 64  # what building may make beside the parameters
 _LISTS = 4  # options may be lists of a number for each column: observation_norm is two
 _LONGEST_REASON, _MOST_SIZES = 300, 64
@@ -90,10 +91,12 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
 
     Args:
         path: the file, or the folder of a run: its ``policy.pt``, else that of its stage ``online``, else the only one
-            of its subfolders.
+            of its subfolders; or ``"hf:OWNER/NAME"`` or ``"hf:OWNER/NAME@REVISION"``, which
+            :func:`~torchrl_marl_offline.push_policy` published, and which is fetched.
         device: where the policy goes.
 
     Raises:
+        HubError: a policy of the hub cannot be had.
         FileNotFoundError: there is none, or the folder leaves open which.
         ValueError: the file is damaged or something else, would build more than its parameters, or a parameter is NaN
             or infinite.
@@ -137,11 +140,16 @@ def _checked_parameters(content: Any) -> dict[str, torch.Tensor]:
 
 
 def policy_file(path: str | Path) -> Path:
-    """Return the file of a policy, given it or a run's folder; a run of two stages, offline then online, has two.
+    """Return the file of a policy, given it, a run's folder or a name on the hub, from which it is fetched.
+
+    A run of two stages, offline then online, has two.
 
     Raises:
         FileNotFoundError: the folder has none of its own, and several below it.
+        HubError: a policy of the hub cannot be had.
     """
+    if named_on_hub(path):
+        return fetched_policy(path)
     folder = user_path(path)
     if not folder.is_dir():
         return folder

@@ -1,0 +1,463 @@
+"""The Hugging Face Hub: what lies in a repository, fetching it, writing to it; each failure is told in one sentence.
+
+``huggingface_hub`` is imported where it is used. What is fetched is named file by file, compared with the size and the
+checksum that the hub states, and kept in the layout of the hub's own cache, so that revisions share what is equal::
+
+    CACHE/hub/datasets--OWNER--NAME/snapshots/<commit>/...   links to ../../blobs
+    CACHE/hub/datasets--OWNER--NAME/whole/<revision>         the commit; written when all of it has arrived
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torchrl_marl_offline.core.files import WriteError, free_bytes, remove, write_text_atomic, writing
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PREFIX = "hf:"
+"""What stands before the name of a repository, where a path could stand, too."""
+MAIN = "main"
+README = "README.md"
+_NAME = re.compile(r"(?=[^/]+/[^/]{1,96}$)\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_OFFLINE = "HF_HUB_OFFLINE"
+_LOGIN = "log in with: hf auth login, or set HF_TOKEN to a token that may"
+_LONGEST_REASON, _MOST_NAMES = 300, 8
+
+
+class HubError(ValueError):
+    """Something that cannot be had from the hub, or be written there; the message names the remedy."""
+
+
+def is_offline(offline: bool | None = None) -> bool:
+    """Say whether nothing may be fetched: ``offline``, or the environment's ``HF_HUB_OFFLINE`` where it is ``None``."""
+    return os.environ.get(_OFFLINE, "").upper() in {"1", "ON", "YES", "TRUE"} if offline is None else offline
+
+
+def endpoint(mirror: str | None = None) -> str:
+    """Return the server's address: ``mirror``, else the environment's ``HF_ENDPOINT``, else Hugging Face."""
+    return (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a client says, which has many."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def named_on_hub(source: Any) -> bool:
+    """Say whether a source is ``"hf:OWNER/NAME"``."""
+    return str(source).startswith(PREFIX)
+
+
+# Repositories
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository at one revision.
+
+    Attributes:
+        kind: of what it holds.
+        name: ``"OWNER/NAME"``.
+        revision: a branch, a tag or a commit.
+    """
+
+    kind: Literal["dataset", "model"]
+    name: str
+    revision: str = MAIN
+
+    @classmethod
+    def named(cls, kind: Literal["dataset", "model"], name: str, revision: str | None = None) -> Repository:
+        """Read ``"OWNER/NAME"`` or ``"OWNER/NAME@REVISION"``, ``"hf:"`` before it or not.
+
+        Raises:
+            HubError: it is no such name.
+        """
+        base, at, own = str(name).removeprefix(PREFIX).partition("@")
+        if not _NAME.fullmatch(base) or "--" in base or ".." in base or base[-1] in ".-" or base.endswith(".git"):
+            raise HubError(f"{str(name)!r} names no repository of the hub; give OWNER/NAME, as in its address.")
+        if at and revision is not None:
+            raise HubError(f"{str(name)!r} names a revision already; leave out {revision!r}, or @{own}.")
+        chosen = own if at else MAIN if revision is None else revision
+        if not _REVISION.fullmatch(chosen) or ".." in chosen or chosen[-1] in "./":
+            raise HubError(f"{chosen!r} names no revision of {base}; give a branch, a tag or a commit.")
+        return cls(kind, base, chosen)
+
+    def __str__(self) -> str:
+        return self.name if self.revision == MAIN else f"{self.name}@{self.revision}"
+
+    @property
+    def address(self) -> str:
+        """Where a browser shows it."""
+        return f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+    def place(self, cache: Path) -> Path:
+        """Return its folder in a cache folder."""
+        return cache / "hub" / f"{self.kind}s--{self.name.replace('/', '--')}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file as the hub states it.
+
+    Attributes:
+        name: below the repository.
+        bytes: its size.
+        checksum: SHA-256 of a large file; of the others, git's SHA-1, which starts with the size.
+    """
+
+    name: str
+    bytes: int
+    checksum: str
+
+    def describes(self, path: Path) -> bool:
+        """Say whether a file has this size and checksum."""
+        if path.stat().st_size != self.bytes:
+            return False
+        with path.open("rb") as stream:
+            if len(self.checksum) == 64:
+                return hashlib.file_digest(stream, "sha256").hexdigest() == self.checksum
+            known = hashlib.sha1(f"blob {self.bytes}\0".encode(), usedforsecurity=False)
+            while block := stream.read(2**20):
+                known.update(block)
+            return known.hexdigest() == self.checksum
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a repository.
+
+    Attributes:
+        repository: which.
+        commit: that its revision stands for now.
+        files: by name.
+    """
+
+    repository: Repository
+    commit: str
+    files: Mapping[str, HubFile]
+
+    def require(self, name: str, what: str) -> HubFile:
+        """Return a file without which the repository holds nothing of ours.
+
+        Raises:
+            HubError: it is not there; the message lists what is.
+        """
+        if name not in self.files:
+            shown = ", ".join(sorted(self.files)[:_MOST_NAMES]) or "nothing"
+            more = len(self.files) - _MOST_NAMES
+            shown += f" and {more} more" if more > 0 else ""
+            raise HubError(f"{self.repository} holds no {what}: there is no {name}, but {shown}; name another one.")
+        return self.files[name]
+
+
+def listing(repository: Repository) -> Listing:
+    """Ask the hub what lies in a repository.
+
+    Raises:
+        HubError: there is no such repository or revision, it may not be read, or the hub cannot be reached.
+    """
+    api = _api()
+    from huggingface_hub.hf_api import RepoFile
+
+    where = {"repo_type": repository.kind, "revision": repository.revision}
+    with _told(repository, "read"):
+        commit = api.repo_info(repository.name, **where).sha
+        entries = list(api.list_repo_tree(repository.name, recursive=True, **(where | {"revision": commit})))
+    files = [
+        HubFile(entry.path, entry.size, entry.blob_id if entry.lfs is None else entry.lfs.sha256)
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    ]
+    return Listing(repository, commit, {file.name: file for file in files})
+
+
+# Fetching
+
+
+def kept(repository: Repository, cache: Path) -> Path | None:
+    """Return the folder of what was fetched before, all of it, for a revision; or ``None``."""
+    place = repository.place(cache)
+    mark = place / "whole" / repository.revision
+    commit = mark.read_text(encoding="utf-8") if mark.is_file() else ""
+    folder = place / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+
+
+def kept_or_refused(repository: Repository, cache: Path, *, offline: bool | None) -> Path | None:
+    """Return what need not or may not be fetched: a commit that is there, and anything while offline.
+
+    Raises:
+        HubError: it is not there, and nothing may be fetched.
+    """
+    found = kept(repository, cache)
+    if is_offline(offline):
+        if found is None:
+            raise HubError(
+                f"{repository} is not in {cache} and nothing may be fetched offline; unset {_OFFLINE} and fetch it "
+                "once, or name another cache folder."
+            )
+        return found
+    return found if _COMMIT.fullmatch(repository.revision) else None
+
+
+def mark_as_whole(listed: Listing, cache: Path) -> None:
+    """Remember that what was asked for of a commit is there, and has been looked at."""
+    place = listed.repository.place(cache) / "whole"
+    for revision in {listed.repository.revision, listed.commit}:
+        write_text_atomic(place / revision, listed.commit)
+
+
+def declared(
+    files: Iterable[HubFile], listed: Listing, *, max_bytes: int | None, announce: Callable[[str], None] | None = None
+) -> None:
+    """Look at the sizes that the hub states, before anything is fetched.
+
+    Args:
+        files: what is to be fetched.
+        listed: where from.
+        max_bytes: the most that is taken.
+        announce: is called with a sentence that has the size.
+
+    Raises:
+        HubError: it is more.
+    """
+    files = list(files)
+    size = sum(file.bytes for file in files)
+    if announce is not None:
+        announce(
+            f"{listed.repository} at {listed.commit[:12]}: {len(files)} file{'s'[: len(files) > 1]}, {size:,} bytes"
+        )
+    if max_bytes is not None and size > max_bytes:
+        raise HubError(f"{listed.repository} takes {size:,} bytes, more than {max_bytes:,}; allow more by --max-bytes.")
+
+
+def fetch(listed: Listing, names: Iterable[str], cache: Path) -> Path:
+    """Fetch files of a repository into the cache folder, those that are not there, and compare each with its checksum.
+
+    Args:
+        listed: what :func:`listing` returned.
+        names: of the files.
+        cache: the cache folder.
+
+    Returns:
+        The folder of the commit, where the files lie under their names.
+
+    Raises:
+        HubError: they cannot be had, or what came is not what the hub states; that is deleted.
+        WriteError: the disk is full.
+    """
+    _api()
+    from huggingface_hub import snapshot_download
+
+    repository, files = listed.repository, [listed.files[name] for name in names]
+    _check_room(listed, files, cache)
+    with _told(repository, "fetched"), writing(cache):
+        folder = Path(
+            snapshot_download(
+                repository.name,
+                repo_type=repository.kind,
+                revision=listed.commit,
+                cache_dir=repository.place(cache).parent,
+                allow_patterns=[glob.escape(file.name) for file in files],
+                endpoint=endpoint(),
+            )
+        )
+    for file in files:
+        path = folder / file.name
+        if not path.is_file() or not file.describes(path):
+            remove(path.resolve())
+            remove(path)
+            raise HubError(
+                f"{repository}: {file.name} arrived with another size or checksum than the hub states and was "
+                "deleted; fetch it again."
+            )
+    return folder
+
+
+def _check_room(listed: Listing, files: Iterable[HubFile], cache: Path) -> None:
+    there = listed.repository.place(cache) / "snapshots" / listed.commit
+    size = sum(file.bytes for file in files if not (there / file.name).exists())
+    if size > (free := free_bytes(cache)):
+        raise HubError(
+            f"{listed.repository} takes {size:,} bytes where {cache} has {free:,} free; free some space, or name "
+            "another cache folder."
+        )
+
+
+# Writing
+
+
+def check_login(repository: Repository) -> None:
+    """Refuse to start what will not be let in.
+
+    Raises:
+        HubError: nobody is logged in, or the token is not known to the hub.
+    """
+    if is_offline():
+        raise HubError(f"{repository} cannot be written to while {_OFFLINE} is set; unset it.")
+    api = _api()
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise HubError(f"Writing to {repository} needs a login; {_LOGIN} write.")
+    with _told(repository, "written to"):
+        api.whoami()
+
+
+def push(
+    repository: Repository,
+    files: Mapping[str, bytes | Path],
+    *,
+    private: bool,
+    message: str,
+    is_ours: Callable[[str], bool] = lambda name: False,
+) -> str:
+    """Write files to a repository in one commit; the repository, and its branch, are made where they are not there.
+
+    Args:
+        repository: which.
+        files: the content by name.
+        private: whether a new repository is private.
+        message: of the commit.
+        is_ours: says of a file that is there already whether it goes, where it is not among ``files``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: it may not be written to, is public where it should be private, or the hub cannot be reached.
+    """
+    api = _api()
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    name, kind, revision = repository.name, repository.kind, repository.revision
+    with _told(repository, "written to"):
+        api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+        if private and not api.repo_info(name, repo_type=kind).private:
+            raise HubError(f"{name} is there and public; make it private in its settings, or name another one.")
+        if revision != MAIN:
+            api.create_branch(name, branch=revision, repo_type=kind, exist_ok=True)
+    stale = [there for there in listing(repository).files if is_ours(there) and there not in files]
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    operations += [CommitOperationDelete(path) for path in stale]
+    with _told(repository, "written to"):
+        done = api.create_commit(name, operations, commit_message=message, repo_type=kind, revision=revision)
+    return str(done.commit_url)
+
+
+def front_matter(values: Mapping[str, Any]) -> str:
+    """Return what stands at the top of a card: YAML of words and lists of words; what is ``None`` is left out."""
+    lines = ["---"]
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            lines += [f"{name}:", *(f"- {word}" for word in value)]
+        elif value is not None:
+            lines.append(f"{name}: {value}")
+    return "\n".join([*lines, "---"])
+
+
+def markdown_table(rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> str:
+    """Return a table in Markdown.
+
+    Example:
+        >>> print(markdown_table([("agents", 3)], ("", "dataset")))
+        |  | dataset |
+        |---|---|
+        | agents | 3 |
+    """
+    lines = [header, *rows]
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    text = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
+
+
+# Paths of this machine
+
+_END = r"[^\s'\"`,;:()\[\]{}]+"
+_PATH = re.compile(rf"(?<![\w/.~])(?:(?:file://|~\w*)?/(?![/\s])|[A-Za-z]:[/\\]|\\\\(?=\w)){_END}")
+
+
+def without_paths(value: Any) -> Any:
+    """Return JSON-ready values in which of every absolute path only the last name is left.
+
+    What is published should not tell the names of users and folders of the machine where it was made.
+
+    Example:
+        >>> without_paths({"source": "pymarl:/home/me/data/3m.h5", "task": "smac/3m", "steps": 5})
+        {'source': 'pymarl:3m.h5', 'task': 'smac/3m', 'steps': 5}
+    """
+    if isinstance(value, dict):
+        return {name: without_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str):
+        return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)
+    return value
+
+
+# Errors
+
+
+def _api() -> HfApi:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ImportError(
+            "The hub needs huggingface_hub; install it with pip install 'torchrl-marl-offline[hub]'."
+        ) from error
+    return HfApi(endpoint=endpoint(), library_name="torchrl-marl-offline")
+
+
+@contextmanager
+def _told(repository: Repository, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (HubError, WriteError, MemoryError):
+        raise
+    except Exception as error:  # the client's own errors differ between its versions
+        raise HubError(_sentence(error, repository, doing)) from error
+
+
+def _sentence(error: Exception, repository: Repository, doing: str) -> str:
+    from huggingface_hub import errors, get_token
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file of several
+        error = error.__cause__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    here, writes = endpoint(), doing == "written to"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{repository} cannot be {doing} while {_OFFLINE} is set; unset it."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository.name} has no revision {repository.revision!r}; name one that {repository.address} shows."
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{repository.name} is open to whom its owner lets in; ask at {repository.address}, and {_LOGIN} read it."
+        )
+    if status == 404 or (isinstance(error, errors.RepositoryNotFoundError) and not writes):
+        remedy = "its token must be let in" if get_token() else f"{_LOGIN} read it"
+        return (
+            f"There is no {repository.kind} repository {repository.name} at {here}, or it is private; check the name, "
+            f"or, where it is private, {remedy}."
+        )
+    if status == 401:
+        return f"{here} does not know the token (401); {_LOGIN} {'write' if writes else 'read'}."
+    if status == 403:
+        return (
+            f"{repository.name} may not be {doing} with this token (403); {_LOGIN} {'write' if writes else 'read'} it."
+        )
+    reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+    if status == 400 or (isinstance(error, ValueError) and status is None):
+        return f"{here} refuses what is sent to {repository.name} ({reason}); correct what it names."
+    return f"{repository} cannot be {doing} ({reason}); check the network and HF_ENDPOINT ({here}), or try again later."
