@@ -249,6 +249,21 @@ def test_interrupted_and_resumed_in_one_process(tmp_path, reference, capsys):
     assert torch.equal(weights(resumed), weights(reference))
 
 
+def test_a_request_to_stop_is_answered_at_once(tmp_path, capfd):
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        answered.append(capfd.readouterr().err)  # while the evaluation is still in hand
+
+    answered: list[str] = []
+    for progress in (True, False):
+        trainer = make_trainer(
+            tmp_path / str(progress), evaluators={"stop": interrupt}, eval_every=2, progress=progress
+        )
+        trainer.train(on_interrupt="return")
+    assert "Stopping: finishing the step or evaluation in hand, then saving. (again to stop at once)" in answered[0]
+    assert "Stopping" not in answered[1]
+
+
 def test_a_script_without_an_option_for_it_is_told_the_calls(tmp_path):
     options = {"evaluators": {"stop": lambda: os.kill(os.getpid(), signal.SIGINT)}, "eval_every": 26}
     told = make_trainer(tmp_path, **options).train(on_interrupt="return").message

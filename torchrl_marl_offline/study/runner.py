@@ -144,7 +144,7 @@ def _train(
     left, failed = [job for job in jobs if job_state(job.folder) != "finished"], {}
     if not left:
         return failed, False
-    with StopRequest() as stop:
+    with StopRequest("Stopping: the runs in hand save themselves.") as stop:
 
         def tick() -> bool:
             bar.look()

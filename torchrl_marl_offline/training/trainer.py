@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from torchrl.objectives import LossModule
 
 MEMBERS = "members"
+STOPPING = "Stopping: finishing the step or evaluation in hand, then saving."
 ALONE = ""
 """The one member of a run that is no population."""
 Evaluator = Callable[[], Any]
@@ -289,7 +290,7 @@ class Trainer:
 
     def _train(self) -> TrainingFinished | TrainingInterrupted:
         fresh = self._start()
-        with StopRequest() as stop, self._bar() as bar:
+        with StopRequest(STOPPING if self.progress else None) as stop, self._bar() as bar:
             if fresh and self.eval_at_start:
                 self._evaluate(bar)
             while self.step < self.steps and not self.finished and not self._must_stop(stop):
@@ -561,8 +562,12 @@ class Trainer:
     def _prepare(self) -> None:
         self.processes.start_alike(self.components)
         left, state = self.steps - self.step, self._buffer_state()
-        message = self.learner.prepare(self.buffer, state=state, steps=left, processes=self.processes)
-        if message is not None and self.progress:
+        message = self.learner.prepare(self.buffer, state=state, steps=left, processes=self.processes, say=self._say)
+        if message is not None:
+            self._say(message)
+
+    def _say(self, message: str) -> None:
+        if self.progress:
             print(message, flush=True)
 
     def _end(self) -> TrainingFinished | TrainingInterrupted:

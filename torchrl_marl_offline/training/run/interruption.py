@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,12 +18,15 @@ class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets :attr:`requested`; the second acts as if this were not here.
 
     Signals can be handled in the main thread alone: elsewhere nothing is changed.
+
+    Args:
+        answer: what is said on standard error at once, since what is in hand may take a while; ``None`` for nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, answer: str | None = None) -> None:
+        self.requested, self.answer = False, answer
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -35,6 +40,10 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if self.answer is not None:
+            with suppress(OSError):  # nobody may be listening any more
+                # no print: the signal may have come in the middle of one
+                os.write(sys.__stderr__.fileno(), f"\n{self.answer} (again to stop at once)\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

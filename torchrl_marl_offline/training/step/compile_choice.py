@@ -56,6 +56,7 @@ def choose_compile(
     steps: int,
     agreed: Callable[[float], float] = lambda seconds: seconds,
     precision: str = "fp32",
+    say: Callable[[str], None] = lambda message: None,
 ) -> CompileChoice:
     """Time a few steps as they stand and compiled, and choose what ends ``steps`` steps sooner.
 
@@ -70,6 +71,7 @@ def choose_compile(
         steps: how many steps the run has.
         agreed: makes one time of what each of several processes measured, which must choose alike.
         precision: of the matrix products.
+        say: told that compiling begins, and how long it is expected to take.
     """
     eager = make(compiled=False)
     if getattr(buffer, "gathers_experience", False):
@@ -83,6 +85,7 @@ def choose_compile(
         if saved <= price:
             why = f"{1e3 * plain:.1f} ms a step; compiling would take {price:.0f} s to save {max(saved, 0.0):.0f} s"
             return CompileChoice(False, eager, f"compile: off, {why} ({expected.measured})")
+        say(f"compile: trying, which takes about {price:.0f} s ({expected.measured})")
         compiled = make(compiled=True)
         try:
             with _calm_time() as clock, failures_are_raised():

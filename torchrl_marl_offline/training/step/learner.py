@@ -137,7 +137,9 @@ class BaseLearner(ABC):
             raise TypeError(f"The batches come from {wanted}; got {_named(buffer)}.")
         check_draws_series(self.template, buffer)
 
-    def prepare(self, buffer: Any, *, state: Any, steps: int, processes: SingleProcess) -> str | None:
+    def prepare(
+        self, buffer: Any, *, state: Any, steps: int, processes: SingleProcess, say: Callable[[str], None] = print
+    ) -> str | None:
         """Decide once how gradients are computed, before the first step.
 
         Args:
@@ -145,6 +147,7 @@ class BaseLearner(ABC):
             state: saves and restores the buffer's sampling.
             steps: that are to be taken.
             processes: that share the run.
+            say: told of what takes long before it begins.
 
         Returns:
             What ``compile="auto"`` chose, and why.
@@ -159,8 +162,11 @@ class BaseLearner(ABC):
                 steps=steps,
                 agreed=processes.from_main,
                 precision=self.precision,
+                say=say,
             )
             self.compile, self.gradients, message = "on" if choice.compiled else "off", choice.gradients, choice.message
+        elif self.compile != "off" and self.gradients is None:
+            say("compile: on, the first step compiles the loss and its gradients, which takes up to minutes")
         if self.gradients is None:
             self.gradients = self._make_gradients(compiled=self.compile == "on")
         if self.compile == "on" and self.device.type == "cuda" and processes.count == 1 and self.steps_are_alike():
