@@ -48,6 +48,7 @@ SLOW = {
     "matplotlib": "slow to import, and nothing is drawn by most programs",
     "numpy": "beside jax, in the functions that jax compiles",
     "pettingzoo": "slow to import, and needed for its own environments alone",
+    "pydantic": "slow to import, and only a study file is read by it",
     "torch": "help, studies' plans and their workers' parents do without it; its compiler and its parts are slow",
     "torchrl": "its collectors and loggers are slow to import",
     "vmas": "slow to import, and needed for its own environments alone",
