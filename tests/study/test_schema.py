@@ -151,14 +151,7 @@ def test_a_key_of_any_type_is_refused_by_both_or_by_none(tmp_path, validator, ta
             except StudyError as error:
                 refusal = str(error)
             fits = validator.is_valid(tomllib.loads(text))
-            by_more = (
-                "belongs to",
-                "needs either",
-                "quality must be one",
-                "becomes the name",
-                "options:",
-                "unknown key 'a'",
-            )
+            by_more = ("belongs to", "needs either", "quality must be one", "becomes the name", "options: ")
             assert fits == (refusal is None or any(word in refusal for word in by_more)), (text, refusal)
 
 

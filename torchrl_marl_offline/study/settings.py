@@ -372,18 +372,28 @@ def _run_keys(algorithms: tuple[type[Algorithm], ...]) -> dict[str, Key]:
 
 def _as_one(keys: Mapping[str, Key], algorithms: Sequence[str]) -> Key:
     """Return a setting of some algorithms as one key; its text says whose it is, and whose default is another."""
-    texts: dict[str, list[str]] = {}
-    defaults: dict[str, list[str]] = {}
-    for algorithm, key in keys.items():
-        texts.setdefault(key.text, []).append(algorithm)
-        defaults.setdefault(json.dumps(key.default, default=str), []).append(algorithm)
+    texts = _alike({name: key.text for name, key in keys.items()})
+    ranges = _alike({name: str(range_of(key.hint) or "any") for name, key in keys.items()})
+    defaults = _alike({name: json.dumps(key.default, default=str) for name, key in keys.items()})
     told = [f"{_whose(names, algorithms)}{text}" for text, names in texts.items()]
+    if len(ranges) > 1:
+        told.append(f"Range: {_by_algorithm(ranges)}.")
     if len(defaults) == 1:
         return Key(None, next(iter(keys.values())).default, " ".join(told))
-    (common, _), *others = sorted(defaults.items(), key=lambda item: -len(item[1]))
-    others = [f"{value} for {', '.join(names)}" for value, names in others]
-    told.append(f"Default: {'; '.join([common, *others])}.")
-    return Key(None, None, " ".join(told))
+    return Key(None, None, " ".join([*told, f"Default: {_by_algorithm(defaults).replace('null', 'none')}."]))
+
+
+def _alike(said: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what is said of algorithms -> those of which it is, what is said of most first."""
+    found: dict[str, list[str]] = {}
+    for name, text in said.items():
+        found.setdefault(text, []).append(name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _by_algorithm(said: Mapping[str, Sequence[str]]) -> str:
+    common, *others = said
+    return "; ".join([common, *(f"{text} for {', '.join(said[text])}" for text in others)])
 
 
 def _whose(names: Sequence[str], algorithms: Sequence[str]) -> str:
@@ -391,10 +401,6 @@ def _whose(names: Sequence[str], algorithms: Sequence[str]) -> str:
     if not others:
         return ""
     return f"all but {', '.join(others)}: " if len(others) < len(names) else f"{', '.join(names)}: "
-
-
-def _either(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
