@@ -216,7 +216,7 @@ def test_a_users_algorithm_is_in_it(tmp_path):
         read(tmp_path, with_line("methods.mix", "schema = 0"))
         with pytest.raises(StudyError, match=r"\[methods.mix\] schema must be at least 0 and below 1, got 1\.0\."):
             read(tmp_path, with_line("methods.mix", "schema = 1"))
-        with pytest.raises(StudyError, match=r"strange is of a kind that no study file can hold, got 3\."):
+        with pytest.raises(StudyError, match=r"strange is of a kind that no file can hold, got 3\."):
             read(tmp_path, with_line("methods.mix", "strange = 3"))
     finally:
         del ALGORITHMS["of_a_test"]

@@ -16,7 +16,7 @@ COMMANDS = {
     "record": "train a behaviour policy and record datasets of graded quality",
     "evaluate": "play a saved policy in an environment",
     "export": "write a saved policy as a program of its own",
-    "study": "methods × datasets × grids × seeds: run, plan, list, report, schema",
+    "study": "methods × datasets × grids × seeds: run, plan, list, report",
     "completion": "print what lets a shell complete commands and options",
 }
 """The commands and what they do."""

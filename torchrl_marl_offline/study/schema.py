@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchrl_marl_offline.study.checking import json_schema_of
+from torchrl_marl_offline.core.tables import json_schema_of
 from torchrl_marl_offline.study.settings import study_tables
 
 

@@ -32,18 +32,12 @@ from torchrl_marl_offline.core.ranges import (
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text
-from torchrl_marl_offline.study.checking import (
-    ONCE,
-    Key,
-    StudyError,
-    check_keys,
-    check_metric,
-    keys_of,
-    table_name,
-    table_type,
-    validated,
-)
+from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
+from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
 from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
+
+EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
+"""The tables that a study file must have."""
 
 Metric = Literal[
     "auto",
@@ -226,7 +220,8 @@ def read_study(path: str | Path) -> Study:
         table["datasets"] = tables_by_name(table["datasets"])
     if isinstance(table.get("study"), Mapping):
         check_metric(table["study"].get("metric"))
-    content = validated(study_tables().file, table, str(path))
+    with study_errors():
+        content = validated(study_tables().file, table, str(path), examples=EXAMPLES)
     given = content.get("study", {})
     own = {name: given[name] for name in fields_of(StudySettings) if name in given}
     own.setdefault("name", path.stem)
@@ -235,8 +230,9 @@ def read_study(path: str | Path) -> Study:
         own["seeds"] = range(own["seeds"])
     methods = tuple(_method(name, table) for name, table in content["methods"].items())
     datasets = tuple(read_source(name, table, path.parent) for name, table in content["datasets"].items())
-    for method in methods:
-        check_keys(method.on, [source.name for source in datasets], table_name("methods", method.name, "on"))
+    with study_errors():
+        for method in methods:
+            check_keys(method.on, [source.name for source in datasets], table_name("methods", method.name, "on"))
     return Study(
         file=path,
         settings=StudySettings(**_with_tuples(own)),
@@ -252,14 +248,12 @@ def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list | range) else value for name, value in table.items()}
 
 
+@study_errors()
 def _output(settings: Mapping[str, Any]) -> Path:
     """Return the folder of a study as its file says it; without a word of that it is made of the name."""
-    try:
-        if "output" in settings:
-            return user_path(settings["output"])
-        return Path("runs") / folder_name(settings["name"], "Without an output the [study] name")
-    except ValueError as error:
-        raise StudyError(str(error)) from None
+    if "output" in settings:
+        return user_path(settings["output"])
+    return Path("runs") / folder_name(settings["name"], "Without an output the [study] name")
 
 
 def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
@@ -346,9 +340,7 @@ def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
     told = told_of(Study) | {"study": told_of(Study)["settings"]}
     whole = {name: Key(hint, text=told[name]) for name, hint in tables.items()}
     return StudyTables(
-        table_type(
-            "StudyFile", whole, "A study file: methods × datasets × grids × seeds.", required=("methods", "datasets")
-        ),
+        table_type("StudyFile", whole, "A study file: methods × datasets × grids × seeds.", required=EXAMPLES),
         run,
     )
 
@@ -403,6 +395,7 @@ def _whose(names: Sequence[str], algorithms: Sequence[str]) -> str:
     return f"all but {', '.join(others)}: " if len(others) < len(names) else f"{', '.join(names)}: "
 
 
+@study_errors()
 def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return run settings as their types want them, tuples as lists: as JSON keeps them.
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, shown
+from torchrl_marl_offline.core.tables import table_name
 from torchrl_marl_offline.data import OfflineDataset, TaskSpec, load_dataset
 from torchrl_marl_offline.data.formats.readers import READERS
 from torchrl_marl_offline.data.published.cards import SOURCES, card_of
@@ -19,7 +20,7 @@ from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
-from torchrl_marl_offline.study.checking import StudyError, table_name
+from torchrl_marl_offline.study.checking import StudyError
 
 
 @dataclass(frozen=True)
