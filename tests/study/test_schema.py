@@ -155,6 +155,27 @@ def test_a_key_of_any_type_is_refused_by_both_or_by_none(tmp_path, validator, ta
             assert fits == (refusal is None or any(word in refusal for word in by_more)), (text, refusal)
 
 
+HUGE = f"0x{'f' * 5000}"
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "sentence"),
+    [
+        ("study", f"name = {HUGE}", r"\[study\] name must be a string, got a number of 20000 bits\."),
+        ("datasets.spread", f"name = {HUGE}", "name must be a string, got a number of 20000 bits"),
+        ("grid", f"lr = [[{HUGE}]]", r"\[grid\] lr must be a number, got a list that is too long to show\."),
+        ("study", f"lr{'.a' * 5000} = 1", r"\[study\] lr must be a number, got a dict that is too long to show\."),
+        ("grid", 'algorithm = [0, "b"]', r"\[grid\] algorithm must be a string, got 0\."),
+        ('methods."a\\nb"', "lr = -1", r'\[methods\."a\\nb"\] lr must be above 0, got -1\.0\.'),
+        ("methods.mix", "variants = 3", r"methods.mix.variants must be a table, \[methods.mix.variants\], got 3\."),
+    ],
+)
+def test_what_cannot_be_shown_ends_in_a_sentence(tmp_path, table, line, sentence):
+    with pytest.raises(StudyError, match=sentence) as raised:
+        read(tmp_path, with_line(table, line))
+    assert "\n" not in str(raised.value)
+
+
 def test_the_least_and_other_forms_of_datasets(validator):
     assert validator.is_valid(LEAST)
     for datasets in (["a", {"source": "b", "name": "c"}], {"a": {"source": "b"}}):

@@ -131,7 +131,8 @@ def tables_by_name(content: Any) -> dict[str, Any]:
     for name, table in pairs:
         if not isinstance(table, Mapping):
             raise StudyError(f"A dataset must be a table with a source or a task, got {shown(table)}.")
-        name = str(table.get("name", _default_name(table) if name is None else name))
+        name = table.get("name", _default_name(table) if name is None else name)
+        name = name if isinstance(name, str) else shown(name)  # which is refused by its kind
         if name in found:
             raise StudyError(f"Two datasets are named {name!r}; give one of them another name.")
         found[name] = table
