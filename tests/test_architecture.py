@@ -50,6 +50,7 @@ SLOW = {
     "numpy": "beside jax, in the functions that jax compiles",
     "pettingzoo": "slow to import, and needed for its own environments alone",
     "tensorboard": "slow to import, and most runs are not logged to it",
+    "pydantic": "slow to import, and only a study file is read by it",
     "torch": "help, studies' plans and their workers' parents do without it; its compiler and its parts are slow",
     "torchrl": "its collectors and loggers are slow to import",
     "wandb": "slow to import, and most runs are not logged to it",

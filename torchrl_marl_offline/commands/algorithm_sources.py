@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_marl_offline.core import ranges
+from torchrl_marl_offline.core.docstrings import told_in
 
 FOLDER = Path(__file__).parents[1] / "algorithms"
 REGISTRY = "torchrl_marl_offline.algorithms.algorithm"
@@ -95,7 +96,7 @@ def _settings(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[s
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
             found |= _settings(classes[base.id], classes)
-    said = _arguments(ast.get_docstring(node) or "")
+    said = told_in(ast.get_docstring(node))
     for entry in node.body:
         if isinstance(entry, ast.AnnAssign) and entry.value is not None and isinstance(entry.target, ast.Name):
             name, annotation = entry.target.id, ast.unparse(entry.annotation)
@@ -116,14 +117,6 @@ def _default(value: ast.expr) -> str:
         return " ".join(ast.unparse(each) for each in value.elts)
     text = ast.unparse(value)
     return f"of {text.rpartition('.')[0]}" if isinstance(value, ast.Attribute) else text
-
-
-def _arguments(docstring: str) -> dict[str, str]:
-    """Return what the section ``Args:`` of a docstring says of each name."""
-    _, there, section = docstring.partition("\nArgs:\n")
-    entries = re.split(r"\n    (?=\w+:)", "\n" + section.split("\n\n")[0]) if there else []
-    pairs = (entry.partition(":") for entry in entries if entry.strip())
-    return {name.strip(): " ".join(text.split()) for name, _, text in pairs}
 
 
 def range_in(annotation: str) -> Any:

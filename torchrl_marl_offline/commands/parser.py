@@ -9,19 +9,9 @@ import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
+from torchrl_marl_offline.core.docstrings import plain_text
+
 Add = Callable[[str, str, str], argparse.ArgumentParser]
-
-
-def plain_text(documentation: str | None) -> str:
-    """Return a docstring as a terminal shows it: without the marks of reStructuredText.
-
-    Example:
-        >>> plain_text("A file of :func:`~torchrl_marl_offline.save_policy`, or ``policy.pt``.")
-        'A file of save_policy, or policy.pt.'
-    """
-    text = re.sub(r":[a-z:]+:`~[^`]*?([^.`]+)`", r"\1", documentation or "")
-    text = re.sub(r":[a-z:]+:`([^`<]+?)(?: <[^`]*>)?`", r"\1", text)
-    return re.sub(r"``([^`]+)``", r"\1", text)
 
 
 def _filled(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Studies from the command line: ``marl-offline study run | plan | list | report``.
+"""Studies from the command line: ``marl-offline study run | plan | list | report | schema``.
 
 A STUDY is a TOML file: methods × datasets × grids × seeds (examples/studies/ holds some). ``run`` may be interrupted
 or killed at any moment; the same command goes on. Exit code 0: done; 1: a run failed, or the study cannot be read; 2:
@@ -60,6 +60,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_machine(command)
     command = add("report", "report", "Write report.html and report.md of a study, complete or not.")
     command.add_argument("folder", type=user_path, metavar="FOLDER", help="the study's output")
+    text = (
+        "Print the JSON schema of a study file, or write it. An editor with Taplo, such as Visual Studio Code with "
+        "Even Better TOML, completes and checks a study file whose first line is: #:schema ./study.schema.json"
+    )
+    command = add("schema", "write_schema", text)
+    command.add_argument(
+        "--output", type=user_path, metavar="FILE", help="such as study.schema.json; else it is printed"
+    )
     return parser
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.memory import Capacity
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
+from torchrl_marl_offline.study.schema import study_schema
 from torchrl_marl_offline.study.settings import Study, read_study, with_recordings
 from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.study.table import job_folder
@@ -79,6 +82,17 @@ def report(parsed: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", FutureWarning)
         html, markdown = write_study_report(parsed.folder)
     print(f"wrote {html} and {markdown}")
+    return 0
+
+
+def write_schema(parsed: argparse.Namespace) -> int:
+    """Print the JSON schema of a study file, or write it."""
+    schema = study_schema()
+    if parsed.output is None:
+        print(json.dumps(schema, indent=2))
+        return 0
+    write_json_atomic(parsed.output, schema)
+    print(f"wrote {parsed.output}; the first line of a study file beside it: #:schema ./{parsed.output.name}")
     return 0
 
 

@@ -32,8 +32,9 @@ from torchrl_marl_offline.commands.algorithm_sources import (
 )
 from torchrl_marl_offline.commands.online_settings import OnlineSettings
 from torchrl_marl_offline.commands.options import Once, SwitchOnce, add_options, flag, reader_of, shown_value
-from torchrl_marl_offline.commands.parser import OneSentenceParser, plain_text
+from torchrl_marl_offline.commands.parser import OneSentenceParser
 from torchrl_marl_offline.core import ranges
+from torchrl_marl_offline.core.docstrings import plain_text
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_json

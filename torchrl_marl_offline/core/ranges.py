@@ -73,6 +73,21 @@ class Range:
     def _high(self) -> str:
         return f"{'below' if self.below else 'at most'} {self.high:g}"
 
+    def as_schema(self) -> dict[str, float]:
+        """Return the range as the keywords of a JSON schema.
+
+        Example:
+            >>> RATE.as_schema(), SIZE.as_schema()
+            ({'exclusiveMinimum': 0, 'maximum': 1}, {'minimum': 1, 'maximum': 1048576})
+        """
+        low, high = max(self.low, -self.limit), min(self.high, self.limit)
+        words = {
+            "exclusiveMinimum" if self.above and low == self.low else "minimum": low,
+            "exclusiveMaximum" if self.below and high == self.high else "maximum": high,
+        }
+        numbers = {word: number for word, number in words.items() if math.isfinite(number)}
+        return {word: int(number) if number == int(number) else number for word, number in numbers.items()}
+
     def refusal(self, number: float) -> str | None:
         """Return what a number must be, ``"at least 1"``, or None where it is that."""
         if not self._means(number):
@@ -367,7 +382,10 @@ def shown(value: Any) -> str:
     """Return a value as a message has it, in a few words however long it is."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"a number of {value.bit_length()} bits"
-    text = " ".join((str(value) if isinstance(value, os.PathLike) else repr(value)).split())
+    try:
+        text = " ".join((str(value) if isinstance(value, os.PathLike) else repr(value)).split())
+    except (RecursionError, ValueError):  # tables of a thousand levels, and what holds a number of as many digits
+        return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -4,6 +4,7 @@ from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.plan import Plan, PlannedPopulation, plan_study
 from torchrl_marl_offline.study.runner import Machine, StudyOutcome, run_study
 from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.schema import study_schema
 from torchrl_marl_offline.study.settings import (
     EvaluationSettings,
     Study,
@@ -31,5 +32,6 @@ __all__ = [
     "read_results",
     "read_study",
     "run_study",
+    "study_schema",
     "with_recordings",
 ]

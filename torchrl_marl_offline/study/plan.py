@@ -15,7 +15,8 @@ from typing import Any
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.regular_files import read_json
-from torchrl_marl_offline.study.checking import StudyError, check_keys
+from torchrl_marl_offline.core.tables import check_keys
+from torchrl_marl_offline.study.checking import StudyError, study_errors
 from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -203,6 +204,7 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
             raise StudyError(f"{where} was started with {check}, {study.file} says {source}; {remedy}.")
 
 
+@study_errors()
 def select(plan: Plan, only: Sequence[str]) -> tuple[PlannedPopulation, ...]:
     """Return the populations whose dataset or method is named, or all where ``only`` is empty.
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm, setting
-from torchrl_marl_offline.core.annotations import fields_of
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm, make_algorithm, setting
+from torchrl_marl_offline.core.annotations import fields_of, parameters_of
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.docstrings import plain_text, told_of
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
     COUNT,
@@ -29,16 +32,12 @@ from torchrl_marl_offline.core.ranges import (
     range_of,
 )
 from torchrl_marl_offline.core.regular_files import read_text
-from torchrl_marl_offline.study.checking import (
-    StudyError,
-    build,
-    check_keys,
-    check_metric,
-    check_once,
-    converted,
-    subtable,
-)
-from torchrl_marl_offline.study.sources import DatasetSource, read_sources
+from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
+from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
+from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
+
+EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
+"""The tables that a study file must have."""
 
 Metric = Literal[
     "auto",
@@ -93,7 +92,7 @@ class EvaluationSettings:
 
     every: Annotated[int, COUNT] = 50_000
     episodes: Annotated[int, SIZE] = 10
-    modes: tuple[Literal["mode", "sample"], ...] = ("mode",)
+    modes: Annotated[tuple[Literal["mode", "sample"], ...], ONCE] = ("mode",)
     seed: Annotated[int, RUN_SEED] = 1000
     num_envs: Annotated[int, SIZE] = 4096
     held_out: Annotated[float, OPEN_UNIT] = 0.1
@@ -126,7 +125,7 @@ class StudySettings:
 
     name: str
     output: Path
-    seeds: Annotated[tuple[int, ...], RUN_SEED] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], RUN_SEED, ONCE] = (0, 1, 2, 3, 4)
     device: str = "auto"
     members: Annotated[int, SIZE] = 64
     compile: Literal["auto", "on", "off"] = "auto"
@@ -217,55 +216,44 @@ def read_study(path: str | Path) -> Study:
         raise StudyError(f"The study file {path} cannot be read ({error.strerror}); name another.") from error
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
-    check_keys(table, ("study", "evaluation", "methods", "datasets", "grid"), str(path))
-    run_names = tuple(run_hints())
-    own = {f.name: f for f in fields(StudySettings)}
-    given = subtable(table, "study")
-    check_keys(given, (*own, *run_names), "[study]")
-    shared = {name: value for name, value in given.items() if name not in own}
-    settings = {name: value for name, value in given.items() if name in own}
-    settings["name"] = converted(settings.get("name", path.stem), str, "[study] name")
-    settings["output"] = os.path.normpath(path.parent / _output(settings))
-    if isinstance(settings.get("seeds"), int) and not isinstance(settings["seeds"], bool):
-        settings["seeds"] = list(range(converted(settings["seeds"], Annotated[int, FEW], "[study] seeds")))
-    methods = tuple(_method(name, content) for name, content in subtable(table, "methods").items())
-    if not methods:
-        raise StudyError(f"{path} has no method; add a table such as [methods.recipe].")
-    sources = read_sources(table.get("datasets", {}), path.parent)
-    if not sources:
-        raise StudyError(f"{path} has no dataset; add a table such as [datasets.spread] with a source or a task.")
-    datasets = tuple(
-        replace(source, settings=check_run_settings(source.settings, f"[datasets.{source.name}.settings]"))
-        for source in sources
-    )
-    for method in methods:
-        check_keys(method.on, [source.name for source in datasets], f"[methods.{method.name}.on]")
-    if isinstance(settings.get("metric"), str):
-        check_metric(settings["metric"])
-    study = Study(
+    if "datasets" in table:
+        table["datasets"] = tables_by_name(table["datasets"])
+    if isinstance(table.get("study"), Mapping):
+        check_metric(table["study"].get("metric"))
+    with study_errors():
+        content = validated(study_tables().file, table, str(path), examples=EXAMPLES)
+    given = content.get("study", {})
+    own = {name: given[name] for name in fields_of(StudySettings) if name in given}
+    own.setdefault("name", path.stem)
+    own["output"] = Path(os.path.normpath(path.parent / _output(own)))
+    if isinstance(own.get("seeds"), int):
+        own["seeds"] = range(own["seeds"])
+    methods = tuple(_method(name, table) for name, table in content["methods"].items())
+    datasets = tuple(read_source(name, table, path.parent) for name, table in content["datasets"].items())
+    with study_errors():
+        for method in methods:
+            check_keys(method.on, [source.name for source in datasets], table_name("methods", method.name, "on"))
+    return Study(
         file=path,
-        settings=build(StudySettings, settings, "[study]"),
-        shared=check_run_settings(shared, "[study]"),
-        evaluation=build(EvaluationSettings, subtable(table, "evaluation"), "[evaluation]"),
+        settings=StudySettings(**_with_tuples(own)),
+        shared={name: value for name, value in given.items() if name not in own},
+        evaluation=EvaluationSettings(**_with_tuples(content.get("evaluation", {}))),
         methods=methods,
         datasets=datasets,
-        grid=_lists(subtable(table, "grid"), "[grid]"),
+        grid=content.get("grid", {}),
     )
-    check_once(study.settings.seeds, "[study] seeds")
-    check_once(study.evaluation.modes, "[evaluation] modes")
-    return study
 
 
+def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list | range) else value for name, value in table.items()}
+
+
+@study_errors()
 def _output(settings: Mapping[str, Any]) -> Path:
     """Return the folder of a study as its file says it; without a word of that it is made of the name."""
-    try:
-        if "output" in settings:
-            return user_path(converted(settings["output"], Path, "[study] output"))
-        return Path("runs") / folder_name(settings["name"], "Without an output the [study] name")
-    except StudyError:
-        raise
-    except ValueError as error:
-        raise StudyError(str(error)) from None
+    if "output" in settings:
+        return user_path(settings["output"])
+    return Path("runs") / folder_name(settings["name"], "Without an output the [study] name")
 
 
 def with_recordings(study: Study) -> tuple[Study, tuple[str, ...]]:
@@ -311,48 +299,119 @@ def _without_range(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
+class StudyTables(NamedTuple):
+    """The types of tables that pydantic reads.
+
+    Attributes:
+        file: a whole study file.
+        run: the settings of a run.
+    """
+
+    file: type
+    run: type
+
+
+def study_tables() -> StudyTables:
+    """Return the types of a study file's tables, the settings of all algorithms that are registered among them."""
+    return _study_tables(tuple(ALGORITHMS.values()))
+
+
+@functools.cache
+def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
+    keys = _run_keys(algorithms)
+    run = table_type("RunSettings", keys, "Settings of runs.")
+    several = {name: Key(Annotated[list[key.hint], ONCE], text=key.text) for name, key in keys.items()}
+    lists = table_type("Lists", several, "Settings, each with a list of values.")
+    study = keys_of(StudySettings)
+    study["seeds"] = study["seeds"]._replace(hint=Annotated[int, FEW] | study["seeds"].hint)
+    method = keys_of(MethodTable)
+    method = {name: method[name]._replace(hint=lists) for name in ("variants", "grid")} | {
+        "on": method["on"]._replace(hint=dict[str, run])
+    }
+    dataset = keys_of(DatasetSource)
+    dataset["settings"] = dataset["settings"]._replace(hint=run)
+    tables = {
+        "study": table_type("StudyTable", {**study, **keys, **study}, _opening(StudySettings)),
+        "evaluation": table_type("EvaluationTable", keys_of(EvaluationSettings), _opening(EvaluationSettings)),
+        "methods": dict[str, table_type("Method", keys | method, _opening(MethodTable))],
+        "datasets": dict[str, table_type("Dataset", dataset, _opening(DatasetSource))],
+        "grid": lists,
+    }
+    told = told_of(Study) | {"study": told_of(Study)["settings"]}
+    whole = {name: Key(hint, text=told[name]) for name, hint in tables.items()}
+    return StudyTables(
+        table_type("StudyFile", whole, "A study file: methods × datasets × grids × seeds.", required=EXAMPLES),
+        run,
+    )
+
+
+def _opening(kind: type) -> str:
+    return plain_text(" ".join(inspect.cleandoc(kind.__doc__).partition("\n\n")[0].split()))
+
+
+def _run_keys(algorithms: tuple[type[Algorithm], ...]) -> dict[str, Key]:
+    """Return the settings of runs; the text of one that algorithms differ in says whose it is."""
+    default = parameters_of(make_algorithm)["name"][1]
+    shared = {"algorithm": Key(str, default, "by its name; other keys are its settings."), **keys_of(TrainingSettings)}
+    of_each = {kind.name: keys_of(kind) for kind in algorithms}
+    keys = {}
+    for name, hint in _run_hints(algorithms).items():
+        having = {algorithm: own[name] for algorithm, own in of_each.items() if name in own}
+        key = shared[name] if name in shared else _as_one(having, list(of_each))
+        keys[name] = key._replace(hint=hint)
+    return keys
+
+
+def _as_one(keys: Mapping[str, Key], algorithms: Sequence[str]) -> Key:
+    """Return a setting of some algorithms as one key; its text says whose it is, and whose default is another."""
+    texts = _alike({name: key.text for name, key in keys.items()})
+    ranges = _alike({name: str(range_of(key.hint) or "any") for name, key in keys.items()})
+    defaults = _alike({name: json.dumps(key.default, default=str) for name, key in keys.items()})
+    told = [f"{_whose(names, algorithms)}{text}" for text, names in texts.items()]
+    if len(ranges) > 1:
+        told.append(f"Range: {_by_algorithm(ranges)}.")
+    if len(defaults) == 1:
+        return Key(None, next(iter(keys.values())).default, " ".join(told))
+    return Key(None, None, " ".join([*told, f"Default: {_by_algorithm(defaults).replace('null', 'none')}."]))
+
+
+def _alike(said: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what is said of algorithms -> those of which it is, what is said of most first."""
+    found: dict[str, list[str]] = {}
+    for name, text in said.items():
+        found.setdefault(text, []).append(name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _by_algorithm(said: Mapping[str, Sequence[str]]) -> str:
+    common, *others = said
+    return "; ".join([common, *(f"{text} for {', '.join(said[text])}" for text in others)])
+
+
+def _whose(names: Sequence[str], algorithms: Sequence[str]) -> str:
+    others = [name for name in algorithms if name not in names]
+    if not others:
+        return ""
+    return f"all but {', '.join(others)}: " if len(others) < len(names) else f"{', '.join(names)}: "
+
+
+@study_errors()
 def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return run settings as their types want them, tuples as lists: as JSON keeps them.
 
     Raises:
         StudyError: an unknown setting, or a value of another kind.
     """
-    check_keys(table, run_hints(), where)
-    hints = run_hints()
-    return {name: _json_ready(converted(value, hints[name], f"{where} {name}")) for name, value in table.items()}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
+    return validated(study_tables().run, listed, where)
 
 
-def _json_ready(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _method(name: str, content: Any) -> MethodTable:
-    where = f"[methods.{name}]"
-    if not isinstance(content, Mapping):
-        raise StudyError(f"methods.{name} must be a table, {where}, got {content!r}.")
-    check_keys(content, (*run_hints(), "variants", "grid", "on"), where)
-    own = {key: value for key, value in content.items() if key not in ("variants", "grid", "on")}
-    lists = {key: _lists(content.get(key, {}), f"[methods.{name}.{key}]") for key in ("variants", "grid")}
-    on = {
-        dataset: check_run_settings(subtable(content["on"], dataset), f"[methods.{name}.on.{dataset}]")
-        for dataset in subtable(content, "on")
-    }
+def _method(name: str, content: Mapping[str, Any]) -> MethodTable:
+    lists = {key: content.get(key, {}) for key in ("variants", "grid")}
+    own = {key: value for key, value in content.items() if key not in (*lists, "on")}
+    on = content.get("on", {})
     for key in dict.fromkeys([*own, *lists["variants"], *(key for table in on.values() for key in table)]):
         in_lists = (key in lists["variants"]) + (key in lists["grid"])
         if in_lists > 1 or (in_lists and (key in own or any(key in table for table in on.values()))):
-            raise StudyError(f"{where} gives {key!r} twice; leave one of them out.")
-    return MethodTable(name, check_run_settings(own, where), **lists, on=on)
-
-
-def _lists(table: Any, where: str) -> dict[str, list[Any]]:
-    if not isinstance(table, Mapping):
-        raise StudyError(f"{where} must be a table of lists, got {table!r}.")
-    check_keys(table, run_hints(), where)
-    lists = {}
-    for name, values in table.items():
-        if not isinstance(values, list) or not values:
-            raise StudyError(f"{where} {name} must be a list of values, got {values!r}.")
-        lists[name] = [check_run_settings({name: value}, where)[name] for value in values]
-        if len({str(value) for value in lists[name]}) < len(values):
-            raise StudyError(f"{where} {name} has a value twice: {values}.")
-    return lists
+            raise StudyError(f"{table_name('methods', name)} gives {key!r} twice; leave one of them out.")
+    return MethodTable(name, own, **lists, on=on)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED
+from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, shown
+from torchrl_marl_offline.core.tables import table_name
 from torchrl_marl_offline.data import OfflineDataset, TaskSpec, load_dataset
 from torchrl_marl_offline.data.formats.readers import READERS
 from torchrl_marl_offline.data.published.cards import SOURCES, card_of
@@ -19,7 +20,7 @@ from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
-from torchrl_marl_offline.study.checking import StudyError, build
+from torchrl_marl_offline.study.checking import StudyError
 
 
 @dataclass(frozen=True)
@@ -110,37 +111,47 @@ class DatasetSource:
         return max(1, round(self.fraction * rows))
 
 
-def read_sources(content: Any, folder: Path) -> tuple[DatasetSource, ...]:
-    """Read the datasets of a study file.
+def tables_by_name(content: Any) -> dict[str, Any]:
+    """Return the datasets of a study file by their names.
 
     Args:
         content: a table of tables by name, or a list of tables or of sources.
+
+    Raises:
+        StudyError: it is neither, or two datasets have one name.
+    """
+    if isinstance(content, list):
+        tables = [{"source": table} if isinstance(table, str) else table for table in content]
+        pairs = [(None, table) for table in tables]
+    elif isinstance(content, Mapping):
+        pairs = list(content.items())
+    else:
+        raise StudyError(f"datasets must be tables, such as [datasets.spread], got {shown(content)}.")
+    found = {}
+    for name, table in pairs:
+        if not isinstance(table, Mapping):
+            raise StudyError(f"A dataset must be a table with a source or a task, got {shown(table)}.")
+        name = table.get("name", _default_name(table) if name is None else name)
+        name = name if isinstance(name, str) else shown(name)  # which is refused by its kind
+        if name in found:
+            raise StudyError(f"Two datasets are named {name!r}; give one of them another name.")
+        found[name] = table
+    return found
+
+
+def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSource:
+    """Return a dataset of a study file.
+
+    Args:
+        name: of the dataset.
+        table: its keys, whose values have been checked one by one.
         folder: of the file, to which paths are relative.
 
     Raises:
-        StudyError: a dataset that says too much or too little.
+        StudyError: it says too much or too little.
     """
-    if isinstance(content, Mapping):
-        tables = [{"name": name, **table} if isinstance(table, Mapping) else table for name, table in content.items()]
-    elif isinstance(content, list):
-        tables = [{"source": table} if isinstance(table, str) else table for table in content]
-    else:
-        raise StudyError(f"datasets must be tables, such as [datasets.spread], got {content!r}.")
-    sources = tuple(_source(table, folder) for table in tables)
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise StudyError(f"Two datasets are named {name!r}; give one of them another name.")
-    return sources
-
-
-def _source(table: Any, folder: Path) -> DatasetSource:
-    if not isinstance(table, Mapping):
-        raise StudyError(f"A dataset must be a table with a source or a task, got {table!r}.")
-    table = dict(table)
-    table.setdefault("name", _default_name(table))
-    where = f"[datasets.{table['name']}]"
-    source = build(DatasetSource, table, where)
+    where = table_name("datasets", name)
+    source = DatasetSource(**{"name": name, **table})
     if (source.source is None) == (source.task is None):
         raise StudyError(f"{where} needs either a source to load or a task to record.")
     of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
@@ -150,9 +161,7 @@ def _source(table: Any, folder: Path) -> DatasetSource:
         _check_recording(source, where)
     if source.task is not None and "repair" in table:
         raise StudyError(f"{where} repair belongs to a source; leave it out.")
-    if source.source is None:
-        return source
-    return build(DatasetSource, {**table, "source": _absolute(source.source, folder)}, where)
+    return source if source.source is None else replace(source, source=_absolute(source.source, folder))
 
 
 def _check_recording(source: DatasetSource, where: str) -> None:
