@@ -5,9 +5,9 @@
 
 Looked at is everything that the package and its extras install here, at the version that is installed, and what
 ``constraints-smax.txt`` pins besides. Of packages without compiled code only the Python versions that they state count.
-Of the others, and of what is not installed here, pip's index is asked (``pip index versions``, by pip's own
-configuration); nothing is downloaded and no other interpreter is needed. A version in the table is the newest one that
-has a wheel where the installed version has none; "source" means that only its source can be had.
+Of the others, and of what is not installed here, the list of files is read at the index that pip is set up with;
+nothing is downloaded and no other interpreter is needed. A version in the table is the newest one that has a wheel,
+where the one that is looked at has none; "source" means that only its source can be had.
 """
 
 from __future__ import annotations
@@ -15,22 +15,30 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-import subprocess
-import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from arguments import as_few, script_parser
+from arguments import script_parser
 from measuring import markdown
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "torchrl-marl-offline"
@@ -38,11 +46,12 @@ TOOLS = "test"
 """The extra that no user installs."""
 
 SYSTEMS = {
-    "linux": ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_26_x86_64", "manylinux2014_x86_64"),
-    "macos": ("macosx_14_0_arm64",),
-    "windows": ("win_amd64",),
+    "linux": [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)]
+    + [f"{name}_x86_64" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")],
+    "macos": [*mac_platforms((14, 0), "arm64")],
+    "windows": ["win_amd64"],
 }
-"""Platforms of a system, the newest first; pip knows those that are below ``manylinux2014`` and ``macosx_14_0``."""
+"""Platforms of a system: glibc 2.28, macOS 14."""
 MARKERS = {
     "linux": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"},
     "macos": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
@@ -58,6 +67,14 @@ class Target:
     python: str
     system: str
 
+    @cached_property
+    def tags(self) -> frozenset[Tag]:
+        """Those of the wheels that can be installed there."""
+        version, platforms = tuple(map(int, self.python.split("."))), SYSTEMS[self.system]
+        interpreter = f"cp{version[0]}{version[1]}"
+        compiled = cpython_tags(version, abis=[interpreter], platforms=platforms)
+        return frozenset((*compiled, *compatible_tags(version, interpreter, platforms)))
+
     @property
     def environment(self) -> dict[str, str]:
         """What the markers of requirements see there."""
@@ -67,7 +84,7 @@ class Target:
 
 @dataclass
 class Package:
-    """One package: its version, and the extras (``""``: the package itself) and targets that need it."""
+    """One package: its version (``""``: any), and the extras (``""``: the project itself) and targets that need it."""
 
     name: str
     version: str
@@ -87,10 +104,31 @@ def installed(name: str) -> Distribution | None:
         return None
 
 
+def version_of(name: str) -> str:
+    """Return the version that is installed, without its build, or ``""``."""
+    facts = installed(name)
+    return "" if facts is None else facts.version.partition("+")[0]
+
+
+def requirements(name: str) -> list[str]:
+    """Return what a package requires: the project's as ``pyproject.toml`` has them, others' as they are installed."""
+    if name != PROJECT:
+        facts = installed(name)
+        return [] if facts is None else facts.requires or []
+    extras = project()["optional-dependencies"].items()
+    return [*project()["dependencies"], *(f'{text}; extra == "{extra}"' for extra, texts in extras for text in texts)]
+
+
+@cache
+def project() -> dict[str, Any]:
+    """Return the project's table of ``pyproject.toml``."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def needed(targets: Sequence[Target]) -> dict[str, Package]:
     """Return every package that the project or one of its extras needs on a target, by name."""
     found: dict[str, Package] = {}
-    extras = [extra for extra in distribution(PROJECT).metadata.get_all("Provides-Extra", []) if extra != TOOLS]
+    extras = [extra for extra in project()["optional-dependencies"] if extra != TOOLS]
     for target, extra in product(targets, ("", *extras)):
         for name, version in closure(PROJECT, {extra} - {""}, target.environment).items():
             found.setdefault(name, Package(name, version)).needed.setdefault(target, set()).add(extra)
@@ -120,10 +158,9 @@ def closure(name: str, extras: set[str], environment: Mapping[str, str]) -> dict
     seen = set(left)
     while left:
         current, wanted = left.pop()
-        facts = installed(current)
         if current != PROJECT:
-            found[current] = "" if facts is None else facts.version.partition("+")[0]
-        for text in (facts.requires if facts is not None else None) or []:
+            found[current] = version_of(current)
+        for text in requirements(current):
             requirement = Requirement(text)
             marker = requirement.marker
             applies = marker is None or any(marker.evaluate({**environment, "extra": e}) for e in (wanted or {""}))
@@ -145,40 +182,54 @@ def state(package: Package, target: Target) -> str:
     if target not in package.needed:
         return NOT_NEEDED
     facts = installed(package.name)
-    if facts is not None and is_pure(facts):
-        stated = facts.metadata.get("Requires-Python") or ""
-        if SpecifierSet(stated).contains(f"{target.python}.0"):
-            return THERE
-    wheels = versions(package.name, target, ("--only-binary", ":all:"))
-    if package.version in wheels:
+    if facts is not None and is_pure(facts) and _allows(facts.metadata.get("Requires-Python"), target):
         return THERE
-    if package.version in versions(package.name, target, ("--no-binary", ":all:")):
-        return SOURCE
-    return max(wheels, key=Version, default=MISSING)
+    wheels, sources = set(), set()
+    for file, requires in index_of(package.name):
+        if not _allows(requires, target):
+            continue
+        with suppress(InvalidWheelFilename, InvalidSdistFilename, InvalidVersion):
+            if not file.endswith(".whl"):
+                sources.add(parse_sdist_filename(file)[1].public)
+            elif not target.tags.isdisjoint(parse_wheel_filename(file)[3]):
+                wheels.add(parse_wheel_filename(file)[1].public)
+    if package.version in wheels or (wheels and not package.version):
+        return THERE
+    return SOURCE if package.version in sources else max(wheels, key=Version, default=MISSING)
 
 
-def versions(name: str, target: Target, kind: Sequence[str]) -> list[str]:
-    """Return the versions that pip's index has for a target, wheels or sources."""
-    tag = target.python.replace(".", "")
-    options = ["--python-version", target.python, "--implementation", "cp"]
-    options += [word for abi in (f"cp{tag}", "abi3", "none") for word in ("--abi", abi)]
-    options += [word for platform in SYSTEMS[target.system] for word in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "index", "versions", name, *kind, *options]
-    done = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True, check=False)
-    listed = re.search(r"^Available versions: (.*)$", done.stdout, flags=re.MULTILINE)
-    if listed is None and "No matching distribution" not in done.stderr:
-        raise RuntimeError(f"pip cannot say which versions of {name} there are: {done.stderr.strip()[-300:]}")
-    return [] if listed is None else listed[1].split(", ")
+def _allows(requires: str | None, target: Target) -> bool:
+    return SpecifierSet(requires or "").contains(f"{target.python}.0")
 
 
-def rows_of(packages: Mapping[str, Package], targets: Sequence[Target], workers: int) -> list[dict[str, str]]:
+@cache
+def index_of(name: str) -> tuple[tuple[str, str | None], ...]:
+    """Return the files of a package, each with the Pythons that it is for, as the index that pip is set up with says.
+
+    Pip has no public function for it.
+    """
+    from pip._internal.commands import create_command
+    from pip._internal.index.collector import LinkCollector, parse_links
+    from pip._internal.models.link import Link
+
+    command = create_command("index")
+    options, _ = command.parse_args(["versions", name, "--disable-pip-version-check"])
+    with command.main_context(), command._build_session(options) as session:
+        collector = LinkCollector.create(session, options=options)
+        found = []
+        for place in collector.search_scope.get_index_urls_locations(name):
+            page = collector.fetch_response(Link(place))
+            found += [] if page is None else [link for link in parse_links(page) if not link.is_yanked]
+    if not found:
+        raise RuntimeError(f"pip's index has no {name}.")
+    return tuple((link.filename, link.requires_python) for link in found)
+
+
+def rows_of(packages: Mapping[str, Package], targets: Sequence[Target]) -> list[dict[str, str]]:
     """Return one row for each package: name, version, what needs it, and its state on every target."""
-    pairs = list(product(packages.values(), targets))
-    with ThreadPoolExecutor(workers) as pool:
-        states = dict(zip(((p.name, t) for p, t in pairs), pool.map(lambda pair: state(*pair), pairs)))
     return [
         {"package": package.name, "version": package.version, "for": " ".join(package.extras)}
-        | {f"{target.python} {target.system}": states[package.name, target] for target in targets}
+        | {f"{target.python} {target.system}": state(package, target) for target in targets}
         for package in sorted(packages.values(), key=lambda each: each.name)
     ]
 
@@ -198,14 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pythons", nargs="+", default=["3.12", "3.13", "3.14"], metavar="VERSION")
     parser.add_argument("--systems", nargs="+", default=["linux"], choices=list(SYSTEMS))
     parser.add_argument("--packages", nargs="+", type=canonicalize_name, metavar="NAME", help="only these")
-    parser.add_argument("--workers", type=as_few, default=2, help="questions at the same time")
     parser.add_argument("--csv", type=Path, help="file to write the whole table to")
     parsed = parser.parse_args(arguments)
     targets = [Target(python, system) for system, python in product(parsed.systems, parsed.pythons)]
     packages = needed(targets)
     _check(parser, parsed.packages, packages)
     chosen = {name: each for name, each in packages.items() if parsed.packages is None or name in parsed.packages}
-    rows = rows_of(chosen, targets, parsed.workers)
+    rows = rows_of(chosen, targets)
     if parsed.csv is not None:
         parsed.csv.parent.mkdir(parents=True, exist_ok=True)
         with parsed.csv.open("w", newline="", encoding="utf-8") as stream:
