@@ -125,3 +125,62 @@ def test_the_first_step_that_is_timed_is_one_of_the_run(script):
     assert all(not p.equal(before[name]) for name, p in trainer.loss.named_parameters() if name in before)
     assert trainer.learner.updates == (5 if torch.cuda.is_initialized() else 1)
     assert step.matrix_peak("cpu", "fp32", products=1) > 0
+
+
+def test_which_wheels_a_python_takes_by_hand(script, monkeypatch):
+    pythons = script("pythons")
+    files = [
+        ("p-1.0-cp313-cp313-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", ">=3.10"),
+        ("p-1.0-cp314-cp314-manylinux_2_34_x86_64.whl", None),  # for a newer glibc
+        ("p-1.0.tar.gz", ">=3.10"),
+        ("p-0.9-cp311-abi3-manylinux_2_28_x86_64.whl", "<3.15"),
+        ("p-0.8-cp314-cp314-macosx_11_0_arm64.whl", None),
+        ("p-2.0-cp314-cp314t-win_amd64.whl", None),  # without the lock
+        ("nonsense.whl", None),
+    ]
+    monkeypatch.setattr(pythons, "index_of", lambda name: files)
+    linux = [pythons.Target(version, "linux") for version in ("3.9", "3.13", "3.14")]
+    others = [pythons.Target("3.14", system) for system in ("macos", "windows")]
+
+    def states(version: str) -> list[str]:
+        package = pythons.Package("p-that-nobody-has", version, {target: {""} for target in (*linux, *others)})
+        return [pythons.state(package, target) for target in (*linux, *others)]
+
+    assert states("1.0") == ["missing", "there", "source", "source", "source"]
+    assert states("0.9") == ["missing", "there", "there", "0.8", "missing"]
+    assert states("") == ["missing", "there", "there", "there", "missing"]  # whichever version
+
+
+def test_what_a_package_needs_is_followed_with_the_markers_of_the_other_python(script, monkeypatch):
+    pythons = script("pythons")
+
+    class Fact:
+        def __init__(self, version, *requires):
+            self.version, self.requires = version, list(requires)
+
+    extras = {"more": ["b"], "no": ["d"]}
+    monkeypatch.setattr(
+        pythons,
+        "project",
+        lambda: {"dependencies": ["a>=1", 'c; python_version >= "3.14"'], "optional-dependencies": extras},
+    )
+    facts = {
+        "a": Fact("1.5+cpu", "e[fast]", 'f; sys_platform == "win32"'),
+        "e": Fact("2.0", 'g; extra == "fast"', 'h; extra == "slow"', "a"),
+    }
+    monkeypatch.setattr(pythons, "installed", facts.get)
+    linux = pythons.Target("3.13", "linux").environment
+    assert pythons.closure(pythons.PROJECT, set(), linux) == {"a": "1.5", "e": "2.0", "g": ""}
+    windows = pythons.Target("3.14", "windows").environment
+    assert pythons.closure(pythons.PROJECT, {"more"}, windows).keys() == {"a", "b", "c", "e", "f", "g"}
+
+
+def test_the_table_of_pythons_looked_at_what_is_pinned(script):
+    pythons = script("pythons")
+    text = (BENCHMARKS / "results" / "pythons.csv").read_text().splitlines()
+    table = {line.split(",")[0]: line.split(",")[1] for line in text[1:]}
+    pins = pythons.pinned(BENCHMARKS.parent / "constraints.txt")
+    assert {name: pins[name] for name in table.keys() & pins.keys()} == {
+        name: table[name] for name in table.keys() & pins.keys()
+    }
+    assert {"torch", "torchrl", "tensordict", "numpy", "ray", "mujoco"} <= table.keys() & pins.keys()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
 import processes
 import pytest
+import torch
 from selection import some_of
 
 import torchrl_marl_offline as marl
+from torchrl_marl_offline import commands
 from torchrl_marl_offline.commands import COMMANDS, main
 
 
@@ -32,7 +36,11 @@ def test_the_arguments_are_those_of_the_process_by_default(monkeypatch, capsys):
 
 def test_the_version_and_a_command_that_is_not_there(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"marl-offline {marl.__version__}\n"
+    first, python, system, *packages = capsys.readouterr().out.splitlines()
+    assert first == f"marl-offline {marl.__version__}" and python.endswith(sys.version.partition(" ")[0])
+    assert platform.machine() in system
+    assert [line.split()[0] for line in packages] == list(commands.REPORTED)
+    assert packages[:2] == [f"torch {torch.__version__}", f"torchrl {version('torchrl')}"]
     assert main(["recrod"]) == 2
     assert capsys.readouterr().err.startswith("error: There is no command 'recrod'; known are data, ")
 

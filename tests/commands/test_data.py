@@ -129,8 +129,10 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [f"og_marl:smac_v1/3m/{q}" for q in ("Poor", "Medium", "Good")]
     assert lines[2].split()[1:6] == ["995,313", "41,619", "3", "9.96", "0.85"]
+    assert lines[2].split()[6:] == ["Apache-2.0", "arXiv:2302.00521", "smac/3m"]
     assert main(["list", "omar", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["omar:mpe/simple_spread/Expert"]["joint_saco"] == 1.0
+    card = json.loads(capsys.readouterr().out)["omar:mpe/simple_spread/Expert"]
+    assert card["joint_saco"] == 1.0 and card["license"] == "Apache-2.0" and "arXiv:2111.11188" in card["citation"]
     assert main(["list", "nobody"]) == 1
     assert capsys.readouterr().err.startswith("error: There is no source 'nobody'")
 

@@ -18,6 +18,7 @@ from torchrl_marl_offline.data import (
     DatasetError,
     OfflineDataset,
     TaskSpec,
+    concatenate,
     convert_dataset,
     from_arrays,
     load_dataset,
@@ -637,6 +638,22 @@ def test_card_in_numbers(tmp_path):
     assert "4 in 2 episodes of 2 ± 1 (1 to 3)" in str(card) and "return       2.00 ± 1.00" in str(card)
     share = describe(discrete()).facts["actions"]["share"]
     assert share == [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_the_license_and_citation_on_a_card_are_those_that_were_given(tmp_path):
+    dataset = episodes([3, 1])
+    silent = describe(dataset)
+    assert (silent.facts["license"], silent.facts["citation"]) == ("not stated", "not stated")
+    assert "license      not stated\ncitation     not stated" in str(silent)
+    dataset.metadata |= {"license": "CC-BY-4.0", "citation": "Doe 2026, Robots"}
+    dataset.save(tmp_path / "own")
+    saved = OfflineDataset.load(tmp_path / "own")
+    assert "license      CC-BY-4.0\ncitation     Doe 2026, Robots" in str(describe(saved))
+    assert json.loads(describe(saved).to_json())["license"] == "CC-BY-4.0"
+    both = concatenate([concatenate([saved, episodes([2])]), saved])
+    assert describe(both).facts["license"] == "CC-BY-4.0; not stated"
+    with pytest.raises(DatasetError, match="3 as 'license' in its metadata, where text stands"):
+        OfflineDataset(dataset.data, dataset.spec, {"license": 3})
 
 
 @pytest.mark.parametrize("make", [clean, discrete, lambda: episodes([3]), fixed_length])

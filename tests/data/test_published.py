@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,9 +16,10 @@ import torch
 from format_toys import vault_arrays, write_vault
 from selection import thorough
 
-from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline import OfflineDataset, collect, make_env
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, joint_saco, list_datasets, load_dataset, read_vault
 from torchrl_marl_offline.data.published.cards import card_of
+from torchrl_marl_offline.data.quality.card import describe
 
 NAME = "og_marl:smac_v1/3m/Good"
 
@@ -59,6 +61,21 @@ def test_a_card():
     assert all((card.env is None) != (card.why_no_env is None) for card in list_datasets().values())
     with pytest.raises(DatasetError, match="did you mean 'og_marl:smac_v1/3m/Good'"):
         card_of("og_marl:smac_v1/3m/God")
+
+
+def test_every_card_states_its_license_who_says_so_and_whom_to_cite():
+    papers = {"og_marl": "2302.00521", "omiga": "2307.11620", "omar": "2111.11188"}
+    papers |= {"cfcql": "2309.12696", "alberdice": "2311.02194"}
+    for card in list_datasets().values():
+        assert card.license == "Apache-2.0" and "huggingface.co/datasets/InstaDeepAI/og-marl" in card.license_source
+        assert ("not stated by those who recorded" in card.license_source) == (card.source != "og_marl")
+        assert re.fullmatch(rf"[A-Z].* and \w+ 20\d\d, .+, arXiv:{re.escape(papers[card.source])}", card.citation)
+        assert card.paper == papers[card.source]
+    assert card_of("omar:mpe/simple_spread/Expert").rights["citation"] == (
+        "Pan, Huang, Ma and Xu 2022, Plan Better Amid Conservatism: Offline Multi-Agent Reinforcement Learning with "
+        "Actor Rectification, arXiv:2111.11188; collected by Formanek, Beyers, Tilbury, Shock and Pretorius 2024, "
+        "Putting Data at the Centre of Offline Multi-Agent Reinforcement Learning, arXiv:2409.12001"
+    )
 
 
 def test_coverage_of_random_play_is_the_published_one():
@@ -186,6 +203,10 @@ def test_a_vault_put_in_the_cache_is_converted_once(tmp_path, monkeypatch):
     with pytest.warns(DatasetWarning):
         again = load_dataset(NAME, offline=True, device="cpu")
     assert (again.data == dataset.data).all()
+    assert {name: again.metadata[name] for name in card_of(NAME).rights} == card_of(NAME).rights
+    assert "license      Apache-2.0, stated by the publisher" in str(describe(again))
+    folder = OfflineDataset.load(tmp_path / "datasets/og_marl/smac_v1/3m/Good")  # also where it is found by its path
+    assert "arXiv:2302.00521" in describe(folder).facts["citation"]
     assert not (tmp_path / "unpacked").exists() or not any((tmp_path / "unpacked").rglob("*.ocdbt"))
 
 

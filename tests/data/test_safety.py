@@ -261,6 +261,8 @@ def test_bools_are_zeros_and_ones(saved, leaf, verify):
         ("task_options", []),
         ("env", 5),
         ("source", {}),
+        ("license", 3),
+        ("citation", ["x"]),
         ("vault", {"seeds": 3}),
         ("values_checked", "no"),
         ("inspection", 5),

@@ -159,5 +159,10 @@ def test_capacity_follows_the_budget(tmp_path):
     assert one.bytes_of(runs[-1]) < member  # cloning has no critic
 
 
-def test_there_is_memory():
+def test_there_is_memory(monkeypatch):
     assert 2**28 < free_memory("cpu") < 2**50
+    monkeypatch.setattr("torchrl_marl_offline.study.memory.Path.exists", lambda path: False)  # no /proc, as on macOS
+    assert 2**28 < free_memory("cpu") < 2**50
+    monkeypatch.delattr("os.sysconf")  # and as on Windows
+    with pytest.raises(StudyError, match="say how much to use by --memory"):
+        free_memory("cpu")

@@ -6,9 +6,12 @@ Each is a module of this package with two functions, ``main(arguments)``, which 
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "data": "inspect, convert, list and verify datasets",
@@ -23,6 +26,8 @@ COMMANDS = {
 """The commands and what they do."""
 
 PROGRAM = "marl-offline"
+REPORTED = ("torch", "torchrl", "tensordict", "numpy", "vmas", "gymnasium")
+"""Packages whose versions a report of a fault needs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return import_module(f"{__name__}.{name}").main(rest)
     if name == "--version":
-        print(f"{PROGRAM} {import_module('torchrl_marl_offline').__version__}")
+        print(_versions())
         return 0
     if name in ("-h", "--help"):
         print(_help())
@@ -61,6 +66,17 @@ def _split_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
             return [], ["--import"]  # which is no command
         found.append(name if equals else left.pop(0))
     return found, left
+
+
+def _versions() -> str:
+    """Return what a report of a fault needs: the library's version, Python's, the system, what it stands on."""
+    own = f"{PROGRAM} {import_module('torchrl_marl_offline').__version__}"
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    lines = [own, f"{platform.python_implementation()} {platform.python_version()}", system]
+    for name in REPORTED:
+        with suppress(PackageNotFoundError):
+            lines.append(f"{name} {version(name)}")
+    return "\n".join(lines)
 
 
 def _help() -> str:

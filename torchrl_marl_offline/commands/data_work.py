@@ -106,7 +106,7 @@ def list_published(parsed: argparse.Namespace) -> int:
         print(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1, ensure_ascii=False))
         return 0
     width = max(map(len, cards), default=0)
-    print(f"{'':{width}}  transitions  episodes  agents    return  SACo  evaluated in")
+    print(f"{'':{width}}  transitions  episodes  agents    return  SACo  license     paper             evaluated in")
     for name, card in cards.items():
         if not card.is_known:
             figures = f"{'not fetched':>11}  {'-':>8}  {card.n_agents:6}  {'-':>8}  {'-':>4}"
@@ -114,7 +114,8 @@ def list_published(parsed: argparse.Namespace) -> int:
             saco = "-" if card.joint_saco is None else f"{card.joint_saco:.2f}"
             rows, episodes = card.seeds * card.transitions, card.seeds * card.episodes
             figures = f"{rows:11,}  {episodes:8,}  {card.n_agents:6}  {card.returns[0]:8.2f}  {saco:>4}"
-        print(f"{name:{width}}  {figures}  {card.env or '-'}")
+        rights = f"{card.license:10}  arXiv:{card.paper:10}"
+        print(f"{name:{width}}  {figures}  {rights}  {card.env or '-'}")
     return 0
 
 

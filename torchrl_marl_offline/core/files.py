@@ -1,7 +1,8 @@
 """Files and folders that are written as a whole or not at all, and errors that name the file and the cause.
 
 What is not finished lies under a hidden name beside the target, with a lock that its writer holds: a process that is
-killed lets go of it, and the next writer of the same target deletes what was left.
+killed lets go of it, and the next writer of the same target deletes what was left. Windows has no such locks, renames
+no file that is open and opens no folder: nothing is held open there, and what a killed process left stays.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _CAUSES = {
 _ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _LONGEST_STEM = 150  # of the 255 bytes of a name; a mark follows
 _SILENT_SECONDS = 3600
+WINDOWS = os.name == "nt"
 _MARK = r"\.tmp-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}"
 
 
@@ -167,19 +169,25 @@ def staged(target: Path, *, folder: bool = False) -> Iterator[Path]:
         yield temporary
     finally:
         remove(temporary)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _claimed(target: Path, folder: bool) -> tuple[Path, int]:
+def _claimed(target: Path, folder: bool) -> tuple[Path, int | None]:
     """Make something that nobody takes for a leftover: it has our lock before anybody else could have it."""
     while True:
         mark = f".tmp-{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         temporary = target.with_name(f".{_stem(target)}{mark}{target.suffix[:20] if not folder else ''}")
         if folder:
             temporary.mkdir()
+            if WINDOWS:
+                return temporary, None
             lock = os.open(temporary, os.O_RDONLY)
         else:
             lock = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            if WINDOWS:
+                os.close(lock)
+                return temporary, None
         if try_lock(lock) is not False and temporary.exists():
             return temporary, lock
         os.close(lock)
@@ -201,6 +209,17 @@ def try_lock(descriptor: int) -> bool | None:
     except (OSError, ImportError):
         return None
     return True
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file, or a folder's list of names where it can, on its disk."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(target: Path) -> None:

@@ -23,6 +23,7 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.study.checking import StudyError
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.study.runs import Run
@@ -163,7 +164,13 @@ def _row_bytes(spec: TaskSpec) -> int:
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Return the bytes that are free on a device; on the CPU, what the operating system could give without swapping."""
+    """Return the bytes that are free on a device; on the CPU, what the operating system could give without swapping.
+
+    Where it does not tell that, as macOS, half of what the machine has.
+
+    Raises:
+        StudyError: it tells neither.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
@@ -171,4 +178,6 @@ def free_memory(device: torch.device | str) -> int:
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if not hasattr(os, "sysconf"):
+        raise StudyError("This system does not tell how much memory it has; say how much to use by --memory.")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

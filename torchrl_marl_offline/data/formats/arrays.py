@@ -104,7 +104,7 @@ def from_arrays(
         action_bounds: lower and upper bound of every component of a continuous action.
         task: the task's name.
         spec: the task's sizes, instead of those of the arrays.
-        metadata: JSON-ready; kept beside what is found here.
+        metadata: JSON-ready; kept beside what is found here. ``"license"`` and ``"citation"`` are shown on the card.
         repair: mend what can be mended, and drop episodes that cannot be read; see :func:`~.loading.load_inspected`.
 
     Raises:

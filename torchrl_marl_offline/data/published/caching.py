@@ -85,6 +85,7 @@ def load_published(
     dataset = OfflineDataset.load(target, device=device, verify=verify)
     if values_are_checked() and not dataset.metadata.get("values_checked", True):
         validate(dataset)
+    dataset.metadata = card.rights | dataset.metadata  # a set that was converted before cards had them
     keep_figures(card, dataset, root)
     disagreements = card.disagreements(dataset)
     if disagreements:
@@ -107,6 +108,7 @@ def _convert(card: DatasetCard, root: Path, target: Path, *, offline: bool, mirr
         )
         stream.metadata |= {"source": card.id, "quality": card.quality, "env": card.env, "why_no_env": card.why_no_env}
         stream.metadata["task_options"] = card.env_options
+        stream.metadata |= card.rights
         stream.metadata |= {"reference_returns": card.reference_returns, "reference_source": card.reference_source}
         stream.write(target, progress=progress)
     finally:

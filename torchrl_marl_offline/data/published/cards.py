@@ -2,6 +2,7 @@
 
 ``published_sets.csv`` and ``published_tasks.csv`` beside this file hold the facts: sizes, returns and joint-action
 coverage (SACo) as OG-MARL's dataset cards state them; time limits of the games; reference returns with their source.
+``published_sources.csv`` holds the license, who states it, and the paper of those who recorded the data.
 Nine sets have no such card: their sizes are those of the environments in OG-MARL's code, and what else there is to know
 stands in the cache folder once somebody has loaded them (:func:`keep_figures`). Of three of them not even the qualities
 are published: they are named without one, and the archive tells.
@@ -25,9 +26,13 @@ from torchrl_marl_offline.data.published.cache_folder import cache_folder
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 if TYPE_CHECKING:
-    from torchrl_marl_offline.data.published.cache_folder import cache_folder
-from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+    from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
+COLLECTION = (
+    "Formanek, Beyers, Tilbury, Shock and Pretorius 2024, Putting Data at the Centre of Offline Multi-Agent "
+    "Reinforcement Learning, arXiv:2409.12001"
+)
+"""The paper of the collection that all of them are published in."""
 SOURCES = ("og_marl", "omiga", "omar", "cfcql", "alberdice")
 _FOLDER = Path(__file__).parent
 
@@ -58,6 +63,10 @@ class DatasetCard:
         episode_length: rows of every episode, where the recording may mark no end.
         reference_returns: the returns that score 0 and 100, or ``None`` where the field has none.
         reference_source: where they come from.
+        license: of the data, an SPDX identifier.
+        license_source: who states it, and who does not.
+        citation: the paper of those who recorded the data: authors, year, title, arXiv identifier.
+        paper: its arXiv identifier.
         env_options: what ``make_env`` needs besides the name.
     """
 
@@ -81,12 +90,22 @@ class DatasetCard:
     episode_length: int | None
     reference_returns: tuple[float, float] | None
     reference_source: str | None
+    license: str
+    license_source: str
+    citation: str
+    paper: str
     env_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """What ``load_dataset`` takes, ``"og_marl:smac_v1/3m/Good"``."""
         return f"{self.source}:{self.task}/{self.quality}".rstrip("/")
+
+    @property
+    def rights(self) -> dict[str, str]:
+        """License and citations, as a dataset's metadata keep them."""
+        citation = f"{self.citation}; collected by {COLLECTION}"
+        return {"license": self.license, "license_source": self.license_source, "citation": citation}
 
     @property
     def is_known(self) -> bool:
@@ -144,10 +163,11 @@ def _cards() -> dict[str, DatasetCard]:
         return int(text) if text else None
 
     tasks = {(row["source"], row["task"]): row for row in rows("published_tasks.csv")}
+    papers = {row["source"]: row for row in rows("published_sources.csv")}
     cards = {}
     integers = ("seeds", "transitions", "episodes", "n_agents", "observation_size", "state_size", "action_size")
     for row in rows("published_sets.csv"):
-        task = tasks[row["source"], row["task"]]
+        task, paper = tasks[row["source"], row["task"]], papers[row["source"]]
         returns = [row[f"return_{name}"] for name in ("mean", "std", "min", "max")]
         card = DatasetCard(
             source=row["source"],
@@ -164,6 +184,10 @@ def _cards() -> dict[str, DatasetCard]:
             episode_length=number(task["episode_length"]),
             reference_returns=(float(task["score_min"]), float(task["score_max"])) if task["score_min"] else None,
             reference_source=task["score_source"] or None,
+            license=paper["license"],
+            license_source=paper["license_source"],
+            citation=f"{paper['authors']} {paper['year']}, {paper['title']}, arXiv:{paper['arxiv']}",
+            paper=paper["arxiv"],
             env_options=json.loads(task["env_options"] or "{}"),
         )
         cards[card.id] = card

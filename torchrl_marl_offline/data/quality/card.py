@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
 _FACTS = ("quality", "behaviour", "seed", "time_limit", "team_reward", "provenance", "repairs")
+NOT_STATED = "not stated"
+"""What a card says of a license or a citation that nobody gave."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Card:
         per_agent = ", ".join(f"{value:.4g}" for value in facts["reward_per_agent"]["mean"])
         lines += [f"reward       {per_agent} a step, by agent", f"joint SACo   {facts['joint_saco']:.4f}"]
         lines += [f"{name:12} {facts[name]}" for name in _FACTS if name in facts]
+        source = f", {facts['license_source']}" if "license_source" in facts else ""
+        lines += [f"license      {facts['license']}{source}", f"citation     {facts['citation']}"]
         return "\n".join([*lines, *map(str, self.inspection.findings)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +77,9 @@ def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> C
     """Make the card of a dataset.
 
     The action coverage is, for discrete actions, each action's share of an agent's actions, ``[n][A]``; for continuous
-    ones mean, standard deviation and the share of values at a bound, each by agent and component ``[n][a]``.
+    ones mean, standard deviation and the share of values at a bound, each by agent and component ``[n][a]``. License
+    and citation are the metadata's, ``"not stated"`` where they say nothing; of a dataset that was put together, those
+    of its parts.
 
     Args:
         dataset: a valid dataset.
@@ -100,7 +106,24 @@ def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> C
         "joint_saco": inspection.facts["joint_saco"],
     }
     facts |= {name: metadata[name] for name in _FACTS if metadata.get(name) is not None}
+    facts |= {name: _stated(metadata, name) for name in ("license", "citation")}
+    if metadata.get("license_source"):
+        facts["license_source"] = str(metadata["license_source"])
     return Card(dataset, facts, inspection)
+
+
+def _stated(metadata: dict[str, Any], name: str) -> str:
+    """Return what the metadata say under a name, or all that the parts of the dataset say."""
+    found, left = {}, [metadata]
+    while left:
+        each = left.pop(0)
+        parts = each.get("parts")
+        parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+        if each.get(name) or not parts:
+            found[str(each.get(name) or NOT_STATED)] = True
+        else:
+            left += parts
+    return "; ".join(found)
 
 
 def _action_coverage(dataset: OfflineDataset) -> dict[str, Any]:

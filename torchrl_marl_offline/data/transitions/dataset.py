@@ -44,7 +44,8 @@ class OfflineDataset:
         data: the transitions in the layout of :mod:`torchrl_marl_offline.core.layout`, batch size ``[T]``. Episode
             ids are renumbered from 0 in the order of the rows.
         spec: the task's sizes.
-        metadata: where the data came from; must be JSON-ready. ``n_transitions`` and ``n_episodes`` are filled in.
+        metadata: where the data came from; must be JSON-ready. ``n_transitions`` and ``n_episodes`` are filled in;
+            ``"license"`` and ``"citation"``, texts, are shown on the dataset's card.
         check: whether to look at every value (:func:`validate`), or at keys, shapes and types only.
 
     Raises:

@@ -29,7 +29,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.utils import _encode_key_for_filesystem
 
-from torchrl_marl_offline.core.files import staged, writing
+from torchrl_marl_offline.core.files import flush, staged, writing
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import NotRegularError, lies_at, read_json, require_inside
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
@@ -319,11 +319,7 @@ def _check_size(file: Path, facts: dict[str, Any]) -> None:
 
 def _flush(folder: Path) -> None:
     for entry in [*folder.rglob("*"), folder]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(entry)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
@@ -337,10 +333,6 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         if not path.exists():
             raise
         raise FileExistsError(f"{path} was written by another process meanwhile; choose another folder.") from error
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the rename itself
-    finally:
-        os.close(descriptor)
+    flush(path.parent)  # the rename itself
     if aside is not None:
         shutil.rmtree(aside)

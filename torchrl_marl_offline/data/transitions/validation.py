@@ -105,6 +105,7 @@ _METADATA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("provenance", "parts"), ("a list of dictionaries", _are(dict))),
     **dict.fromkeys(("task_options", "inspection"), ("a dictionary", lambda value: isinstance(value, dict))),
     **dict.fromkeys(("env", "source"), ("text", lambda value: isinstance(value, str | None))),
+    **dict.fromkeys(("license", "license_source", "citation"), ("text", lambda value: isinstance(value, str | None))),
     "bad_episodes": ("a list of episodes with row, what and id", _are_bad_episodes),
     "time_limit": ("a number of steps", lambda value: value is None or (type(value) is int and value > 0)),
     "values_checked": ("true or false", lambda value: isinstance(value, bool)),
