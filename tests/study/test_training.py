@@ -17,7 +17,9 @@ from torchrl_marl_offline.study.training import HELD_OUT, build_loss, train_popu
 from torchrl_marl_offline.training import Learner, load_policy
 
 EVALUATION = "every = 10\nepisodes = 4\nmodes = ['mode', 'sample']"
-REAL = STUDY.replace("every = 10", EVALUATION).replace("seeds = {seeds}", "seeds = {seeds}\nlr = 1e-2\ncompile = 'off'")
+REAL = STUDY.replace("every = 10", EVALUATION).replace(
+    "seeds = {seeds}", "seeds = {seeds}\nlr = 1e-2\ncompile = 'off'\nlogger = ['tensorboard']"
+)
 
 
 def real(folder, text=REAL, **options):
@@ -42,6 +44,7 @@ def test_a_run_of_a_study_is_the_run_trained_alone(study):
     buffer = dataset.replay_buffer(batch_size=32, seed=run.seed, keys=loss.in_keys)
     Trainer(Learner(loss, lr=1e-2), buffer, steps=40, progress=False).train()
     folder = study / "out/jobs/spread--mix-vdn--00/members" / run.name
+    assert list((folder / "tensorboard").rglob("events.*"))
     kept = load_policy(folder).policy.state_dict()
     for name, value in loss.actor_network.state_dict().items():
         torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-5)

@@ -42,8 +42,8 @@ class Job:
         population: what to train.
         source: on which dataset.
         evaluation: how to judge it.
-        study: the study's settings, of which a job reads ``compile``, ``log_every``, ``checkpoint_every``,
-            ``keep_checkpoints``.
+        study: the study's settings, of which a job reads ``compile``, ``log_every``, ``logger``,
+            ``checkpoint_every``, ``keep_checkpoints``.
         device: where.
         threads: of torch; 0 leaves the choice to torch.
         deadline: :func:`time.time` after which the job saves itself and stops.

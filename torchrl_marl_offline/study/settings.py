@@ -35,6 +35,7 @@ from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
 from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
 from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
+from torchrl_marl_offline.training.run.experiment_loggers import LoggerName
 
 EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
 """The tables that a study file must have."""
@@ -115,6 +116,7 @@ class StudySettings:
             ``"warn"`` names it on the report, ``"stop"`` also leaves it out from there on; see
             :class:`~torchrl_marl_offline.training.run.value_alarm.ValueAlarm`.
         log_every: updates between rows of ``train.csv``.
+        logger: where the numbers of every run go: ``"csv"`` (in any case), ``"tensorboard"``, ``"wandb"``.
         checkpoint_every: updates between checkpoints of a population; 0 for a tenth of its steps.
         keep_checkpoints: keep the checkpoints of a finished population (its policies are kept anyway).
         last_k: how many evaluations at the end are averaged where settings are compared.
@@ -131,6 +133,7 @@ class StudySettings:
     compile: Literal["auto", "on", "off"] = "auto"
     on_impossible_values: Literal["warn", "stop", "ignore"] = "warn"
     log_every: Annotated[int, COUNT] = 100
+    logger: Annotated[tuple[LoggerName, ...], ONCE] = ("csv",)
     checkpoint_every: Annotated[int, COUNT_OR_NONE] = 0
     keep_checkpoints: bool = False
     last_k: Annotated[int, COUNT] = 5

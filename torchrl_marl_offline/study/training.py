@@ -80,6 +80,7 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
         steps=settings["steps"],
         eval_every=job.evaluation.every,
         log_every=job.study.log_every,
+        logger=job.study.logger,
         checkpoint_every=job.study.checkpoint_every or max(1, settings["steps"] // 10),
         keep_checkpoints=2,
         output=job.folder,
