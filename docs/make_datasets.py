@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from markup import DASH, table
+from markup import DASH, inline, simple_table, table
 
 from torchrl_marl_offline.data.published.cards import SOURCES, DatasetCard, list_datasets
+from torchrl_marl_offline.data.quality import inspection
 
 PAGE = Path(__file__).parent / "datasets.md"
 PUBLISHERS = {
@@ -21,7 +22,9 @@ PUBLISHERS = {
 """Who published a source first; all of them are fetched from OG-MARL's repository of datasets."""
 
 HEADER = ("name", "environment here", "transitions", "episodes", "agents", "observation", "state", "actions")
-HEADER = (*HEADER, "return: mean ± std [min, max]", "SACo", "data's score")
+HEADER = (*HEADER, "return: mean ± std [min, max]", "SACo", "score")
+NO_BREAK = "\u00a0"
+"""Between the numbers of a cell, which would be broken into lines in a wide table."""
 
 OPENING = """# Published datasets
 
@@ -30,13 +33,12 @@ and inspects it; `marl-offline data list` and `list_datasets()` print what stand
 `vaults` and `hub` of this library, and a network.
 
 Numbers are those of the published cards: transitions and episodes of all recordings of a set together, the width of an
-observation and of the state, the width of a continuous action or the number of discrete ones. SACo is the share of
-joint state-action pairs that occur once. The data's score is its mean return between two reference returns, 0 and 100,
-where the field has such. "{dash}" stands where nothing is published: such a set is described once it has been loaded.
+observation and of the state, the width of a continuous action or the number of discrete ones. SACo is the number of
+different pairs of state and joint action, divided by that of transitions. The score is the data's mean return between
+two reference returns, 0 and 100, where the field has such. "{dash}" stands where nothing is published: such a set is
+described once it has been loaded.
 
-Defects are found in the data itself: `marl-offline data inspect NAME` lists them with counts and remedies,
-`load_dataset` warns of them, and `repair=True` mends what can be mended. A set that is not what its card says is
-reported with both numbers.
+What may be wrong with a set is found in the data itself: see [defects](#defects).
 
 This page is made of the cards by `python docs/make_pages.py`.
 """
@@ -50,7 +52,7 @@ def page() -> str:
     parts = [OPENING.format(count=len(cards), tasks=len(tasks), dash=DASH)]
     for source in SOURCES:
         parts.append(section(source, [card for card in cards.values() if card.source == source]))
-    return "\n".join([*parts, references(cards.values())])
+    return "\n".join([*parts, references(cards.values()), defects()])
 
 
 def section(source: str, cards: Sequence[DatasetCard]) -> str:
@@ -75,11 +77,11 @@ def row(card: DatasetCard) -> list[str]:
     name = f"`{card.id}`" if card.quality else f"`{card.id}` (qualities not published)"
     total = [None if value is None else card.seeds * value for value in (card.transitions, card.episodes)]
     sizes = [*total, card.n_agents, card.observation_size, card.state_size]
-    actions = f"{card.action_size} {'discrete' if card.discrete else 'continuous'}"
+    actions = f"{card.action_size}{NO_BREAK}{'discrete' if card.discrete else 'continuous'}"
     returns = DASH
     if card.returns is not None:
         mean, deviation, low, high = card.returns
-        returns = f"{mean:,g} ± {deviation:,g} [{low:,g}, {high:,g}]"
+        returns = f"{mean:,g} ± {deviation:,g} [{low:,g}, {high:,g}]".replace(" ", NO_BREAK)
     saco = DASH if card.joint_saco is None else f"{card.joint_saco:.2f}"
     score = DASH if card.normalized_score is None else f"{card.normalized_score:.0f}"
     env = f"`{card.env}`" if card.env else DASH
@@ -94,3 +96,18 @@ def references(cards: Iterable[DatasetCard]) -> str:
         if card.reference_returns is not None
     }
     return f"## Reference returns\n\n{table(['task', 'score 0', 'score 100', 'source'], list(rows.values()))}\n"
+
+
+def defects() -> str:
+    """Return the table of what inspection finds, from the docstring of its module."""
+    header, *rows = simple_table(inspection.__doc__.splitlines())
+    cells = [list(map(inline, row)) for row in rows]
+    return f"""## Defects
+
+`marl-offline data inspect NAME` lists what is wrong with a dataset, published or your own, with counts and remedies.
+`load_dataset` warns of it, `repair=True` mends what can be mended, `strict=True` refuses it.
+
+{table(header, cells)}
+
+An `error` makes a dataset unfit for training, a `warning` is likely to mislead it, a `note` is good to know.
+"""

@@ -92,8 +92,7 @@ class Key(NamedTuple):
     """One key of a table."""
 
     name: str
-    kind: str
-    legal: str
+    value: str
     default: str
     text: str
 
@@ -110,8 +109,8 @@ def page() -> str:
 
 def rows(keys: Iterable[Key]) -> str:
     """Return the table of some keys."""
-    cells = [[f"`{key.name}`", key.kind, key.legal, key.default, key.text.replace("|", "\\|")] for key in keys]
-    return table(["key", "kind", "range", "default", "meaning"], cells)
+    cells = [[f"`{key.name}`", key.value, key.default, key.text.replace("|", "\\|")] for key in keys]
+    return table(["key", "value", "default", "meaning"], cells)
 
 
 def run_settings() -> str:
@@ -124,7 +123,7 @@ def run_settings() -> str:
     for name, (hint, algorithms) in found.items():
         every = len(algorithms) == len(ALGORITHMS)
         by = "all" if every else ", ".join(f"[`{each}`](../algorithms.md#{each})" for each in algorithms)
-        own.append([f"`{name}`", kind_of(hint), legal_of(hint), by])
+        own.append([f"`{name}`", value_of(hint), by])
     names = ", ".join(f"`{name}`" for name in ALGORITHMS)
     return f"""## Settings of a run
 
@@ -141,7 +140,7 @@ and in `[methods.NAME.on.DATASET]` for one method on one dataset. The later ones
 
 Defaults and meanings are on the page of the [algorithms](../algorithms.md).
 
-{table(["setting", "kind", "range", "read by"], own)}
+{table(["setting", "value", "read by"], own)}
 """
 
 
@@ -152,10 +151,7 @@ def keys_of(kind: type) -> list[Key]:
     """Return the keys that a class checks, in their order."""
     told = attributes_in(kind.__doc__)
     defaults = {field.name: default_of(field) for field in dataclasses.fields(kind)}
-    return [
-        Key(name, kind_of(hint), legal_of(hint), defaults[name], told[name])
-        for name, (hint, _) in fields_of(kind).items()
-    ]
+    return [Key(name, value_of(hint), defaults[name], told[name]) for name, (hint, _) in fields_of(kind).items()]
 
 
 def default_of(field: dataclasses.Field) -> str:
@@ -170,6 +166,11 @@ def attributes_in(docstring: str) -> dict[str, str]:
     section = docstring.partition("Attributes:\n")[2].split("\n\n")[0]
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", section, flags=re.MULTILINE)
     return {name: inline(" ".join(text.split())) for name, text in entries}
+
+
+def value_of(hint: Any) -> str:
+    """Return in words what an annotation takes, and which numbers."""
+    return ", ".join(filter(None, [kind_of(hint), legal_of(hint)]))
 
 
 def kind_of(hint: Any) -> str:

@@ -59,7 +59,6 @@ def _target(page: str, link: str) -> str | None:
     """Return the path in the repository that a link of a page means, or None for one in the folder of pages."""
     own = page.removeprefix(f"{BELOW}/") if page.startswith(f"{BELOW}/") else f"docs/{page}"
     path = posixpath.normpath(posixpath.join(posixpath.dirname(own), link))
-    path = path.removesuffix(".md") + ".md" if path.startswith(f"{BELOW}/") else path
     inside = path.startswith("docs/") and not path.endswith(".py")
     return path if not inside and (ROOT / path).is_file() else None
 
@@ -126,7 +125,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _with_formulas(html: str) -> str:
     def block(match: re.Match[str]) -> str:
-        return f'<div class="formula">{mathml(unescape(match[1]), "block")}</div>'
+        parts = [mathml(part, "block") for part in _parts(unescape(match[1]))]
+        return '<div class="formula">' + "".join(f"<span>{part}</span>" for part in parts) + "</div>"
 
     html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', block, html, flags=re.DOTALL)
     return re.sub(
@@ -135,6 +135,12 @@ def _with_formulas(html: str) -> str:
         html,
         flags=re.DOTALL,
     )
+
+
+def _parts(formula: str) -> list[str]:
+    r"""Return what stands between the ``\qquad`` of a formula, where that leaves every brace with its other."""
+    parts = formula.split(r"\qquad")
+    return parts if all(part.count("{") == part.count("}") for part in parts) else [formula]
 
 
 def mathml(formula: str, display: str) -> str:

@@ -62,6 +62,7 @@ def test_every_published_set_is_on_its_page():
         card.id for source in SOURCES for card in list_datasets(source).values()
     ]
     assert set(make_datasets.PUBLISHERS) == set(SOURCES)
+    assert "| `duplicated_episodes` | warning | drops the copies, if asked by name; " in page
 
 
 def test_every_environment_is_on_its_page():
@@ -92,4 +93,4 @@ def test_every_key_of_a_study_is_on_its_page():
     assert keys["`[methods.NAME]`"] == ["variants", "grid", "on"]
     assert "source" in keys["`[datasets.NAME]`"] and "name" not in keys["`[datasets.NAME]`"]
     assert {"algorithm", *keys["Training"], *keys["Of the algorithms"]} == set(run_hints())
-    assert "| `batch_size` | whole number | at least 1 | `640` |" in page
+    assert "| `batch_size` | whole number, at least 1 | `640` |" in page

@@ -156,9 +156,15 @@ def test_the_readme_shows_five_lines_and_is_short():
     assert len([line for line in block.code.splitlines() if line and "import" not in line]) == 5
 
 
-def test_the_readme_names_nothing_that_does_not_exist():
-    for path in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text()):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_links_to_files_that_are_there(name):
+    """Where the repository itself is read, without the site."""
+    for path in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", without_code((ROOT / name).read_text())):
+        assert (ROOT / name).parent.joinpath(path).is_file(), f"{name} links to {path}"
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^[ \t]*(```+).*?^[ \t]*\1|`[^`\n]+`", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_test_command_is_one_line_of_the_readme():
