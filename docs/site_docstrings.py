@@ -33,6 +33,7 @@ def to_markdown(docstring: str) -> str:
     text = re.sub(r":(?:py:)?\w+:`([^`<]+?)(?: <[^`]*>)?`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r"(?<![\[/])arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)  # the section that griffe knows
     return _tables("\n".join(_directives(text.split("\n"))))
 
 

@@ -24,11 +24,12 @@ def site(tmp_path_factory) -> Path:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "site"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            command = ("-W", "error", "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder)
+            # Not --quiet: with it MkDocs counts no warning, and --strict would pass over all of them.
+            command = ("-W", "error", "-m", "mkdocs", "build", "--strict", "--site-dir", folder)
             done = processes.run(*command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
-            said = f"{done.stdout}{done.stderr}".strip()
+            said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO ")]
             if done.returncode or said:
-                pytest.fail(f"mkdocs build --strict ended with {done.returncode}:\n{said}")
+                pytest.fail(f"mkdocs build --strict ended with {done.returncode}:\n" + "\n".join(said))
     return folder
 
 
@@ -38,7 +39,7 @@ class Html(HTMLParser):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.links, self.anchors, self.pictures, self.fetched, self.text = [], {""}, [], [], []
-        self._open: list[str] = []
+        self._open, self.prose = [], []
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -63,6 +64,7 @@ class Html(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not {"script", "style", "math"} & set(self._open):
             self.text.append(data)
+            self.prose += [] if "code" in self._open else [data]
 
     @cached_property
     def words(self) -> str:
@@ -141,6 +143,7 @@ def test_no_page_shows_markup(pages):
             r":(?:class|func|meth|mod|data|attr|math):`|\.\. \w[\w-]*::|\\\(|\\\[|\$\$|^::: ", html.words
         )
         assert not found, f"{file.name} shows {found[0]}"
+        assert ">>>" not in "".join(html.prose), f"{file.name} shows an example as text"
 
 
 def test_formulas_are_mathml(site):
