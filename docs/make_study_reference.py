@@ -1,16 +1,10 @@
-"""Make docs/reference/study_file.md, every key of a study file, of the schema that study files are checked by.
-
-python docs/make_study_reference.py            # writes the page
-python docs/make_study_reference.py --check    # fails if the page is stale
-"""
+"""The reference of the study file, every key of a study file, of the schema that study files are checked by."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +32,7 @@ a sentence that names the table, the key and the remedy.
 `torchrl_marl_offline.study.study_schema()`. Editors with Taplo, such as Visual Studio Code with Even Better TOML,
 complete and check a study file whose first line is `#:schema ./study.schema.json`.
 
-This page is made of the dataclasses' docstrings, ranges and defaults by `python docs/make_study_reference.py`: change
+This page is made of the dataclasses' docstrings, ranges and defaults by `python docs/make_pages.py`: change
 those.
 """
 
@@ -61,7 +55,7 @@ TABLES = (
 )
 
 
-def study_reference() -> str:
+def page() -> str:
     """Return the page, in Markdown: one table of keys for each table of a study file."""
     tables = study_schema()["$defs"]
     of_runs = tables["RunSettings"]["properties"]
@@ -114,22 +108,3 @@ def range_in(said: Mapping[str, Any]) -> str:
 
 def _number(number: float) -> str:
     return f"{number:.0e}".replace("+", "") if abs(number) >= 1e10 else f"{number:,}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the page, or check it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if the page is stale")
-    parser.add_argument("--page", type=Path, default=PAGE, help="another page")
-    parsed = parser.parse_args(arguments)
-    text = study_reference()
-    if not parsed.check:
-        parsed.page.write_text(text, encoding="utf-8")
-    elif not parsed.page.exists() or parsed.page.read_text(encoding="utf-8") != text:
-        print(f"error: {parsed.page} is stale; run python docs/make_study_reference.py", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, what it promises by name, and the examples in its documentation."""
+"""The package as a whole: what importing it costs, what it promises by name, and the examples in its docstrings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 from objective_toys import make_batch
@@ -97,56 +96,6 @@ def test_everything_in_all_can_be_imported(module):
     for name in module.__all__:
         thing = getattr(module, name)
         assert thing.__doc__, f"{name} has no docstring"
-
-
-def test_the_readme_names_nothing_that_does_not_exist():
-    readme = (ROOT / "README.md").read_text()
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", readme):
-        assert (ROOT / path).exists(), path
-    help_text = subprocess.run(
-        [sys.executable, "-m", "torchrl_marl_offline", "train", "recipe", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    ).stdout
-    for argument in set(
-        re.findall(r"(--[a-z][a-z-]+)", readme.partition("## Training from the command line")[2].partition("\n## ")[0])
-    ) - {"--help", "--resume"}:
-        assert argument in help_text, f"the README speaks of {argument}, the command does not know it"
-
-
-def test_the_readmes_composition_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    lines = [len([line for line in block.splitlines() if line and "import" not in line]) for block in blocks]
-    assert lines[0] == 5 and lines[1] <= 15 and len(lines) == 2
-    start = "import torch\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n"
-    for block in blocks:
-        done = processes.run("-c", start + block, cwd=tmp_path)
-        assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", done.stdout.strip().splitlines()[-1]), done.stderr
-
-
-def test_the_page_on_extending_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
-    names: dict[str, object] = {}
-    exec(block, names)
-    assert len(names["runs"]) == 3 and float(names["loss"].expectile) == pytest.approx(0.7)
-
-
-def test_the_page_on_own_data_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
-    done = processes.run("-c", "\n".join(blocks), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "robots.pt2").is_file()
-
-
-def test_the_page_on_training_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
-    done = processes.run("-c", "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "runs/four/members").glob("*/checkpoints/*"))) == 4
-    assert done.stdout.strip().splitlines()[-1].endswith("{}")  # no member was left out
 
 
 def namespace() -> dict[str, object]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
+import make_algorithms as program
+import markup
 import pytest
 from study_toys import STUDY, quietly, write_study
 
@@ -19,18 +19,7 @@ from torchrl_marl_offline.commands.training_plan import new_plan
 from torchrl_marl_offline.modules.critics import DECOMPOSITIONS
 from torchrl_marl_offline.study import StudyError
 
-ROOT = Path(__file__).parents[1]
-
-
-def load(script: str):
-    specification = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module  # where the types of its dataclasses are looked up
-    specification.loader.exec_module(module)
-    return module
-
-
-program = load("docs/make_algorithms.py")
+ROOT = Path(__file__).parents[2]
 FIGURES = json.loads((ROOT / "docs/figures.json").read_text())
 
 
@@ -61,10 +50,11 @@ def test_every_algorithm_and_decomposition_has_its_place():
         if name != "cloning":
             assert "https://arxiv.org/abs/" in text or "Equations and paper: [" in text, name
             assert text.count("$$") % 2 == 0 and ("$$\n" in text or "Equations and paper: [" in text), name
-        for markup in (":class:", ":math:", ".. math", "``", "Build "):
-            assert markup not in text.replace("```", "") or (
-                markup == "Build " and name in ("b3c", "mac_flow_discrete")
-            ), (name, markup)
+        for mark in (":class:", ":math:", ".. math", "``", "Build "):
+            assert mark not in text.replace("```", "") or (mark == "Build " and name in ("b3c", "mac_flow_discrete")), (
+                name,
+                mark,
+            )
     rows = re.findall(r"^\| `(\w+)` \|", found["Decompositions"], flags=re.MULTILINE)
     assert sorted(rows) == sorted(DECOMPOSITIONS)
 
@@ -97,7 +87,7 @@ def test_markup_by_hand():
 
     Still left out no more.
     """
-    assert program.to_markdown(text) == (
+    assert markup.to_markdown(text) == (
         "First line, [arXiv:2106.06860](https://arxiv.org/abs/2106.06860).\n\n"
         "$$\na\\thinspace b, \\Vert c\\Vert \n$$\n\n"
         "(`TD`, `make_critic`, $`\\alpha`$, `x=1`.)\n\n"
@@ -105,8 +95,8 @@ def test_markup_by_hand():
         "Still left out no more.\n"
     )
     with pytest.raises(ValueError, match="add it to WORDS"):
-        program.safe_math(r"a \\ b")
-    rows = program.simple_table(["text", "==  =====", "a   b", "==  =====", "c   d e", "    f", "g", "==  ====="])
+        markup.safe_math(r"a \\ b")
+    rows = markup.simple_table(["text", "==  =====", "a   b", "==  =====", "c   d e", "    f", "g", "==  ====="])
     assert rows == [["a", "b"], ["c", "d e f"], ["g", ""]]
 
 
