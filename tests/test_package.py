@@ -125,28 +125,15 @@ def test_the_readmes_composition_runs(tmp_path):
         assert re.fullmatch(r"Interval\(mean=.*, low=.*, high=.*\)", done.stdout.strip().splitlines()[-1]), done.stderr
 
 
-def test_the_page_on_extending_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), flags=re.DOTALL)
-    names: dict[str, object] = {}
-    exec(block, names)
-    assert len(names["runs"]) == 3 and float(names["loss"].expectile) == pytest.approx(0.7)
-
-
-def test_the_page_on_own_data_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
-    done = processes.run("-c", "\n".join(blocks), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "robots.pt2").is_file()
-
-
-def test_the_page_on_training_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
-    done = processes.run("-c", "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "runs/four/members").glob("*/checkpoints/*"))) == 4
-    assert done.stdout.strip().splitlines()[-1].endswith("{}")  # no member was left out
+@pytest.mark.parametrize("page", ["own_algorithm", "own_data", "training"])
+def test_the_python_blocks_of_a_guide_run(page, tmp_path):
+    text = (ROOT / f"docs/guides/{page}.md").read_text()
+    for title, block in re.findall(r'```python title="(.*?)"\n(.*?)```', text, flags=re.DOTALL):
+        (tmp_path / title).write_text(block)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    start = "import torch\ntorch.set_num_threads(1)\n"
+    done = processes.run("-c", start + "\n".join(blocks), cwd=tmp_path)
+    assert blocks and done.returncode == 0, done.stderr
 
 
 def namespace() -> dict[str, object]:
