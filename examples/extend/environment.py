@@ -1,6 +1,6 @@
 """An environment of your own, from PettingZoo or TorchRL. Run: python examples/extend/environment.py
 
-Elsewhere: marl-offline --import examples/extend/environment.py evaluate RUN --task own/spread
+Elsewhere: marl-offline --import examples/extend/environment.py evaluate RUN --env own/navigation
 """
 
 from torchrl_marl_offline import from_torchrl, register_environment
