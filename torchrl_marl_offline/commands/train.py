@@ -31,6 +31,7 @@ from torchrl_marl_offline.commands.options import Once, SwitchOnce, add_options,
 from torchrl_marl_offline.commands.parser import OneSentenceParser, plain_text
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.errors import exit_status
+from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.relevance import ReadWith
 
 
@@ -83,6 +84,8 @@ class TrainSettings:
     """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
     wandb: Annotated[bool, ReadWith("seeds", 1), ReadWith("grid", ())] = False
     """Also log to Weights & Biases (offline where WANDB_MODE=offline)."""
+    figures: tuple[FigureFormat, ...] = ("png",)
+    """Formats of the figures; png is always written."""
     output: Path | None = None
     """Folder of the results; by default a new one below runs/."""
     resume: Path | None = None
