@@ -66,7 +66,7 @@ def test_learning_curves_of_one_run_and_of_several(tmp_path):
 
 
 def test_a_run_can_go_on_where_another_ended(tmp_path):
-    runs = {"offline": make_run(tmp_path / "offline", 1.0), "online": make_run(tmp_path / "online", 2.0)}
+    runs = {"offline": make_run(tmp_path / "offline", 1.0), "online": str(make_run(tmp_path / "online", 2.0))}
     side_by_side = plot_learning_curves(runs, tmp_path / "a.png")
     one_after_the_other = plot_learning_curves(runs, tmp_path / "b.png", starts={"online": 500})
     assert not (pixels(side_by_side) == pixels(one_after_the_other)).all()
@@ -180,6 +180,18 @@ def test_each_curve_has_its_marker_and_titles_and_axes_say_what_is_shown(tmp_pat
     assert first.get_ylabel() == METRIC_LABELS["return"] and {axis.get_xlabel() for axis in figure.axes} == {"updates"}
     assert [line.get_marker() for line in first.get_lines()] == ["o", "s"]
     assert all(axis.lines for axis in figure.axes)
+
+
+def test_a_run_has_one_colour_and_marker_in_all_panels_and_its_evaluators_differ_in_dashes(tmp_path, monkeypatch):
+    runs = {name: make_run(tmp_path / name, 1.0) for name in ("cloning", "recipe")}
+    figure = figure_of(monkeypatch, lambda: plot_learning_curves(runs, tmp_path / "a.png"))
+    evaluated, *training = (axis.get_lines() for axis in figure.axes)
+    for lines in training:
+        for line, (mode, sampled) in zip(lines, (evaluated[:2], evaluated[2:])):
+            for way in (mode, sampled):
+                assert (way.get_color(), way.get_marker()) == (line.get_color(), line.get_marker())
+            assert (mode.get_linestyle(), sampled.get_linestyle()) == ("-", "--")
+            assert sampled.get_markerfacecolor() == "white"
 
 
 def test_a_panel_without_a_finite_number_is_not_drawn(tmp_path, monkeypatch):

@@ -395,6 +395,8 @@ class Comparison:
     def _draw(self) -> None:
         """Draw the curves of what has been trained so far."""
         runs = {name: place for name, place in self.folders.items() if (place / "train.csv").exists()}
+        if not runs:  # nothing has been logged yet
+            return
         options = {"title": title_of(self.data), "formats": self.plan.run.figures}
         if self.metric == "return":
             options["data_mean"] = self.data.episode_returns().mean().item()

@@ -93,6 +93,7 @@ def draw_curve(
     index: int,
     label: str,
     band: tuple[Sequence[float], Sequence[float]] | None = None,
+    variant: int | None = None,
 ) -> None:
     """Draw a curve in the look of the method at ``index``; one point alone is a marker, its band a line.
 
@@ -103,8 +104,12 @@ def draw_curve(
         index: of the method.
         label: in the legend.
         band: the lower and the upper end of an interval, one each at each position.
+        variant: of several curves of one method, which: they share its colour and marker and differ in dashes; all but
+            the first have hollow markers.
     """
     style, every = look(index), max(1, len(positions) // _MOST_MARKERS)
+    if variant is not None:
+        style |= {"ls": DASHES[variant % len(DASHES)]} | ({"mfc": "white"} if variant else {})
     axis.plot(positions, values, **style, markevery=(index % every, every), label=label)
     if band is not None and len(positions) == 1:
         axis.vlines(positions, *band, color=style["color"], lw=1.2)

@@ -97,7 +97,8 @@ def plot_learning_curves(
         name: _shifted(read_csv(user_path(folder) / "train.csv"), starts.get(name, 0)) for name, folder in runs.items()
     }
     evaluations = {
-        name: _shifted(_read_if_there(folder / "eval.csv"), starts.get(name, 0)) for name, folder in runs.items()
+        name: _shifted(_read_if_there(user_path(folder) / "eval.csv"), starts.get(name, 0))
+        for name, folder in runs.items()
     }
     panels = TRAINING_PANELS if panels is None else panels
     present = {c: label for c, label in panels.items() if any(_points(rows, c) for rows in train.values())}
@@ -143,17 +144,20 @@ def _draw_evaluations(
         for row in rows:
             if math.isfinite(row.get(metric, math.nan)):
                 curves.setdefault((name, row["evaluator"]), []).append(row)
-    only_run = len(evaluations) == 1
-    for index, ((name, evaluator), rows) in enumerate(curves.items()):
+    only_run, seen = len(evaluations) == 1, dict.fromkeys(evaluations, -1)
+    for position, ((name, evaluator), rows) in enumerate(curves.items()):
+        seen[name] += 1
+        index, variant = (position, None) if only_run else (list(evaluations).index(name), seen[name])
         label = evaluator if only_run else f"{name}, {evaluator}" if evaluator != name else name
         ends = [f"{metric}_low", f"{metric}_high"]
         is_banded = all(end in row for row in rows for end in ends)
         band = tuple([row[end] for row in rows] for end in ends) if is_banded else None
         steps, values = [row["step"] for row in rows], [row[metric] for row in rows]
-        draw_curve(axis, steps, values, index=index, label=label, band=band)
+        draw_curve(axis, steps, values, index=index, label=label, band=band, variant=variant)
     if data_mean is not None:
         axis.axhline(data_mean, color=GREY, lw=1.5, ls=(0, (4, 3)), label=f"data mean ({data_mean:.4g})")
-    axis.legend(handlelength=3.2)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=3.2)
 
 
 def title_of(data: OfflineDataset) -> str:
@@ -200,7 +204,7 @@ def plot_methods(
     low, high = min(*lows, 0.0), max(*highs, 0.0)
     for row, mean in enumerate(means):
         axis.annotate(f"{mean:.4g}", (high, row), xytext=(8, 0), textcoords="offset points", va="center")
-    axis.set_xlim(low * 1.05, high + 0.12 * (high - low) or 1.0)
+    axis.set_xlim(low - 0.04 * (high - low) * bool(low), high + 0.12 * (high - low) or 1.0)
     axis.set_xlabel(label if note is None else f"{label}\n{textwrap.fill(f'({note})', 46)}")
     if title:
         figure.suptitle(title, x=0.01, ha="left")

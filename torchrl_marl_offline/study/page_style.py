@@ -4,12 +4,12 @@ from __future__ import annotations
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 1.5rem auto; padding: 0 1rem; color: #1b1b1b;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 h1, h2, h3 { line-height: 1.25; break-after: avoid; }
 table { border-collapse: collapse; margin: .8rem 0; max-width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .45rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; }
-th { overflow-wrap: break-word; }
+th, td { padding: .25rem .4rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
+  overflow-wrap: break-word; }
+td:first-child { overflow-wrap: anywhere; }
 th.number, td.number { text-align: right; }
 td.number { white-space: nowrap; }
 td small { color: #444; font-size: 12px; }
