@@ -29,6 +29,14 @@ from torchrl_marl_offline import (
     make_critic,
     make_value,
 )
+from torchrl_marl_offline.core.figure_style import (
+    GREY,
+    draw_curve,
+    figure_style,
+    legend_beside,
+    new_figure,
+    save_figure,
+)
 from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 from torchrl_marl_offline.training import Learner
@@ -177,44 +185,28 @@ def parse_method_study(
     return args, jobs, chosen
 
 
-def pyplot() -> Any:
-    """Return matplotlib's pyplot, without a display and in the product's colours, which the colour-blind tell apart."""
-    import matplotlib
-
-    from torchrl_marl_offline.evaluation.pictures import COLOURS
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    matplotlib.pyplot.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
-    return matplotlib.pyplot
-
-
-def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[float]], *, label: str) -> None:
-    """Draw the mean of a method's curves and the range over its seeds; lines differ in dashes, too."""
-    from torchrl_marl_offline.evaluation.pictures import DASHES
-
+def draw_seeds(axis: Any, steps: Sequence[float], curves: Sequence[Sequence[float]], *, index: int, label: str) -> None:
+    """Draw the mean of a method's curves and the range over its seeds, in the look of the method at ``index``."""
     values = torch.tensor(curves)
-    dash = DASHES[len(axis.get_lines()) % len(DASHES)]
-    axis.plot(steps, values.mean(0), marker="o", ls=dash, label=label)
-    axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.15)
+    band = (values.amin(0).tolist(), values.amax(0).tolist())
+    draw_curve(axis, steps, values.mean(0).tolist(), index=index, label=label, band=band)
 
 
+@figure_style()
 def plot_execution_curves(
     rows: Sequence[dict[str, Any]], path: Path, *, levels: dict[str, float], ylabel: str, title: str
 ) -> None:
     """Draw the curves of every method, by both kinds of policy: mean and range over seeds, and constant levels."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
-    for axis, how in zip(axes, ("mode", "sampled")):
-        for method in dict.fromkeys(row["method"] for row in rows):
+    figure, axes = new_figure(2, size=(12, 4.2))
+    ways = {"mode": "deterministic policy", "sampled": "stochastic policy"}
+    for axis, (how, words) in zip(axes, ways.items()):
+        for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             members = [row["curve"] for row in rows if row["method"] == method]
-            draw_seeds(axis, members[0]["step"], [curve[how] for curve in members], label=method)
+            draw_seeds(axis, members[0]["step"], [curve[how] for curve in members], index=index, label=method)
         for style, (name, level) in zip(("--", ":"), levels.items()):
-            axis.axhline(level, color="black", linestyle=style, label=name)
-        axis.set(title=f"executed: {how}", xlabel="updates")
-    axes[0].set_ylabel(ylabel)
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+            axis.axhline(level, color=GREY, linestyle=style, label=name)
+        axis.set(title=words, xlabel="updates", ylabel=ylabel)
+    axes[1].sharey(axes[0])
+    legend_beside(figure, axes[1])
+    figure.suptitle(title, x=0.01, ha="left")
+    save_figure(figure, path)

@@ -18,6 +18,9 @@ from common import machine, make_loss, parse_method_study, plot_execution_curves
 from torchrl_marl_offline import AWR, IQL, evaluate, load_dataset, make_env
 
 FOLDER = "TORCHRL_MARL_OFFLINE_DATA"
+LEVELS = {"data": 0.4385, "uniform random play": 0.781}
+"""Success of what a policy should be held against."""
+
 METHODS = ("cloning", "mixer", "vdn", "independent", "frozen mixer")
 
 
@@ -46,13 +49,12 @@ def main() -> None:
     rows = run_jobs(grid_navigation, jobs, workers=args.workers, results=args.output / "results.jsonl")
     print(machine(), chosen)
     print(table(rows, by=["method"], columns=["mode", "sampled"]))
-    levels = {"data": 0.4385, "uniform random play": 0.781}
     plot_execution_curves(
         rows,
         args.output / "grid_navigation.png",
-        levels=levels,
-        ylabel="success rate",
-        title="cn-2-medium: success, mean and range over seeds",
+        levels=LEVELS,
+        ylabel="success rate (share of episodes)",
+        title="games/grid_navigation, cn-2-medium: mean and range over seeds",
     )
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from arguments import as_amount, as_count, as_few, as_share, script_parser
-from common import machine, make_loss, pyplot, run_jobs, table
+from common import draw_seeds, machine, make_loss, run_jobs, table
 
 from torchrl_marl_offline import BRAC, TD, OfflineDataset, Trainer, collect, evaluate, make_env
+from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, new_figure, save_figure
 from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.training import Learner, read_csv
 
@@ -70,26 +71,22 @@ def instability(
     }
 
 
+@figure_style()
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the curves, mean and range over seeds, a line per variant and choice of heads."""
-    plt = pyplot()
     labels = {"qvalue_abs": "mean |Q|", "td_error_abs": "mean |TD error|", "grad_norm": "gradient norm"}
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
+    figure, axes = new_figure(3, size=(15, 4.2))
     for axis, name in zip(axes, CURVES):
         for i, (variant, heads) in enumerate(dict.fromkeys((row["variant"], row["heads"]) for row in rows)):
             members = [row["curves"] for row in rows if (row["variant"], row["heads"]) == (variant, heads)]
-            curve = torch.tensor([member[name] for member in members])
-            style = "-" if heads == "all" else "--"
-            axis.plot(members[0]["step"], curve.mean(0), style, color=f"C{i}", label=f"{variant}, heads={heads}")
-            axis.fill_between(members[0]["step"], curve.amin(0), curve.amax(0), color=f"C{i}", alpha=0.12)
+            curves = [member[name] for member in members]
+            draw_seeds(axis, members[0]["step"], curves, index=i, label=f"{variant}, heads={heads}")
         axis.set(xlabel="updates", ylabel=labels[name], yscale="log")
-    axes[0].axhline(30.0 / (1.0 - rows[0]["gamma"]), color="black", linewidth=0.8)
-    axes[0].legend(fontsize=7)
-    figure.suptitle(
-        "Expert data of mpe/simple_spread, TD + BRAC: mean and range over seeds (line: largest possible |Q|)"
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    axes[0].axhline(30.0 / (1.0 - rows[0]["gamma"]), color=GREY, linewidth=1.2)
+    legend_beside(figure, axes[0])
+    title = "mpe/simple_spread, expert data, TD + BRAC: mean and range over seeds (line: largest possible |Q|)"
+    figure.suptitle(title, x=0.01, ha="left")
+    save_figure(figure, path)
 
 
 def main() -> None:

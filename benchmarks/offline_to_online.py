@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from arguments import as_count, as_few, as_size, script_parser
-from common import draw_seeds, machine, make_loss, pyplot, run_jobs, table
+from common import draw_seeds, machine, make_loss, run_jobs, table
 
 from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
+from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, make_figure, save_figure
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import CollectorSource, Learner
 
@@ -109,21 +110,22 @@ def fine_tune(
     }
 
 
+@figure_style()
 def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
     """Draw the curves of both methods for every task: mean and range over seeds."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 4.5), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
-        for method in EXTRACTIONS:
+    figure = make_figure((5.0 * len(tasks), 4.0))
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, task in zip(axes, tasks):
+        for index, method in enumerate(EXTRACTIONS):
             members = [row for row in rows if (row["task"], row["method"]) == (task, method)]
             curves = [row["curve"]["return"] for row in members]
-            draw_seeds(axis, members[0]["curve"]["step"], curves, label=method)
-        axis.axvline(members[0]["offline_steps"], color="grey", linestyle="--", label="online from here")
-        axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle=":", label="data")
-        axis.set(title=task, xlabel="updates", ylabel="return of an episode")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+            draw_seeds(axis, members[0]["curve"]["step"], curves, index=index, label=method)
+        axis.axvline(members[0]["offline_steps"], color=GREY, linestyle="-.", label="online from here")
+        axis.axhline(sum(row["data"] for row in members) / len(members), color=GREY, linestyle=":", label="data")
+        axis.set(title=task, xlabel="updates", ylabel="mean return of an episode")
+    legend_beside(figure, axes[0])
+    figure.suptitle("Offline, then online: mean and range over seeds", x=0.01, ha="left")
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def main() -> None:
         rows,
         args.output / "spread.png",
         levels=levels,
-        ylabel="return of an episode",
+        ylabel="mean return of an episode",
         title="mpe/simple_spread, mixed-skill data: mean and range over seeds",
     )
 

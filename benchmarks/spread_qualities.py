@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import draw_seeds, machine, make_loss, parse_method_study, pyplot, run_jobs, table, train_with_curves
+from common import draw_seeds, machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
+from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, make_figure, save_figure
 from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.training import read_csv
 
@@ -71,22 +72,27 @@ def learning(
     return result | {"data": normalized(data.episode_returns().mean().item())}
 
 
+@figure_style()
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw a panel for every quality: mean and range over seeds of each method, deterministic, and the data."""
-    plt = pyplot()
     qualities = [quality for quality in QUALITIES if any(row["quality"] == quality for row in rows)]
-    figure, axes = plt.subplots(1, len(qualities), figsize=(4.2 * len(qualities), 4), squeeze=False)
-    for axis, quality in zip(axes[0], qualities):
+    figure = make_figure((4.0 * len(qualities), 4.0))
+    axes = figure.subplots(1, len(qualities), squeeze=False)[0]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for axis, quality in zip(axes, qualities):
         members = [row for row in rows if row["quality"] == quality]
         for method in dict.fromkeys(row["method"] for row in members):
             curves = [row["curve"] for row in members if row["method"] == method]
-            draw_seeds(axis, curves[0]["step"], [curve["mode"] for curve in curves], label=method)
-        axis.axhline(sum(row["data"] for row in members) / len(members), color="black", linestyle="--", label="data")
+            draw_seeds(
+                axis, curves[0]["step"], [curve["mode"] for curve in curves], index=methods.index(method), label=method
+            )
+        axis.axhline(sum(row["data"] for row in members) / len(members), color=GREY, linestyle="--", label="data")
         axis.set(title=quality, xlabel="updates")
-    axes[0][0].set_ylabel("normalized score (0 random, 100 expert)")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    axes[0].set_ylabel("normalized score (0 random, 100 expert)")
+    fullest = max(axes, key=lambda axis: len(axis.get_lines()))
+    legend_beside(figure, fullest)
+    figure.suptitle(f"{TASK}, recorded qualities: mean and range over seeds", x=0.01, ha="left")
+    save_figure(figure, path)
 
 
 def main() -> None:

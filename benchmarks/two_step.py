@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from arguments import as_count, as_few, as_size, script_parser
-from common import machine, make_loss, pyplot, run_jobs, table
+from common import machine, make_loss, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from torchrl_marl_offline import AWR, TD, OfflineDataset, Trainer, collect, evaluate, make_env
+from torchrl_marl_offline.core.figure_style import figure_style, make_figure, save_figure
 from torchrl_marl_offline.envs.games import TwoStep
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 from torchrl_marl_offline.training import Learner
@@ -74,11 +75,12 @@ def two_step(method: str, seed: int, steps: int, batch_size: int | None) -> dict
     return {"return": score, "error": (values[1:] - truth).pow(2).mean().sqrt().item(), "values": values.tolist()}
 
 
+@figure_style({"axes.grid": False})
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the mean value tables (± 2 standard deviations over seeds) of every method."""
-    plt = pyplot()
     methods = list(dict.fromkeys(row["method"] for row in rows if row["values"] is not None))
-    figure, axes = plt.subplots(len(methods), 3, figsize=(8, 2.6 * len(methods)), squeeze=False, layout="constrained")
+    figure = make_figure((8, 2.6 * len(methods)))
+    axes = figure.subplots(len(methods), 3, squeeze=False)
     for line, method in zip(axes, methods):
         values = torch.tensor([row["values"] for row in rows if row["method"] == method])
         returns = [row["return"] for row in rows if row["method"] == method]
@@ -91,9 +93,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                     axis.text(b, a, text, ha="center", va="center", color=colour)
             axis.set(xticks=(0, 1), yticks=(0, 1), xlabel="action of agent B", ylabel="action of agent A")
             played = f"  (plays for {sum(returns) / len(returns):.2f})" if i == 0 else ""
-            axis.set_title(f"{method}: {state}{played}", fontsize=10)
-    figure.suptitle("Two-step game: learned joint values, mean ± 2 standard deviations over seeds")
-    figure.savefig(path, dpi=120)
+            axis.set_title(f"{method}: {state}{played}")
+    figure.suptitle("Two-step game: learned joint values, mean ± 2 standard deviations over seeds", x=0.01, ha="left")
+    save_figure(figure, path)
 
 
 def main() -> None:

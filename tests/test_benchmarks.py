@@ -184,3 +184,19 @@ def test_the_table_of_pythons_looked_at_what_is_pinned(script):
         name: table[name] for name in table.keys() & pins.keys()
     }
     assert {"torch", "torchrl", "tensordict", "numpy", "ray", "mujoco"} <= table.keys() & pins.keys()
+
+
+def test_the_pictures_of_results_show_the_tables_of_results(script):
+    redraw = script("redraw")
+    text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    found = redraw.pictures(text)
+    shown = {path.stem for path in (BENCHMARKS / "results").glob("*.png")}
+    assert shown - found.keys() == {"two_step", "two_step_all"} and found.keys() <= shown
+    ((panel,), _) = found["spread"]
+    row = next(line for line in text.splitlines() if line.startswith("| mixer without SVN | 5 | 277.9"))
+    assert redraw.interval(row.split("|")[4]) == panel.series["deterministic policy"]["mixer without SVN"]
+    ((panel,), _) = found["systems_spread_expert"]
+    assert set(panel.series["published"]) == {"td3_bc", "cql", "omar", "icq", "omsd"}
+    assert redraw.published("**1.5** [1, 2] (3.25)").mean == 3.25 and redraw.published("1.5 [1, 2]") is None
+    with pytest.raises(ValueError, match=r"has no table with a column 'x' below 'Nowhere'"):
+        redraw.table_under(text, "Nowhere", "x")

@@ -18,10 +18,10 @@ def test_it_records_its_data_trains_both_methods_and_ends_with_a_table_and_pictu
     assert folder.name.startswith("simple_spread-")
     for name in ("config.json", "train.csv", "eval.csv", "summary.json", "learning_curves.png", "methods.png"):
         assert (folder / name).stat().st_size > 0
-    table = done.stdout[done.stdout.index("return per episode") :]
+    table = done.stdout[done.stdout.index("return of an episode") :]
     for name in ("data (40 episodes)", "cloning, mode", "cloning, sampled", "recipe, mode", "recipe, sampled"):
         assert name in table
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["recipe, mode"]["final"]["episodes"] == 40
     again = processes.run(SCRIPT, "--resume", folder.relative_to(tmp_path), cwd=tmp_path)
-    assert again.returncode == 0 and again.stdout[again.stdout.index("return per episode") :] == table
+    assert again.returncode == 0 and again.stdout[again.stdout.index("return of an episode") :] == table

@@ -65,6 +65,10 @@ def test_inspect_draws(good, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["inspect", good, good, "--picture", str(picture)]) == 1
     assert capsys.readouterr().err.startswith("error: --picture draws one SOURCE")
+    assert main(["inspect", good, "--picture", str(tmp_path / "two.png"), "--figures", "pdf"]) == 0
+    assert (tmp_path / "two.png").exists() and (tmp_path / "two.pdf").read_bytes().startswith(b"%PDF")
+    assert main(["inspect", good, "--figures", "pdf"]) == 1
+    assert capsys.readouterr().err.startswith("error: --figures is for the page of --picture")
 
 
 def test_convert(bad, tmp_path, capsys):

@@ -101,4 +101,37 @@ def test_an_average_says_over_how_many_evaluations_it_goes(tmp_path):
     }
     data = episodes((3, 5))
     finals = {name: Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([5, 5])) for name in curves}
-    assert "average of last 2 to 5" in write_report(tmp_path, finals=finals, curves=curves, data=data)
+    table = write_report(tmp_path, finals=finals, curves=curves, data=data)
+    header = table.splitlines()[:3]  # broken into lines: the table fits a terminal
+    assert " ".join(line[-7:].strip() for line in header) == "average of last 2 to 5"
+
+
+@pytest.mark.parametrize("name", ["omar", "mac_flow_discrete"])
+def test_the_end_of_a_run_fits_a_terminal_of_80_columns(tmp_path, name):
+    data, ways = episodes((3, 5)), [f"{method}, {way}" for method in ("cloning", name) for way in ("mode", "sampled")]
+    returns = torch.tensor([-1234.5678, -987.654] * 10)
+    finals = {way: Evaluation(returns, torch.full((20,), 5)) for way in ways}
+    curves = {way: {**curve(-1234.5678, 987.654, -100.55), "averaged": 2 + i} for i, way in enumerate(ways)}
+    text = write_report(tmp_path, finals=finals, curves=curves, data=data)
+    members = {
+        f"{way} of all": {f"temperature=0.123-expectile=0.7-seed={i}": finals[way] for i in (0, 1)} for way in ways
+    }
+    text += "\n" + write_population_report(tmp_path, finals=members, metric="return", data=data, frozen={})
+    cloning = HeldOutEvaluation(10, 0.8, torch.tensor([0.8]), None, None, 40, 0, None)
+    held_out = {f"{method}, held-out episodes": cloning for method in ("cloning", name)}
+    text += "\n" + write_report(tmp_path, finals=held_out, curves={}, data=data)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "temperature=0.123-expectile=0.7" in " ".join(text.split()).replace("- ", "-")
+
+
+def test_a_table_that_is_too_wide_is_broken_at_its_header_and_its_names():
+    rows = [["a name of four words", 1.5], ["b", 2.0]]
+    assert format_table(rows, header=["", "a long header"], width=80).splitlines()[0].endswith("a long header")
+    lines = format_table(rows, header=["", "a long header"], width=22).splitlines()
+    assert lines == [
+        "                a long",
+        "                header",
+        "a name of four     1.5",
+        " words",
+        "b                    2",
+    ]

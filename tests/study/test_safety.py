@@ -13,7 +13,7 @@ from torchrl_marl_offline.study import StudyError, read_results, read_study
 from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.jobs import RESULT, job_result
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
-from torchrl_marl_offline.study.study_report import _Report
+from torchrl_marl_offline.study.report_content import Report
 from torchrl_marl_offline.training.run.logging import read_csv
 
 NAMES = (
@@ -75,7 +75,7 @@ def test_markdown_of_a_name_has_no_markup_of_its_own(tmp_path):
 
 @pytest.mark.fault("1.3")
 def test_pictures_of_odd_names_lie_in_the_reports_folder(tmp_path):
-    report = _Report(None, tmp_path, None, {}, [], {})
+    report = Report(None, tmp_path, None, {}, [], {})
     assert report.picture("methods spread mode") == tmp_path / "report" / "methods-spread-mode.png"
     names = ["curves a\n", "curves a<b>", "curves a>b<", "curves ../../x", "curves " + "x" * 300, "curves a`b"]
     paths = {report.picture(name) for name in names}

@@ -20,8 +20,10 @@ import processes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-REASONS = re.compile(r"needs a network(?:; tests/[\w/]+\.py runs it against a local server)?|needs a GPU|needs (?:BenchMARL|og-marl|d3rlpy|PyMARL)"
-    r"|takes minutes; (tests/[\w/]+\.py)(?:::(\w+))?")
+REASONS = re.compile(
+    r"needs a network(?:; tests/[\w/]+\.py runs it against a local server)?|needs a GPU"
+    r"|needs (?:BenchMARL|og-marl|d3rlpy|PyMARL)|takes minutes; (tests/[\w/]+\.py)(?:::(\w+))?"
+)
 """Why a block may be left out; one that takes minutes names the test that runs what it shows."""
 
 _BLOCK = re.compile(

@@ -242,8 +242,10 @@ def test_the_command_says_what_the_function_says(tmp_path):
     assert row.items() >= expected.summary().items()
     assert (row["env"], row["episodes"]) == ("games/grid_navigation", 60)
     text = run(tmp_path, *options, "--video", tmp_path / "episode.gif").stdout
-    assert f"return {expected.mean:.4g} [" in text
-    assert f"success {expected.success_rate:.3f} [" in text
+    rows = {line.partition("  ")[0]: line.split("  ") for line in text.splitlines()}
+    assert f"{expected.mean:.4g}" in rows["return of an episode"] and "[" in text
+    assert f"{expected.success_rate:.4g}" in rows["success rate"]
+    assert max(map(len, text.splitlines()[:5])) <= 80
     assert (tmp_path / "episode.gif").read_bytes()[:4] == b"GIF8"
 
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Annotated
 
 from torchrl_marl_offline.commands.hub_options import add_pulling, add_pushing
-from torchrl_marl_offline.commands.parser import subcommand_parser
+from torchrl_marl_offline.commands.parser import add_figures, subcommand_parser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RUN_SEED, argument
@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("sources", nargs="+", metavar="SOURCE", help="more than one are also compared")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--picture", type=user_path, metavar="FILE", help="write a page of pictures (one SOURCE)")
+    add_figures(command, "the page of --picture")
     command.add_argument("--strict", action="store_true", help="exit with 1 on a warning, too")
     _add_options(command)
 

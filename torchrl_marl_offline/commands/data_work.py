@@ -50,6 +50,8 @@ def inspect(parsed: argparse.Namespace) -> int:
     """Say what is in datasets and what is wrong with them."""
     if parsed.picture and len(parsed.sources) > 1:
         raise ValueError("--picture draws one SOURCE; inspect the others by themselves.")
+    if parsed.figures and not parsed.picture:
+        raise ValueError("--figures is for the page of --picture; name its FILE, or leave --figures out.")
     options, reports, texts, readable, failed = _options(parsed), [], [], [], False
     for source in parsed.sources:
         inspection, dataset = inspect_source(source, lambda source=source: load_dataset(source, **options))
@@ -63,7 +65,7 @@ def inspect(parsed: argparse.Namespace) -> int:
         texts.append(str(card))
         readable.append((source, dataset))
         if parsed.picture and card is not inspection:
-            card.save_picture(parsed.picture)
+            card.save_picture(parsed.picture, parsed.figures)
     for index, (first, a) in enumerate(readable):
         for second, b in readable[index + 1 :]:
             for finding in compare(a, b):

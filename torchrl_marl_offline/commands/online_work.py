@@ -242,6 +242,7 @@ class Stages:
             data_mean=mean,
             starts={"online": self.settings.steps} if "offline" in stages else None,
             title=self.settings.online,
+            formats=self.settings.figures,
         )
         told = "" if mean is None else f"the recorded data: {mean:.3g}; "
         print(f"{told}curves in {self.folder}, checkpoints and policy.pt in {self.folder / 'online'}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from torchrl_marl_offline.core.docstrings import plain_text
+from torchrl_marl_offline.core.figure_style import FORMATS
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 
@@ -36,6 +37,22 @@ class OneSentenceParser(argparse.ArgumentParser):
         said = re.sub(r"^argument ([^:]+): ", r"\1 ", " ".join(message.split()))
         print(f"error: {said}; see --help.", file=sys.stderr)
         sys.exit(2)
+
+
+def add_figures(command: argparse.ArgumentParser, of: str) -> None:
+    """Add the option of the formats in which figures are written.
+
+    Args:
+        command: to which it is added.
+        of: what the figures are, for the help.
+    """
+    command.add_argument(
+        "--figures",
+        nargs="+",
+        choices=FORMATS,
+        default=[],
+        help=f"formats of {of} beside what is written anyway, e.g. pdf svg",
+    )
 
 
 def subcommand_parser(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Add]:

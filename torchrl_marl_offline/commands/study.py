@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
 
-from torchrl_marl_offline.commands.parser import subcommand_parser
+from torchrl_marl_offline.commands.parser import add_figures, subcommand_parser
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import GIBIBYTES, HOURS, THREADS_OR_AUTO, argument
@@ -58,8 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     command = add("list", "list_runs", "List every run and its state.")
     _add_study(command)
     _add_machine(command)
-    command = add("report", "report", "Write report.html and report.md of a study, complete or not.")
+    text = "Write report.html of a study, complete or not, and its numbers as Markdown, CSV, LaTeX and JSON."
+    command = add("report", "report", text)
     command.add_argument("folder", type=user_path, metavar="FOLDER", help="the study's output")
+    add_figures(command, "the figures in report/")
     text = (
         "Print the JSON schema of a study file, or write it. An editor with Taplo, such as Visual Studio Code with "
         "Even Better TOML, completes and checks a study file whose first line is: #:schema ./study.schema.json"

@@ -80,7 +80,7 @@ def report(parsed: argparse.Namespace) -> int:
     """Write a study's report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        html, markdown = write_study_report(parsed.folder)
+        html, markdown = write_study_report(parsed.folder, figures=parsed.figures)
     print(f"wrote {html} and {markdown}")
     return 0
 

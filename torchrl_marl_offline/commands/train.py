@@ -36,6 +36,7 @@ from torchrl_marl_offline.commands.parser import OneSentenceParser
 from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.docstrings import plain_text
 from torchrl_marl_offline.core.errors import exit_status
+from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import ReadWith
@@ -97,6 +98,8 @@ class TrainSettings(OnlineSettings):
     """Height of their picture in pixels."""
     video_format: Annotated[Literal["gif", "mp4"], ReadWith("video_every", given=True)] = "gif"
     """mp4 needs the extra video."""
+    figures: tuple[FigureFormat, ...] = ("png",)
+    """Formats of the figures; png is always written."""
     output: Path | None = None
     """Folder of the results; by default a new one below runs/."""
     resume: Path | None = None

@@ -34,6 +34,7 @@ from torchrl_marl_offline.evaluation import (
     write_population_report,
     write_report,
 )
+from torchrl_marl_offline.evaluation.pictures import title_of
 from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
@@ -151,10 +152,11 @@ class Comparison:
             found, more = found | finals, more | notes
         if not self.processes.is_main:
             return
+        options = {"data": self.data, "figures": self.plan.run.figures}
         if are_many:
-            text = write_population_report(self.folder, finals=found, metric=self.metric, data=self.data, frozen=more)
+            text = write_population_report(self.folder, finals=found, metric=self.metric, frozen=more, **options)
         else:
-            text = write_report(self.folder, finals=found, curves=more, data=self.data)
+            text = write_report(self.folder, finals=found, curves=more, **options)
         print(f"\n{text}\nPictures, CSV files and checkpoints: {self.folder}")
 
     def _train_one(self, name: str) -> tuple[dict, dict]:
@@ -263,8 +265,12 @@ class Comparison:
     def _draw(self) -> None:
         """Draw the curves of what has been trained so far."""
         runs = {name: place for name, place in self.folders.items() if (place / "train.csv").exists()}
-        data_mean = self.data.episode_returns().mean().item() if self.metric == "return" else None
-        plot_learning_curves(runs, self.folder / "learning_curves.png", metric=self.metric, data_mean=data_mean)
+        if not runs:  # nothing has been logged yet
+            return
+        options = {"title": title_of(self.data), "formats": self.plan.run.figures}
+        if self.metric == "return":
+            options["data_mean"] = self.data.episode_returns().mean().item()
+        plot_learning_curves(runs, self.folder / "learning_curves.png", metric=self.metric, **options)
 
     def _go_on(self, trainer: Trainer, name: str) -> None:
         """Train to the end, from where an earlier run stopped; leave where this one is stopped."""

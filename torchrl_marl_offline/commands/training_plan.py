@@ -96,6 +96,7 @@ _SINCE = {f.name for f in fields(OnlineSettings)} | {
     "video_every",
     "video_size",
     "video_format",
+    "figures",
 }
 _OF_EVERY_VERSION = OF_RUN - {"resume", "output"} - _SINCE
 """What each file of settings has, those of the example's earlier version too."""

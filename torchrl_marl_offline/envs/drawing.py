@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchrl_marl_offline.core.figure_style import COLOURS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Point = tuple[float, float]
 Colour = str | tuple[float, float, float]
 
-AGENT_COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
+AGENT_COLOURS = COLOURS[:-1]  # without black, in which landmarks are drawn
 
 
 @dataclass(frozen=True)

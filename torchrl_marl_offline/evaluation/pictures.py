@@ -5,12 +5,24 @@ Matplotlib is imported when a picture is drawn, and draws to a file without a di
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.figure_style import (
+    COLOURS,
+    GREY,
+    FigureFormat,
+    axis_label,
+    broken_name,
+    draw_curve,
+    figure_style,
+    new_figure,
+    save_figure,
+)
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, REAL
 from torchrl_marl_offline.evaluation.statistics import Interval
@@ -18,11 +30,8 @@ from torchrl_marl_offline.training.run.logging import Row, read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any common colour blindness; each comes with a dash pattern of its own.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+    from torchrl_marl_offline.data import OfflineDataset
 
 # Column of train.csv -> label of the axis; columns that a run does not have get no panel.
 TRAINING_PANELS = {
@@ -31,19 +40,23 @@ TRAINING_PANELS = {
     "effective_sample_size": "AWR effective sample size\n(share of the batch)",
     "grad_norm": "gradient norm",
 }
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
+METRIC_LABELS = {
+    "return": "mean return of an episode",
+    "normalized": "normalized score (0 random, 100 expert)",
+    "success": "success rate (share of episodes)",
+    "agreement": "share of recorded actions that the policy takes",
+    "agreement_choice": "share of recorded actions that the policy takes, where there is a choice",
+    "action_error": "mean distance from recorded actions",
 }
+"""What is measured, with its unit, as it stands at an axis."""
+
+
+LONGEST_SOURCE = 50
+"""Characters of a dataset's source in a title."""
 
 
 @checked
+@figure_style()
 def plot_learning_curves(
     runs: Mapping[str, str | Path] | str | Path,
     path: str | Path,
@@ -54,6 +67,7 @@ def plot_learning_curves(
     panels: Mapping[str, str] | None = None,
     starts: Annotated[Mapping[str, int] | None, COUNT_OR_NONE] = None,
     title: str | None = None,
+    formats: Sequence[FigureFormat] = (),
 ) -> Path:
     """Draw evaluation over the steps, and beside it what training reports (|Q|, SVN's σ, AWR's sample size, ...).
 
@@ -67,12 +81,14 @@ def plot_learning_curves(
         panels: column of ``train.csv`` -> axis label; by default :data:`TRAINING_PANELS`.
         starts: name of a run -> the step of another run from which it goes on (online after offline training).
         title: of the picture.
+        formats: further formats, written beside ``path``.
 
     Returns:
         ``path``.
 
     Raises:
         FileNotFoundError: if a run has no ``train.csv``.
+        ValueError: no run has a finite number that could be drawn.
     """
     if not isinstance(runs, Mapping):
         runs = {"": runs}
@@ -81,24 +97,23 @@ def plot_learning_curves(
         name: _shifted(read_csv(user_path(folder) / "train.csv"), starts.get(name, 0)) for name, folder in runs.items()
     }
     evaluations = {
-        name: _shifted(_read_if_there(folder / "eval.csv"), starts.get(name, 0)) for name, folder in runs.items()
+        name: _shifted(_read_if_there(user_path(folder) / "eval.csv"), starts.get(name, 0))
+        for name, folder in runs.items()
     }
     panels = TRAINING_PANELS if panels is None else panels
-    present = {
-        column: label for column, label in panels.items() if any(column in row for r in train.values() for row in r)
-    }
-    evaluated = any(metric in row for rows in evaluations.values() for row in rows)
+    present = {c: label for c, label in panels.items() if any(_points(rows, c) for rows in train.values())}
+    evaluated = any(_points(rows, metric) for rows in evaluations.values())
+    if not present and not evaluated:
+        raise ValueError(f"There is nothing to draw yet: no run has {metric!r} or any of {', '.join(panels)}.")
 
     figure, axes = new_figure(len(present) + evaluated)
     if evaluated:
         _draw_evaluations(axes[0], evaluations, metric, data_mean)
-        axes[0].set_ylabel(metric_label or _METRIC_LABELS.get(metric, metric.replace("_", " ")))
+        axes[0].set_ylabel(axis_label(metric_label or METRIC_LABELS.get(metric, metric.replace("_", " "))))
     for axis, (column, label) in zip(axes[int(evaluated) :], present.items()):
         for index, (name, rows) in enumerate(train.items()):
-            points = [(row["step"], row[column]) for row in rows if column in row]
-            if points:
-                look = {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)]}
-                axis.plot(*zip(*points), **look, marker=point_marker(points), label=name)
+            if points := _points(rows, column):
+                draw_curve(axis, *zip(*points), index=index, label=name)
         axis.set_ylabel(label)
         if column in ("qvalue_abs", "value_norm_scale", "grad_norm"):
             _log_scale_if_wide(axis)
@@ -106,61 +121,61 @@ def plot_learning_curves(
         axis.set_xlabel("updates")
         axis.set_xlim(left=0)
     if len(runs) > 1 and present:
-        axes[int(evaluated)].legend(frameon=False, fontsize=9)  # by run; the evaluations have a legend of their own
+        axes[int(evaluated)].legend(handlelength=3.2)  # by run; the evaluations have a legend of their own
     if title:
-        figure.suptitle(title)
-    return save_figure(figure, path)
+        figure.suptitle(title, x=0.01, ha="left")
+    return save_figure(figure, path, formats)
 
 
-def point_marker(points: Sequence[Any]) -> str | None:
-    """Return the marker of a curve: a curve of one point has no line that would show it."""
-    return "o" if len(points) == 1 else None
+def _points(rows: Sequence[Row], column: str) -> list[tuple[int, float]]:
+    """Return step and value of the rows that have a finite number in a column."""
+    return [(row["step"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
 
 
 def _shifted(rows: Sequence[Row], start: int) -> list[Row]:
     return [row | {"step": row["step"] + start} for row in rows]
 
 
-_METRIC_LABELS = {
-    "return": "return per episode",
-    "success": "success rate",
-    "normalized": "normalized score\n(0 random, 100 expert)",
-    "agreement": "share of recorded actions",
-}
-
-
 def _draw_evaluations(
     axis: Axes, evaluations: Mapping[str, Sequence[Row]], metric: str, data_mean: float | None
 ) -> None:
-    curves: dict[tuple[int, str, str], list[Row]] = {}
-    for index, (name, rows) in enumerate(evaluations.items()):
+    curves: dict[tuple[str, str], list[Row]] = {}
+    for name, rows in evaluations.items():
         for row in rows:
-            if metric in row:
-                curves.setdefault((index, name, row["evaluator"]), []).append(row)
-    only_run = len(evaluations) == 1
-    seen: dict[int, int] = {}
-    for position, ((index, name, evaluator), rows) in enumerate(curves.items()):
-        dash = seen[index] = seen.get(index, -1) + 1
-        colour = COLOURS[(position if only_run else index) % len(COLOURS)]
-        steps = [row["step"] for row in rows]
+            if math.isfinite(row.get(metric, math.nan)):
+                curves.setdefault((name, row["evaluator"]), []).append(row)
+    only_run, seen = len(evaluations) == 1, dict.fromkeys(evaluations, -1)
+    for position, ((name, evaluator), rows) in enumerate(curves.items()):
+        seen[name] += 1
+        index, variant = (position, None) if only_run else (list(evaluations).index(name), seen[name])
         label = evaluator if only_run else f"{name}, {evaluator}" if evaluator != name else name
-        values = [row[metric] for row in rows]
-        axis.plot(steps, values, color=colour, ls=DASHES[dash % len(DASHES)], marker="o", ms=3, label=label)
-        if all(f"{metric}_low" in row for row in rows):
-            low, high = ([row[f"{metric}_{end}"] for row in rows] for end in ("low", "high"))
-            axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        ends = [f"{metric}_low", f"{metric}_high"]
+        is_banded = all(end in row for row in rows for end in ends)
+        band = tuple([row[end] for row in rows] for end in ends) if is_banded else None
+        steps, values = [row["step"] for row in rows], [row[metric] for row in rows]
+        draw_curve(axis, steps, values, index=index, label=label, band=band, variant=variant)
     if data_mean is not None:
-        axis.axhline(data_mean, color="#555555", lw=1.5, ls=(0, (4, 3)), label=f"data mean ({data_mean:.4g})")
-    axis.legend(frameon=False, fontsize=9)
+        axis.axhline(data_mean, color=GREY, lw=1.5, ls=(0, (4, 3)), label=f"data mean ({data_mean:.4g})")
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=3.2)
 
 
+def title_of(data: OfflineDataset) -> str:
+    """Return what figures of a dataset are titled: its task and where it comes from."""
+    source = str(data.metadata.get("source", ""))
+    source = source if len(source) <= LONGEST_SOURCE else f"… {source[2 - LONGEST_SOURCE :]}"
+    return ", ".join(filter(None, [data.spec.task or "unnamed task", f"data of {source}" if source else ""]))
+
+
+@figure_style({"axes.grid.axis": "x"})
 def plot_methods(
     methods: Mapping[str, Interval | tuple[float, float, float]],
     path: str | Path,
     *,
-    label: str = "return per episode",
+    label: str = METRIC_LABELS["return"],
     title: str | None = None,
     note: str | None = "bars: mean; lines: 95 % confidence interval",
+    formats: Sequence[FigureFormat] = (),
 ) -> Path:
     """Draw one bar per method with its confidence interval.
 
@@ -170,50 +185,30 @@ def plot_methods(
         label: what is measured, with its unit.
         title: of the picture.
         note: what bars and lines mean.
+        formats: further formats, written beside ``path``.
 
     Returns:
         ``path``.
     """
     if not methods:
         raise ValueError("plot_methods needs at least one method.")
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
-        figure, (axis,) = new_figure(1, size=(7.0, 1.1 + 0.48 * len(methods)))
-        means, lows, highs = zip(*methods.values())
-        errors = [[m - low for m, low in zip(means, lows)], [high - m for m, high in zip(means, highs)]]
-        colours = [COLOURS[index % len(COLOURS)] for index in range(len(methods))]
-        rows = range(len(methods))
-        axis.barh(rows, means, xerr=errors, color=colours, height=0.62, error_kw={"lw": 1.6, "capsize": 4})
-        axis.set_yticks(rows, list(methods))
-        axis.invert_yaxis()
-        axis.tick_params(axis="y", length=0)
-        edge = max(*highs, 0.0)
-        for row, mean in enumerate(means):
-            axis.annotate(f"{mean:.4g}", (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
-        axis.set_xlim(min(*lows, 0.0) * 1.05, edge + 0.12 * (edge - min(*lows, 0.0)) or 1.0)
-        axis.set_xlabel(label if note is None else f"{label}\n({note})")
-        if title:
-            axis.set_title(title, loc="left")
-        return save_figure(figure, path)
-
-
-def new_figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Figure, Sequence[Axes]]:
-    """Return a figure of ``panels`` axes side by side, three to a row, made without a display or global state."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = max(panels, 1)
-    columns = min(panels, 3)
-    lines = -(-panels // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size or (4.4 * columns, 3.4 * lines), dpi=130)
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis in axes[panels:]:
-        axis.remove()
-    return figure, axes[:panels]
+    figure, (axis,) = new_figure(1, size=(7.0, 1.1 + 0.3 * bool(title) + 0.42 * len(methods)))
+    means, lows, highs = zip(*methods.values())
+    errors = [[m - low for m, low in zip(means, lows)], [high - m for m, high in zip(means, highs)]]
+    rows = range(len(methods))
+    axis.barh(rows, means, xerr=errors, color=COLOURS[0], height=0.62, error_kw={"lw": 1.6, "capsize": 4})
+    axis.set_yticks(rows, [broken_name(name) for name in methods])
+    axis.set_ylim(len(methods) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.axvline(0.0, color="black", lw=0.8)
+    low, high = min(*lows, 0.0), max(*highs, 0.0)
+    for row, mean in enumerate(means):
+        axis.annotate(f"{mean:.4g}", (high, row), xytext=(8, 0), textcoords="offset points", va="center")
+    axis.set_xlim(low - 0.04 * (high - low) * bool(low), high + 0.12 * (high - low) or 1.0)
+    axis.set_xlabel(label if note is None else f"{label}\n{textwrap.fill(f'({note})', 46)}")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    return save_figure(figure, path, formats)
 
 
 def _log_scale_if_wide(axis: Axes) -> None:
@@ -226,12 +221,3 @@ def _log_scale_if_wide(axis: Axes) -> None:
 
 def _read_if_there(path: Path) -> list[Row]:
     return read_csv(path) if path.exists() else []
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure in one step, and return its path."""
-    path = user_path(path)
-    options: dict[str, Any] = {"facecolor": "white"}
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, **options)
-    return path

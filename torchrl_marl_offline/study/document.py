@@ -1,4 +1,7 @@
-"""A page of headings, text, tables and pictures, as Markdown and as one HTML file that needs nothing else."""
+"""A page of headings, text, tables and pictures, as Markdown and as one HTML file that needs nothing else.
+
+A click on a table's header sorts it, by a script within the page; without scripts the page shows the same.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,12 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from torchrl_marl_offline.study.page_style import SCRIPT, STYLE
+
 _MARKUP = re.compile(
     r"[\\`*~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<=\])[(\[:]|!(?=\[)|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=www)\."
 )
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right; overflow-wrap: anywhere; }
-td.number { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #888; }
-div.wide { overflow-x: auto; }
-img { max-width: 100%; height: auto; }
-p.warning { background: #fff3cd; border-left: 4px solid #e69f00; padding: .5rem .8rem; }
-@page { size: landscape; margin: 12mm; }
-@media print {
-  body { font-size: 9pt; max-width: none; margin: 0; padding: 0; }
-  div.wide { overflow-x: visible; }
-  th, td { padding: .1rem .25rem; }
-  tr, img { break-inside: avoid; }
-}
-footer { color: #666; font-size: 13px; margin-top: 2rem; }
-"""
+_NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?|-?inf|nan|")
 
 
 @dataclass(frozen=True)
@@ -51,11 +38,27 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Words that lead to a file or folder, whose path is relative to the page's folder."""
+
+    text: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """A paragraph: words, and what they lead to."""
+
+    text: str
+    links: Sequence[Link]
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows under a header; with a ``summary`` it is folded away."""
+    """Rows under a header; with a ``summary`` it is folded away. In HTML a click on a header sorts it."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     summary: str = ""
 
 
@@ -67,7 +70,7 @@ class Picture:
     caption: str
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Text | Links | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
@@ -81,8 +84,8 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(_one_line(title))}</title>\n"
-        f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n'
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n'
+        f"<body>\n{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -95,23 +98,50 @@ def _markdown(block: Block, folder: Path) -> str:
         case Picture():
             caption = re.sub(r"\\?([\[\]])", r"\\\1", _plain(block.caption))
             return f"![{caption}]({quote(block.path.relative_to(folder).as_posix())})"
+        case Links():
+            return " ".join([_plain(block.text), *map(_markdown_cell, block.links)])
         case Table():
-            lines = [block.header, ["---", *["---:"] * (len(block.header) - 1)], *block.rows]
-            table = "\n".join(
-                "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-            )
+            kinds = ["---" if kind == "" else "---:" for kind in _kinds(block)]
+            rows = [list(map(_markdown_cell, line)) for line in (block.header, *block.rows)]
+            rows.insert(1, kinds)
+            table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
             if block.summary:
                 return f"<details><summary>{escape(_one_line(block.summary))}</summary>\n\n{table}\n\n</details>"
             return table
 
 
-def _html_cell(cell: str) -> str:
+def _markdown_cell(cell: str | Link) -> str:
+    if isinstance(cell, Link):
+        words = re.sub(r"\\?([\[\]])", r"\\\1", _plain(cell.text))
+        return f"[{words}]({quote(cell.path)})".replace("|", "\\|")
+    return _plain(cell).replace("|", "\\|")
+
+
+def _kinds(table: Table) -> list[str]:
+    """Return the class of each column: ``"number"``, or none of words."""
+    columns = zip(*table.rows) if table.rows else [()] * len(table.header)
+    return ["number" if all(map(_is_number, column)) and any(column) else "" for column in columns]
+
+
+def _is_number(cell: str | Link) -> bool:
+    return isinstance(cell, str) and bool(_NUMBER.fullmatch(cell.partition(" [")[0]))
+
+
+def _html_cell(cell: str | Link, label: str) -> str:
     """Put an interval below its mean, so that a table of six of them fits a page."""
+    label = escape(label, quote=True)
+    if isinstance(cell, Link):
+        return f'<td data-label="{label}">{_html_link(cell)}</td>'
+    cell = _one_line(cell)
+    if not _is_number(cell):
+        return f'<td data-label="{label}">{escape(cell)}</td>'
     number, bracket, interval = cell.partition(" [")
-    if not re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?|-?inf|nan|", number):
-        return f"<td>{escape(cell)}</td>"
-    below = f"<br>[{escape(interval)}" if bracket else ""
-    return f'<td class="number">{escape(number)}{below}</td>'
+    below = f"<br><small>[{escape(interval)}</small>" if bracket else ""
+    return f'<td class="number" data-label="{label}">{escape(number)}{below}</td>'
+
+
+def _html_link(link: Link) -> str:
+    return f'<a href="{escape(quote(link.path), quote=True)}">{escape(_one_line(link.text))}</a>'
 
 
 def _one_line(text: str) -> str:
@@ -133,11 +163,18 @@ def _html(block: Block) -> str:
         case Picture():
             data = base64.b64encode(block.path.read_bytes()).decode("ascii")
             caption = escape(_one_line(block.caption), quote=True)
-            return f'<p><img src="data:image/png;base64,{data}" alt="{caption}"><br><small>{caption}</small></p>'
+            image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+            return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+        case Links():
+            return f"<p>{escape(_one_line(block.text))} {', '.join(map(_html_link, block.links))}</p>"
         case Table():
-            head = "".join(f"<th>{escape(_one_line(cell))}</th>" for cell in block.header)
-            rows = "\n".join("<tr>" + "".join(map(_html_cell, map(_one_line, row))) + "</tr>" for row in block.rows)
-            table = f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+            labels, kinds = [_one_line(cell) for cell in block.header], _kinds(block)
+            head = "".join(
+                f'<th class="{kind}">{escape(label)}</th>' if kind else f"<th>{escape(label)}</th>"
+                for label, kind in zip(labels, kinds)
+            )
+            rows = "\n".join("<tr>" + "".join(map(_html_cell, row, labels)) + "</tr>" for row in block.rows)
+            table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
             if block.summary:
                 return f"<details><summary>{escape(_one_line(block.summary))}</summary>{table}</details>"
             return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +29,7 @@ METRICS = ("normalized", "success", "return")
 COMPARABLE = ("normalized", "success")
 """Those that mean the same on every dataset, so that datasets may be put together."""
 
-RESAMPLES = 2000
+RESAMPLES, PAIR_RESAMPLES = 2000, 1000
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,39 @@ def mean_and_iqm(matrix: numpy.ndarray, *, seed: int = 0) -> tuple[Interval, Int
         points, intervals = library.get_interval_estimates({"": matrix}, both, reps=RESAMPLES)
     (low, high), point = intervals[""].tolist(), points[""].tolist()
     return Interval(point[0], low[0], high[0]), Interval(point[1], low[1], high[1])
+
+
+def improvement(x: numpy.ndarray, y: numpy.ndarray) -> float:
+    """Return what rliable's ``probability_of_improvement`` does, without a test of SciPy's for each dataset."""
+    more = (x[:, None] > y).mean((0, 1)) + 0.5 * (x[:, None] == y).mean(
+        (0, 1)
+    )  # [seeds, seeds, datasets] -> [datasets]
+    return more.mean()
+
+
+def improvement_probabilities(
+    matrices: Mapping[str, numpy.ndarray], *, seed: int = 0
+) -> dict[tuple[str, str], Interval]:
+    """Return how probable it is that a run of one method scores higher than one of another (Agarwal et al. 2021).
+
+    A tie counts as half; datasets are averaged over.
+
+    Args:
+        matrices: method -> ``[seeds, datasets]``, of the same datasets, each of two seeds or more.
+        seed: of the resampling.
+
+    Returns:
+        (one, other) -> probability with its stratified-bootstrap 95 % interval, for every pair, the earlier first.
+    """
+    library, _ = _rliable()
+    pairs = {(x, y): [matrices[x], matrices[y]] for x, y in itertools.combinations(matrices, 2)}
+    with preserved_rng():
+        numpy.random.seed(seed)
+        keyed = {str(number): pair for number, pair in enumerate(pairs.values())}
+        points, intervals = library.get_interval_estimates(
+            keyed, lambda x, y: numpy.array([improvement(x, y)]), reps=PAIR_RESAMPLES
+        )
+    return {names: Interval(float(points[key][0]), *intervals[key][:, 0].tolist()) for names, key in zip(pairs, keyed)}
 
 
 def performance_profile(

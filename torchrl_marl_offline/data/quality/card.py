@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
 from torchrl_marl_offline.data.quality.card_picture import draw_card
 from torchrl_marl_offline.data.quality.inspection import inspect
@@ -63,9 +65,17 @@ class Card:
         """Return JSON text; equal datasets give equal text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
-    def save_picture(self, path: str | Path) -> Path:
-        """Draw returns, lengths, actions, rewards of the agents and coverage on one page; needs matplotlib."""
-        return draw_card(self.dataset, self.facts, self.inspection, path)
+    def save_picture(self, path: str | Path, formats: Sequence[FigureFormat] = ()) -> Path:
+        """Draw returns, lengths, actions, rewards of the agents and coverage on one page.
+
+        Args:
+            path: the PNG (or PDF, SVG) to write.
+            formats: further formats, written beside it: ``"png"``, ``"pdf"``, ``"svg"``.
+
+        Returns:
+            ``path``.
+        """
+        return draw_card(self.dataset, self.facts, self.inspection, path, formats)
 
 
 def can_be_described(inspection: Inspection) -> bool:

@@ -1,15 +1,23 @@
-"""The picture of a dataset's card; matplotlib is imported when it is drawn, and needs no display."""
+"""The picture of a dataset's card."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.figure_style import (
+    COLOURS,
+    LIGHT_GREY,
+    SHADE,
+    FigureFormat,
+    figure_style,
+    make_figure,
+    save_figure,
+)
 from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
-from torchrl_marl_offline.core.paths import user_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,19 +25,19 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
     from torchrl_marl_offline.data.transitions.findings import Inspection
 
-_COLOUR, _MARK = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "figure.constrained_layout.use": True,
-}
+_COLOUR, _MARK = COLOURS[:2]
+_STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "axes.grid": False, "figure.dpi": 120}
 _WIDEST = 150
 
 
-def draw_card(dataset: OfflineDataset, facts: dict[str, Any], inspection: Inspection, path: str | Path) -> Path:
+@figure_style(_STYLE)
+def draw_card(
+    dataset: OfflineDataset,
+    facts: dict[str, Any],
+    inspection: Inspection,
+    path: str | Path,
+    formats: Sequence[FigureFormat] = (),
+) -> Path:
     """Write one page: returns, lengths, actions, rewards of the agents, coverage, findings.
 
     Args:
@@ -37,32 +45,24 @@ def draw_card(dataset: OfflineDataset, facts: dict[str, Any], inspection: Inspec
         facts: of its card.
         inspection: its findings.
         path: the PNG (or PDF, SVG) to write.
+        formats: further formats, written beside ``path``.
 
     Returns:
         ``path``.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = user_path(path)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.5, 7.2), dpi=120)
-        FigureCanvasAgg(figure)
-        panels = figure.subplot_mosaic(
-            [["return", "length", "saco"], ["action", "action", "reward"], ["text"] * 3],
-            height_ratios=[1.0, 1.0, 0.4],
-        )
-        figure.suptitle(f"{facts['task'] or 'unnamed task'}, {_shortened(str(facts['source']))}", x=0.01, ha="left")
-        _histogram(panels["return"], dataset.episode_returns(), "Return of an episode", "team return")
-        _histogram(panels["length"], dataset.episode_lengths, "Length of an episode", "steps")
-        _draw_actions(panels["action"], dataset)
-        _draw_rewards(panels["reward"], dataset)
-        _draw_coverage(panels["saco"], facts["joint_saco"])
-        _write_findings(panels["text"], facts, inspection)
-        with replacing_file(path) as temporary:
-            figure.savefig(temporary, facecolor="white", metadata={"Software": None} if path.suffix == ".png" else None)
-    return path
+    figure = make_figure((10.5, 7.2))
+    panels = figure.subplot_mosaic(
+        [["return", "length", "saco"], ["action", "action", "reward"], ["text"] * 3],
+        height_ratios=[1.0, 1.0, 0.4],
+    )
+    figure.suptitle(f"{facts['task'] or 'unnamed task'}, {_shortened(str(facts['source']))}", x=0.01, ha="left")
+    _histogram(panels["return"], dataset.episode_returns(), "Return of an episode", "team return")
+    _histogram(panels["length"], dataset.episode_lengths, "Length of an episode", "steps")
+    _draw_actions(panels["action"], dataset)
+    _draw_rewards(panels["reward"], dataset)
+    _draw_coverage(panels["saco"], facts["joint_saco"])
+    _write_findings(panels["text"], facts, inspection)
+    return save_figure(figure, path, formats)
 
 
 def _histogram(axis: Axes, values: torch.Tensor, title: str, label: str) -> None:
@@ -85,7 +85,7 @@ def _draw_actions(axis: Axes, dataset: OfflineDataset) -> None:
     spec, action = dataset.spec, dataset.data.get(ACTION).cpu()
     if spec.discrete:
         share = torch.stack([torch.bincount(agent, minlength=spec.action_size) for agent in action.T]) / len(action)
-        image = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=float(share.max()), aspect="auto")
+        image = axis.imshow(share.numpy(), cmap=SHADE, vmin=0, vmax=float(share.max()), aspect="auto")
         if share.numel() <= 120:
             for (agent, index), value in _entries(share):
                 colour = "white" if value > 0.6 * float(share.max()) else "black"
@@ -98,7 +98,7 @@ def _draw_actions(axis: Axes, dataset: OfflineDataset) -> None:
         counts = [torch.histc(column, bins, spec.action_low, spec.action_high) for column in columns.T]
         density = torch.stack(counts) / len(action)
         extent = (spec.action_low, spec.action_high, len(columns.T) - 0.5, -0.5)
-        image = axis.imshow(density.numpy(), cmap="Blues", vmin=0, aspect="auto", extent=extent)
+        image = axis.imshow(density.numpy(), cmap=SHADE, vmin=0, aspect="auto", extent=extent)
         axis.set(title="Share of the values of each action", xlabel="value", ylabel="agent, component")
         names = [f"{agent}, {part}" for agent in range(spec.n_agents) for part in range(spec.action_size)]
         shown = range(0, len(names), max(1, len(names) // 16))
@@ -128,7 +128,7 @@ def _draw_rewards(axis: Axes, dataset: OfflineDataset) -> None:
 
 
 def _draw_coverage(axis: Axes, saco: float) -> None:
-    axis.barh([0], [1.0], color="#E4E4E4", height=0.5)
+    axis.barh([0], [1.0], color=LIGHT_GREY, height=0.5)
     axis.barh([0], [saco], color=_COLOUR, height=0.5)
     axis.set(title="Joint SACo", xlim=(0, 1), ylim=(-1.2, 1.2), yticks=[])
     axis.set_xlabel("distinct (state, joint action) pairs\nper transition")
