@@ -15,7 +15,8 @@ PAGE = Path(__file__).parent / "reference" / "study_file.md"
 OPENING = """# The study file
 
 A study is a TOML file: methods × datasets × grids × seeds. `marl-offline study run FILE` trains it;
-[examples/studies](../../examples/studies) holds some. A file needs one method and one dataset, all else has a default:
+[quick.toml](../../examples/studies/quick.toml) is one of several. A file needs one method and one
+dataset, all else has a default:
 
 ```toml
 [methods.mix]

@@ -23,11 +23,11 @@ from torchrl_marl_offline.study import read_results
 from torchrl_marl_offline.study.document import Link, Links, Table, to_html, to_markdown
 from torchrl_marl_offline.study.marl_eval import ABSOLUTE, environment_of, marl_eval_form
 from torchrl_marl_offline.study.page_style import SCRIPT
+from torchrl_marl_offline.study.report_tables import latex_text, to_latex
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import Choice, RunScore, improvement, improvement_probabilities
 from torchrl_marl_offline.study.sources import DatasetSource
 from torchrl_marl_offline.study.study_report import write_study_report
-from torchrl_marl_offline.study.tables import latex_text, to_latex
 
 TWO = STUDY.replace("[grid]", '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n\n[grid]')
 

@@ -25,7 +25,7 @@ from pathlib import Path
 IMPORTED = (
     *("torch", "tensordict", "torchrl.collectors", "torchrl.envs", "torchrl.objectives", "h5py", "pandas"),
     *(f"torchrl_marl_offline.{name}" for name in ("data", "envs", "modules", "objectives", "training", "study")),
-    "matplotlib.pyplot",
+    *("torchrl_marl_offline.commands.train_work", "matplotlib.pyplot", "vmas", "torch.utils.tensorboard"),
 )
 
 

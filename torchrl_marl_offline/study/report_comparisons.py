@@ -11,6 +11,7 @@ from torchrl_marl_offline.evaluation.pictures import METRIC_LABELS
 from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text
 from torchrl_marl_offline.study.figures import plot_improvement, plot_profile
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header
+from torchrl_marl_offline.study.report_tables import cell_of
 from torchrl_marl_offline.study.scores import (
     COMPARABLE,
     Choice,
@@ -18,7 +19,6 @@ from torchrl_marl_offline.study.scores import (
     performance_profile,
     score_matrix,
 )
-from torchrl_marl_offline.study.tables import cell_of
 
 MOST_PAIRS = 15
 """Pairs of methods in a picture; more are a table that is folded away."""

@@ -11,6 +11,7 @@ from torchrl_marl_offline.study.document import Block, Heading, Link, Picture, T
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import MEMBERS, job_state
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header
+from torchrl_marl_offline.study.report_tables import cell_of
 from torchrl_marl_offline.study.scores import (
     READINGS,
     Choice,
@@ -20,7 +21,6 @@ from torchrl_marl_offline.study.scores import (
     score_matrix,
 )
 from torchrl_marl_offline.study.table import job_folder
-from torchrl_marl_offline.study.tables import cell_of
 
 if TYPE_CHECKING:
     import pandas

@@ -19,10 +19,10 @@ from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
 from torchrl_marl_offline.study.report_comparisons import comparisons
 from torchrl_marl_offline.study.report_content import Report
 from torchrl_marl_offline.study.report_datasets import dataset_section
+from torchrl_marl_offline.study.report_tables import score_rows, to_csv, to_latex
 from torchrl_marl_offline.study.runs import Run, slug
 from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
 from torchrl_marl_offline.study.table import RESULTS, job_folder, read_results, write_results
-from torchrl_marl_offline.study.tables import score_rows, to_csv, to_latex
 
 CSV, LATEX, MARL_EVAL = "table.csv", "table.tex", "marl_eval"
 
@@ -36,7 +36,7 @@ def write_study_report(output: str | Path, *, figures: Sequence[FigureFormat] = 
       relative: they hold as long as the page lies in the study's folder.
     - ``report.md`` with its pictures in ``report/``.
     - ``table.csv`` and ``table.tex``: each method's scores on each dataset, as of the report's tables; the second is a
-      ``tabular`` for LaTeX's package booktabs (:mod:`~torchrl_marl_offline.study.tables`).
+      ``tabular`` for LaTeX's package booktabs (:mod:`~torchrl_marl_offline.study.report_tables`).
     - ``marl_eval-EVALUATOR.json``, e.g. ``marl_eval-mode.json``: the chosen runs in the form of marl-eval
       (:mod:`~torchrl_marl_offline.study.marl_eval`).
 
