@@ -195,10 +195,18 @@ def test_settings_that_are_refused(make, message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("algorithm", ["omiga", "omac"])
+@pytest.mark.parametrize("decomposition", ["centralized", "graph"])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_what_fits_agents_values_is_refused_by_a_critic_of_the_team_when_it_is_built(
+    algorithm, decomposition, discrete
+) -> None:
+    spec = TaskSpec(2, 3, 6, 2, discrete=discrete)
+    with pytest.raises(ValueError, match="fits each agent's own value, and a critic of the team alone"):
+        make_loss(spec, algorithm=algorithm, decomposition=decomposition, hidden=(8,))
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
-    case = Case("centralized", preset="omiga")
-    with pytest.raises(ValueError, match="GlobalToLocal fits each agent's own value, and a critic of the team alone"):
-        case.build()(make_batch(case.spec, 4))
     discrete = Case("independent", preset="td3_bc", discrete=True)
     with pytest.raises(ValueError, match="TD3BC regresses on continuous actions; for a discrete task use BRAC"):
         discrete.build()(make_batch(discrete.spec, 4))

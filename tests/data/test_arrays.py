@@ -218,3 +218,14 @@ def test_metadata_of_another_type_is_refused(metadata):
     arrays = {"actions": np.zeros((4, 2, 1)), "rewards": np.zeros(4), "terminals": np.ones(4)}
     with pytest.raises(DatasetError, match="metadata"):
         from_arrays(observations=np.zeros((4, 2, 3)), metadata=metadata, **arrays)
+
+
+def test_pictures_are_told_to_be_flattened():
+    with pytest.raises(DatasetError, match=r"observations has shape \(4, 2, 8, 8, 3\).*reshape\(4, 2, -1\)"):
+        from_arrays(
+            observations=np.zeros((4, 2, 8, 8, 3), "float32"),
+            actions=np.zeros((4, 2), int),
+            rewards=np.zeros(4, "float32"),
+            terminals=np.arange(4) == 3,
+            n_actions=3,
+        )

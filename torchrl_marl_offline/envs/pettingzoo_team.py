@@ -380,8 +380,9 @@ def _discrete_sizes(spaces: list[_Spaces]) -> tuple[bool, list[int]]:
     kinds = {each.discrete for each in spaces}
     if len(kinds) > 1:
         raise ValueError(
-            f"Some agents have discrete and some continuous actions, but the layout wants one kind for all: "
-            f"{', '.join(str(each.action) for each in spaces)}."
+            f"Some agents have discrete and some continuous actions "
+            f"({', '.join(str(each.action) for each in spaces)}), but the layout wants one kind for all; wrap the "
+            "environment so that the discrete ones choose by the sign or the rounding of a number."
         )
     return kinds.pop(), [each.number for each in spaces]
 

@@ -14,7 +14,7 @@ from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.batch_weights import batch_max, batch_softmax
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square
 from torchrl_marl_offline.objectives.team import Values
-from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning
+from torchrl_marl_offline.objectives.value_learning import IQL, SARSA, ValueLearning, no_local_value
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class LocalIQL(IQL):
     weights of :math:`Q_{tot}`.
     """
 
+    needs_local_value: ClassVar[bool] = True
+
     def value_elements(self, batch: Batch) -> Tensor:
         """Return every agent's expectile regression, ``[*B, n]``."""
         value, target = _local(batch.state, self), _local(batch.target, self).amin(-1, keepdim=True)
@@ -89,6 +91,7 @@ class GlobalToLocal(ValueLearning):
     exponent_range: Annotated[tuple[float, float], REAL, INCREASING] = (-10.0, 10.0)
     needs_value: ClassVar[bool] = True
     needs_target_value: ClassVar[bool] = True
+    needs_local_value: ClassVar[bool] = True
 
     def coefficients(self) -> dict[str, float]:
         """Return the regularization."""
@@ -110,8 +113,5 @@ class GlobalToLocal(ValueLearning):
 
 def _local(values: Values, rule: ValueLearning) -> Tensor:
     if values.local is None:
-        raise ValueError(
-            f"{type(rule).__name__} fits each agent's own value, and a critic of the team alone (centralized, graph) "
-            "has none; use IQL, or another decomposition."
-        )
+        raise ValueError(no_local_value(rule))
     return values.local

@@ -45,7 +45,7 @@ from torchrl_marl_offline.objectives.prepared import check_entries, indexed, roo
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
 from torchrl_marl_offline.objectives.team import IS_INIT, TeamNetworks, lacking
-from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning
+from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning, no_local_value
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
 _ROLES |= {"value_network": "state-value network", "behaviour_network": "behaviour model"}
@@ -222,6 +222,8 @@ class OfflineMARLLoss(LossModule):
         self._register_bounds(action_spec, actor)
         self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
         self.team = TeamNetworks(self, is_ensemble=is_ensemble, bounds_given=action_spec is not None)
+        if value_learning is not None and value_learning.needs_local_value and self.team.is_central:
+            raise ValueError(no_local_value(value_learning))
         self._make_vmap()
 
     def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> bool:

@@ -24,6 +24,14 @@ VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
 """The value-learning rules that the recipe knows by name; a class of one's own with ``name=`` is added."""
 
 
+def no_local_value(rule: ValueLearning) -> str:
+    """Return what is said where a rule fits agents' values and the critic has the team's alone."""
+    return (
+        f"{type(rule).__name__} fits each agent's own value, and a critic of the team alone (centralized, graph) has "
+        "none; use IQL, or another decomposition."
+    )
+
+
 class ValueLearning(ABC):
     """Base class of the rules.
 
@@ -31,6 +39,7 @@ class ValueLearning(ABC):
         needs_actor: whether :meth:`next_value` asks the policy.
         needs_value: whether the loss must own a state-value network.
         needs_target_value: whether the state-value network has a target network.
+        needs_local_value: whether it fits each agent's own value, which a critic of the team alone does not have.
         needs_next_action: whether the dataset's next action is read.
         needs_behaviour: whether :meth:`next_value` asks the model of the data's actions.
         metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
@@ -39,6 +48,7 @@ class ValueLearning(ABC):
     needs_actor: ClassVar[bool] = False
     needs_value: ClassVar[bool] = False
     needs_target_value: ClassVar[bool] = False
+    needs_local_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
     needs_behaviour: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()

@@ -232,9 +232,13 @@ def _tensor(values: Array, name: str, dtype: torch.dtype, shape: tuple[int | Non
     fits = tensor.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, tensor.shape))
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise DatasetError(
-            f"{name} has shape {tuple(tensor.shape)} instead of [{wanted}]; put time first, then agents."
+        flat = name.endswith(("observations", "state")) and tensor.ndim > len(shape)
+        remedy = (
+            f"flatten pictures and the like by reshape({', '.join(map(str, tensor.shape[: len(shape) - 1]))}, -1)"
+            if flat
+            else "put time first, then agents"
         )
+        raise DatasetError(f"{name} has shape {tuple(tensor.shape)} instead of [{wanted}]; {remedy}.")
     return (tensor != 0 if dtype == torch.bool else tensor.to(dtype)).contiguous()
 
 
