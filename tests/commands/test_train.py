@@ -12,16 +12,19 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
 
-from torchrl_marl_offline import TaskSpec
+from torchrl_marl_offline import TaskSpec, from_arrays, load_policy
 from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.commands import main
 from torchrl_marl_offline.commands.algorithm_sources import declared_algorithms
 from torchrl_marl_offline.commands.train import make_parser
 from torchrl_marl_offline.commands.training_plan import TrainingPlan, new_plan
+from torchrl_marl_offline.data import hold_out
+from torchrl_marl_offline.evaluation import evaluate_held_out
 from torchrl_marl_offline.training import CheckpointManager
 
 SMALL = ("recipe", "--episodes", "40", "--eval-episodes", "8", "--hidden", "16", "--batch-size", "32")
@@ -147,6 +150,27 @@ def test_recordings_without_a_simulator_are_evaluated_on_held_out_episodes(tmp_p
     final = summary["recipe, held-out episodes"]["final"]
     assert final["illegal_actions"] == 0
     assert 0 < final["agreement"] < 1
+
+
+def test_each_member_is_held_against_held_out_episodes_by_itself(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (200, 2, 1)).astype("float32")
+    observations = np.concatenate([actions, rng.normal(size=(200, 2, 2))], -1).astype("float32")
+    options = {"rewards": np.ones(200, "float32"), "truncations": np.arange(1, 201) % 10 == 0}
+    data = from_arrays(observations=observations, actions=actions, terminals=np.zeros(200, bool), **options)
+    data.save(tmp_path / "data")
+    given = ["--dataset", str(tmp_path / "data"), "--steps", "20", "--eval-every", "20", "--seeds", "3", "--lr", "0.01"]
+    assert main(["train", "cloning", *given, "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    _, held_out = hold_out(data, fraction=0.1, seed=0)
+    found = []
+    for seed in range(3):
+        member = tmp_path / "run" / "members" / f"seed={seed}"
+        (row,) = rows(member / "eval.csv")
+        alone = evaluate_held_out(load_policy(member), held_out).summary()
+        assert float(row["action_error"]) == pytest.approx(alone["action_error"], rel=1e-4)
+        found.append(row["action_error"])
+    assert len(set(found)) == 3
 
 
 def test_recordings_with_a_simulator_are_played(tmp_path, recordings):

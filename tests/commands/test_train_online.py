@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -133,7 +134,10 @@ def test_what_does_not_fit_is_said_before_anything_is_done(finished, tmp_path, m
         (*of_spread, "--steps", "3"): "--steps is read only with no --from",
         (*of_spread, "--dataset", "x"): "--dataset is read with --from only where --offline-fraction",
         (*of_spread, "--hidden", "32"): "its networks do not fit",
-        ("--online", "vmas/balance", "--from", str(folder)): "its networks do not fit --online vmas/balance",
+        ("--online", "vmas/balance", "--from", str(folder)): "was made for",
+        ("--online", "games/grid_navigation", "--from", str(folder)): "was made for",
+        (*of_spread, "--activation", "tanh", "--no-layer-norm"): "its networks do not fit",
+        (*of_spread, "--episodes", "3"): "--episodes is read with --from only where --offline-fraction",
         ("omar", "--online", "vmas/balance", "--from", str(folder)): "was made for",
         ("omar", "--online", TASK, "--from", str(folder / "config.json")): "is no state of a module",
         ("omar", "--online", TASK, "--seeds", "2"): "--seeds is read only with no --online",
@@ -147,6 +151,31 @@ def test_what_does_not_fit_is_said_before_anything_is_done(finished, tmp_path, m
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1, (given, told)
         assert not list(tmp_path.iterdir()), given
+
+
+@pytest.mark.parametrize("change", [{"settings": {"nope": 1}}, {"settings": [1]}, {"preset": "huge"}, {"lr": "x"}])
+def test_a_run_whose_settings_are_damaged_is_refused_as_a_start(finished, tmp_path, change, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished[0], folder)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--online", TASK, "--from", str(folder), "--output", str(tmp_path / "new")]) == 1
+    told = capsys.readouterr().err
+    assert "config.json is damaged, or of another version" in told and told.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again_from_where_it_was_to(finished, tmp_path, capsys):
+    folder = tmp_path / "died"
+    given = ["--online", TASK, "--from", str(finished[0]), *FEW[:-4], "--online-steps", "2"]
+    assert main(["train", *given, "--output", str(folder)]) == 0
+    whole = state_of(folder / "online")
+    for path in (folder / "online" / "checkpoints").iterdir():
+        path.unlink()  # as if it had been killed while it wrote the first one
+    assert main(["train", "--resume", str(folder)]) == 0
+    again = state_of(folder / "online")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    capsys.readouterr()
 
 
 @pytest.mark.thorough

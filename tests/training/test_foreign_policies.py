@@ -111,27 +111,67 @@ def test_an_algorithm_goes_on_with_it():
         )
 
 
-def nan(state):
-    return {name: tensor * torch.nan for name, tensor in state.items()}
+def net(**changes) -> dict[str, torch.Tensor]:
+    """The state of a policy of one hidden layer of 16, with some tensors changed, added, or (None) left out."""
+    state = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)).state_dict()
+    state |= {name.replace("_", ".", 1): value for name, value in changes.items()}
+    return {name: value for name, value in state.items() if value is not None}
 
 
-@pytest.mark.parametrize(
-    ("state", "spec", "message"),
-    [
-        (torchrl_policy().state_dict(), TaskSpec(2, 6, 12, 2), "5 observations and 4 outputs, but the task has 2"),
-        (torchrl_policy(share=False).state_dict(), TaskSpec(2, 5, 10, 2), "3 agents, 5 observations"),
-        (mlp(4).state_dict(), TaskSpec(3, 5, 15, 6, discrete=True), "and 4 outputs, but the task has 3 agents"),
-        ({"a": 1}, SPEC, "one policy of linear layers; found none"),
-        ({**mlp(4).state_dict(prefix="a."), **mlp(4).state_dict(prefix="b.")}, SPEC, r"found a\.params, b\.params"),
-        ({"net.0.weight": torch.ones(4, 5)}, SPEC, "not made of linear layers with biases alone"),
-        ({"net.0.weight": torch.ones(16, 5, 3, 3), "net.0.bias": torch.ones(16)}, SPEC, "not made of linear layers"),
-        (nan(torchrl_policy().state_dict()), SPEC, "NaN or infinite"),
-    ],
-    ids=range(8),
-)  # fmt: skip
-def test_what_is_none_is_refused_in_one_sentence(state, spec, message):
-    with pytest.raises(ValueError, match=message):
+GRU = {f"{layer}.{kind}": torch.ones(4) for layer in ("fc1", "fc2") for kind in ("weight", "bias")}
+WRONG = {
+    "another size": (torchrl_policy().state_dict(), TaskSpec(2, 6, 12, 2), "the task has 2 agents, 6 observ"),
+    "other agents": (torchrl_policy(share=False).state_dict(), TaskSpec(2, 5, 10, 2), "3 agents, 5 observations"),
+    "other actions": (mlp(4).state_dict(), TaskSpec(3, 5, 15, 6, discrete=True), "4 outputs, but the task"),
+    "nothing": ({"a": 1}, SPEC, "one policy of linear layers; found none"),
+    "a recurrent agent of PyMARL": (GRU | {"rnn.weight_ih": torch.ones(4)}, SPEC, "found none"),
+    "two": ({f"{k}.{n}": t for k in "ab" for n, t in mlp(4).state_dict().items()}, SPEC, r"'a\.params', 'b\.params'"),
+    "no bias": (net(**{"0_bias": None}), SPEC, "linear layers with biases alone"),
+    "a convolution": (net(**{"0_weight": torch.ones(16, 5, 3, 3)}), SPEC, "linear layers with biases alone"),
+    "a layer norm": (net(**{"1_weight": torch.ones(16), "1_bias": torch.ones(16)}), SPEC, "linear layers with"),
+    "a normalization": (net(**{"obs_mean": torch.ones(5)}), SPEC, "has 'obs.mean' beside them"),
+    "a memory": ({f"actor.{n}": t for n, t in (net() | {"rnn.w": torch.ones(3)}).items()}, SPEC, "has 'actor.rnn"),
+    "a bias of another size": (net(**{"2_bias": torch.ones(3)}), SPEC, "linear layers with biases alone"),
+    "a bias of another shape": (net(**{"2_bias": torch.ones(4, 1)}), SPEC, "linear layers with biases alone"),
+    "layers that do not chain": (net(**{"2_weight": torch.ones(4, 12)}), SPEC, "5 to 16 and 12 to 4"),
+    "a layer of each agent": (net(**{"2_weight": torch.ones(3, 4, 16), "2_bias": torch.ones(3, 4)}), SPEC, "not follow"),
+    "integers": (net(**{"2_weight": torch.ones(4, 16, dtype=torch.long)}), SPEC, "linear layers with biases alone"),
+    "sparse": (net(**{"2_weight": torch.ones(4, 16).to_sparse()}), SPEC, "linear layers with biases alone"),
+    "no storage": (net(**{"2_weight": torch.ones(4, 16, device="meta")}), SPEC, "linear layers with biases alone"),
+    "NaN in a weight": (net(**{"0_weight": torch.full((16, 5), torch.nan)}), SPEC, "NaN or infinite"),
+    "infinity in a bias": (net(**{"0_bias": torch.full((16,), torch.inf)}), SPEC, "NaN or infinite"),
+    "too large for 32 bits": (net(**{"0_bias": torch.ones(16, dtype=torch.float64) * 1e300}), SPEC, "NaN or infinite"),
+    "an endless number": ({f"{'9' * 6000}.weight": torch.ones(4, 5)}, SPEC, "found none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_none_is_refused_in_one_sentence(what):
+    state, spec, message = WRONG[what]
+    with pytest.raises(ValueError, match=message) as refused:
         import_policy(state, spec)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_sizes_are_looked_at_before_anything_is_built():
+    wide = torch.ones(1).expand(10_500, 18)
+    state = {"0.weight": wide, "0.bias": wide[:, 0]}
+    state |= {f"{i}.{k}": t for i in (2, 4) for k, t in (("weight", wide[:, :1]), ("bias", wide[:, 0]))}
+    with pytest.raises(ValueError, match="do not follow one another"):
+        import_policy(state, SPEC)
+
+
+@pytest.mark.parametrize("source", [None, [1], 3])
+def test_what_is_no_source_is_refused(source):
+    with pytest.raises(TypeError, match="reads a file or a state_dict"):
+        import_policy(source, SPEC)
+
+
+@pytest.mark.parametrize("actor", [7, "policy.pt", nn.Linear(5, 4), lambda td: td])
+@pytest.mark.parametrize("name", ["recipe", "omar"])
+def test_what_is_no_policy_is_refused_as_an_actor(name, actor):
+    with pytest.raises(TypeError, match=r"actor must be a TensorDictModule, such as load_policy\(PATH\).policy"):
+        make_algorithm(name, hidden=(8,)).build(SPEC, actor=actor)
 
 
 def test_nothing_in_the_file_is_executed(tmp_path):

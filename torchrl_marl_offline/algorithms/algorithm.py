@@ -131,6 +131,10 @@ class Algorithm(ABC):
             )
         networks = dict(_dictionary(self, "networks", self.networks(spec), ("actor", "critic", "value", "behaviour")))
         if actor is not None:
+            if not isinstance(actor, TensorDictModuleBase):
+                raise TypeError(
+                    f"actor must be a TensorDictModule, such as load_policy(PATH).policy; got a {type(actor).__name__}."
+                )
             if "actor" not in networks:
                 raise ValueError(f"{self.name} makes its policies of its other networks; it cannot go on with others.")
             networks["actor"] = actor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,8 +44,12 @@ CARRIED = ("preset", "lr", "tau", "batch_size", "clip_grad_norm", "actor_every",
 """Settings that a run which goes on from another has of it, unless they are given."""
 
 
-def check_online(settings: OnlineSettings) -> None:
+def check_online(settings: OnlineSettings, given: Collection[str]) -> None:
     """Refuse settings of going on online that do not fit together, before anything is done.
+
+    Args:
+        settings: of a run.
+        given: names of those that were given explicitly.
 
     Raises:
         ValueError: they do not.
@@ -55,7 +60,7 @@ def check_online(settings: OnlineSettings) -> None:
         raise ValueError("--capacity must hold a round, --steps-per-round times --num-envs; raise it.")
     if settings.from_ is not None and not settings.from_.exists():
         raise ValueError(f"--from {settings.from_}: there is no such file or folder; name a run or a policy.")
-    unused = [name for name in ("dataset", "task") if getattr(settings, name, None) is not None]
+    unused = [name for name in ("dataset", "task", "episodes") if name in given]
     if unused and settings.from_ is not None and settings.offline_fraction == 0:
         raise ValueError(
             f"--{unused[0]} is read with --from only where --offline-fraction mixes it in; give that, or leave it out."

@@ -27,7 +27,7 @@ from torchrl_marl_offline.training import (
     read_csv,
     save_policy,
 )
-from torchrl_marl_offline.training.run.saved_policies import policy_file
+from torchrl_marl_offline.training.run.saved_policies import POLICY_FILE, policy_file
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
@@ -63,16 +63,20 @@ def starting_policy(plan: TrainingPlan, spec: TaskSpec, folder: Path) -> TensorD
         return None
     if lies_at(folder / START):
         return load_policy(folder / START, device=settings.device).policy
-    if (folder / "online" / "checkpoints").is_dir() or whole_loss(plan) is not None:
+    if checkpoints_of(folder) is not None or whole_loss(plan) is not None:
         return None
     file = policy_file(settings.from_)
     try:
         saved = load_policy(file, device=settings.device)
     except ValueError:
         return import_policy(file, spec).to(settings.device)
-    if replace(saved.spec, task=None) != replace(spec, task=None):
-        raise SettingsError(f"--from {file} was made for {saved.spec}, but the task has {spec}; name another policy.")
+    _check_task(saved.spec, spec, file)
     return saved.policy
+
+
+def _check_task(of_policy: TaskSpec, spec: TaskSpec, file: Path) -> None:
+    if replace(of_policy, task=None) != replace(spec, task=None):
+        raise SettingsError(f"--from {file} was made for {of_policy}, but the task has {spec}; name another policy.")
 
 
 def whole_loss(plan: TrainingPlan) -> CheckpointManager | None:
@@ -94,9 +98,9 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
     spec = make_env(settings.online).task_spec
     actor = starting_policy(plan, spec, folder)
     loss = plan.loss(plan.algorithm, spec, actor=actor)
-    goes_on = (folder / "online" / "checkpoints").is_dir()
+    goes_on = checkpoints_of(folder) is not None
     if settings.from_ is not None and actor is None and not goes_on:
-        _load(whole_loss(plan), loss, settings)
+        _load(whole_loss(plan), loss, settings, spec)
     data = _data(settings, spec, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
     plan.write(folder)
     if actor is not None and not lies_at(folder / START):
@@ -108,12 +112,15 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
     stages.report(data)
 
 
-def _load(checkpoints: CheckpointManager, loss: OfflineMARLLoss, settings: TrainSettings) -> None:
+def _load(checkpoints: CheckpointManager, loss: OfflineMARLLoss, settings: TrainSettings, spec: TaskSpec) -> None:
     """Fill a loss from a run's newest checkpoint.
 
     Raises:
         SettingsError: the run has networks of other sizes.
     """
+    policy = checkpoints.directory.parent / POLICY_FILE
+    if lies_at(policy):
+        _check_task(load_policy(policy).spec, spec, policy)
     try:
         step = checkpoints.load(loss=loss)
     except RuntimeError as error:

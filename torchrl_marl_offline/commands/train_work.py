@@ -218,11 +218,11 @@ class Comparison:
                 return {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
 
             def look() -> dict[str, Any]:
-                members_looks = {
-                    m: self._evaluators(name, loss, runs[m], None, episodes=0, seed=0)
-                    for m, loss in learner.member_losses()
-                }
-                return {member: measure() for member, looks in members_looks.items() for measure in looks.values()}
+                found = {}
+                for member, loss in learner.member_losses():  # one object for all: each is looked at in its turn
+                    (measure,) = self._evaluators(name, loss, runs[member], None, episodes=0, seed=0).values()
+                    found[member] = measure()
+                return found
 
             return {"held-out episodes": look}
 

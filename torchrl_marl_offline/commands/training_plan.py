@@ -115,13 +115,13 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
         raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
     given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
     start = given.get("from_")
-    earlier = read_config_file(start) if start is not None and algorithm_of(start) == parsed.algorithm else {}
-    carried = {name: earlier[name] for name in CARRIED if name in earlier}
+    earlier = _plan_to_go_on_with(start) if start is not None and algorithm_of(start) == parsed.algorithm else None
+    carried = {} if earlier is None else {name: getattr(earlier.run, name) for name in CARRIED}
     preset = given.get("preset", carried.get("preset", "quick"))
     settings = with_full_paths(TrainSettings(**{**PRESETS[preset], **with_tuples(carried | given)}))
     check_settings(TrainSettings, settings, list(given))
     try:
-        check_online(settings)
+        check_online(settings, given)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     check_loggers(settings.logger, "--logger")
@@ -130,7 +130,7 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     kind = algorithm_named(parsed.algorithm)
     hints = {name: hint for name, (hint, _) in fields_of(kind).items()}
     asked = {name: words_read(flag(name), hints[name], each) for name, each in words.items()}
-    of_start = {k: v for k, v in with_tuples(earlier.get("settings", {})).items() if k in hints}
+    of_start = {} if earlier is None else dict(earlier.settings)
     started_with = None if start is None else algorithm_of(start)
     plan = TrainingPlan(parsed.algorithm, of_start | asked, settings, started_with)
     values = settings_of(parsed.algorithm) | plan.of_method(parsed.algorithm) | asked
@@ -145,6 +145,21 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
         )
     members(plan, settings.grid)
     return plan
+
+
+def _plan_to_go_on_with(folder: Path) -> TrainingPlan:
+    """Return the plan of the run that a new one begins from.
+
+    Raises:
+        SettingsError: its file of settings is damaged.
+    """
+    try:
+        return _plan_of(folder, read_config_file(folder) | {"device": "cpu"})  # whichever it ran on
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
+        raise SettingsError(
+            f"--from {folder}: its {CONFIG_FILE} is damaged, or of another version{said}; take its policy.pt alone."
+        ) from error
 
 
 def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.core.ranges import shown
 from torchrl_marl_offline.core.regular_files import read_text
 
 LoggerName = Literal["csv", "tensorboard", "wandb"]
@@ -15,11 +16,16 @@ LoggerName = Literal["csv", "tensorboard", "wandb"]
 
 
 def check_loggers(names: Collection[str], where: str = "logger") -> None:
-    """Refuse a logger that is named twice.
+    """Refuse loggers that there are not.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is unknown, or named twice.
     """
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise ValueError(f"{where} must be a list of names, such as ['tensorboard'], got {shown(names)}.")
+    for name in names:
+        if name not in get_args(LoggerName):
+            raise ValueError(f"{where} must be 'csv', 'tensorboard' or 'wandb', got {shown(name)}.")
     if len(set(names)) < len(names):
         raise ValueError(f"{where} names one twice: {' '.join(names)}; leave one out.")
 

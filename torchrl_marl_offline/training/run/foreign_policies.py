@@ -14,7 +14,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
-from torchrl_marl_offline.core.ranges import OneOf
+from torchrl_marl_offline.core.ranges import OneOf, shown
 from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
@@ -22,7 +22,7 @@ from torchrl_marl_offline.modules.networks import ACTIVATIONS
 if TYPE_CHECKING:
     from torchrl.modules import ProbabilisticActor
 
-_LAYER = re.compile(r"(?P<network>.*?)\.?(?P<index>\d+)\.(?P<kind>weight|bias)")
+_LAYER = re.compile(r"(?:(?P<network>.*)\.)?(?P<index>\d{1,4})\.(?P<kind>weight|bias)", re.DOTALL)
 _NO_POLICIES = re.compile(r"critic|value|target|optim|mixer", re.IGNORECASE)
 _POLICIES = re.compile(r"actor|policy", re.IGNORECASE)
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -58,6 +58,10 @@ def import_policy(
     Example:
         >>> actor = import_policy("benchmarl/checkpoints/checkpoint_100000.pt", env.task_spec)  # doctest: +SKIP
     """
+    if not isinstance(spec, TaskSpec):
+        raise TypeError(f"import_policy needs the task's sizes, a TaskSpec such as env.task_spec; got {shown(spec)}.")
+    if not isinstance(source, Mapping | str | Path):
+        raise TypeError(f"import_policy reads a file or a state_dict(), got a {type(source).__name__}.")
     where = "The state" if isinstance(source, Mapping) else str(user_path(source))
     if not isinstance(source, Mapping):
         require_regular(user_path(source))
@@ -77,9 +81,12 @@ def import_policy(
 def _policy_layers(state: Mapping[str, Any], where: str) -> Layers:
     """Return the weights and biases of the one network in a state that can be a policy's."""
     found: dict[str, dict[int, dict[str, torch.Tensor]]] = defaultdict(lambda: defaultdict(dict))
+    others = []
     for name, tensor in _named_tensors(state):
         if match := _LAYER.fullmatch(name):
-            found[match["network"]][int(match["index"])][match["kind"]] = tensor
+            found[match["network"] or ""][int(match["index"])][match["kind"]] = tensor
+        else:
+            others.append(name)
     networks = {name: [layer for _, layer in sorted(each.items())] for name, each in found.items()}
     networks = {name: each for name, each in networks.items() if not _NO_POLICIES.search(name)}
     if len(networks) > 1:
@@ -88,18 +95,36 @@ def _policy_layers(state: Mapping[str, Any], where: str) -> Layers:
         if _are_equal(networks[name], next(iter(networks.values()))):
             del networks[name]
     if len(networks) != 1:
-        shown = ", ".join(list(networks)[:4]) or "none"
+        told = ", ".join(map(shown, list(networks)[:4])) or "none"
         raise ValueError(
-            f"{where} must hold one policy of linear layers; found {shown}. Save the state_dict() of the policy alone."
+            f"{where} must hold one policy of linear layers; found {told}. Save the state_dict() of the policy alone."
         )
     ((name, layers),) = networks.items()
-    for layer in layers:
-        if layer.keys() != {"weight", "bias"} or layer["weight"].ndim not in (2, 3):
-            raise ValueError(
-                f"{where}: {name} is not made of linear layers with biases alone; build the actor yourself, load its "
-                "state_dict(), and give it to the algorithm: OMAR().loss(actor, critic)."
-            )
+    whole = _whole_policy(name)
+    more = [other for other in others if other.startswith(whole) and not _NO_POLICIES.search(other)]
+    if more or any(not _is_linear(layer) for layer in layers):
+        what = f"has {shown(more[0])} beside them" if more else f"is {shown(name)}, which is something else"
+        raise ValueError(
+            f"{where} must hold a policy of linear layers with biases alone; this one {what}. Build the actor "
+            "yourself, load its state_dict(), and give it to the algorithm: OMAR().loss(actor, critic)."
+        )
     return [(layer["weight"], layer["bias"]) for layer in layers]
+
+
+def _whole_policy(network: str) -> str:
+    """Return what the names of all of a policy's tensors begin with: those of its loss, or of the module around it."""
+    marked = re.match(r"(.*?(?:actor|policy)[^.]*\.)", f"{network}.", re.IGNORECASE | re.DOTALL)
+    return marked[1] if marked else ""
+
+
+def _is_linear(layer: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether a layer is a weight ``[(n,) out, in]`` of floating point with a bias ``[(n,) out]``."""
+    if layer.keys() != {"weight", "bias"}:
+        return False
+    weight, bias = layer["weight"], layer["bias"]
+    fits = weight.ndim in (2, 3) and bias.shape == weight.shape[:-1]
+    plain = all(each.layout == torch.strided and each.device.type != "meta" for each in layer.values())
+    return fits and plain and weight.is_floating_point() and bias.is_floating_point()
 
 
 def _are_equal(one: list[dict[str, torch.Tensor]], two: list[dict[str, torch.Tensor]]) -> bool:
@@ -122,29 +147,46 @@ def _actor_of(layers: Layers, spec: TaskSpec, activation: str, where: str) -> Pr
     Raises:
         ValueError: they are of another task.
     """
-    inputs, outputs = layers[0][0].shape[-1], layers[-1][0].shape[-2]
+    widths = [weight.shape[-2] for weight, _ in layers]
+    ranks = {weight.ndim for weight, _ in layers}
+    if [weight.shape[-1] for weight, _ in layers[1:]] != widths[:-1] or len(ranks) > 1:
+        raise ValueError(
+            f"{where}: its layers do not follow one another, {_sizes(layers)}; save the whole policy again."
+        )
+    if not all(each.to(torch.get_default_dtype()).isfinite().all() for layer in layers for each in layer):
+        raise ValueError(f"{where} has a weight or bias that is NaN or infinite; take an earlier checkpoint.")
+    inputs, outputs = layers[0][0].shape[-1], widths[-1]
     share_params = all(weight.ndim == 2 for weight, _ in layers)
     agents = {len(weight) for weight, _ in layers} if not share_params else {spec.n_agents}
     wide, legal = outputs / spec.action_size, (1,) if spec.discrete else (1, 2)
     if inputs != spec.observation_size or wide not in legal or agents != {spec.n_agents}:
         told = "" if share_params else f"{max(agents)} agents, "
+        twice = (
+            ""
+            if spec.discrete
+            else f" (an action, or its location and scale, has {spec.action_size} or {2 * spec.action_size})"
+        )
         raise ValueError(
             f"{where} holds a policy of {told}{inputs} observations and {outputs} outputs, but the task has "
-            f"{spec.n_agents} agents, {spec.observation_size} observations and {spec.action_size} actions; take "
+            f"{spec.n_agents} agents, {spec.observation_size} observations and {spec.action_size} actions{twice}; take "
             "a policy of this task."
         )
     options: dict[str, Any] = {} if spec.discrete else {"distribution": "tanh_gaussian"}
     if not spec.discrete:
         options["scale"] = "softplus" if wide == 2 else "learned"
-    hidden = [weight.shape[-2] for weight, _ in layers[:-1]]
+    hidden = widths[:-1]
     actor = make_actor(spec, hidden=hidden, share_params=share_params, activation=activation, **options)
     own = [(f"{name}weight", f"{name}bias") for name in _layer_names(actor)]
     state = actor.state_dict()
     for (weight_name, bias_name), (weight, bias) in zip(own, layers, strict=True):
-        state[weight_name] = _fitted(weight.mT, state[weight_name], where)
-        state[bias_name] = bias.reshape(state[bias_name].shape)
+        state[weight_name] = _fitted(weight.mT, state[weight_name])
+        state[bias_name] = bias.reshape(state[bias_name].shape).to(state[bias_name].dtype)
     actor.load_state_dict(state)
     return actor
+
+
+def _sizes(layers: Layers) -> str:
+    return " and ".join(f"{weight.shape[-1]} to {weight.shape[-2]}" for weight, _ in layers[:6])
 
 
 def _layer_names(actor: torch.nn.Module) -> list[str]:
@@ -153,9 +195,6 @@ def _layer_names(actor: torch.nn.Module) -> list[str]:
     ]
 
 
-def _fitted(weight: torch.Tensor, own: torch.Tensor, where: str) -> torch.Tensor:
+def _fitted(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Return a weight ``[..., in, out]``, with rows of zeros for the agents' ids where the actor reads them."""
-    if not weight.isfinite().all():
-        raise ValueError(f"{where} has a weight that is NaN or infinite; take an earlier checkpoint.")
-    missing = own.shape[-2] - weight.shape[-2]
-    return torch.nn.functional.pad(weight, (0, 0, 0, missing)).to(own.dtype)
+    return torch.nn.functional.pad(weight, (0, 0, 0, own.shape[-2] - weight.shape[-2])).to(own.dtype)

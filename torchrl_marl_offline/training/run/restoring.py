@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+_OF_NETWORKS = re.compile(r"_network_params\.|^network_params\.")
 
 
 class Holder:
@@ -72,11 +75,22 @@ def _check(component: Any, state: Any) -> None:
 
 
 def check_tensors(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Compare the tensors that both have; a module says itself which names it cannot do without.
+    """Compare the tensors that both have, and the names of a loss's parameters.
+
+    A module says itself which names it cannot do without, but for the networks of a TorchRL loss: these take what they
+    know of a state and leave the rest as it was drawn.
 
     Raises:
-        ValueError: one differs in shape or type.
+        ValueError: one differs in shape or type, or networks have other parameters.
     """
+    names = [{name for name, each in state.items() if isinstance(each, Tensor)} for state in (own, saved)]
+    of_networks = [{name for name in each if _OF_NETWORKS.search(name)} for each in names]
+    for found, there, here in (
+        (of_networks[0] - names[1], "is not", "is"),
+        (of_networks[1] - names[0], "is", "is not"),
+    ):
+        if found:
+            raise ValueError(f"{min(found)} {there} in the checkpoint and {here} here")
     for name, tensor in own.items():
         other = saved.get(name)
         if not isinstance(tensor, Tensor) or not isinstance(other, Tensor):
