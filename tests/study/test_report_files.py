@@ -23,7 +23,7 @@ from torchrl_marl_offline.study import read_results
 from torchrl_marl_offline.study.document import Link, Links, Table, to_html, to_markdown
 from torchrl_marl_offline.study.marl_eval import ABSOLUTE, environment_of, marl_eval_form
 from torchrl_marl_offline.study.page_style import SCRIPT
-from torchrl_marl_offline.study.report_tables import latex_text, to_latex
+from torchrl_marl_offline.study.report_tables import latex_text, to_csv, to_latex
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import Choice, RunScore, improvement, improvement_probabilities
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -281,3 +281,10 @@ def test_choices_of_another_evaluator_have_a_file_of_their_own(tmp_path):
     for way, value in (("mode", 1.0), ("sample", 2.0)):
         form, _ = marl_eval_form(pandas.DataFrame(rows), both, sources, evaluator=way, last_k=1)
         assert form["mpe"]["a"]["m"]["seed_0"][ABSOLUTE] == {"return": [value]}
+
+
+def test_a_name_is_no_formula_and_no_line_break():
+    rows = [{"dataset": name, "mean": -1.5} for name in ("=1+1", "@x", " +cmd", "-y", "plain")]
+    cells = [line.rsplit(",", 1) for line in to_csv(rows).splitlines()[1:]]
+    assert cells == [["'=1+1", "-1.5"], ["'@x", "-1.5"], ["' +cmd", "-1.5"], ["'-y", "-1.5"], ["plain", "-1.5"]]
+    assert latex_text("a\n\nb") == "a b"

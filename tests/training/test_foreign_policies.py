@@ -134,7 +134,7 @@ WRONG = {
     "a bias of another size": (net(**{"2_bias": torch.ones(3)}), SPEC, "linear layers with biases alone"),
     "a bias of another shape": (net(**{"2_bias": torch.ones(4, 1)}), SPEC, "linear layers with biases alone"),
     "layers that do not chain": (net(**{"2_weight": torch.ones(4, 12)}), SPEC, "5 to 16 and 12 to 4"),
-    "a layer of each agent": (net(**{"2_weight": torch.ones(3, 4, 16), "2_bias": torch.ones(3, 4)}), SPEC, "not follow"),
+    "a layer of each": (net(**{"2_weight": torch.ones(3, 4, 16), "2_bias": torch.ones(3, 4)}), SPEC, "not follow"),
     "integers": (net(**{"2_weight": torch.ones(4, 16, dtype=torch.long)}), SPEC, "linear layers with biases alone"),
     "sparse": (net(**{"2_weight": torch.ones(4, 16).to_sparse()}), SPEC, "linear layers with biases alone"),
     "no storage": (net(**{"2_weight": torch.ones(4, 16, device="meta")}), SPEC, "linear layers with biases alone"),

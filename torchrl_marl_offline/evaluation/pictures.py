@@ -44,8 +44,8 @@ METRIC_LABELS = {
     "return": "mean return of an episode",
     "normalized": "normalized score (0 random, 100 expert)",
     "success": "success rate (share of episodes)",
-    "agreement": "share of recorded actions that the policy takes",
-    "agreement_choice": "share of recorded actions that the policy takes, where there is a choice",
+    "agreement": "share of recorded actions\nthat the policy takes",
+    "agreement_choice": "share of recorded actions that\nthe policy takes, where there is a choice",
     "action_error": "mean distance from recorded actions",
 }
 """What is measured, with its unit, as it stands at an axis."""

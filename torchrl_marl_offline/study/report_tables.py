@@ -50,8 +50,13 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["dataset"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: a name comes from a study's file."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
 def to_latex(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -88,7 +93,7 @@ def latex_text(text: str) -> str:
         >>> print(latex_text("td3_bc & 95 %"))
         td3\_bc \& 95 \%
     """
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: _LATEX[match[0]], text)
+    return re.sub(r"[\\~^&%$#_{}]", lambda match: _LATEX[match[0]], " ".join(text.split()))
 
 
 def cell_of(interval: Interval) -> str:
