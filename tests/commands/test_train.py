@@ -335,6 +335,15 @@ def test_help_says_what_a_preset_makes_of_a_default(capsys):
         assert said in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("algorithm", [None, "cloning", "cql", "omar"])
+def test_help_holds_no_latex(algorithm, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([algorithm, "--help"] if algorithm else ["--help"])
+    said = capsys.readouterr().out
+    assert "\\" not in said
+    assert algorithm is not None or "-log pi_a(u_a" in said
+
+
 def test_every_algorithm_gets_what_is_asked_for_and_keeps_the_rest():
     def plan(*words: str) -> TrainingPlan:
         return new_plan(make_parser().parse_args(words))

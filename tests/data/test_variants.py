@@ -511,6 +511,12 @@ def test_mappings_of_agents():
         ({"actions": {"a": [0, 1, 1]}, "observations": {"b": np.zeros((3, 4))}}, "has the agents a, not b"),
         ({"observations": [[[1.0, 2.0], [1.0]], [[1.0], [2.0]]]}, "lists of unequal length"),
         (
+            {"observations": {"arm": [np.zeros((2, 4)), np.zeros((1, 4))], "base": np.zeros((3, 6))}},
+            r"of arm is a list of episodes; .*\[\{'arm': \[L, \.\.\.\], 'base': \[L, \.\.\.\]\}, \.\.\.\]",
+        ),
+        ({"observations": {"arm": np.zeros((3, 4)), "base": [np.zeros((2, 4))] * 2}}, "of base is a list of episodes"),
+        ({"rewards": {"arm": [[1.0, 0.0], [1.0]], "base": [0.0, 1.0, 0.0]}}, "of arm is a list of episodes"),
+        (
             {
                 "observations": {"a": np.zeros((3, 4)), "b": np.zeros((3, 4))},
                 "actions": {"a": np.zeros((3, 1)), "b": np.zeros((3, 2))},

@@ -7,15 +7,23 @@ import re
 
 
 def plain_text(documentation: str | None) -> str:
-    """Return a docstring as a terminal shows it: without the marks of reStructuredText.
+    r"""Return a docstring as a terminal shows it: without the marks of reStructuredText and of LaTeX in formulas.
 
     Example:
         >>> plain_text("A file of :func:`~torchrl_marl_offline.save_policy`, or ``policy.pt``.")
         'A file of save_policy, or policy.pt.'
+        >>> plain_text(r"Cloning: :math:`-\log \pi_a(u_a | Q_{tot})`.")
+        'Cloning: -log pi_a(u_a | Q_tot).'
     """
-    text = re.sub(r":[a-z:]+:`~[^`]*?([^.`]+)`", r"\1", documentation or "")
+    text = re.sub(r":math:`([^`]+)`", lambda found: _plain_formula(found[1]), documentation or "")
+    text = re.sub(r":[a-z:]+:`~[^`]*?([^.`]+)`", r"\1", text)
     text = re.sub(r":[a-z:]+:`([^`<]+?)(?: <[^`]*>)?`", r"\1", text)
     return re.sub(r"``([^`]+)``", r"\1", text)
+
+
+def _plain_formula(latex: str) -> str:
+    """Return a formula of LaTeX with the names of its letters, in plain words and signs."""
+    return re.sub(r"[{}]", "", re.sub(r"\\([A-Za-z]+|\|)", r"\1", latex))
 
 
 def told_in(docstring: str | None) -> dict[str, str]:

@@ -101,10 +101,17 @@ def _of_agents(parts: Mapping[Any, Any], name: str, names: list[str], notes: dic
     """Stack the agents' arrays to ``[T, n, ...]``; the first mapping sets the agents and their order in ``names``."""
     if not names:
         names += _agents(parts, name)
-    by_name = {str(agent): values for agent, values in parts.items()}
+    by_name = {str(agent): _unpacked(values) for agent, values in parts.items()}
     if len(by_name) != len(parts) or set(by_name) != set(names):
         found = ", ".join(map(str, parts))
         raise DatasetError(f"{name} has the agents {found}, not {', '.join(names)}; name the same ones everywhere.")
+    for agent in names:
+        if _holds_episodes(by_name[agent], name):
+            form = ", ".join(f"{each!r}: [L, ...]" for each in names[:2]) + (", ..." if len(names) > 2 else "")
+            raise DatasetError(
+                f"{name} of {agent} is a list of episodes; give episodes of named agents as a list with one mapping "
+                f"for each episode, [{{{form}}}, ...], in every argument that names agents."
+            )
     arrays = [as_array(by_name[agent], f"{name} of {agent}") for agent in names]
     lengths = {agent: array.shape[:1] for agent, array in zip(names, arrays)}
     if len(set(lengths.values())) > 1 or () in lengths.values():
@@ -125,6 +132,17 @@ def _of_agents(parts: Mapping[Any, Any], name: str, names: list[str], notes: dic
     if len(set(widths)) > 1 and name == "observations":
         notes["observation_sizes"] = widths
     return np.stack([np.pad(array, ((0, 0), (0, max(widths) - array.shape[1]))) for array in arrays], 1)
+
+
+def _holds_episodes(values: Any, name: str) -> bool:
+    """Say whether what a mapping gives for one agent is a list with a series ``[L, ...]`` for each episode."""
+    if not isinstance(values, list):
+        return False
+    try:
+        shapes = {tuple(np.shape(part)) for part in values}
+    except ValueError:  # ragged lists within it, of which as_array speaks
+        return False
+    return len({shape[:1] for shape in shapes}) > 1 or (name in PADDED and any(len(shape) > 1 for shape in shapes))
 
 
 def _agents(parts: Mapping[Any, Any], name: str) -> list[str]:
