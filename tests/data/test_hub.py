@@ -246,6 +246,54 @@ def test_the_size_is_looked_at_before(hub, folder):
     pull_dataset("me/toy", max_bytes=total)
 
 
+@pytest.mark.parametrize("commit", ["ABSOLUTE", "../../escaped", "0" * 39, "0" * 40 + "\n", "", None, 7, ["0" * 40]])
+def test_a_commit_that_is_none_is_refused_before_it_names_a_folder(hub, folder, tmp_path, commit):
+    push_dataset(folder, "me/toy")
+    before = files_of(tmp_path)
+    hub.commit_stated = lambda own: str(tmp_path / "abs") if commit == "ABSOLUTE" else commit
+    with pytest.raises(HubError, match=r"^http\S* states .* as a commit of me/toy; check HF_ENDPOINT, or name another"):
+        load_dataset("hf:me/toy")
+    assert hub.fetched() == [] and files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"size": size} for size in (None, "7", -1, 1.5, True, [])),
+        *({"oid": oid} for oid in (None, 7, "../../x", "0" * 39)),
+        *({"lfs": {"oid": oid, "size": 1, "pointerSize": 1}} for oid in (None, 7, "/tmp/x", "0" * 40)),
+        *({"path": path} for path in (None, 7, "")),
+        {"lfs": "text"},
+    ],
+)
+def test_a_listing_of_wrong_types_is_refused(hub, folder, changed):
+    push_dataset(folder, "me/toy")
+    hub.stated = lambda entries: [{**entry, **({"lfs": None} | changed)} for entry in entries]
+    with pytest.raises(
+        HubError, match=r"^(http\S* states .* of me/toy; check|me/toy cannot be read .*; check)"
+    ) as error:
+        load_dataset("hf:me/toy")
+    assert hub.fetched() == [] and "\n" not in str(error.value)
+
+
+def test_the_password_of_a_server_is_not_told(hub, folder, monkeypatch):
+    address = hub.address.replace("http://", "http://user:pa55@")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    hub.add("dataset", "me/toy", {})
+    hub.refuses = lambda method, path: status
+    for status in (400, 401, 403, 404, 500):
+        with pytest.raises(HubError) as error:
+            load_dataset("hf:me/toy")
+        assert "pa55" not in str(error.value) and "user" not in str(error.value)
+    hub.refuses = lambda method, path: None
+    with pytest.raises(HubError, match="no revision 'none'; name one that http://127"):
+        load_dataset("hf:me/toy@none")
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:pa55@127.0.0.1:9")
+    with pytest.raises(HubError, match=r"HF_ENDPOINT \(http://127") as error:
+        load_dataset("hf:me/toy")
+    assert "pa55" not in str(error.value)
+
+
 # What is damaged or broken off
 
 

@@ -23,6 +23,7 @@ from torchrl_marl_offline.core.files import WriteError, free_bytes, remove, writ
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 PREFIX = "hf:"
 """What stands before the name of a repository, where a path could stand, too."""
@@ -30,10 +31,11 @@ MAIN = "main"
 README = "README.md"
 _NAME = re.compile(r"(?=[^/]+/[^/]{1,96}$)\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_PASSWORD = re.compile(r"(?<=://)[^/\s]*@")
 _OFFLINE = "HF_HUB_OFFLINE"
 _LOGIN = "log in with: hf auth login, or set HF_TOKEN to a token that may"
-_LONGEST_REASON, _MOST_NAMES = 300, 8
+_LONGEST_REASON, _LONGEST_SHOWN, _MOST_NAMES = 300, 60, 8
 
 
 class HubError(ValueError):
@@ -50,9 +52,23 @@ def endpoint(mirror: str | None = None) -> str:
     return (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def without_password(text: str) -> str:
+    """Return a text in which addresses have no user and password.
+
+    Example:
+        >>> without_password("http://me:secret@host/a cannot be reached")
+        'http://host/a cannot be reached'
+    """
+    return _PASSWORD.sub("", text)
+
+
+def _here() -> str:
+    return without_password(endpoint())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what a client says, which has many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def named_on_hub(source: Any) -> bool:
@@ -100,7 +116,7 @@ class Repository:
     @property
     def address(self) -> str:
         """Where a browser shows it."""
-        return f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+        return f"{_here()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def place(self, cache: Path) -> Path:
         """Return its folder in a cache folder."""
@@ -173,14 +189,34 @@ def listing(repository: Repository) -> Listing:
 
     where = {"repo_type": repository.kind, "revision": repository.revision}
     with _told(repository, "read"):
-        commit = api.repo_info(repository.name, **where).sha
+        commit = _stated_commit(api.repo_info(repository.name, **where).sha, repository)
         entries = list(api.list_repo_tree(repository.name, recursive=True, **(where | {"revision": commit})))
-    files = [
-        HubFile(entry.path, entry.size, entry.blob_id if entry.lfs is None else entry.lfs.sha256)
-        for entry in entries
-        if isinstance(entry, RepoFile)
-    ]
+        files = [_stated_file(entry, repository) for entry in entries if isinstance(entry, RepoFile)]
     return Listing(repository, commit, {file.name: file for file in files})
+
+
+def _stated_commit(commit: Any, repository: Repository) -> str:
+    """Return what a server says is a commit; it becomes the name of a folder, and so must be nothing else."""
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _nonsense(repository, "a commit", commit)
+    return commit
+
+
+def _stated_file(entry: RepoFile, repository: Repository) -> HubFile:
+    name, size = entry.path, entry.size
+    checksum, form = (entry.blob_id, _COMMIT) if entry.lfs is None else (entry.lfs.sha256, _SHA256)
+    if not isinstance(name, str) or not name:
+        raise _nonsense(repository, "the name of a file", name)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise _nonsense(repository, f"the size of {name[:_LONGEST_SHOWN]!r}", size)
+    if not isinstance(checksum, str) or not form.fullmatch(checksum):
+        raise _nonsense(repository, f"the checksum of {name[:_LONGEST_SHOWN]!r}", checksum)
+    return HubFile(name, size, checksum)
+
+
+def _nonsense(repository: Repository, what: str, value: Any) -> HubError:
+    shown = repr(value)[:_LONGEST_SHOWN]
+    return HubError(f"{_here()} states {shown} as {what} of {repository}; check HF_ENDPOINT, or name another one.")
 
 
 # Fetching
@@ -354,7 +390,7 @@ def push(
     operations += [CommitOperationDelete(path) for path in stale]
     with _told(repository, "written to"):
         done = api.create_commit(name, operations, commit_message=message, repo_type=kind, revision=revision)
-    return str(done.commit_url)
+    return without_password(str(done.commit_url))
 
 
 def front_matter(values: Mapping[str, Any]) -> str:
@@ -436,7 +472,7 @@ def _sentence(error: Exception, repository: Repository, doing: str) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file of several
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
-    here, writes = endpoint(), doing == "written to"
+    here, writes = _here(), doing == "written to"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{repository} cannot be {doing} while {_OFFLINE} is set; unset it."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -457,7 +493,7 @@ def _sentence(error: Exception, repository: Repository, doing: str) -> str:
         return (
             f"{repository.name} may not be {doing} with this token (403); {_LOGIN} {'write' if writes else 'read'} it."
         )
-    reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+    reason = without_password(" ".join(str(error).split()))[:_LONGEST_REASON].rstrip(".") or type(error).__name__
     if status == 400 or (isinstance(error, ValueError) and status is None):
         return f"{here} refuses what is sent to {repository.name} ({reason}); correct what it names."
     return f"{repository} cannot be {doing} ({reason}); check the network and HF_ENDPOINT ({here}), or try again later."
