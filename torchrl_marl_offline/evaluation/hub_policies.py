@@ -14,10 +14,12 @@ from typing import Annotated, Any
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.hub_client import (
+    MARK,
     PREFIX,
     README,
     Repository,
     check_login,
+    escaped,
     front_matter,
     markdown_table,
     push,
@@ -124,7 +126,8 @@ def push_policy(
     Raises:
         FileNotFoundError: there is no policy.
         ValueError: the policy, or a file of its run, is damaged.
-        HubError: nobody is logged in, the repository may not be written to, or the hub cannot be reached.
+        HubError: nobody is logged in, the repository may not be written to or has files that no push wrote, or the hub
+            cannot be reached.
         ImportError: huggingface_hub is not installed.
 
     Example:
@@ -237,7 +240,7 @@ def policy_card(saved: SavedPolicy, run: PublishedRun, repository: Repository, *
     shown = [(name, value) for name, value in settings.items() if value not in (None, [], {}, "")]
     parts = [
         front_matter(facts),
-        f"# {title}",
+        f"# {escaped(title)}",
         "A policy for a team of agents, from offline multi-agent reinforcement learning.",
         f"![one episode]({VIDEO_FILE})" if run.video is not None else None,
         markdown_table(_rows(saved, algorithm), ("", "")),
@@ -247,7 +250,7 @@ def policy_card(saved: SavedPolicy, run: PublishedRun, repository: Repository, *
         "nothing in the repository is executed.",
         *_evaluations(run),
         *(["## Settings", markdown_table(shown, ("setting", "value"))] if shown else []),
-        f"Written by torchrl-marl-offline {version('torchrl-marl-offline')}.",
+        f"{MARK} {version('torchrl-marl-offline')}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
