@@ -208,6 +208,8 @@ def test_the_card_of_a_set_with_defects_names_them(hub, tmp_path, monkeypatch):
         ("a/../../home/me/x", "a/x"),
         ("/home/../me//secret/../x", "x"),
         ("~me/a b/x", "x"),
+        ("@/home/me/x\n+/data/x\n-I/home/me/x", "@x\n+x\n-Ix"),
+        ("/mnt/home/me/a-/x", "x"),
         ("~/a, b/x", "x"),
         (r"\\host\share name\x", "x"),
         (r"\Users\Jo Do\x", "x"),

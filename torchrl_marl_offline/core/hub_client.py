@@ -494,7 +494,7 @@ def markdown_table(rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> 
 _START = re.compile(
     r"""(?P<url>\b(?:https?|ftp|s3|gs|git|ssh|hf)://\S*)
     | file://
-    | (?:(?<=[\s'"`(\[{<>=:,;|])|^) /+(?=[^\s/])
+    | (?P<root>(?<![\w.)\]}/\\~]) /+(?=[^\s/]) | /(?=(?:home|Users)/))
     | (?<![\w~]) ~[\w.-]*[/\\]
     | (?<![\w.]) (?:\.\.[/\\])+
     | (?<![^\W\d_]) [A-Za-z]:[/\\]
@@ -502,6 +502,8 @@ _START = re.compile(
     | \\(?=Users\\)""",
     re.VERBOSE,
 )
+_BETWEEN = " \t'\"`([{<>=:,;|"
+"""What stands before a path that follows another one."""
 
 
 def without_paths(value: Any) -> Any:
@@ -533,7 +535,8 @@ def _cut(line: str) -> str:
     pieces, at, in_path = [], 0, False
     for found in _START.finditer(line):
         start = found.start()
-        if in_path and line[start - 1] in "/\\":  # it goes on, as in /home/../x
+        before = line[start - 1] if in_path else ""
+        if in_path and (before in "/\\" or (found["root"] and before not in _BETWEEN)):  # it goes on: /home/../x
             continue
         pieces.append(_last_name(line[at:start]) if in_path else line[at:start])
         in_path, at = found["url"] is None, start
