@@ -15,7 +15,7 @@ from hub_server import HubServer, Repo, served
 from torchrl_marl_offline import convert_dataset, from_arrays, load_dataset, pull_dataset, push_dataset
 from torchrl_marl_offline.commands.data import main
 from torchrl_marl_offline.core import hub_client
-from torchrl_marl_offline.core.hub_client import HubError, Repository, without_paths
+from torchrl_marl_offline.core.hub_client import HubError, Repository, front_matter, without_paths
 from torchrl_marl_offline.data import DatasetError, DatasetWarning
 from torchrl_marl_offline.data.hub import _picture
 
@@ -196,18 +196,89 @@ def test_the_card_of_a_set_with_defects_names_them(hub, tmp_path, monkeypatch):
     ("text", "left"),
     [
         ("/home/ada/x.h5", "x.h5"),
-        ("vault:/home/ada/My data/3m.vlt/Good", "vault:My data/3m.vlt/Good"),
+        ("vault:/home/ada/My data/3m.vlt/Good", "vault:Good"),
+        ("/home/my name/secret/x.h5", "x.h5"),
+        ("pymarl:/home/me/a (1)/d.h5", "pymarl:d.h5"),
+        (r"C:\Users\Jo Do\x", "x"),
+        (r"pymarl:C:\Users\Jo Do\x, /tmp/y", "pymarl:x, y"),
+        ("/home/me", "me"),
+        ("/home/me:secret/x", "x"),
+        ("//home/me/x", "x"),
+        ("../../home/me/x", "x"),
+        ("a/../../home/me/x", "a/x"),
+        ("/home/../me//secret/../x", "x"),
+        ("~me/a b/x", "x"),
+        ("@/home/me/x\n+/data/x\n-I/home/me/x", "@x\n+x\n-Ix"),
+        ("/mnt/home/me/a-/x", "x"),
+        ("~/a, b/x", "x"),
+        (r"\\host\share name\x", "x"),
+        (r"\Users\Jo Do\x", "x"),
+        ("see /home/me/x\nand https://a.b/c/d, 1/2", "see x\nand https://a.b/c/d, 1/2"),
         ("~/runs/a and ~ada/b", "a and b"),
         ("file:///home/ada/x", "x"),
         (r"C:\Users\ada\x.npy, (/tmp/y)", "x.npy, (y)"),
         ("--output=/scratch/ada/run/", "--output=run"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
-        ("smac_v1/3m/Good; 1/2; a / b; ../x", "smac_v1/3m/Good; 1/2; a / b; ../x"),
+        ("smac_v1/3m/Good; 1/2; a / b; ./x", "smac_v1/3m/Good; 1/2; a / b; ./x"),
         (r"\alpha", r"\alpha"),
     ],
 )
 def test_paths_of_a_machine_are_not_published(text, left):
-    assert without_paths({"a": [text, 1, None]}) == {"a": [left, 1, None]}
+    assert without_paths({"a": [text, 1, None], text: text}) == {"a": [left, 1, None], left: left}
+
+
+def test_names_that_are_equal_without_their_folders_are_kept_apart():
+    assert without_paths({"/a/x": 1, "/b/x": 2, "/c/x": 3}) == {"x": 1, "x (2)": 2, "x (3)": 3}
+
+
+def test_texts_of_a_dataset_change_nothing_of_its_card(hub, tmp_path):
+    import yaml
+
+    evil = "medium\n\n# Other\n\n<script>x</script> `a` | b ![p](http://evil/p.png)"
+    push_dataset(made(quality=evil, behaviour=evil, citation=evil).save(tmp_path / "toy"), "me/toy")
+    card = published(hub).files()["README.md"].decode()
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front).keys() == {"task_categories", "tags", "size_categories"}
+    assert "\n# Other" not in card and "<script>" not in card and "](http" not in card and "`a`" not in card
+    assert "# toys/two, medium # Other &lt;script&gt;" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| behaviour |")]
+    assert row.count("|") == 3
+
+
+def test_values_at_the_top_of_a_card_stay_what_they_are():
+    import yaml
+
+    words = ["mit\n---\n# x", "a: b", "- x", 'say "x" \\', "no", "1", "\u2028é\x7f\U0001f600"]
+    text = front_matter({"license": words[0], "tags": words, "none": None})
+    assert text.split("\n").count("---") == 2
+    facts = yaml.safe_load(text.removeprefix("---\n").removesuffix("\n---"))
+    assert facts == {
+        "license": "mit --- # x",
+        "tags": ["mit --- # x", *words[1:-1], "é \U0001f600"],
+    }
+
+
+# Repositories of others
+
+
+@pytest.mark.parametrize("card", [None, b"# Mine", b"---\nlicense: mit\n---\n# Mine\n", b"x" * (10**6 + 1)])
+def test_files_of_others_are_not_replaced(hub, folder, card):
+    there = {"data/mine.memmap": b"mine", "card.png": b"mine"} | ({} if card is None else {"README.md": card})
+    repo = hub.add("dataset", "me/toy", there)
+    shown = ", ".join(sorted(there))
+    said = rf"^me/toy has files that torchrl-marl-offline did not write \({shown}\); name another repository, or"
+    for revision in (None, "other"):
+        with pytest.raises(HubError, match=said.replace("me/toy", f"me/toy{'@other' if revision else ''}")):
+            push_dataset(folder, "me/toy", revision=revision)
+    assert len(repo.messages) == 1 and repo.files() == {".gitattributes": b"", **there}
+
+
+def test_a_card_alone_is_of_somebody_if_it_has_a_text(hub, folder):
+    hub.add("dataset", "me/toy", {"README.md": b"---\nlicense: mit\n---\n"})
+    push_dataset(folder, "me/toy")
+    hub.add("dataset", "me/other", {"README.md": b"---\nlicense: mit\n---\nMine\n"})
+    with pytest.raises(HubError, match=r"did not write \(README\.md\)"):
+        push_dataset(folder, "me/other")
 
 
 # What is fetched
@@ -244,6 +315,54 @@ def test_the_size_is_looked_at_before(hub, folder):
     assert hub.fetched() == ["metadata.json"] and len(told) == 1
     assert abs(int(re.search(r"([\d,]+) bytes", told[0])[1].replace(",", "")) - total) < 100  # of the source's path
     pull_dataset("me/toy", max_bytes=total)
+
+
+@pytest.mark.parametrize("commit", ["ABSOLUTE", "../../escaped", "0" * 39, "0" * 40 + "\n", "", None, 7, ["0" * 40]])
+def test_a_commit_that_is_none_is_refused_before_it_names_a_folder(hub, folder, tmp_path, commit):
+    push_dataset(folder, "me/toy")
+    before = files_of(tmp_path)
+    hub.commit_stated = lambda own: str(tmp_path / "abs") if commit == "ABSOLUTE" else commit
+    with pytest.raises(HubError, match=r"^http\S* states .* as a commit of me/toy; check HF_ENDPOINT, or name another"):
+        load_dataset("hf:me/toy")
+    assert hub.fetched() == [] and files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"size": size} for size in (None, "7", -1, 1.5, True, [])),
+        *({"oid": oid} for oid in (None, 7, "../../x", "0" * 39)),
+        *({"lfs": {"oid": oid, "size": 1, "pointerSize": 1}} for oid in (None, 7, "/tmp/x", "0" * 40)),
+        *({"path": path} for path in (None, 7, "")),
+        {"lfs": "text"},
+    ],
+)
+def test_a_listing_of_wrong_types_is_refused(hub, folder, changed):
+    push_dataset(folder, "me/toy")
+    hub.stated = lambda entries: [{**entry, **({"lfs": None} | changed)} for entry in entries]
+    with pytest.raises(
+        HubError, match=r"^(http\S* states .* of me/toy; check|me/toy cannot be read .*; check)"
+    ) as error:
+        load_dataset("hf:me/toy")
+    assert hub.fetched() == [] and "\n" not in str(error.value)
+
+
+def test_the_password_of_a_server_is_not_told(hub, folder, monkeypatch):
+    address = hub.address.replace("http://", "http://user:pa55@")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    hub.add("dataset", "me/toy", {})
+    for status in (400, 401, 403, 404, 500):
+        hub.refuses = lambda method, path, status=status: status
+        with pytest.raises(HubError) as error:
+            load_dataset("hf:me/toy")
+        assert "pa55" not in str(error.value) and "user" not in str(error.value)
+    hub.refuses = lambda method, path: None
+    with pytest.raises(HubError, match="no revision 'none'; name one that http://127"):
+        load_dataset("hf:me/toy@none")
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:pa55@127.0.0.1:9")
+    with pytest.raises(HubError, match=r"HF_ENDPOINT \(http://127") as error:
+        load_dataset("hf:me/toy")
+    assert "pa55" not in str(error.value)
 
 
 # What is damaged or broken off

@@ -13,7 +13,9 @@ from hub_server import HubServer, served
 
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, pull_policy, push_policy, save_policy
 from torchrl_marl_offline.commands import export_work, main
+from torchrl_marl_offline.commands.training_plan import OF_RUN
 from torchrl_marl_offline.core.hub_client import HubError
+from torchrl_marl_offline.evaluation.hub_policies import OF_RUNS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's client
 pytest.importorskip("huggingface_hub")
@@ -34,12 +36,20 @@ def actor():
 def run(tmp_path, actor) -> Path:
     folder = tmp_path / "runs" / "one"
     save_policy(folder / "policy.pt", actor, {"step": 40, "source": "/home/ada/data/x"})
-    config = {"algorithm": "omar", "settings": {"alpha": 0.5}, "steps": 40, "dataset": "/home/ada/data/x", "seed": 3}
+    config = {
+        "algorithm": "omar",
+        "settings": {"min_q_weight": 0.5},
+        "steps": 40,
+        "dataset": "/home/ada/data/x",
+        "seed": 3,
+    }
     machine = {"output": str(folder), "device": "cuda:1", "threads": 4, "wandb": True, "resume": None}
     (folder / "config.json").write_text(json.dumps(config | machine))
     rows = [f"{step},{way},{step / 10},{step / 10 - 1},{step / 10 + 1}" for step in range(7) for way in ("mode", "x")]
     (folder / "eval.csv").write_text("\n".join(["step,evaluator,return,return_low,return_high", *rows, ""]))
-    (folder / "one.gif").write_bytes(b"GIF89a")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "step-40.gif").write_bytes(b"GIF89a")
+    (folder / "one.gif").write_bytes(b"GIF of somebody")
     (folder / "notes.txt").write_text("mine alone")
     return folder
 
@@ -86,7 +96,7 @@ def test_what_is_of_the_machine_is_not_published(hub, run):
     push_policy(run, "me/omar")
     assert json.loads(files(hub)["config.json"]) == {
         "algorithm": "omar",
-        "settings": {"alpha": 0.5},
+        "settings": {"min_q_weight": 0.5},
         "steps": 40,
         "dataset": "x",
         "seed": 3,
@@ -114,7 +124,7 @@ def test_the_card(hub, run):
         'policy = load_policy("hf:me/omar@best")',
         "|  | return |",
         "| mode, step 6 | 0.6 [-0.4, 1.6] |",
-        "| alpha | 0.5 |",
+        "| min_q_weight | 0.5 |",
         "| steps | 40 |",
     ):
         assert line in card, line
@@ -131,6 +141,60 @@ def test_a_file_of_no_run_takes_nothing_from_beside_it(hub, run, actor):
     push_policy(file, "me/omar")
     assert set(files(hub)) == {".gitattributes", "README.md", "policy.pt"}
     assert files(hub)["policy.pt"] == file.read_bytes()
+
+
+SECRETS = {"api_key": "hf_secret", "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        SECRETS,
+        SECRETS | {"algorithm": 3},
+        SECRETS | {"algorithm": "ppo"},
+        SECRETS | {"algorithm": "ppo", "settings": {"password": "secret"}},
+        SECRETS | {"algorithm": "omar", "settings": ["secret"]},
+    ],
+)
+def test_a_file_in_the_folder_of_something_else_takes_nothing_from_beside_it(hub, run, config):
+    (run / "config.json").unlink() if config is None else (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text(json.dumps({"secret": {"final": {"secret": 1}}}))
+    (run / "video.gif").write_bytes(b"of somebody")
+    push_policy(run / "policy.pt", "me/omar")
+    assert set(files(hub)) == {".gitattributes", "README.md", "policy.pt"}
+    assert b"secret" not in b"".join(files(hub).values())
+    push_policy(run, "me/omar")  # a folder that is named is a run's, of a trainer without a command, too
+    assert "eval.csv" in files(hub) and "config.json" not in files(hub)
+
+
+def test_a_file_in_a_runs_folder_takes_what_the_run_wrote_alone(hub, run):
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["password"] = "secret"
+    (run / "config.json").write_text(json.dumps(config | SECRETS))
+    push_policy(run / "policy.pt", "me/omar")
+    assert b"secret" not in b"".join(files(hub).values())
+    assert json.loads(files(hub)["config.json"])["settings"] == {"min_q_weight": 0.5}
+    assert files(hub)["video.gif"] == b"GIF89a"
+    (run / "videos" / "step-40.gif").unlink()
+    (run / "videos" / "step-40.gif").symlink_to(run / "notes.txt")
+    push_policy(run / "policy.pt", "me/omar")
+    assert "video.gif" not in files(hub)
+    (run / "video.gif").write_bytes(b"GIF87a")
+    push_policy(run / "policy.pt", "me/omar")
+    assert files(hub)["video.gif"] == b"GIF87a"
+
+
+def test_settings_of_an_algorithm_that_is_not_registered_here(hub, run):
+    form = {"algorithm": "own_one", "settings": {"alpha": 2, "a b": 3}, "steps": 4, "seed": 1, "preset": "quick"}
+    (run / "config.json").write_text(json.dumps(form | {"batch_size": 8, "more": 1}))
+    push_policy(run, "me/omar")
+    assert json.loads(files(hub)["config.json"]) == form | {"settings": {"alpha": 2}, "batch_size": 8}
+
+
+def test_each_setting_of_a_run_is_published_or_of_the_machine():
+    machine = {"output", "resume", "device", "threads"}
+    assert not OF_RUNS & machine and OF_RUN | {"started_with"} == OF_RUNS | machine
 
 
 def test_a_stage_or_member_has_the_settings_of_the_run(hub, run):

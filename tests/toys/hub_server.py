@@ -71,6 +71,7 @@ class HubServer:
         on_way: changes the content of a file as it is sent; given its name and content.
         refuses: answers a request with a status, where it returns one; given the method and the path.
         stated: changes the listing of a repository.
+        commit_stated: changes what is said of a commit.
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class HubServer:
         self.on_way: Callable[[str, bytes], bytes] = lambda name, content: content
         self.refuses: Callable[[str, str], int | None] = lambda method, path: None
         self.stated: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda entries: entries
+        self.commit_stated: Callable[[str], Any] = lambda commit: commit
         self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self.httpd.server_address[1]}"
 
@@ -173,7 +175,10 @@ class HubServer:
             return ask.send(404, {"error": "Revision not found"}, X_Error_Code="RevisionNotFound")
         files = repo.commits[commit]
         if what in (None, "revision"):
-            return ask.send(200, {"id": name, "sha": commit, "private": repo.private, "siblings": [], "tags": []})
+            return ask.send(
+                200,
+                {"id": name, "sha": self.commit_stated(commit), "private": repo.private, "siblings": [], "tags": []},
+            )
         if what == "tree":
             return ask.send(200, self.stated([self._entry(path, content) for path, content in files.items()]))
         if what == "preupload":

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,17 +25,23 @@ from torchrl_marl_offline.core.files import WriteError, free_bytes, remove, writ
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 PREFIX = "hf:"
 """What stands before the name of a repository, where a path could stand, too."""
 MAIN = "main"
 README = "README.md"
+MARK = "Written by torchrl-marl-offline"
+"""Stands in each card: a repository whose card has it may be written to again."""
+_OF_THE_HUB = ".gitattributes"
+_LARGEST_CARD = 10**6
 _NAME = re.compile(r"(?=[^/]+/[^/]{1,96}$)\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_PASSWORD = re.compile(r"(?<=://)[^/\s]*@")
 _OFFLINE = "HF_HUB_OFFLINE"
 _LOGIN = "log in with: hf auth login, or set HF_TOKEN to a token that may"
-_LONGEST_REASON, _MOST_NAMES = 300, 8
+_LONGEST_REASON, _LONGEST_SHOWN, _MOST_NAMES = 300, 60, 8
 
 
 class HubError(ValueError):
@@ -50,9 +58,23 @@ def endpoint(mirror: str | None = None) -> str:
     return (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def without_password(text: str) -> str:
+    """Return a text in which addresses have no user and password.
+
+    Example:
+        >>> without_password("http://me:secret@host/a cannot be reached")
+        'http://host/a cannot be reached'
+    """
+    return _PASSWORD.sub("", text)
+
+
+def _here() -> str:
+    return without_password(endpoint())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what a client says, which has many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def named_on_hub(source: Any) -> bool:
@@ -100,7 +122,7 @@ class Repository:
     @property
     def address(self) -> str:
         """Where a browser shows it."""
-        return f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+        return f"{_here()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def place(self, cache: Path) -> Path:
         """Return its folder in a cache folder."""
@@ -173,14 +195,34 @@ def listing(repository: Repository) -> Listing:
 
     where = {"repo_type": repository.kind, "revision": repository.revision}
     with _told(repository, "read"):
-        commit = api.repo_info(repository.name, **where).sha
+        commit = _stated_commit(api.repo_info(repository.name, **where).sha, repository)
         entries = list(api.list_repo_tree(repository.name, recursive=True, **(where | {"revision": commit})))
-    files = [
-        HubFile(entry.path, entry.size, entry.blob_id if entry.lfs is None else entry.lfs.sha256)
-        for entry in entries
-        if isinstance(entry, RepoFile)
-    ]
+        files = [_stated_file(entry, repository) for entry in entries if isinstance(entry, RepoFile)]
     return Listing(repository, commit, {file.name: file for file in files})
+
+
+def _stated_commit(commit: Any, repository: Repository) -> str:
+    """Return what a server says is a commit; it becomes the name of a folder, and so must be nothing else."""
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _nonsense(repository, "a commit", commit)
+    return commit
+
+
+def _stated_file(entry: RepoFile, repository: Repository) -> HubFile:
+    name, size = entry.path, entry.size
+    checksum, form = (entry.blob_id, _COMMIT) if entry.lfs is None else (entry.lfs.sha256, _SHA256)
+    if not isinstance(name, str) or not name:
+        raise _nonsense(repository, "the name of a file", name)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise _nonsense(repository, f"the size of {name[:_LONGEST_SHOWN]!r}", size)
+    if not isinstance(checksum, str) or not form.fullmatch(checksum):
+        raise _nonsense(repository, f"the checksum of {name[:_LONGEST_SHOWN]!r}", checksum)
+    return HubFile(name, size, checksum)
+
+
+def _nonsense(repository: Repository, what: str, value: Any) -> HubError:
+    shown = repr(value)[:_LONGEST_SHOWN]
+    return HubError(f"{_here()} states {shown} as {what} of {repository}; check HF_ENDPOINT, or name another one.")
 
 
 # Fetching
@@ -337,7 +379,8 @@ def push(
         The address of the commit.
 
     Raises:
-        HubError: it may not be written to, is public where it should be private, or the hub cannot be reached.
+        HubError: it may not be written to, has files that no push wrote, is public where it should be private, or the
+            hub cannot be reached.
     """
     api = _api()
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -349,23 +392,86 @@ def push(
             raise HubError(f"{name} is there and public; make it private in its settings, or name another one.")
         if revision != MAIN:
             api.create_branch(name, branch=revision, repo_type=kind, exist_ok=True)
-    stale = [there for there in listing(repository).files if is_ours(there) and there not in files]
+    listed = listing(repository)
+    _refuse_files_of_others(listed)
+    stale = [there for there in listed.files if is_ours(there) and there not in files]
     operations = [CommitOperationAdd(path, content) for path, content in files.items()]
     operations += [CommitOperationDelete(path) for path in stale]
     with _told(repository, "written to"):
-        done = api.create_commit(name, operations, commit_message=message, repo_type=kind, revision=revision)
-    return str(done.commit_url)
+        done = api.create_commit(
+            name,
+            operations,
+            commit_message=message,
+            repo_type=kind,
+            revision=revision,
+            parent_commit=listed.commit,  # what somebody else writes meanwhile has not been looked at
+        )
+    return without_password(str(done.commit_url))
+
+
+def _refuse_files_of_others(listed: Listing) -> None:
+    """Refuse a repository with files whose card is not one of ours; a card that the hub made has no text."""
+    there = set(listed.files) - {_OF_THE_HUB}
+    if README in there and listed.files[README].bytes <= _LARGEST_CARD:
+        with tempfile.TemporaryDirectory() as folder:
+            card = (fetch(listed, [README], Path(folder)) / README).read_text(encoding="utf-8", errors="replace")
+        if MARK in card:
+            return
+        if _EMPTY_CARD.fullmatch(card):
+            there -= {README}
+    if there:
+        shown, more = ", ".join(sorted(there)[:_MOST_NAMES]), len(there) - _MOST_NAMES
+        shown += f" and {more} more" if more > 0 else ""
+        raise HubError(
+            f"{listed.repository} has files that torchrl-marl-offline did not write ({shown}); name another "
+            "repository, or delete them there."
+        )
+
+
+_EMPTY_CARD = re.compile(r"\s*(---\r?\n(?:(?!---).*\n)*---)?\s*")
 
 
 def front_matter(values: Mapping[str, Any]) -> str:
-    """Return what stands at the top of a card: YAML of words and lists of words; what is ``None`` is left out."""
+    """Return what stands at the top of a card: YAML of texts and lists of texts; what is ``None`` is left out.
+
+    Texts are written as JSON's, which YAML reads, on one line: none of them ends its own field.
+
+    Example:
+        >>> print(front_matter({"license": "mit", "tags": ["torchrl"], "size": None}))
+        ---
+        license: "mit"
+        tags:
+        - "torchrl"
+        ---
+    """
     lines = ["---"]
     for name, value in values.items():
         if isinstance(value, list | tuple):
-            lines += [f"{name}:", *(f"- {word}" for word in value)]
+            lines += [f"{name}:", *(f"- {_quoted(word)}" for word in value)]
         elif value is not None:
-            lines.append(f"{name}: {value}")
+            lines.append(f"{name}: {_quoted(value)}")
     return "\n".join([*lines, "---"])
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(_on_one_line(value), ensure_ascii=False)
+
+
+def _on_one_line(value: Any) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
+
+
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;", "|": "&#124;"})
+
+
+def escaped(value: Any) -> str:
+    """Return a text for a heading, a paragraph or a cell of Markdown: one line, without markup, links or pictures.
+
+    Example:
+        >>> escaped("a|b  <img src=x>")
+        'a&#124;b &lt;img src=x&gt;'
+    """
+    return _on_one_line(value).translate(_ESCAPES).replace("](", "]&#40;").replace("][", "]&#91;")
 
 
 def markdown_table(rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> str:
@@ -378,33 +484,68 @@ def markdown_table(rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> 
         | agents | 3 |
     """
     lines = [header, *rows]
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    cells = [[escaped(cell) for cell in line] for line in lines]
     text = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
 
 
 # Paths of this machine
 
-_END = r"[^\s'\"`,;:()\[\]{}]+"
-_PATH = re.compile(rf"(?<![\w/.~])(?:(?:file://|~\w*)?/(?![/\s])|[A-Za-z]:[/\\]|\\\\(?=\w)){_END}")
+_START = re.compile(
+    r"""(?P<url>\b(?:https?|ftp|s3|gs|git|ssh|hf)://\S*)
+    | file://
+    | (?P<root>(?<![\w.)\]}/\\~]) /+(?=[^\s/]) | /(?=(?:home|Users)/))
+    | (?<![\w~]) ~[\w.-]*[/\\]
+    | (?<![\w.]) (?:\.\.[/\\])+
+    | (?<![^\W\d_]) [A-Za-z]:[/\\]
+    | \\\\(?=[\w?.])
+    | \\(?=Users\\)""",
+    re.VERBOSE,
+)
+_BETWEEN = " \t'\"`([{<>=:,;|"
+"""What stands before a path that follows another one."""
 
 
 def without_paths(value: Any) -> Any:
-    """Return JSON-ready values in which of every absolute path only the last name is left.
+    """Return JSON-ready values in which of every path that is absolute, or has ``..``, the last name is left.
 
-    What is published should not tell the names of users and folders of the machine where it was made.
+    What is published should not tell the names of users and folders of the machine where it was made. A path may have
+    spaces and brackets, so it is taken to reach to the next path or address, or to the end of its line: of a sentence
+    that goes on after a path with a slash in it, words can be lost.
 
     Example:
-        >>> without_paths({"source": "pymarl:/home/me/data/3m.h5", "task": "smac/3m", "steps": 5})
+        >>> without_paths({"source": "pymarl:/home/me/my data/3m.h5", "task": "smac/3m", "steps": 5})
         {'source': 'pymarl:3m.h5', 'task': 'smac/3m', 'steps': 5}
     """
     if isinstance(value, dict):
-        return {name: without_paths(item) for name, item in value.items()}
+        changed: dict[Any, Any] = {}
+        for name, item in value.items():
+            base = key = without_paths(name)
+            number = 1
+            while key in changed:
+                key, number = f"{base} ({number + 1})", number + 1
+            changed[key] = without_paths(item)
+        return changed
     if isinstance(value, list | tuple):
         return [without_paths(item) for item in value]
-    if isinstance(value, str):
-        return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)
-    return value
+    return "".join(map(_cut, value.splitlines(keepends=True))) if isinstance(value, str) else value
+
+
+def _cut(line: str) -> str:
+    pieces, at, in_path = [], 0, False
+    for found in _START.finditer(line):
+        start = found.start()
+        before = line[start - 1] if in_path else ""
+        if in_path and (before in "/\\" or (found["root"] and before not in _BETWEEN)):  # it goes on: /home/../x
+            continue
+        pieces.append(_last_name(line[at:start]) if in_path else line[at:start])
+        in_path, at = found["url"] is None, start
+    return "".join(pieces) + (_last_name(line[at:]) if in_path else line[at:])
+
+
+def _last_name(path: str) -> str:
+    bare = path.rstrip()
+    return re.split(r"[/\\]", bare.rstrip("/\\"))[-1] + path[len(bare) :]
 
 
 # Errors
@@ -436,7 +577,7 @@ def _sentence(error: Exception, repository: Repository, doing: str) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file of several
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
-    here, writes = endpoint(), doing == "written to"
+    here, writes = _here(), doing == "written to"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{repository} cannot be {doing} while {_OFFLINE} is set; unset it."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -457,7 +598,7 @@ def _sentence(error: Exception, repository: Repository, doing: str) -> str:
         return (
             f"{repository.name} may not be {doing} with this token (403); {_LOGIN} {'write' if writes else 'read'} it."
         )
-    reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+    reason = without_password(" ".join(str(error).split()))[:_LONGEST_REASON].rstrip(".") or type(error).__name__
     if status == 400 or (isinstance(error, ValueError) and status is None):
         return f"{here} refuses what is sent to {repository.name} ({reason}); correct what it names."
     return f"{repository} cannot be {doing} ({reason}); check the network and HF_ENDPOINT ({here}), or try again later."

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.hub_client import (
+    MARK,
     README,
     Listing,
     Repository,
     check_login,
     declared,
+    escaped,
     fetch,
     front_matter,
     kept_or_refused,
@@ -88,7 +90,8 @@ def push_dataset(
 
     Raises:
         DatasetError: the folder holds no dataset, or a damaged one.
-        HubError: nobody is logged in, the repository may not be written to, or the hub cannot be reached.
+        HubError: nobody is logged in, the repository may not be written to or has files that no push wrote, or the hub
+            cannot be reached.
         ImportError: huggingface_hub is not installed.
 
     Example:
@@ -273,13 +276,13 @@ def dataset_card(
     quality = metadata.get("quality")
     title = ", ".join(str(part) for part in (dataset.spec.task or repository.name, quality) if part)
     findings = "\n".join(
-        f"- **{finding.severity}** `{finding.code}`: {without_paths(finding.what)}"
+        f"- **{finding.severity}** `{finding.code}`: {escaped(without_paths(finding.what))}"
         + (f" ({finding.rows:,} rows)" if finding.rows else "")
         for finding in inspection.findings
     )
     parts = [
         front_matter(facts),
-        f"# {title}",
+        f"# {escaped(title)}",
         "Transitions of a team of agents for offline multi-agent reinforcement learning.",
         f"![returns, lengths, actions and rewards]({picture})" if picture else None,
         markdown_table(_rows(dataset, inspection, metadata), ("", "")),
@@ -290,7 +293,7 @@ def dataset_card(
         "## Findings",
         findings or "Inspection found nothing.",
         *_cited(metadata.get("citation")),
-        f"Written by torchrl-marl-offline {version('torchrl-marl-offline')}.",
+        f"{MARK} {version('torchrl-marl-offline')}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -331,7 +334,7 @@ def _cited(citation: Any) -> list[str]:
     if not isinstance(citation, str) or not citation.strip():
         return []
     is_bibtex = citation.lstrip().startswith("@") and "```" not in citation
-    return ["## Citation", f"```bibtex\n{citation.strip()}\n```" if is_bibtex else citation.strip()]
+    return ["## Citation", f"```bibtex\n{citation.strip()}\n```" if is_bibtex else escaped(citation)]
 
 
 def _picture(dataset: OfflineDataset, inspection: Inspection) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, settings_of
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.hub_client import (
+    MARK,
     PREFIX,
     README,
     Repository,
     check_login,
+    escaped,
     front_matter,
     markdown_table,
     push,
@@ -26,6 +30,7 @@ from torchrl_marl_offline.core.hub_client import (
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.core.regular_files import read_json
+from torchrl_marl_offline.evaluation.training_videos import VIDEOS
 from torchrl_marl_offline.training.run.fetched_policy import POLICY_FILE, fetched_policy
 from torchrl_marl_offline.training.run.logging import CsvTable, Row, read_csv
 from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
@@ -33,7 +38,18 @@ from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_p
 
 EVAL_FILE, VIDEO_FILE, _SUMMARY_FILE = "eval.csv", "video.gif", "summary.json"
 _LAST_ROWS = 5
-_OF_THE_MACHINE = ("output", "resume", "wandb", "device", "threads")
+_NAME = re.compile(r"[a-z]\w{0,63}", re.ASCII)
+OF_RUNS = frozenset(
+    [
+        *("actor_every", "anneal", "batch_size", "capacity", "checkpoint_every", "clip_grad_norm", "cloning"),
+        *("compile", "dataset", "episodes", "eval_episodes", "eval_every", "exploration", "figures", "from_"),
+        *("grid", "logger", "lr", "num_envs", "offline_fraction", "online", "online_steps", "precision"),
+        *("preset", "profile", "seed", "seeds", "started_with", "steps", "steps_per_round", "task", "tau"),
+        *("updates_per_round", "video_every", "video_format", "video_size"),
+    ]
+)
+"""Settings of a run that are published, beside the algorithm's; those of the machine are not."""
+_OF_EVERY_RUN = {"batch_size", "preset", "seed", "steps"}
 _TAGS = ("offline-rl", "multi-agent", "torchrl", "reinforcement-learning")
 
 
@@ -57,24 +73,54 @@ class PublishedRun:
     def around(cls, file: Path, named: Path) -> PublishedRun:
         """Look at what lies beside a policy's file, and for settings and results up to the folder that was named.
 
-        A file that is not called ``policy.pt`` is of no run: what lies beside it is left alone.
+        A file that is not called ``policy.pt``, or that was named itself and has no settings of a run beside it, is of
+        no run: what lies beside it is left alone.
 
         Raises:
             ValueError: one of the files is damaged.
         """
+        nothing = cls({}, (), {}, None)
         if file.name != POLICY_FILE:
-            return cls({}, (), {}, None)
+            return nothing
         folders = [file.parent]
         while named.is_dir() and folders[-1] != named and named in folders[-1].parents:
             folders.append(folders[-1].parent)
-        config = _first(folders, CONFIG_FILE)
-        config = {name: value for name, value in config.items() if name not in _OF_THE_MACHINE}
+        config = _of_a_run(_first(folders, CONFIG_FILE))
+        if not config and not named.is_dir():
+            return nothing
         summary = _first(folders, _SUMMARY_FILE)
-        finals = {name: told["final"] for name, told in summary.items() if isinstance(told, dict) and "final" in told}
-        table, videos = file.parent / EVAL_FILE, [video for folder in folders for video in folder.glob("*.gif")]
+        finals = {name: final for name, told in summary.items() if (final := _final(told))}
+        table, videos = file.parent / EVAL_FILE, [video for folder in folders for video in _videos(folder)]
         rows = _last_of_each(read_csv(table)) if table.is_file() else []
         newest = max(videos, key=lambda video: video.stat().st_mtime, default=None)
         return cls(without_paths(config), without_paths(rows), without_paths(finals), newest)
+
+
+def _of_a_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a file of settings what is known; nothing where it is no run's, as other programs have such files."""
+    algorithm, settings = config.get("algorithm"), config.get("settings", {})
+    if not isinstance(algorithm, str) or not isinstance(settings, dict):
+        return {}
+    if algorithm in ALGORITHMS:
+        known = settings_of(algorithm).keys()
+    elif _NAME.fullmatch(algorithm) and config.keys() >= _OF_EVERY_RUN:  # one that is not registered here
+        known = {name for name in settings if _NAME.fullmatch(name)}
+    else:
+        return {}
+    own = {name: value for name, value in settings.items() if name in known}
+    rest = {name: value for name, value in config.items() if name in OF_RUNS}
+    return {"algorithm": algorithm, "settings": own, **rest}
+
+
+def _final(told: Any) -> dict[str, Any]:
+    final = told.get("final") if isinstance(told, dict) else None
+    return {k: v for k, v in final.items() if isinstance(v, int | float)} if isinstance(final, dict) else {}
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Return the GIFs that a run wrote, links left out: they may lead to anything."""
+    found = [*(folder / VIDEOS).glob("*.gif"), folder / VIDEO_FILE]
+    return [video for video in found if video.is_file() and not video.is_symlink()]
 
 
 def _first(folders: Sequence[Path], name: str) -> dict[str, Any]:
@@ -107,8 +153,10 @@ def push_policy(
 ) -> str:
     """Publish a policy on the Hugging Face Hub, with a card and what its run says of it, in one commit.
 
-    Uploaded are ``policy.pt``, a card and, of a run, ``config.json``, the last rows of ``eval.csv`` and the newest GIF.
-    Of absolute paths in any of them only the last name is left; settings of the machine are left out.
+    Uploaded are ``policy.pt``, a card and, of a run, what is known of its ``config.json``, the last rows of
+    ``eval.csv`` and the newest GIF (``videos/*.gif``, ``video.gif``). A file without a run's
+    ``config.json`` beside it is published alone. Of absolute paths only the last name is left; settings of the machine
+    are left out.
 
     Args:
         source: a file of :func:`~torchrl_marl_offline.save_policy`, or a run's folder.
@@ -124,7 +172,8 @@ def push_policy(
     Raises:
         FileNotFoundError: there is no policy.
         ValueError: the policy, or a file of its run, is damaged.
-        HubError: nobody is logged in, the repository may not be written to, or the hub cannot be reached.
+        HubError: nobody is logged in, the repository may not be written to or has files that no push wrote, or the hub
+            cannot be reached.
         ImportError: huggingface_hub is not installed.
 
     Example:
@@ -237,7 +286,7 @@ def policy_card(saved: SavedPolicy, run: PublishedRun, repository: Repository, *
     shown = [(name, value) for name, value in settings.items() if value not in (None, [], {}, "")]
     parts = [
         front_matter(facts),
-        f"# {title}",
+        f"# {escaped(title)}",
         "A policy for a team of agents, from offline multi-agent reinforcement learning.",
         f"![one episode]({VIDEO_FILE})" if run.video is not None else None,
         markdown_table(_rows(saved, algorithm), ("", "")),
@@ -247,7 +296,7 @@ def policy_card(saved: SavedPolicy, run: PublishedRun, repository: Repository, *
         "nothing in the repository is executed.",
         *_evaluations(run),
         *(["## Settings", markdown_table(shown, ("setting", "value"))] if shown else []),
-        f"Written by torchrl-marl-offline {version('torchrl-marl-offline')}.",
+        f"{MARK} {version('torchrl-marl-offline')}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
