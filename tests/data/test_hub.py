@@ -437,9 +437,36 @@ def test_a_full_disk(hub, folder, monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(OSError, match="no space is left on its disk"):
         load_dataset("hf:me/toy", cache=folder.parent / "cache")
+
+
+def test_what_a_server_states_in_headers_names_no_file(hub, folder):
+    push_dataset(folder, "me/toy")
+    hub.etag = str(folder.parent / "outside")
+    assert len(load_dataset("hf:me/toy", cache=folder.parent / "cache")) == len(load_dataset(folder))
+    assert not list(folder.parent.glob("outside*"))
+
+
+def test_a_fetch_that_is_interrupted_within_a_file_goes_on_there(hub, folder, monkeypatch):
+    push_dataset(folder, "me/toy")
+    cache = folder.parent / "cache"
+    write, fetched = hub_client.UpTo.write, []
+
+    def breaking(self, content):
+        fetched.append(len(content))
+        write(self, content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub_client.UpTo, "write", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("hf:me/toy", cache=cache)
+    monkeypatch.setattr(hub_client.UpTo, "write", write)
+    (part,) = cache.rglob("*.part")
+    assert part.stat().st_size == fetched[0] // 2 > 0
+    assert len(load_dataset("hf:me/toy", cache=cache)) == len(load_dataset(folder))
+    assert not list(cache.rglob("*.part"))
 
 
 # Errors before any work

@@ -9,17 +9,17 @@ checksum that the hub states, and kept in the layout of the hub's own cache, so 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from torchrl_marl_offline.core.files import WriteError, free_bytes, remove, write_text_atomic, writing
 
@@ -301,31 +301,82 @@ def fetch(listed: Listing, names: Iterable[str], cache: Path) -> Path:
         WriteError: the disk is full.
     """
     _api()
-    from huggingface_hub import snapshot_download
-
     repository, files = listed.repository, [listed.files[name] for name in names]
+    place = repository.place(cache)
+    folder = place / "snapshots" / listed.commit
     _check_room(listed, files, cache)
-    with _told(repository, "fetched"), writing(cache):
-        folder = Path(
-            snapshot_download(
-                repository.name,
-                repo_type=repository.kind,
-                revision=listed.commit,
-                cache_dir=repository.place(cache).parent,
-                allow_patterns=[glob.escape(file.name) for file in files],
-                endpoint=endpoint(),
-            )
-        )
     for file in files:
-        path = folder / file.name
-        if not path.is_file() or not file.describes(path):
-            remove(path.resolve())
-            remove(path)
-            raise HubError(
-                f"{repository}: {file.name} arrived with another size or checksum than the hub states and was "
-                "deleted; fetch it again."
-            )
+        path, blob = folder / file.name, place / "blobs" / file.checksum
+        if path.is_file() and file.describes(path):
+            continue
+        if not (blob.is_file() and file.describes(blob)):
+            _fetch_blob(listed, file, blob)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            try:
+                path.symlink_to(os.path.relpath(blob, path.parent))
+            except OSError:  # a system or a disk without links
+                shutil.copyfile(blob, path)
     return folder
+
+
+def _fetch_blob(listed: Listing, file: HubFile, blob: Path) -> None:
+    """Fetch one file under the name of its checksum, from where an earlier attempt broke off.
+
+    Not by ``huggingface_hub.snapshot_download``: it names files by what the server states in the header of each, which
+    may be a path outside of the cache, and compares their sizes alone.
+    """
+    from filelock import FileLock
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    repository = listed.repository
+    where = {"repo_type": repository.kind, "revision": listed.commit, "endpoint": endpoint()}
+    url = hf_hub_url(repository.name, file.name, **where)
+    part = blob.with_name(f"{blob.name}.part")
+    with writing(blob):
+        blob.parent.mkdir(parents=True, exist_ok=True)
+    with _told(repository, "fetched"), writing(blob), FileLock(f"{part}.lock"), part.open("ab") as stream:
+        if stream.tell() > file.bytes:
+            stream.truncate(0)
+        if stream.tell() < file.bytes:
+            sizes = {"resume_size": stream.tell(), "expected_size": file.bytes, "displayed_filename": file.name}
+            http_get(url, UpTo(stream, file.bytes), headers=build_hf_headers(), **sizes)
+        stream.flush()
+        arrived = file.describes(part)
+        os.replace(part, blob) if arrived else remove(part)
+    if not arrived:
+        raise HubError(
+            f"{repository}: {file.name} arrived with another size or checksum than the hub states and was deleted; "
+            "fetch it again."
+        )
+
+
+class UpTo:
+    """A file that takes no more than was announced: a server may send for ever.
+
+    Args:
+        stream: open for writing.
+        limit: its largest size.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, content: bytes) -> int:
+        """Write bytes.
+
+        Raises:
+            OSError: they are more than were announced.
+        """
+        if self._stream.tell() + len(content) > self._limit:
+            raise OSError("the server sends more than it announced")
+        return self._stream.write(content)
 
 
 def _check_room(listed: Listing, files: Iterable[HubFile], cache: Path) -> None:

@@ -7,10 +7,10 @@ import os
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from torchrl_marl_offline.core.files import free_bytes
-from torchrl_marl_offline.core.hub_client import endpoint, first_line
+from torchrl_marl_offline.core.hub_client import UpTo, endpoint, first_line, without_password
 from torchrl_marl_offline.core.regular_files import open_regular
 from torchrl_marl_offline.core.zip_files import check_members
 from torchrl_marl_offline.data.published.cards import is_quality
@@ -56,30 +56,31 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
         message = "Fetching datasets needs huggingface_hub; install it with pip install huggingface_hub."
         raise ImportError(message) from error
     url = archive_url(card, mirror)
+    shown = without_password(url)
     try:
         facts = get_hf_file_metadata(url, token=False, endpoint=endpoint(mirror))
     except Exception as error:  # the client's own errors differ between its versions
-        raise OSError(f"{url} cannot be reached ({first_line(error)})") from error
+        raise OSError(f"{shown} cannot be reached ({first_line(error)})") from error
     if not re.fullmatch(r"[0-9a-f]{64}", facts.etag or "") or facts.size is None:
-        raise DatasetError(f"{url} states no SHA-256 and size; use a mirror that keeps Hugging Face's headers.")
+        raise DatasetError(f"{shown} states no SHA-256 and size; use a mirror that keeps Hugging Face's headers.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{facts.etag[:16]}.part")
-    _check_room(url, facts.size, target.parent)
+    _check_room(shown, facts.size, target.parent)
     with part.open("ab") as stream:
         if stream.tell() > facts.size:
             stream.truncate(0)
         try:
             # hf_hub_download would begin anew after a kill, compare the size alone, and take more than was announced
-            http_get(url, _UpTo(stream, facts.size), resume_size=stream.tell(), expected_size=facts.size)
+            http_get(url, UpTo(stream, facts.size), resume_size=stream.tell(), expected_size=facts.size)
         except Exception as error:
             raise OSError(
-                f"{url} broke off after {stream.tell()} of {facts.size} bytes ({first_line(error)})"
+                f"{shown} broke off after {stream.tell()} of {facts.size} bytes ({first_line(error)})"
             ) from error
     found = _sha256(part)
     if found != facts.etag:
         part.unlink()
         raise DatasetError(
-            f"{url} arrived with SHA-256 {found} instead of {facts.etag} and was deleted; fetch it again."
+            f"{shown} arrived with SHA-256 {found} instead of {facts.etag} and was deleted; fetch it again."
         )
     os.replace(part, target)
     return target
@@ -119,31 +120,6 @@ def qualities_in(archive: Path, card: DatasetCard) -> set[str]:
         parts = [PurePosixPath(name).parts for name in file.namelist()]
     found = {names[names.index(folder) + 1] for names in parts if folder in names[:-2]}
     return {name for name in found if is_quality(name)}
-
-
-class _UpTo:
-    """A file that takes no more than was announced: a server may send for ever.
-
-    Args:
-        stream: open for writing.
-        limit: its largest size.
-    """
-
-    def __init__(self, stream: BinaryIO, limit: int) -> None:
-        self._stream, self._limit = stream, limit
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, content: bytes) -> int:
-        """Write bytes.
-
-        Raises:
-            OSError: they are more than were announced.
-        """
-        if self._stream.tell() + len(content) > self._limit:
-            raise OSError("the server sends more than it announced")
-        return self._stream.write(content)
 
 
 def _check_room(source: str | Path, size: int, folder: Path) -> None:
