@@ -93,6 +93,10 @@ def test_video_arguments(tmp_path):
         assert video.n_frames == 5
     with pytest.raises(ValueError, match=r"must end in \.gif or \.mp4, the formats of a video, got video\.avi"):
         record_video(env, SpreadController(), "video.avi")
+    with pytest.raises(ValueError, match="index must be below the environment's 2 slots, got 2"):
+        record_video(env, SpreadController(), tmp_path / "x.gif", index=2)
+    with pytest.raises(ValueError, match=r"frames_per_second must be at least 0\.01"):
+        record_video(env, SpreadController(), tmp_path / "x.gif", frames_per_second=1e-9)
     with pytest.raises(NotImplementedError, match="nothing to draw"):
         record_video(make_env("games/xor"), lambda td: td.set(ACTION, torch.zeros(1, 2).long()), tmp_path / "x.gif")
     assert not (tmp_path / "x.gif").exists()

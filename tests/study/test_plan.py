@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -66,9 +67,12 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     plan = plan_of(tmp_path)
     plan.save(tmp_path)
     assert Plan.load(tmp_path) == plan
-    (tmp_path / "plan.json").write_text('{"name": 1}')
-    with pytest.raises(StudyError, match="damaged or of another version; give the study another output"):
-        Plan.load(tmp_path)
+    whole = json.loads((tmp_path / "plan.json").read_text())
+    changes = [{"name": None}, {"name": 3}, {"datasets": None}, {"datasets": 3}, {"datasets": []}, {"populations": []}]
+    for content in ({"name": 1}, [], *(whole | change for change in changes)):
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        with pytest.raises(StudyError, match="damaged or of another version; give the study another output"):
+            Plan.load(tmp_path)
     assert Plan.load(tmp_path / "nowhere") is None
 
 

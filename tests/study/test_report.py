@@ -263,6 +263,12 @@ def test_runs_with_impossible_values_are_named(tmp_path, few_resamples):
     assert "spread--mix-vdn--temperature=1--seed=1, spread--mix-vdn--temperature=3--seed=1." in text
     frame = read_results(tmp_path / "out")
     assert set(frame[frame["impossible_step"].notna()]["run"].str[-6:]) == {"seed=1"}
+    table = next((tmp_path / "out").rglob("members/*temperature=1--seed=0/eval.csv"))
+    table.write_text(table.read_text().splitlines()[0] + "\n")  # its rows are lost: it does not vanish without a word
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    told = "1 finished runs have no evaluation in their files, and are in no table: "
+    told += "spread--mix-vdn--temperature=1--seed=0."
+    assert told in text.replace("\\", "")
 
 
 def test_a_study_without_a_grid_says_nothing_of_one(tmp_path, few_resamples):

@@ -167,7 +167,7 @@ CAPACITY = Range(1, limit=2**27)
 """Transitions of a replay buffer."""
 MEMORY = Range(0, limit=2**50)
 """Bytes."""
-FRAMES = Range(0, above=True, limit=1000)
+FRAMES = Range(0.01, limit=1000)
 """Frames per second."""
 PIXELS = Range(32, limit=4096)
 """Height of a picture."""

@@ -103,10 +103,12 @@ def record_video(
 
     Raises:
         NotImplementedError: the task has nothing to draw.
-        ValueError: the file's name ends in neither ``.gif`` nor ``.mp4``.
+        ValueError: the file's name ends in neither ``.gif`` nor ``.mp4``, or there is no such slot.
         ImportError: an MP4 without the extra ``video``.
     """
     path = check_video_path(path)
+    if index >= env.batch_size[0]:
+        raise ValueError(f"index must be below the environment's {env.batch_size[0]} slots, got {index}.")
     with preserved_rng(), evaluation_mode(policy), set_exploration_type(EXPLORATION[mode]):
         torch.manual_seed(seed)
         env.set_seed(seed)

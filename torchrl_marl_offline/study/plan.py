@@ -112,11 +112,13 @@ class Plan:
                 for population in content["populations"]
             )
             plan = cls(**content)
+            if not isinstance(plan.name, str) or not plan.runs:
+                raise ValueError("it has no name, or no run")
             names = [population.name for population in plan.populations] + [run.name for run in plan.runs]
             if any(name != slug([name]) or not name.strip(".") for name in names):
                 raise ValueError("names folders that are none")  # somebody else's plan could name any folder
             return plan
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StudyError(f"{file} is damaged or of another version; give the study another output.") from error
 
 

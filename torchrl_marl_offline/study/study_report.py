@@ -93,6 +93,10 @@ def _opening(report: Report) -> list[Block]:
         text = f"This study is incomplete: {count['finished']} of {total} runs are finished ({rest}). "
         text += "The tables hold the finished runs alone, the curves all evaluations so far."
         blocks.append(Text(text, warning=True))
+    ended = [run.name for p in plan.populations if states[p.name] == "finished" for run in p.runs]
+    if silent := sorted(set(ended) - set(report.frame["run"])):
+        text = f"{len(silent)} finished runs have no evaluation in their files, and are in no table: "
+        blocks.append(Text(text + ", ".join(silent[:8]) + (" and more" if len(silent) > 8 else "") + ".", warning=True))
     diverged = report.frame[report.frame["diverged"].fillna(False)]["run"].nunique()
     if diverged:
         text = f"{diverged} runs stopped being finite; each counts with the last evaluations that were."
