@@ -110,6 +110,7 @@ WITHOUT_RANGE: dict[str, str] = {
     "OfflineDataset.select_episodes": "compared with the number of episodes",
     "RunLogger.log_eval": "results, which may be infinite",
     "RunLogger.log_train": "results, which may be infinite",
+    "RunLogger.log_video": "the trainer's own count",
     "RunLogger.truncate": "the trainer's own count",
     "SingleProcess": "torchrun's numbers",
     **dict.fromkeys(

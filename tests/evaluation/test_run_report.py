@@ -102,8 +102,7 @@ def test_an_average_says_over_how_many_evaluations_it_goes(tmp_path):
     data = episodes((3, 5))
     finals = {name: Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([5, 5])) for name in curves}
     table = write_report(tmp_path, finals=finals, curves=curves, data=data)
-    header = table.splitlines()[:3]  # broken into lines: the table fits a terminal
-    assert " ".join(line[-7:].strip() for line in header) == "average of last 2 to 5"
+    assert table.splitlines()[0].endswith("average of last 2 to 5")
 
 
 @pytest.mark.parametrize("name", ["omar", "mac_flow_discrete"])

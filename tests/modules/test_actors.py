@@ -124,7 +124,7 @@ def test_scales() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": "fixed"}, "scale must be a number or 'learned' or 'state_dependent', got 'fixed'"),
+        ({"scale": "fixed"}, "scale must be a number or 'learned', 'state_dependent' or 'softplus', got 'fixed'"),
         ({"scale": 0.0}, "scale must be above 0, got 0.0"),
         ({"distribution": "beta"}, "distribution must be 'gaussian', 'tanh_gaussian' or 'one_step', got 'beta'"),
         ({"distribution": "one_step", "batch_norm": True}, "batch_norm=True does not go with distribution='one_step'"),

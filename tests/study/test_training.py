@@ -84,7 +84,8 @@ def test_what_is_kept(study, tmp_path):
         "progress.json",
         "result.json",
     ]
-    assert {path.name for path in next((job / "members").iterdir()).iterdir()} == {"train.csv", "eval.csv", "policy.pt"}
+    kept = {path.name for path in next((job / "members").iterdir()).iterdir()}
+    assert kept == {"train.csv", "eval.csv", "policy.pt", "tensorboard"}
     text = REAL.replace("seeds = {seeds}", "seeds = {seeds}\nkeep_checkpoints = true")
     real(tmp_path, text, only=["cloning"])
     assert list((tmp_path / "out/jobs/spread--cloning--00/checkpoints").glob("checkpoint-*"))

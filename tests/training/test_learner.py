@@ -102,7 +102,7 @@ def test_a_learner_and_its_buffer_must_be_of_one_kind(data):
         Trainer(PopulationLearner(losses), rows, steps=2)
     with pytest.raises(ValueError, match="keep_best= is for one run"):
         Trainer(PopulationLearner(losses), many, steps=2, output="x", keep_best=("a", "b"))
-    with pytest.raises(ValueError, match="logger= is for one run"):
+    with pytest.raises(ValueError, match="A RunLogger is of one run"):
         Trainer(PopulationLearner(losses), many, steps=2, logger=make_trainer().logger)
 
 

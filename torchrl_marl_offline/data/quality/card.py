@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
 from torchrl_marl_offline.data.quality.card_picture import draw_card
@@ -65,6 +66,7 @@ class Card:
         """Return JSON text; equal datasets give equal text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
+    @checked
     def save_picture(self, path: str | Path, formats: Sequence[FigureFormat] = ()) -> Path:
         """Draw returns, lengths, actions, rewards of the agents and coverage on one page.
 

@@ -158,6 +158,7 @@ class RunLogger:
             self._loggers.append(wandb_logger(self.output, name, mode=wandb, project=project, group=group))
 
     @classmethod
+    @checked
     def named(
         cls,
         names: Sequence[LoggerName],
