@@ -16,9 +16,10 @@ from data_toys import episodes, pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 from payloads import payload_bytes
 
+from torchrl_marl_offline.core.hub_client import UpTo
 from torchrl_marl_offline.data import DatasetError, DatasetWarning, convert_dataset, load_dataset
 from torchrl_marl_offline.data.published.cards import card_of
-from torchrl_marl_offline.data.published.fetching import _UpTo, unpack_quality
+from torchrl_marl_offline.data.published.fetching import unpack_quality
 
 READERS = {
     "pymarl:": ("a.h5", lambda file: write_h5(file, pymarl_episode_arrays([3, 1, 4], longest=4)), ("obs", "reward")),
@@ -506,7 +507,7 @@ def test_an_archive_becomes_no_more_than_a_vault_can_hold(tmp_path, monkeypatch)
 @pytest.mark.fault("1.3")
 def test_a_server_sends_no_more_than_it_announced(tmp_path):
     with (tmp_path / "part").open("ab") as stream:
-        sink = _UpTo(stream, 10)
+        sink = UpTo(stream, 10)
         sink.write(b"12345")
         assert sink.tell() == 5
         with pytest.raises(OSError, match="more than it announced"):

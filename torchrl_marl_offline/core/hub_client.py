@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from filelock import FileLock
+
 from torchrl_marl_offline.core.files import WriteError, free_bytes, remove, write_text_atomic, writing
 
 if TYPE_CHECKING:
@@ -327,7 +329,6 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path) -> None:
     Not by ``huggingface_hub.snapshot_download``: it names files by what the server states in the header of each, which
     may be a path outside of the cache, and compares their sizes alone.
     """
-    from filelock import FileLock
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
