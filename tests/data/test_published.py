@@ -355,6 +355,17 @@ def test_a_fetch_goes_on_where_it_stopped(tmp_path, archive):
     assert len(server.ranges) == 2  # the client asks again
 
 
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
+@pytest.mark.parametrize("left", ["longer", "whole"])
+def test_what_is_left_of_a_fetch_may_be_longer_or_whole(tmp_path, archive, left):
+    part = tmp_path / f"cache/archives/core/smac_v1/.3m.zip.{hashlib.sha256(archive).hexdigest()[:16]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(archive + b"more" * (left == "longer"))
+    with Server(archive) as server:
+        assert len(load_dataset(NAME, cache=tmp_path / "cache", mirror=server.address)) == 5
+    assert server.ranges == ([None] if left == "longer" else []) and not part.exists()
+
+
 def test_what_arrives_is_checked(tmp_path, archive):
     with (
         Server(archive, checksum="0" * 64) as server,

@@ -330,7 +330,6 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path) -> None:
     may be a path outside of the cache, and compares their sizes alone.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     repository = listed.repository
@@ -340,11 +339,7 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path) -> None:
     with writing(blob):
         blob.parent.mkdir(parents=True, exist_ok=True)
     with _told(repository, "fetched"), writing(blob), FileLock(f"{part}.lock"), part.open("ab") as stream:
-        if stream.tell() > file.bytes:
-            stream.truncate(0)
-        if stream.tell() < file.bytes:
-            sizes = {"resume_size": stream.tell(), "expected_size": file.bytes, "displayed_filename": file.name}
-            http_get(url, UpTo(stream, file.bytes), headers=build_hf_headers(), **sizes)
+        append_rest(url, stream, file.bytes, headers=build_hf_headers(), displayed_filename=file.name)
         stream.flush()
         arrived = file.describes(part)
         os.replace(part, blob) if arrived else remove(part)
@@ -353,6 +348,24 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path) -> None:
             f"{repository}: {file.name} arrived with another size or checksum than the hub states and was deleted; "
             "fetch it again."
         )
+
+
+def append_rest(url: str, stream: BinaryIO, size: int, **options: Any) -> None:
+    """Fetch what a file lacks of ``size`` bytes and append it; one that is longer begins anew.
+
+    Args:
+        url: where the whole file is.
+        stream: opened for appending.
+        size: that was announced; no more than that is taken.
+        **options: of huggingface_hub's ``http_get``.
+    """
+    from huggingface_hub.file_download import http_get
+
+    if stream.tell() > size:
+        stream.truncate(0)
+        stream.seek(0)  # truncating leaves the position, from which the server would be asked to go on
+    if stream.tell() < size:
+        http_get(url, UpTo(stream, size), resume_size=stream.tell(), expected_size=size, **options)
 
 
 class UpTo:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from torchrl_marl_offline.core.files import free_bytes
-from torchrl_marl_offline.core.hub_client import UpTo, endpoint, first_line, without_password
+from torchrl_marl_offline.core.hub_client import append_rest, endpoint, first_line, without_password
 from torchrl_marl_offline.core.regular_files import open_regular
 from torchrl_marl_offline.core.zip_files import check_members
 from torchrl_marl_offline.data.published.cards import is_quality
@@ -51,7 +51,6 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
         return target
     try:
         from huggingface_hub import get_hf_file_metadata
-        from huggingface_hub.file_download import http_get
     except ImportError as error:
         message = "Fetching datasets needs huggingface_hub; install it with pip install huggingface_hub."
         raise ImportError(message) from error
@@ -67,11 +66,9 @@ def fetch_archive(card: DatasetCard, target: Path, *, mirror: str | None = None)
     part = target.with_name(f".{target.name}.{facts.etag[:16]}.part")
     _check_room(shown, facts.size, target.parent)
     with part.open("ab") as stream:
-        if stream.tell() > facts.size:
-            stream.truncate(0)
         try:
             # hf_hub_download would begin anew after a kill, compare the size alone, and take more than was announced
-            http_get(url, UpTo(stream, facts.size), resume_size=stream.tell(), expected_size=facts.size)
+            append_rest(url, stream, facts.size)
         except Exception as error:
             raise OSError(
                 f"{shown} broke off after {stream.tell()} of {facts.size} bytes ({first_line(error)})"
