@@ -13,7 +13,7 @@ from torchrl_marl_offline.commands.script_settings import SettingsError
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
-from torchrl_marl_offline.evaluation import add_videos, evaluate, plot_learning_curves
+from torchrl_marl_offline.evaluation import evaluate, plot_learning_curves
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
     CheckpointManager,
@@ -51,25 +51,18 @@ def checkpoints_of(folder: Path) -> CheckpointManager | None:
     return None
 
 
-def starting_policy(plan: TrainingPlan, spec: TaskSpec, folder: Path) -> TensorDictModuleBase | None:
-    """Return the policy that a run begins from, where it is not a whole loss that it goes on with.
+def starting_policy(source: Path, spec: TaskSpec, device: str) -> TensorDictModuleBase:
+    """Return the policy of a run's folder, of a file of ours, or of the state of a TorchRL policy.
 
     Raises:
         SettingsError: it was made for another task.
         ValueError: there is none in the file.
     """
-    settings = plan.run
-    if settings.from_ is None:
-        return None
-    if lies_at(folder / START):
-        return load_policy(folder / START, device=settings.device).policy
-    if checkpoints_of(folder) is not None or whole_loss(plan) is not None:
-        return None
-    file = policy_file(settings.from_)
+    file = policy_file(source)
     try:
-        saved = load_policy(file, device=settings.device)
+        saved = load_policy(file, device=device)
     except ValueError:
-        return import_policy(file, spec).to(settings.device)
+        return import_policy(file, spec).to(device)
     _check_task(saved.spec, spec, file)
     return saved.policy
 
@@ -96,11 +89,15 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
     """
     settings = plan.run
     spec = make_env(settings.online).task_spec
-    actor = starting_policy(plan, spec, folder)
+    begins = settings.from_ is not None and checkpoints_of(folder) is None
+    actor, earlier = None, whole_loss(plan) if begins else None
+    if lies_at(folder / START):
+        actor = load_policy(folder / START, device=settings.device).policy
+    elif begins and earlier is None:
+        actor = starting_policy(settings.from_, spec, settings.device)
     loss = plan.loss(plan.algorithm, spec, actor=actor)
-    goes_on = checkpoints_of(folder) is not None
-    if settings.from_ is not None and actor is None and not goes_on:
-        _load(whole_loss(plan), loss, settings, spec)
+    if earlier is not None and actor is None:
+        _load(earlier, loss, settings, spec)
     data = _data(settings, spec, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
     plan.write(folder)
     if actor is not None and not lies_at(folder / START):
@@ -186,11 +183,7 @@ class Stages:
             device=settings.device,
             seed=settings.seed,
         )
-        explores = {
-            "mode": "none, the policy's mode acts",
-            "sample": "actions are drawn from the policy's distribution",
-        }
-        print(f"\nexploration: {explores[settings.exploration]}")
+        print(f"\nexploration: {EXPLORES[settings.exploration]}")
         began = time.perf_counter()
         trainer, before = self._train("online", replay, settings.online_steps)
         seconds = time.perf_counter() - began
@@ -218,10 +211,7 @@ class Stages:
             logger=logger,
             profile=settings.profile,
         )
-        if settings.video_every is not None:
-            options = {"every": settings.video_every, "size": settings.video_size, "seed": 1000 + settings.seed}
-            env = make_env(settings.online, device=settings.device)
-            add_videos(trainer, env, video_format=settings.video_format, **options)
+        self.plan.add_videos(trainer, partial(make_env, settings.online, device=settings.device))
         if trainer.checkpoints.checkpoints():
             trainer.resume()
         before = trainer.step, getattr(buffer, "transitions", 0)

@@ -24,7 +24,6 @@ from torchrl_marl_offline.commands.training_plan import TrainingPlan, members, n
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import (
-    add_videos,
     evaluate,
     evaluate_held_out,
     evaluate_population,
@@ -35,7 +34,6 @@ from torchrl_marl_offline.evaluation import (
     write_report,
 )
 from torchrl_marl_offline.evaluation.pictures import title_of
-from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
     Learner,
@@ -79,16 +77,16 @@ def train(plan: TrainingPlan) -> None:
     if settings.online is not None:
         if processes.count > 1:
             raise SettingsError("--online is for one process; start it without torchrun.")
-        _check_videos(settings, make_env(settings.online))
+        plan.check_videos(partial(make_env, settings.online))
         return train_online(plan, folder)
     methods = (["cloning"] if settings.cloning and plan.algorithm != "cloning" else []) + [plan.algorithm]
     if settings.dataset is None:  # before anything is recorded: wrong settings are found here
         env = make_env(source)
         _check_methods(plan, methods, env.task_spec)
-        _check_videos(settings, env)
+        plan.check_videos(lambda: env)
     data = _data(plan.run, source, folder.parent / "data", processes)
     _check_methods(plan, methods, data.spec)  # before anything is written
-    _check_videos(settings, make_simulator(data, num_envs=1))
+    plan.check_videos(partial(make_simulator, data, num_envs=1))
     if processes.is_main:
         plan.write(folder)
     Comparison(plan, methods, folder, data, processes).run()
@@ -102,16 +100,6 @@ def _check_methods(plan: TrainingPlan, methods: Sequence[str], spec: TaskSpec) -
     """Make every method's loss and forget it: wrong settings are found here."""
     for name in methods:
         plan.loss(name, spec)
-
-
-def _check_videos(settings: TrainSettings, env: EnvBase | None) -> None:
-    """Refuse videos that cannot be had: of a task that cannot be played or drawn, or without the library of MP4."""
-    if settings.video_every is None:
-        return
-    check_video_path(Path(f"video.{settings.video_format}"), "--video-format")
-    if env is None:
-        raise SettingsError("--video-every needs a simulator, and there is none of this dataset here; leave it out.")
-    check_drawn(env)
 
 
 def _data(settings: TrainSettings, source: str, place: Path, processes: SingleProcess) -> OfflineDataset:
@@ -181,7 +169,7 @@ class Comparison:
             distributed=self.processes,
             **{option: getattr(settings, option) for option in OF_TRAINER},
         )
-        self._add_videos(trainer)
+        self.plan.add_videos(trainer, partial(make_simulator, self.data, num_envs=1, device=settings.device))
         self._go_on(trainer, name)
         logger.close()
         if not self.processes.is_main:
@@ -229,20 +217,12 @@ class Comparison:
         trainer.evaluators |= evaluators(settings.eval_episodes, 1000 + settings.seed)
         for member, logger in trainer.loggers.items():
             logger.log_config(asdict(runs[member].run) | {"algorithm": name} | runs[member].of_method(name))
-        self._add_videos(trainer)
+        self.plan.add_videos(trainer, partial(make_simulator, self.data, num_envs=1, device=settings.device))
         self._go_on(trainer, f"{name}, {len(runs)} members at once")
         split_population(trainer)  # each member's folder can be resumed alone
         final = evaluators(5 * settings.eval_episodes, 2000 + settings.seed)
         finals = {f"{name}, {way}": measure() for way, measure in final.items()}
         return finals, {f"{name}/{member}": at for member, at in trainer.left_out.items()}
-
-    def _add_videos(self, trainer: Trainer) -> None:
-        """Let a run record episodes while it is trained, if that was asked for."""
-        settings = self.plan.run
-        if settings.video_every is not None:
-            options = {"every": settings.video_every, "size": settings.video_size, "seed": 1000 + settings.seed}
-            env = make_simulator(self.data, num_envs=1, device=settings.device)
-            add_videos(trainer, env, video_format=settings.video_format, **options)
 
     def _of_learner(self, name: str) -> dict[str, Any]:
         """Return the options of a method's step; cloning has no critic whose actor could wait for it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,15 +35,19 @@ from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, algorith
 from torchrl_marl_offline.core.annotations import fields_of
 from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import check_read
+from torchrl_marl_offline.evaluation import add_videos
+from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
 from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.run_lock import claim_folder
 from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
+    from torchrl.envs import EnvBase
 
     from torchrl_marl_offline.core.layout import TaskSpec
     from torchrl_marl_offline.objectives import OfflineMARLLoss
+    from torchrl_marl_offline.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,33 @@ class TrainingPlan:
             stored = asdict(replace(self.run, output=folder, device=self.run.device.partition(":")[0]))
             more = {"algorithm": self.algorithm, "settings": dict(self.settings), "started_with": self.started_with}
             write_config_file(folder, stored | more)
+
+    def check_videos(self, make: Callable[[], EnvBase | None]) -> None:
+        """Refuse videos that cannot be had: of a task that cannot be played or drawn, or without the library of MP4.
+
+        Args:
+            make: makes the environment, where videos were asked for, or returns ``None`` where there is none.
+
+        Raises:
+            SettingsError: there is no environment.
+            NotImplementedError: it has nothing to draw.
+            ImportError: an MP4 without its library.
+        """
+        if self.run.video_every is None:
+            return
+        check_video_path(Path(f"video.{self.run.video_format}"), "--video-format")
+        env = make()
+        if env is None:
+            raise SettingsError(
+                "--video-every needs a simulator, and there is none of this dataset here; leave it out."
+            )
+        check_drawn(env)
+
+    def add_videos(self, trainer: Trainer, make: Callable[[], EnvBase]) -> None:
+        """Let a run record episodes while it is trained, if that was asked for, in an environment of its own."""
+        if self.run.video_every is not None:
+            options = {"every": self.run.video_every, "size": self.run.video_size, "seed": 1000 + self.run.seed}
+            add_videos(trainer, make(), video_format=self.run.video_format, **options)
 
     def with_values(self, values: Mapping[str, Any]) -> TrainingPlan:
         """Return the plan of a member: other values of the run's or of the algorithm's settings."""
@@ -153,13 +185,21 @@ def _plan_to_go_on_with(folder: Path) -> TrainingPlan:
     Raises:
         SettingsError: its file of settings is damaged.
     """
+    stored = read_config_file(folder) | {"device": "cpu"}  # whichever it ran on
+    with _damage_told(
+        f"--from {folder}: its {CONFIG_FILE} is damaged, or of another version{{}}; take its policy.pt alone."
+    ):
+        return _plan_of(folder, stored)
+
+
+@contextmanager
+def _damage_told(sentence: str) -> Iterator[None]:
+    """Turn whatever a damaged file of settings raises into a sentence, in whose braces the reason stands."""
     try:
-        return _plan_of(folder, read_config_file(folder) | {"device": "cpu"})  # whichever it ran on
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
-        raise SettingsError(
-            f"--from {folder}: its {CONFIG_FILE} is damaged, or of another version{said}; take its policy.pt alone."
-        ) from error
+        raise SettingsError(sentence.replace("{}", said)) from error
 
 
 def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
@@ -173,13 +213,8 @@ def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
     folder = parsed.resume
     stored = read_config_file(folder)
     claim_folder(folder)
-    try:
+    with _damage_told(f"{folder / CONFIG_FILE} is damaged, or of another script or version{{}}; start a new run."):
         return _plan_of(folder, stored)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
-        raise SettingsError(
-            f"{folder / CONFIG_FILE} is damaged, or of another script or version{said}; start a new run."
-        ) from error
 
 
 def _plan_of(folder: Path, stored: dict[str, Any]) -> TrainingPlan:
