@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 torch.set_num_threads(1)
 
@@ -34,3 +39,12 @@ def recordings() -> Path:
     if not folder:
         pytest.skip("set TORCHRL_MARL_OFFLINE_DATA to the folder of recorded datasets")
     return Path(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub on this machine that the library uses alone, as somebody who is logged in."""
+    from hub_server import served
+
+    with served(monkeypatch, tmp_path) as server:
+        yield server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer, Repo, served
+from hub_server import HubServer, Repo
 
 from torchrl_marl_offline import convert_dataset, from_arrays, load_dataset, pull_dataset, push_dataset
 from torchrl_marl_offline.commands.data import main
@@ -21,12 +21,6 @@ from torchrl_marl_offline.data.hub import _picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's client
 pytest.importorskip("huggingface_hub")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with served(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

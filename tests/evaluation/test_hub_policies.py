@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer, served
+from hub_server import HubServer
 
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, pull_policy, push_policy, save_policy
 from torchrl_marl_offline.commands import export_work, main
@@ -19,12 +19,6 @@ from torchrl_marl_offline.evaluation.hub_policies import OF_RUNS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's client
 pytest.importorskip("huggingface_hub")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with served(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.docstrings import plain_text
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.figure_style import FigureFormat
+from torchrl_marl_offline.core.outputs import LoggerName, VideoFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import ReadWith
@@ -89,14 +90,14 @@ class TrainSettings(OnlineSettings):
     """Of the matrix products."""
     profile: bool = False
     """Write an account of where a step's time goes, and a trace, to the run's folder profile/."""
-    logger: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
+    logger: tuple[LoggerName, ...] = ("csv",)
     """Where the numbers go beside the CSV files, which are written in any case; wandb is offline where
     WANDB_MODE=offline."""
     video_every: Annotated[int | None, ranges.COUNT] = None
     """Evaluations between two videos of an episode, in the run's folder videos/ and in the loggers."""
     video_size: Annotated[int, ranges.PIXELS, ReadWith("video_every", given=True)] = 256
     """Height of their picture in pixels."""
-    video_format: Annotated[Literal["gif", "mp4"], ReadWith("video_every", given=True)] = "gif"
+    video_format: Annotated[VideoFormat, ReadWith("video_every", given=True)] = "gif"
     """mp4 needs the extra video."""
     figures: tuple[FigureFormat, ...] = ("png",)
     """Formats of the figures; png is always written."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.outputs import VideoFormat
 from torchrl_marl_offline.core.ranges import COUNT, PIXELS, SEED
-from torchrl_marl_offline.evaluation.video import VideoFormat, check_drawn, check_video_path, record_video
+from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path, record_video
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import torch
 from tensordict import TensorDictBase
@@ -17,6 +17,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.layout import DONE, REWARD, next_key
+from torchrl_marl_offline.core.outputs import VideoFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, PIXELS, SEED, SIZE
@@ -25,10 +26,6 @@ from torchrl_marl_offline.data.policy_fit import fitted
 if TYPE_CHECKING:
     import numpy as np
     from torchrl.envs import EnvBase
-
-
-VIDEO_FORMATS = ("gif", "mp4")
-VideoFormat = Literal["gif", "mp4"]
 
 
 def check_video_path(path: str | os.PathLike, name: str = "path") -> Path:
@@ -43,7 +40,7 @@ def check_video_path(path: str | os.PathLike, name: str = "path") -> Path:
         ImportError: an MP4 is wanted, and the library that writes it is not installed.
     """
     path = user_path(path)
-    if path.suffix.lower().removeprefix(".") not in VIDEO_FORMATS:
+    if path.suffix.lower().removeprefix(".") not in get_args(VideoFormat):
         raise ValueError(f"{name} must end in .gif or .mp4, the formats of a video, got {path}.")
     if path.suffix.lower() == ".mp4" and find_spec("av") is None:
         raise ImportError(

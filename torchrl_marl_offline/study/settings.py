@@ -16,6 +16,7 @@ from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm, mak
 from torchrl_marl_offline.core.annotations import fields_of, parameters_of
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.docstrings import plain_text, told_of
+from torchrl_marl_offline.core.outputs import LoggerName
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
     COUNT,
@@ -35,7 +36,6 @@ from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
 from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
 from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
-from torchrl_marl_offline.training.run.experiment_loggers import LoggerName
 
 EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
 """The tables that a study file must have."""

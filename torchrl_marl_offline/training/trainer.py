@@ -21,6 +21,7 @@ from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.outputs import LoggerName
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.put_back import preserved_rng
@@ -31,7 +32,7 @@ from torchrl_marl_offline.training.populations.population import PopulationBuffe
 from torchrl_marl_offline.training.populations.population_learner import PopulationLearner
 from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
 from torchrl_marl_offline.training.run.distributed import SingleProcess
-from torchrl_marl_offline.training.run.experiment_loggers import LoggerName, check_loggers
+from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.fit import check_rows
 from torchrl_marl_offline.training.run.interruption import StopRequest, how_to_resume
 from torchrl_marl_offline.training.run.logging import RunLogger
@@ -175,6 +176,7 @@ class Trainer:
         self.learner = learner if isinstance(learner, BaseLearner) else Learner(learner)
         self.steps = steps
         _check_best(keep_best)
+        logger = ("csv",) if logger is None else logger
         self._check_learner(keep_best, logger, output)
         self.learner.attach(buffer)
         self.processes = SingleProcess() if distributed is None else distributed
@@ -185,7 +187,6 @@ class Trainer:
         self.log_every, self.checkpoint_every, self.keep_best = log_every, checkpoint_every, keep_best
         self.output = None if output is None else user_path(output)
         self.checkpoints = self.output and CheckpointManager(self.output / "checkpoints", keep=keep_checkpoints)
-        logger = ("csv",) if logger is None else logger
         self._owns_loggers = not (isinstance(logger, RunLogger) and is_main)
         self.loggers = self._make_loggers(logger) if self._owns_loggers else {ALONE: logger}
         self.progress = progress and is_main
@@ -210,8 +211,8 @@ class Trainer:
             if self.learner.is_population:
                 raise ValueError("A RunLogger is of one run; give a population the names of loggers, one each is made.")
             return
-        check_loggers(logger or ())
-        if set(logger or ()) - {"csv"} and output is None:
+        check_loggers(logger)
+        if set(logger) - {"csv"} and output is None:
             raise ValueError("TensorBoard and Weights & Biases need a folder to write to; give Trainer(output=...).")
 
     def _make_loggers(self, names: Any) -> dict[str, RunLogger]:

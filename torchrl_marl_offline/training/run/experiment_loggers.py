@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.core.outputs import LoggerName
 from torchrl_marl_offline.core.ranges import shown
 from torchrl_marl_offline.core.regular_files import read_text
-
-LoggerName = Literal["csv", "tensorboard", "wandb"]
-"""What a run can be logged to; CSV files are written in any case, since a run goes on from them."""
 
 
 def check_loggers(names: Collection[str], where: str = "logger") -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import append_whole, write_text_atomic
+from torchrl_marl_offline.core.outputs import LoggerName
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.training.run.experiment_loggers import (
-    LoggerName,
     check_loggers,
     log_video_file,
     tensorboard_logger,
