@@ -1,116 +1,349 @@
-"""Does the mixer diverge, and what cures it? (the recipe's Figs 3 to 6)
+"""Where does a mixer diverge, what cures it, and what tells so early? (the recipe's Figs 3 to 6)
 
-    python benchmarks/instability.py --output runs/instability
+    python benchmarks/instability.py --stage grid --output runs/instability
+    python benchmarks/instability.py --stage further --output runs/instability
+    python benchmarks/instability.py --report --output runs/instability
 
-Expert data of ``mpe/simple_spread``; temporal differences and behaviour-regularized actor-critic (the coupled pair that
-the paper analyses), with a trained mixer: no normalization, actor-side normalization (eq. 4), and that with SVN (eqs 5
-and 6), each with both choices of ``heads``; and VDN and independent critics without normalization beside them.
-Recorded: mean |Q|, the critic's loss in the unit of returns, the gradient's norm, and the return. No policy can earn
-more than ``30 / (1 - gamma)``, so a larger |Q| is an error, whatever the policy.
+Temporal differences and behaviour-regularized actor-critic, the coupled pair that the paper analyses, on recordings
+that the command makes itself (``--output``/data, seeded, with a card each):
+
+- ``mamujoco/2ant``: 32 episodes of noise of .15 around standing still;
+- ``mamujoco/2halfcheetah``: 32 episodes of a gait, the best of 512 drawn ones, with noise of .15;
+- ``mpe/simple_spread``: 1,000 episodes of the optimal controller with noise of .1.
+
+Arithmetic, in updates of members (seeds), 2 x 64, batches of 64:
+
+    grid      40 rows x 3 seeds x 4,000 updates                     480,000
+    further   38 rows x 5 seeds x 10,000 updates                  1,900,000
+    wide       3 rows x 1 seed x 4,000 updates at 4 x 256            12,000 (about 0.2 million of the small ones)
+
+One core makes about 1.1 million in three hours. Every row is written as soon as it is there, and none is made twice; a
+run that is stopped loses the row at hand.
+
+A run **diverges** where its mean |Q| passes ten times the largest possible value, the largest reward over 1 - gamma; no
+policy can earn as much as a tenth of that.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, as_share, script_parser
-from common import draw_seeds, machine, make_loss, run_jobs, table
+from arguments import as_few, script_parser
+from common import draw_seeds, machine, run_jobs
+from measuring import markdown
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.modules import SymLogValueTransform
+from torchrl.modules.value_norm import PopArtValueNorm, RunningValueNorm, ValueNorm
 
-from torchrl_marl_offline import BRAC, TD, OfflineDataset, Trainer, collect, evaluate, make_env
+from torchrl_marl_offline import (
+    BRAC,
+    TD,
+    HyperNetworkMixer,
+    OfflineDataset,
+    OfflineMARLLoss,
+    ScaleInvariantValueNorm,
+    TaskSpec,
+    collect,
+    evaluate,
+    load_dataset,
+    make_actor,
+    make_critic,
+    make_env,
+    make_loss,
+)
 from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, new_figure, save_figure
 from torchrl_marl_offline.envs import SpreadController
-from torchrl_marl_offline.training import Learner, read_csv
+from torchrl_marl_offline.evaluation import mean_confidence_interval
+from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, read_csv
 
-VARIANTS = {
-    "mixer, no normalization": ("mixer without SVN", False),
-    "mixer, actor-side": ("mixer without SVN", True),
-    "mixer, SVN": ("mixer", True),
-    "VDN, no normalization": ("vdn without SVN", False),
-    "independent, no normalization": ("independent without SVN", False),
+GAMMA, LR, BATCH, LOG_EVERY = 0.99, 1e-3, 64, 50
+DIVERGED = 10.0
+"""Times the largest possible value."""
+
+ANT, CHEETAH, SPREAD = "mamujoco/2ant", "mamujoco/2halfcheetah", "mpe/simple_spread"
+NORMS = {"both": (True, True), "critic": (True, False), "mixer": (False, True), "none": (False, False)}
+"""Layer normalization of the critic, and of the mixer's hypernetwork."""
+SCALES = {"none": (False, False), "SVN": (True, False), "eq. 4": (False, True), "both": (True, True)}
+"""Scale-invariant value normalization, and the actor-side normalization of eq. 4."""
+PREDICTORS = ("discounted_gain", "closed_loop_gain", "grad_norm", "qvalue_abs")
+CURVES = ("qvalue_abs", "qvalue_largest", "td_error_abs", "policy_distance", "policy_slope", *PREDICTORS[:3])
+
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------- recordings
+
+
+def standing_still(spec: TaskSpec) -> Callable[[Tensor], Tensor]:
+    """Noise of .15 around no action."""
+    return lambda observation: (0.15 * torch.randn(*observation.shape[:-1], spec.action_size)).clamp(-1, 1)
+
+
+class Gait:
+    """Joints that swing by sines of one frequency, with amplitudes and phases of their own, and noise.
+
+    Args:
+        amplitude: ``[E, n, a]``, or ``[n, a]`` for all environments.
+        phase: of the same shape.
+        frequency: radians a step, ``[E, 1, 1]`` or a number.
+        noise: standard deviation.
+    """
+
+    def __init__(self, amplitude: Tensor, phase: Tensor, frequency: Tensor | float, noise: float = 0.0) -> None:
+        self.amplitude, self.phase, self.frequency, self.noise, self.step = amplitude, phase, frequency, noise, 0
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """Return the next action; all environments are at the same step, as no episode of the task ends early."""
+        swing = self.amplitude * (self.frequency * self.step + self.phase).sin()
+        self.step += 1
+        swing = swing.expand(*observation.shape[:-1], -1)
+        return (swing + self.noise * torch.randn_like(swing)).clamp(-1, 1)
+
+
+def best_gait(candidates: int = 512, steps: int = 300) -> Gait:
+    """Draw gaits of the cheetah and return the one that gets farthest."""
+    env = make_env(CHEETAH, num_envs=candidates, seed=0)
+    n, a = env.task_spec.n_agents, env.task_spec.action_size
+    chance = torch.Generator().manual_seed(0)
+    amplitude = torch.rand(candidates, n, a, generator=chance)
+    phase = 2 * math.pi * torch.rand(candidates, n, a, generator=chance)
+    frequency = 0.2 + 0.6 * torch.rand(candidates, 1, 1, generator=chance)
+    gait = Gait(amplitude, phase, frequency)
+    td, total = env.reset(), torch.zeros(candidates)
+    for _ in range(steps):
+        td = env.step(td.set(("agents", "action"), gait(td["agents", "observation"])))
+        total += td["next", "agents", "reward"].mean(1).squeeze(-1)
+        td = td["next"].exclude("reward")
+    best = int(total.argmax())
+    return Gait(amplitude[best], phase[best], float(frequency[best]), noise=0.15)
+
+
+def as_policy(act: Callable[[Tensor], Tensor]) -> TensorDictModule:
+    """Return a function of observations as a policy."""
+    return TensorDictModule(act, in_keys=[("agents", "observation")], out_keys=[("agents", "action")])
+
+
+def recorded(task: str, folder: Path) -> OfflineDataset:
+    """Return the task's recording, made and saved where it is not there yet."""
+    path = folder / task.replace("/", "_")
+    if not path.exists():
+        if task == SPREAD:
+            env, policy, episodes = make_env(task, num_envs=250, seed=0), SpreadController("optimal", noise=0.1, seed=0), 1000
+        else:
+            env, episodes = make_env(task, num_envs=32, seed=0), 32
+            policy = as_policy(standing_still(env.task_spec) if task == ANT else best_gait())
+        words = {ANT: "noise of .15 around standing still", CHEETAH: "the best of 512 drawn gaits with noise of .15"}
+        about = words.get(task, "the optimal controller with noise of .1")
+        data = collect(env, policy, episodes=episodes, seed=0, metadata={"policy": about})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.save(path)
+    return load_dataset(path)
+
+
+def discounted_returns(data: OfflineDataset) -> Tensor:
+    """Return the discounted sum of the team's rewards from each row on, ``[T]``, within its episode."""
+    reward = data.data["next", "agents", "reward"].mean(1).squeeze(-1)
+    ends = (data.episode_starts + data.episode_lengths).tolist()
+    found, last = torch.empty_like(reward), 0.0
+    ends = set(ends)
+    for row in range(len(reward) - 1, -1, -1):
+        last = float(reward[row]) + (0.0 if row + 1 in ends else GAMMA * last)
+        found[row] = last
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+class SpectralMixer(HyperNetworkMixer):
+    """A mixer whose hypernetwork's matrices are divided by their largest singular value, where that exceeds 1."""
+
+    def generate(self, state: Tensor) -> tuple[Tensor, ...]:
+        """Return the generated weights; see :class:`StateConditionedMixer`."""
+        layers = [self.first, *self.last]
+        held = [layer.weight for layer in layers]
+        try:
+            for layer, weight in zip(layers, held):
+                del layer._parameters["weight"]
+                layer.weight = weight / _largest_singular_value(weight).clamp_min(1.0)
+            return super().generate(state)
+        finally:
+            for layer, weight in zip(layers, held):
+                del layer.weight
+                layer._parameters["weight"] = weight
+
+
+def _largest_singular_value(weight: Tensor, steps: int = 10) -> Tensor:
+    matrix = weight.flatten(1) if weight.ndim > 2 else weight
+    with torch.no_grad():
+        right = torch.ones_like(matrix[0]) / math.sqrt(matrix.shape[1])
+        for _ in range(steps):
+            left = matrix @ right
+            left = left / left.norm().clamp_min(1e-12)
+            right = matrix.T @ left
+            right = right / right.norm().clamp_min(1e-12)
+    return left @ (matrix @ right)
+
+
+class SymLogNorm(ValueNorm):
+    """Compare prediction and target after TorchRL's ``SymLogValueTransform``, as a value norm."""
+
+    def __init__(self) -> None:
+        super().__init__(shape=1)
+        self.transform = SymLogValueTransform()
+        self.register_buffer("one", torch.ones(1))
+
+    def update(self, value_target: Tensor) -> None:
+        """Nothing is gathered."""
+
+    def normalize(self, value_target: Tensor) -> Tensor:
+        """Map into logarithmic space."""
+        return self.transform(value_target)
+
+    def denormalize(self, normalised_value: Tensor) -> Tensor:
+        """Map back."""
+        return self.transform.inverse(normalised_value)
+
+    def scale(self) -> Tensor:
+        """Return 1."""
+        return self.one
+
+
+CURES: dict[str, Callable[[], ValueNorm] | None] = {
+    "": None,
+    "max_next_value": None,
+    "spectral norm": None,
+    "RunningValueNorm": RunningValueNorm,
+    "PopArtValueNorm": PopArtValueNorm,
+    "SymLogValueTransform": SymLogNorm,
 }
-CURVES = ("qvalue_abs", "td_error_abs", "grad_norm")
 
 
-def expert_data(episodes: int = 4000) -> OfflineDataset:
-    """Record the optimal controller with slight noise (return about 585)."""
-    env = make_env("mpe/simple_spread", num_envs=500, seed=0)
-    return collect(env, SpreadController("optimal", noise=0.1, seed=0), episodes=episodes, seed=0)
+def build(spec: TaskSpec, row: Row, ceiling: float) -> OfflineMARLLoss:
+    """Draw the networks of a row and return their loss."""
+    of_critic, of_mixer = NORMS[row["norms"]]
+    svn, eq4 = SCALES[row["scale"]]
+    hidden, kind = tuple(row["hidden"]), row["mixer"]
+    options: dict[str, Any] = {"hidden": hidden, "layer_norm": of_critic}
+    if kind in ("trained", "frozen"):
+        form = SpectralMixer if row["cure"] == "spectral norm" else HyperNetworkMixer
+        mixer = form(spec.n_agents, spec.state_size, layer_norm=of_mixer)
+        options |= {"decomposition": "mixer", "mixer": mixer, "frozen": kind == "frozen"}
+    else:
+        options["decomposition"] = kind
+    cure = CURES[row["cure"]]
+    norm = ScaleInvariantValueNorm() if svn else None
+    return OfflineMARLLoss(
+        make_actor(spec, hidden=hidden),
+        make_critic(spec, **options),
+        value_learning=TD(),
+        extraction=BRAC(alpha=row["alpha"], normalize=eq4),
+        value_norm=norm if cure is None else cure(),
+        max_next_value=ceiling if row["cure"] == "max_next_value" else None,
+    ).make_value_estimator(gamma=GAMMA)
 
 
-def instability(
-    variant: str, heads: str, seed: int, steps: int, gamma: float, lr: float, alpha: float
-) -> dict[str, Any]:
-    """Train one variant with one seed and return its curves."""
-    torch.manual_seed(seed)
-    data = expert_data()
-    method, normalize = VARIANTS[variant]
-    rules = {"value_learning": TD(), "extraction": BRAC(alpha=alpha, normalize=normalize)}
-    loss = make_loss(data.spec, method, gamma=gamma, heads=heads, scale=1.0, **rules)
-    buffer = data.replay_buffer(batch_size=128, seed=seed, keys=loss.in_keys)
-    with tempfile.TemporaryDirectory() as folder:
-        every = max(steps // 50, 1)
-        Trainer(
-            Learner(loss, lr=lr, compile="on"), buffer, steps=steps, log_every=every, output=folder, progress=False
-        ).train()
-        rows = read_csv(Path(folder) / "train.csv")
-    curves = {name: [float(row[name]) for row in rows] for name in ("step", *CURVES)}
-    env = make_env("mpe/simple_spread", num_envs=500)
-    score = evaluate(loss.actor_network, env, episodes=500, seed=1000 + seed).mean
-    ceiling = 30.0 / (1.0 - gamma)
+def rows_of(stage: str) -> Iterator[Row]:
+    """Yield the rows of a stage."""
+    base = {"alpha": 1.0, "tau": 0.02, "cure": "", "hidden": [64, 64], "scale": "none", "norms": "none"}
+    small = {"seeds": 3, "steps": 4000, "play": 0}
+    if stage == "grid":
+        for norms in ("none", "both", "mixer", "critic"):
+            for scale in SCALES:
+                for mixer in ("trained", "frozen", "vdn"):
+                    if mixer != "vdn" or norms in ("none", "both"):  # which has no hypernetwork
+                        yield base | small | {"task": ANT, "mixer": mixer, "norms": norms, "scale": scale}
+        return
+    if stage == "wide":
+        for mixer, norms in (("trained", "none"), ("trained", "both"), ("frozen", "both")):
+            yield base | {"task": ANT, "mixer": mixer, "norms": norms, "hidden": [256] * 4, "seeds": 1, "steps": 4000, "play": 16}
+        return
+    for task in (CHEETAH, SPREAD):
+        given = base | {"task": task, "seeds": 5, "steps": 10_000, "play": 16 if task == CHEETAH else 200}
+        for norms in ("none", "both"):
+            for mixer in ("trained", "frozen", "vdn"):
+                yield given | {"mixer": mixer, "norms": norms}
+        for scale in ("SVN", "eq. 4", "both"):
+            yield given | {"mixer": "trained", "scale": scale}
+        yield given | {"mixer": "frozen", "norms": "both", "scale": "both"}
+        for cure in list(CURES)[1:]:
+            yield given | {"mixer": "trained", "cure": cure}
+        yield given | {"mixer": "trained", "scale": "both", "alpha": 0.01}
+        yield given | {"mixer": "trained", "norms": "both", "alpha": 0.01}
+        yield given | {"mixer": "trained", "tau": 0.005}
+        for mixer in ("nonmonotonic", "qplex"):
+            yield given | {"mixer": mixer}
+
+
+def train_row(folder: str, **row: Any) -> dict[str, Any]:
+    """Train the seeds of a row side by side and return their curves."""
+    data = recorded(row["task"], Path(folder) / "data")
+    returns = discounted_returns(data)
+    bound = float(data.data["next", "agents", "reward"].mean(1).abs().amax()) / (1 - GAMMA)
+    losses = {}
+    for seed in range(row["seeds"]):
+        torch.manual_seed(seed)
+        losses[f"seed-{seed}"] = build(data.spec, row, float(returns.amax()))
+    keys = next(iter(losses.values())).in_keys
+    buffer = PopulationBuffer(data, batch_size=BATCH, seeds=range(row["seeds"]), keys=keys)
+    learner = PopulationLearner(losses, lr=LR, tau=row["tau"], compile="on")
+    with tempfile.TemporaryDirectory() as output:
+        trainer = Trainer(
+            learner,
+            buffer,
+            steps=row["steps"],
+            log_every=LOG_EVERY,
+            output=output,
+            on_impossible_values="ignore",
+            progress=False,
+        )
+        trainer.train()
+        tables = [read_csv(Path(output) / "members" / member / "train.csv") for member in losses]
+    columns = ("step", "qvalue_abs", *CURVES, "closed_loop_gain")
+    curves = [
+        {name: [line.get(name, math.nan) for line in table] for name in dict.fromkeys(columns)} for table in tables
+    ]
+    played = {}
+    if row["play"]:
+        env = make_env(row["task"], num_envs=row["play"], seed=0)
+        for member, loss in learner.member_losses():
+            played[member] = evaluate(loss.actor_network, env, episodes=row["play"], seed=1000).mean
     return {
+        "bound": bound,
+        "mean discounted return": float(returns[data.episode_starts].mean()),
+        "largest discounted return": float(returns.amax()),
+        "data's return": float(data.episode_returns().mean()),
+        "left out": learner.left_out(),
         "curves": curves,
-        "return": score,
-        "final abs Q": curves["qvalue_abs"][-1],
-        "largest abs Q": max(curves["qvalue_abs"]),
-        "impossible": float(max(curves["qvalue_abs"]) > ceiling),
-        "largest gradient norm": max(curves["grad_norm"]),
-        "final abs TD error": curves["td_error_abs"][-1],
+        "returns": list(played.values()),
     }
 
 
-@figure_style()
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the curves, mean and range over seeds, a line per variant and choice of heads."""
-    labels = {"qvalue_abs": "mean |Q|", "td_error_abs": "mean |TD error|", "grad_norm": "gradient norm"}
-    figure, axes = new_figure(3, size=(15, 4.2))
-    for axis, name in zip(axes, CURVES):
-        for i, (variant, heads) in enumerate(dict.fromkeys((row["variant"], row["heads"]) for row in rows)):
-            members = [row["curves"] for row in rows if (row["variant"], row["heads"]) == (variant, heads)]
-            curves = [member[name] for member in members]
-            draw_seeds(axis, members[0]["step"], curves, index=i, label=f"{variant}, heads={heads}")
-        axis.set(xlabel="updates", ylabel=labels[name], yscale="log")
-    axes[0].axhline(30.0 / (1.0 - rows[0]["gamma"]), color=GREY, linewidth=1.2)
-    legend_beside(figure, axes[0])
-    title = "mpe/simple_spread, expert data, TD + BRAC: mean and range over seeds (line: largest possible |Q|)"
-    figure.suptitle(title, x=0.01, ha="left")
-    save_figure(figure, path)
+# ---------------------------------------------------------------------------------------------- report
 
 
 def main() -> None:
-    """Run the study."""
+    """Run the study, or report what is there."""
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/instability"))
-    parser.add_argument("--seeds", type=as_few, default=5)
-    parser.add_argument("--steps", type=as_count, default=5000)
-    parser.add_argument("--gamma", type=as_share, default=0.95)
-    parser.add_argument("--lr", type=as_amount, default=1e-3)
-    parser.add_argument("--alpha", type=as_amount, default=1.0)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--heads", nargs="+", default=["all", "min"])
-    parser.add_argument("--workers", type=as_few, default=2)
+    parser.add_argument("--stage", nargs="+", choices=("grid", "further", "wide"), default=["grid", "further", "wide"])
+    parser.add_argument("--workers", type=as_few, default=1)
+    parser.add_argument("--steps", type=as_few, default=None, help="fewer, to try the command")
     args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("steps", "gamma", "lr", "alpha")}
-    pairs = [(variant, heads) for variant in args.variants for heads in args.heads]
-    pairs = [(variant, heads) for variant, heads in pairs if heads == "all" or variant.startswith("mixer")]
-    jobs = [{"variant": v, "heads": h, "seed": seed} | settings for seed in range(args.seeds) for v, h in pairs]
-    rows = run_jobs(instability, jobs, workers=args.workers, results=args.output / "results.jsonl")
-    columns = ["largest abs Q", "final abs Q", "impossible", "largest gradient norm", "final abs TD error", "return"]
-    print(machine(), settings)
-    print(table(rows, by=["variant", "heads"], columns=columns))
-    picture(rows, args.output / "instability.png")
+    rows = [row for stage in args.stage for row in rows_of(stage)]
+    if args.steps is not None:
+        rows = [row | {"steps": args.steps} for row in rows]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        recorded(task, args.output / "data")
+    jobs = [{"folder": str(args.output)} | row for row in rows]
+    run_jobs(train_row, jobs, workers=args.workers, results=args.output / "results.jsonl")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.populations.population import PopulationBuffer
 from torchrl_marl_offline.training.populations.population_learner import PopulationLearner
 from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
+from torchrl_marl_offline.training.run.diagnosis import LoggedDiagnosis
 from torchrl_marl_offline.training.run.distributed import SingleProcess
 from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.fit import check_rows
@@ -196,6 +197,7 @@ class Trainer:
         self.alarm = ValueAlarm(self.loss, buffer, on_impossible_values, self.learner.members)
         self._reported: set[str] = set()
         self._window = MetricWindow()
+        self._diagnosis, self._newest = LoggedDiagnosis(self.learner, log_every), None
         self._checkpoint: Path | None = None
         self._saved_step: int | None = None
         self.profiler = self._make_profiler(profile) if is_main else None
@@ -323,6 +325,7 @@ class Trainer:
         with part("data"):
             batch = self.buffer.sample()
         self._window.append(self.learner.step(batch))
+        self._newest = batch
         self.step += 1
         self.seconds += time.perf_counter() - began
 
@@ -333,6 +336,7 @@ class Trainer:
         began = time.perf_counter()
         self._check_losses()
         means = self._window.means()  # waits for the device, so that its time counts
+        means |= self._diagnosis.check(self.step, self._newest) if self.processes.is_main else {}
         self.seconds += time.perf_counter() - began
         self._report_left_out()
         for index, (member, logger) in enumerate(self.loggers.items()):

@@ -1,0 +1,57 @@
+"""The diagnosis that every run logs: of the newest batch, at some of the logging points."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from torchrl_marl_offline.core.functional_parameters import tensors_in
+from torchrl_marl_offline.objectives.diagnosis import batch_diagnosis
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+
+    from torchrl_marl_offline.training.step.learner import BaseLearner
+
+EVERY = 100
+"""Updates between two diagnoses at least, so that they cost little beside the steps between."""
+
+
+class LoggedDiagnosis:
+    """Look at the newest batch with the newest networks, one member after another.
+
+    Args:
+        learner: whose loss is looked at; of losses other than :class:`OfflineMARLLoss` nothing is known.
+        log_every: steps between logging points.
+    """
+
+    def __init__(self, learner: BaseLearner, log_every: int) -> None:
+        self._learner = learner
+        self._is_off = not isinstance(learner.template, OfflineMARLLoss)
+        self.every = log_every * math.ceil(EVERY / log_every)
+
+    def check(self, step: int, batch: TensorDictBase | None) -> dict[str, Any]:
+        """Return numbers by name at every ``every`` th step, of a population lists; else, and where it fails, none."""
+        if self._is_off or batch is None or step % self.every:
+            return {}
+        try:
+            return self._members(batch) if self._learner.is_population else _numbers(self._learner.loss, batch)
+        except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
+            self._is_off = True
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"These networks cannot be diagnosed ({reason}); the run goes on without.", stacklevel=2)
+            return {}
+
+    def _members(self, batch: TensorDictBase) -> dict[str, list[float]]:
+        population = self._learner.population
+        rows = []
+        for index, member in enumerate(population.members):
+            with tensors_in(population.template, population.member_tensors(member)):
+                rows.append(_numbers(population.template, batch[index]))
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _numbers(loss: OfflineMARLLoss, batch: TensorDictBase) -> dict[str, float]:
+    return {name: float(value) for name, value in batch_diagnosis(loss, batch).items()}
