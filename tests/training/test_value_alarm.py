@@ -147,6 +147,32 @@ def test_ignoring_says_nothing_and_an_unknown_word_is_refused():
         alarm_of(dataset, "halt")
 
 
+def test_a_verdict_holds_the_largest_values_against_the_rewards():
+    alarm = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False))
+    assert alarm.verdict() is None  # nothing was seen
+    check(alarm, 20.0)
+    check(alarm, 12.0, step=2)
+    assert alarm.verdict() == "Values: sane, mean |Q| was 20 at most and is 12 at the end; the rewards allow 30."
+    check(alarm, 100.0, step=3)
+    check(alarm, 15.0, step=4)
+    restored = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False))
+    restored.load_state_dict(alarm.state_dict())
+    for each in (alarm, restored):
+        assert each.verdict().startswith("Values: NOT sane, mean |Q| was 100 at most and is 15 at the end")
+    check(alarm, math.nan, step=5)
+    assert "NOT sane" in alarm.verdict()
+    silent = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False), "ignore")
+    check(silent, 1e9)
+    assert "NOT sane" in silent.verdict()
+
+
+def test_without_known_rewards_the_verdict_says_so():
+    alarm = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1]))
+    alarm._buffer = object()
+    check(alarm, 5.0)
+    assert alarm.verdict() == "Values: mean |Q| is 5 at the end; what would be possible is not known of this data."
+
+
 # --------------------------------------------------------------------------- in a run
 
 
@@ -194,7 +220,27 @@ def test_a_run_can_be_stopped(data, tmp_path):
 def test_a_run_can_go_on_in_silence(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inflated(data, on_impossible_values="ignore").train()
+        finished = inflated(data, on_impossible_values="ignore").train()
+    assert finished.values.startswith("Values: NOT sane")
+
+
+def test_a_finished_run_says_whether_its_values_were_sane(data, capsys):
+    loss = make_member(data, 0, **RULES)
+    buffer = make_replay_buffer(data.data, batch_size=12, seed=0, keys=loss.in_keys)
+    finished = Trainer(loss, buffer, steps=2).train()
+    assert finished.values.startswith("Values: sane, mean |Q| was ")
+    assert finished.values in capsys.readouterr().out
+    cloning = make_member(data, 0, algorithm="cloning")
+    assert Trainer(cloning, buffer, steps=1, progress=False).train().values is None
+    assert "sane" not in capsys.readouterr().out
+
+
+def test_a_population_names_those_whose_values_were_not(data):
+    trainer = make_population(data, (0, 1, 2), rules=RULES, steps=2, log_every=1, on_impossible_values="ignore")
+    trainer.train()
+    assert trainer.alarm.verdict().startswith("Values: sane, ")
+    trainer.alarm.check(3, {"qvalue_abs": [1.0, 1e7, 1.0]}, lambda: {})
+    assert trainer.alarm.verdict().startswith("Values: NOT sane in 1 of 3 members (m1), mean |Q| was ")
 
 
 def test_nothing_is_read_from_the_device_within_steps(data, monkeypatch):

@@ -78,7 +78,7 @@ def _of_values(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) ->
         each = masked_mean(credit, mask, rows)
         each = each / each.sum().clamp_min(torch.finfo(each.dtype).tiny)
         found |= {"credit_low": each.amin(), "credit_high": each.amax()}
-    largest = total.detach().abs().amin(-1)  # [*B, k]
+    largest = total.detach().amin(-1).abs()  # [*B, k]
     mask = batch.counts(largest)
     found["qvalue_largest"] = (largest if mask is None else largest.where(mask, torch.zeros_like(largest))).amax()
 
@@ -116,15 +116,15 @@ def _of_policies(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) 
 def agreement(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean correlation over the rows of two agents' advantages ``[*B, n]``, from -1 to 1.
 
-    What ``mask`` leaves out counts as an average advantage.
+    What ``mask`` leaves out of a row counts as an average advantage; rows without any agent do not count.
     """
     rows, n = tuple(range(advantage.ndim - 1)), advantage.shape[-1]
     centred = advantage - masked_mean(advantage, mask, rows)
     deviation = masked_mean(centred.square(), mask, rows).sqrt()
     scaled = centred / deviation.clamp_min(torch.finfo(advantage.dtype).tiny)
     scaled = scaled if mask is None else scaled.where(mask, torch.zeros_like(scaled))
-    joint = scaled.sum(-1).square() - scaled.square().sum(-1)
-    return (joint / (n * (n - 1))).mean()
+    joint = (scaled.sum(-1).square() - scaled.square().sum(-1)) / (n * (n - 1))
+    return masked_mean(joint, None if mask is None else mask.any(-1))
 
 
 def discount_of(loss: OfflineMARLLoss) -> Tensor | float:

@@ -67,10 +67,13 @@ class TrainingFinished:
     Attributes:
         step: the number of updates made, over all parts of the run.
         checkpoint: the last checkpoint, or ``None`` without an output folder.
+        values: a sentence that says whether the critic's values were possible by the data's rewards, which the run also
+            shows at its end; ``None`` without a critic.
     """
 
     step: int
     checkpoint: Path | None = None
+    values: str | None = None
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -581,7 +584,10 @@ class Trainer:
             for logger in self.loggers.values():
                 logger.close()
         if self.step >= self.steps or self.finished:
-            return TrainingFinished(self.step, path)
+            verdict = self.alarm.verdict()
+            if verdict is not None:
+                self._say(verdict)
+            return TrainingFinished(self.step, path, verdict)
         advice = "nothing was saved, since there is no output folder"
         if path is not None:
             advice = f"saved {path}; go on with: {how_to_resume(self.output)}"

@@ -145,6 +145,8 @@ class ValueAlarm:
         self.found: dict[str, int] = {}
         self._loss, self._buffer = loss, buffer
         self._start: list[float] | None = None
+        self._last: list[float] | None = None
+        self._largest: list[float] | None = None
         self._facts: RewardFacts | None = None
         self._was_read = False
 
@@ -156,10 +158,14 @@ class ValueAlarm:
             means: of the metrics since the one before; of a population lists.
             first: returns the metrics of the first update among them.
         """
-        if self.action == "ignore" or WATCHED not in means:
+        if WATCHED not in means:
             return None
         values = _listed(means[WATCHED])
+        self._last, largest = values, values if self._largest is None else self._largest
+        self._largest = [max(pair) for pair in zip(largest, values)]
         self._start = _listed(first()[WATCHED]) if self._start is None else self._start
+        if self.action == "ignore":
+            return None
         bounds = self._bounds()
         if bounds is None:
             return None
@@ -210,22 +216,49 @@ class ValueAlarm:
             '"ignore" says nothing.'
         )
 
+    def verdict(self) -> str | None:
+        """Say in a sentence whether the run's values were possible; ``None`` where nothing was watched."""
+        if self._last is None:
+            return None
+        bounds = self._bounds()
+        if bounds is None:
+            last = _range_of(self._last)
+            return f"Values: mean |Q| is {last} at the end; what would be possible is not known of this data."
+        limits = [self._limit(*each) for each in zip(bounds, self._start or [0.0] * len(bounds))]
+        over = [name for name, largest, limit in zip(self.members, self._largest, limits) if not largest <= limit]
+        largest, last = _range_of(self._largest), _range_of(self._last)
+        facts = f"mean |Q| was {largest} at most and is {last} at the end; the rewards allow {_range_of(bounds)}."
+        if not over:
+            return f"Values: sane, {facts}"
+        if len(self.members) == 1:
+            return f"Values: NOT sane, {facts}"
+        named = ", ".join(over[:5]) + (f" and {len(over) - 5} more" if len(over) > 5 else "")
+        return f"Values: NOT sane in {len(over)} of {len(self.members)} members ({named}), {facts}"
+
     def warn(self, message: str) -> None:
         """Warn, under the name of the alarm."""
         warnings.warn(message, ImpossibleValueWarning, stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found, and what the networks said at the start."""
-        return {"found": dict(self.found), "start": self._start}
+        return {"found": dict(self.found), "start": self._start, "last": self._last, "largest": self._largest}
 
     def member_state(self, index: int) -> dict[str, Any]:
         """Return the state of a member's run alone."""
-        step, start = self.found.get(self.members[index]), self._start
-        return {"found": {} if step is None else {"": step}, "start": None if start is None else [start[index]]}
+        step = self.found.get(self.members[index])
+        lists = {"start": self._start, "last": self._last, "largest": self._largest}
+        own = {name: None if values is None else [values[index]] for name, values in lists.items()}
+        return {"found": {} if step is None else {"": step}} | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.found, self._start = dict(state["found"]), state["start"]
+        self._last, self._largest = state.get("last"), state.get("largest")  # which earlier versions did not keep
+
+
+def _range_of(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _listed(value: Any) -> list[float]:
