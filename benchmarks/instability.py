@@ -26,15 +26,16 @@ policy can earn as much as a tenth of that.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_few, script_parser
+from arguments import as_count, as_few, script_parser
 from common import draw_seeds, machine, run_jobs
 from measuring import markdown
 from tensordict.nn import TensorDictModule
@@ -56,7 +57,6 @@ from torchrl_marl_offline import (
     make_actor,
     make_critic,
     make_env,
-    make_loss,
 )
 from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, new_figure, save_figure
 from torchrl_marl_offline.envs import SpreadController
@@ -73,6 +73,7 @@ NORMS = {"both": (True, True), "critic": (True, False), "mixer": (False, True), 
 SCALES = {"none": (False, False), "SVN": (True, False), "eq. 4": (False, True), "both": (True, True)}
 """Scale-invariant value normalization, and the actor-side normalization of eq. 4."""
 PREDICTORS = ("discounted_gain", "closed_loop_gain", "grad_norm", "qvalue_abs")
+STAGES = ("grid", "further", "wide")
 CURVES = ("qvalue_abs", "qvalue_largest", "td_error_abs", "policy_distance", "policy_slope", *PREDICTORS[:3])
 
 Row = dict[str, Any]
@@ -135,7 +136,11 @@ def recorded(task: str, folder: Path) -> OfflineDataset:
     path = folder / task.replace("/", "_")
     if not path.exists():
         if task == SPREAD:
-            env, policy, episodes = make_env(task, num_envs=250, seed=0), SpreadController("optimal", noise=0.1, seed=0), 1000
+            env, policy, episodes = (
+                make_env(task, num_envs=250, seed=0),
+                SpreadController("optimal", noise=0.1, seed=0),
+                1000,
+            )
         else:
             env, episodes = make_env(task, num_envs=32, seed=0), 32
             policy = as_policy(standing_still(env.task_spec) if task == ANT else best_gait())
@@ -263,7 +268,15 @@ def rows_of(stage: str) -> Iterator[Row]:
         return
     if stage == "wide":
         for mixer, norms in (("trained", "none"), ("trained", "both"), ("frozen", "both")):
-            yield base | {"task": ANT, "mixer": mixer, "norms": norms, "hidden": [256] * 4, "seeds": 1, "steps": 4000, "play": 16}
+            yield base | {
+                "task": ANT,
+                "mixer": mixer,
+                "norms": norms,
+                "hidden": [256] * 4,
+                "seeds": 1,
+                "steps": 4000,
+                "play": 16,
+            }
         return
     for task in (CHEETAH, SPREAD):
         given = base | {"task": task, "seeds": 5, "steps": 10_000, "play": 16 if task == CHEETAH else 200}
@@ -329,21 +342,180 @@ def train_row(folder: str, **row: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- report
 
 
+class Run:
+    """One seed of a row: its curves and what they came to."""
+
+    def __init__(self, row: Row, seed: int) -> None:
+        self.row, self.bound, self.curves = row, row["bound"], row["curves"][seed]
+        left = row["left out"].get(f"seed-{seed}", math.inf)
+        self.steps = [step for step in self.curves["step"] if step <= left]
+        self.ratio = [_or_infinite(value) / self.bound for value in self.curves["qvalue_abs"][: len(self.steps)]]
+        self.ratio += [math.inf] if left < math.inf else []
+        self.diverges = max(self.ratio) > DIVERGED
+        self.value = row["curves"][seed]["qvalue_abs"][len(self.steps) - 1]
+        self.played = row["returns"][seed] if row["returns"] else math.nan
+
+    def passes(self, times: float) -> float:
+        """Return the update at which mean |Q| first exceeds so many times the possible; infinite where it never does."""
+        over = [step for step, ratio in zip(self.steps, self.ratio) if ratio > times]
+        return over[0] if over else math.inf
+
+    def early(self, name: str, until: int) -> float:
+        """Return a curve's last number before ``until``, or before the values leave what is possible."""
+        until = min(until, self.passes(1.0) - 1)
+        found = [value for step, value in zip(self.steps, self.curves[name]) if step <= until and not math.isnan(value)]
+        return found[-1] if found else math.nan
+
+
+def _or_infinite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def report(rows: Sequence[Row], output: Path) -> None:
+    """Print the tables, and draw the picture."""
+    runs = [Run(row, seed) for row in rows for seed in range(row["seeds"])]
+    print(f"{machine()}; {len(rows)} rows, {len(runs)} runs, {sum(r.diverges for r in runs)} diverge")
+    for stage, chosen in _by_stage(rows).items():
+        print(f"\n{stage}\n{values_table(chosen)}")
+    print(f"\nPrediction\n{prediction_table(runs)}")
+    print(f"\nAlarms\n{alarm_table(runs)}")
+    picture(rows, output / "instability.png")
+
+
+def _by_stage(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        wide = ", 4 x 256" if len(row["hidden"]) > 2 else ""
+        found.setdefault(f"{row['task']}{wide}, {row['steps']} updates", []).append(row)
+    return found
+
+
+def values_table(rows: Sequence[Row]) -> str:
+    """Final mean |Q|: geometric mean and its t interval over seeds; how many diverge; returns."""
+    lines = []
+    for row in rows:
+        runs = [Run(row, seed) for seed in range(row["seeds"])]
+        values = [min(_or_infinite(run.value), 1e38) for run in runs]
+        shown = ", ".join(f"{value:.3g}" for value in values)
+        spread = ""
+        if len(values) > 1:
+            interval = mean_confidence_interval([math.log10(max(value, 1e-9)) for value in values])
+            spread = f"{10**interval.mean:.3g} [{10**interval.low:.2g}, {10**interval.high:.2g}]"
+        gains = [run.curves["discounted_gain"][-1] for run in runs if "discounted_gain" in run.curves]
+        gains = [gain for gain in gains if math.isfinite(gain)]
+        gain = f"{min(gains):.3g} to {max(gains):.3g}" if gains else ""
+        played = [run.played for run in runs if not math.isnan(run.played)]
+        score = ""
+        if len(played) > 1:
+            interval = mean_confidence_interval(played)
+            score = f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+        elif played:
+            score = f"{played[0]:.4g}"
+        lines.append([*(words(row, name) for name in SHOWN), shown, spread, sum(r.diverges for r in runs), gain, score])
+    header = [*SHOWN.values(), "final mean abs Q", "geometric mean", "diverge", "final gain", "return"]
+    return markdown(header, lines)
+
+
+SHOWN = {"norms": "layer norms", "mixer": "mixer", "scale": "normalized", "cure": "other"}
+
+
+def words(row: Row, name: str) -> str:
+    """Return what a table says of a row's setting."""
+    if name != "cure":
+        return row["norms"] if name == "norms" and row["mixer"] != "vdn" else str(row[name])
+    more = [] if row["alpha"] == 1.0 else [f"alpha {row['alpha']}"]
+    more += [] if row["tau"] == 0.02 else [f"target rate {row['tau']}"]
+    return ", ".join([*more, *([row["cure"]] if row["cure"] else [])])
+
+
+def area_under_curve(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Return the chance that a number of ``positive`` exceeds one of ``negative``, ties counting half."""
+    if not positive or not negative:
+        return math.nan
+    above = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    return above / (len(positive) * len(negative))
+
+
+def prediction_table(runs: Sequence[Run]) -> str:
+    """Areas under the curve of numbers seen early, of runs whose values were possible until then."""
+    lines = []
+    for name, until in itertools.product(PREDICTORS, (100, 200, 500, 1000, 2000)):
+        cells = []
+        for kind in ("all", "mixers"):
+            seen = [
+                (run.early(name, until), run.diverges) for run in runs if kind == "all" or run.row["mixer"] != "vdn"
+            ]
+            seen = [(value, diverges) for value, diverges in seen if not math.isnan(value)]
+            groups = [[value for value, diverges in seen if diverges is wanted] for wanted in (True, False)]
+            cells += [f"{area_under_curve(*groups):.3f}", f"{len(groups[0])} of {len(seen)}"]
+        lines.append([name, until, *cells])
+    header = ["number", "by update", "area, all", "diverging, all", "area, mixers", "diverging, mixers"]
+    return markdown(header, lines)
+
+
+def alarm_table(runs: Sequence[Run]) -> str:
+    """What alarms at so many times the possible value name, and how long before ten times."""
+    lines = []
+    for times in (0.5, 1.0, 1.5, 2.0, 3.0):
+        diverging = [run for run in runs if run.diverges]
+        sane = [run for run in runs if not run.diverges]
+        named = [run for run in diverging if run.passes(times) < math.inf]
+        leads = sorted(run.passes(DIVERGED) - run.passes(times) for run in named)
+        false = [run for run in sane if run.passes(times) < math.inf]
+        lead = f"{leads[len(leads) // 2]:.0f} ({leads[0]:.0f} to {leads[-1]:.0f})" if leads else ""
+        lines.append([times, f"{len(named)} of {len(diverging)}", lead, f"{len(false)} of {len(sane)}"])
+    return markdown(["alarm at mean abs Q over the possible", "named", "updates before ten times", "false"], lines)
+
+
+@figure_style()
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Draw values over the possible, and gains, of the rows that make the point."""
+    chosen = [
+        row for row in rows if row["task"] == ANT and row["scale"] in ("none", "both") and len(row["hidden"]) == 2
+    ]
+    chosen = [row for row in chosen if row["norms"] in ("none", "both")]
+    figure, axes = new_figure(2, size=(13, 4.6))
+    for index, row in enumerate(chosen):
+        runs = [Run(row, seed) for seed in range(row["seeds"])]
+        length = min(len(run.steps) for run in runs)
+        label = f"{row['mixer']}, layer norms {row['norms']}, normalized {row['scale']}"
+        curves = [[min(ratio, 1e30) for ratio in run.ratio[:length]] for run in runs]
+        draw_seeds(axes[0], runs[0].steps[:length], curves, index=index, label=label)
+        points = [i for i in range(length) if not math.isnan(runs[0].curves["discounted_gain"][i])]
+        gains = [[run.curves["discounted_gain"][i] for i in points] for run in runs]
+        if points:
+            draw_seeds(axes[1], [runs[0].steps[i] for i in points], gains, index=index, label=label)
+    axes[0].axhline(1.0, color=GREY, linewidth=1.2)
+    axes[1].axhline(1.0, color=GREY, linewidth=1.2)
+    axes[0].set(xlabel="updates", ylabel="mean |Q| over the largest possible", yscale="log")
+    axes[1].set(xlabel="updates", ylabel="gain: discount times norm of the mixer's Jacobian", yscale="log")
+    legend_beside(figure, axes[0])
+    figure.suptitle("mamujoco/2ant, TD + BRAC: mean and range over seeds", x=0.01, ha="left")
+    save_figure(figure, path)
+
+
 def main() -> None:
     """Run the study, or report what is there."""
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/instability"))
-    parser.add_argument("--stage", nargs="+", choices=("grid", "further", "wide"), default=["grid", "further", "wide"])
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--workers", type=as_few, default=1)
-    parser.add_argument("--steps", type=as_few, default=None, help="fewer, to try the command")
+    parser.add_argument("--steps", type=as_count, default=None, help="fewer, to try the command")
+    parser.add_argument("--report", action="store_true", help="train nothing: report what is there")
     args = parser.parse_args()
+    results = args.output / "results.jsonl"
     rows = [row for stage in args.stage for row in rows_of(stage)]
     if args.steps is not None:
         rows = [row | {"steps": args.steps} for row in rows]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        recorded(task, args.output / "data")
-    jobs = [{"folder": str(args.output)} | row for row in rows]
-    run_jobs(train_row, jobs, workers=args.workers, results=args.output / "results.jsonl")
+    if args.report:
+        done = [json.loads(line) for line in results.read_text().splitlines()]
+        found = [each["job"] | each["result"] for each in done]
+    else:
+        for task in dict.fromkeys(row["task"] for row in rows):
+            recorded(task, args.output / "data")
+        jobs = [{"folder": str(args.output)} | row for row in rows]
+        found = run_jobs(train_row, jobs, workers=args.workers, results=results)
+    report(found, args.output)
 
 
 if __name__ == "__main__":
