@@ -356,7 +356,7 @@ class Run:
         self.played = row["returns"][seed] if row["returns"] else math.nan
 
     def passes(self, times: float) -> float:
-        """Return the update at which mean |Q| first exceeds so many times the possible; infinite where it never does."""
+        """Return the update at which mean |Q| first exceeds so many times the possible; infinite where never."""
         over = [step for step, ratio in zip(self.steps, self.ratio) if ratio > times]
         return over[0] if over else math.inf
 
