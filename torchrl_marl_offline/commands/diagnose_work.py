@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchrl_marl_offline.commands.diagnose import NOT_SANE
 from torchrl_marl_offline.commands.script_settings import check_device, check_output
-from torchrl_marl_offline.data import load_dataset
+from torchrl_marl_offline.data import OfflineDataset, load_dataset
 from torchrl_marl_offline.evaluation.diagnostics import diagnose_run, diagnoses_text, save_diagnoses
 from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import RecordedRun, members_of
 
@@ -24,16 +24,38 @@ def run(parsed: argparse.Namespace) -> int:
         RecordedRun.at(folder)
     output = _common(parsed.runs) if parsed.output is None else parsed.output
     check_output(output, is_new=False)
-    dataset = None if parsed.dataset is None else load_dataset(parsed.dataset)
+    names, data = names_of(folders), _Data(parsed.dataset)
     options = {"rows": parsed.rows, "seed": parsed.seed, "device": parsed.device}
-    names = names_of(folders)
-    found = [diagnose_run(folder, dataset, name=name, **options) for folder, name in zip(folders, names)]
+    found = [diagnose_run(folder, data.of(folder), name=name, **options) for folder, name in zip(folders, names)]
     page = save_diagnoses(found, output, formats=parsed.figures)
     if parsed.json:
         print(json.dumps({"runs": [each.to_dict() for each in found], "page": str(page)}, indent=1, allow_nan=False))
     else:
         print(f"{diagnoses_text(found)}\npage: {page}")
     return NOT_SANE if parsed.strict and any(each.verdict.word != "sane" for each in found) else 0
+
+
+class _Data:
+    """The data of runs, each loaded once.
+
+    Args:
+        given: what all were trained on, or ``None``.
+    """
+
+    def __init__(self, given: str | None) -> None:
+        self._given = None if given is None else load_dataset(given)
+        self._loaded: dict[str, OfflineDataset | None] = {}
+
+    def of(self, folder: Path) -> OfflineDataset | None:
+        """Return a run's data; ``None`` where it cannot be had, which its diagnosis says."""
+        if self._given is not None:
+            return self._given
+        run = RecordedRun.at(folder)
+        source = str(run.source())
+        if source not in self._loaded:
+            found = run.dataset()
+            self._loaded[source] = None if isinstance(found, str) else found
+        return self._loaded[source]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

@@ -16,15 +16,16 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.diagnostics.diagnosed import Diagnosed
 from torchrl_marl_offline.evaluation.diagnostics.diagnosis_page import write_page
 from torchrl_marl_offline.evaluation.diagnostics.measuring import NUMBERS, measure
-from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import RecordedRun, restored
+from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import RecordedRun, alarmed, numbers_of, restored
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
 from torchrl_marl_offline.evaluation.run_report import WIDTH, format_table
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
+from torchrl_marl_offline.training.run.fit import check_rows
 from torchrl_marl_offline.training.run.value_alarm import WATCHED, ValueAlarm, reward_facts
 
 ROWS = 4096
 """Rows that are looked at by default."""
-_SIDE_BY_SIDE = 4
+_SIDE_BY_SIDE, _COLUMN = 4, 12
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def diagnose(
     Raises:
         ValueError: the dataset has no row that counts.
     """
-    return _diagnosed(loss, dataset, rows=rows, seed=seed, name=name, curves=curves, start=None, step=None)
+    options = {"rows": rows, "seed": seed, "name": name, "start": None, "step": None}
+    return _diagnosed(loss, dataset, curves=numbers_of(curves), **options)
 
 
 def _diagnosed(
@@ -137,7 +139,8 @@ def diagnose_run(
 
     Raises:
         FileNotFoundError: there is no such folder, it is no run's, or all of its checkpoints are damaged.
-        ValueError: the folder is a whole population's; its settings or curves are damaged; the data is of other sizes.
+        ValueError: the folder is a whole population's; its settings or curves are damaged; the data is of other sizes;
+            there is nothing to look at.
         CheckpointError: the checkpoint is of other networks.
     """
     run = RecordedRun.at(user_path(folder))
@@ -147,9 +150,13 @@ def diagnose_run(
         found = run.dataset()
         dataset, missing = (None, found) if isinstance(found, str) else (found, None)
     if missing is not None:
-        return _of_curves(name, curves, missing)
+        return _of_curves(run, name, curves, missing)
     loss = run.loss(dataset) if loss is None else loss
-    step, start = restored(run, loss, dataset)
+    try:
+        check_rows(loss, dataset.replay_buffer(batch_size=1))
+    except ValueError as error:
+        raise ValueError(f"The data does not fit the run in {run.folder}: {error}") from error
+    step, start = restored(run, loss)
     options = {"rows": rows, "seed": seed, "name": name, "curves": curves, "start": start, "step": step}
     return _diagnosed(loss.to(device), dataset, **options)
 
@@ -164,13 +171,18 @@ def _missing(run: RecordedRun, loss: OfflineMARLLoss | None) -> str | None:
     return None
 
 
-def _of_curves(name: str, curves: Sequence[Mapping[str, Any]], missing: str) -> Diagnosis:
+def _of_curves(run: RecordedRun, name: str, curves: Sequence[Mapping[str, Any]], missing: str) -> Diagnosis:
     """Return a diagnosis of a run's curves alone; its numbers are the last of each column."""
+    if not curves:
+        raise ValueError(f"There is nothing to look at in {run.folder}: there are no curves, and {missing}.")
     numbers = {}
     for key in NUMBERS:
         values = [row[key] for row in curves if isinstance(row.get(key), float)]
         numbers |= {key: values[-1]} if values else {}
-    verdict = judged(numbers, curves, agents=None, impossible=None)
+    step = alarmed(run)
+    value = next((row[WATCHED] for row in curves if row["step"] == step and WATCHED in row), None)
+    impossible = None if value is None else Impossible(step, value, None)
+    verdict = judged(numbers, curves, agents=None, impossible=impossible)
     return Diagnosis(name, verdict, numbers, curves=curves, missing=[f"all but the curves: {missing}"])
 
 
@@ -186,17 +198,12 @@ def diagnoses_text(diagnoses: Sequence[Diagnosis]) -> str:
         names = [name for name in NUMBERS if any(name in each.numbers for each in some)]
         if names:
             rows = [[name, *(each.numbers.get(name) for each in some)] for name in names]
-            header = ["", *("\n".join(textwrap.wrap(each.name, 12)) for each in some)]
-            lines += ["", *_table(rows, header)]
+            header = ["", *(" ".join(textwrap.wrap(each.name, _COLUMN)) for each in some)]
+            lines += ["", *format_table(rows, header=header, width=WIDTH).splitlines()]
     for each in diagnoses:
         for missing in each.missing:
             lines += textwrap.wrap(f"{each.name}, left out: {missing}.", WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
-
-
-def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> list[str]:
-    words = [cell.replace("\n", " ") for cell in header]
-    return format_table(rows, header=words, width=WIDTH).splitlines()
 
 
 @checked

@@ -51,31 +51,30 @@ _MOST_NAMED = 10
 Draw = Callable[["FigureBase"], None]
 
 
-def drawn_parts(diagnoses: Sequence[Diagnosed]) -> list[tuple[str, Callable[[Path], Path]]]:
-    """Return what each figure shows, and the function that writes it to a file."""
-    return [(caption, partial(_write, draw, size)) for caption, size, draw in _parts(diagnoses)]
-
-
 @figure_style()
-def _write(draw: Draw, size: tuple[float, float], path: Path) -> Path:
-    figure = make_figure(size)
-    draw(figure)
-    return save_figure(figure, path)
+def draw_all(
+    diagnoses: Sequence[Diagnosed], path: Path, formats: Sequence[FigureFormat] = ()
+) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Draw all figures below one another, as one picture.
 
-
-@figure_style()
-def draw_all(diagnoses: Sequence[Diagnosed], path: Path, formats: Sequence[FigureFormat] = ()) -> Path:
-    """Draw all figures below one another, as one picture."""
+    Returns:
+        What each shows, and where it lies in the picture: left, upper, right, lower in pixels.
+    """
     parts = _parts(diagnoses)
-    heights = [size[1] for _, size, _ in parts] or [1.0]
-    figure = make_figure((max([6.0, *(size[0] for _, size, _ in parts)]), sum(heights) + 0.3 * len(heights)))
+    heights = [size[1] + 0.3 for _, size, _ in parts] or [1.0]
+    figure = make_figure((max([6.4, *(size[0] for _, size, _ in parts)]), sum(heights)))
     below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for place, (caption, _, draw) in zip(below, parts):
         draw(place)
         place.suptitle(caption.partition(".")[0], x=0.01, ha="left")
     if not parts:
         below[0].text(0.02, 0.5, "There is nothing to draw: no curves, no checkpoint.")
-    return save_figure(figure, path, formats)
+    save_figure(figure, path, formats)
+    total, boxes = figure.bbox.height, [place.bbox for place in below]
+    return [
+        (caption, (int(box.x0), int(total - box.y1), int(box.x1), int(total - box.y0)))
+        for (caption, _, _), box in zip(parts, boxes)
+    ]
 
 
 def _parts(diagnoses: Sequence[Diagnosed]) -> list[tuple[str, tuple[float, float], Draw]]:
@@ -99,7 +98,8 @@ def _parts(diagnoses: Sequence[Diagnosed]) -> list[tuple[str, tuple[float, float
     valued = [each for each in diagnoses if each.material is not None and each.material.values is not None]
     if valued:
         agents = min(MOST_AGENTS, max(each.material.recorded.shape[1] for each in valued))
-        size = (max(6.4, _WIDTH * len(valued)), _CELL * agents + 0.4)
+        columns, lines = (agents, 1) if len(valued) == 1 else (len(valued), agents)
+        size = (max(6.4, _WIDTH * columns), _CELL * lines + 0.4)
         caption = "Learned Q. Recorded actions by the Q of their joint action; of discrete actions the mean of each."
         found.append((caption, size, partial(_draw_values, valued, agents)))
     return found
@@ -140,7 +140,7 @@ def _actions_of(axis: Axes, recorded: Tensor, chosen: Tensor, *, discrete: bool)
         return
     x, y = plane(recorded, chosen)
     axis.plot(recorded[:, x], recorded[:, y], ".", color=GREY, ms=2, alpha=0.5, label="recorded", rasterized=True)
-    axis.plot(chosen[:, x], chosen[:, y], "x", color=COLOURS[1], ms=3, alpha=0.7, label="chosen", rasterized=True)
+    axis.plot(chosen[:, x], chosen[:, y], "x", color=COLOURS[1], ms=2.5, alpha=0.4, label="chosen", rasterized=True)
     hull = convex_hull(recorded[:, [x, y]].tolist())
     axis.plot(*zip(*hull, hull[0]), color=COLOURS[0], lw=1.4, label="hull of the recorded") if hull else None
     axis.set(xlabel=f"action, component {x}", ylabel=f"component {y}")
@@ -214,7 +214,7 @@ def _draw_curves(diagnoses: Sequence[Diagnosed], panels: Sequence[str], figure: 
         if panel == "gains":
             axis.axhline(1.0, color=GREY, lw=1.0, ls=":")
         axis.set(xlabel="updates", ylabel=label)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _log_if_wide(axis: Axes) -> None:
@@ -238,7 +238,13 @@ def _draw_lines(axis: Axes, diagnoses: Sequence[Diagnosed]) -> None:
 
 
 def _draw_values(diagnoses: Sequence[Diagnosed], agents: int, figure: FigureBase) -> None:
-    grid = figure.subplots(agents, len(diagnoses), squeeze=False)
+    """Draw a column for each run and a row for each agent; of one run the agents side by side."""
+    is_one = len(diagnoses) == 1
+    grid = (
+        figure.subplots(1, agents, squeeze=False).T
+        if is_one
+        else figure.subplots(agents, len(diagnoses), squeeze=False)
+    )
     for column, each in enumerate(diagnoses):
         material = each.material
         points = None
@@ -249,10 +255,9 @@ def _draw_values(diagnoses: Sequence[Diagnosed], agents: int, figure: FigureBase
                 continue
             alive = material.alive[:, agent]
             points = _values_of(axis, material.recorded[alive, agent], material.values[alive, agent], material.discrete)
-            axis.set_ylabel(f"agent {agent}\n{axis.get_ylabel()}")
-        grid[0, column].set_title(broken_name(each.name))
+            axis.set_title(f"agent {agent}" if is_one else f"{broken_name(each.name)}, agent {agent}")
         if points is not None:
-            figure.colorbar(points, ax=grid[:, column], label="Q", pad=0.02)
+            figure.colorbar(points, ax=grid[:, column].tolist(), label="Q", pad=0.02)
 
 
 def _values_of(axis: Axes, actions: Tensor, values: Tensor, discrete: bool) -> Any:

@@ -10,7 +10,7 @@ from torchrl_marl_offline.core.document import Block, Heading, Picture, Table, T
 from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.evaluation.diagnostics.diagnosed import Diagnosed
-from torchrl_marl_offline.evaluation.diagnostics.diagnosis_figures import draw_all, drawn_parts
+from torchrl_marl_offline.evaluation.diagnostics.diagnosis_figures import draw_all
 from torchrl_marl_offline.evaluation.diagnostics.measuring import NUMBERS
 
 PAGE, PICTURE, JSON = "diagnosis.html", "diagnosis.png", "diagnosis.json"
@@ -18,12 +18,16 @@ PAGE, PICTURE, JSON = "diagnosis.html", "diagnosis.png", "diagnosis.json"
 
 def write_page(diagnoses: Sequence[Diagnosed], folder: Path, formats: Sequence[FigureFormat]) -> Path:
     """Write all three; returns the page's path."""
-    draw_all(diagnoses, folder / PICTURE, formats)
+    from PIL import Image  # comes with matplotlib
+
+    figures = draw_all(diagnoses, folder / PICTURE, formats)
     write_json_atomic(folder / JSON, {"runs": [each.to_dict() for each in diagnoses]})
-    with tempfile.TemporaryDirectory() as place:
-        blocks = [*_verdicts(diagnoses), *_numbers(diagnoses)]
-        for number, (caption, draw) in enumerate(drawn_parts(diagnoses)):
-            blocks += [Heading(caption.partition(".")[0]), Picture(draw(Path(place) / f"{number}.png"), caption)]
+    blocks = [*_verdicts(diagnoses), *_numbers(diagnoses)]
+    with tempfile.TemporaryDirectory() as place, Image.open(folder / PICTURE) as whole:
+        for number, (caption, box) in enumerate(figures):
+            part = Path(place) / f"{number}.png"
+            whole.crop(box).save(part)
+            blocks.append(Picture(part, caption))
         write_text_atomic(folder / PAGE, to_html(blocks, title_of_page(diagnoses)))
     return folder / PAGE
 

@@ -216,6 +216,8 @@ class _Measuring:
     def _loop(self) -> str | None:
         if self.loss.value_learning is None:
             return "the loss trains no critic"
+        if math.isnan(self._gamma):
+            return "the loss has no discount"
         found = {name: float(value) for name, value in batch_diagnosis(self.loss, self.data).items()}
         self.numbers |= {name: found[name] for name in ("policy_slope", "closed_loop_gain") if name in found}
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchrl.checkpoint import CheckpointError
 
 from torchrl_marl_offline.algorithms.algorithm import make_algorithm, settings_of, settings_under
 from torchrl_marl_offline.core.paths import mixed_skill_name
@@ -19,7 +20,6 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.run.checkpoints import CheckpointManager
-from torchrl_marl_offline.training.run.fit import check_rows
 from torchrl_marl_offline.training.run.logging import Row, read_csv
 from torchrl_marl_offline.training.run.restoring import Holder
 from torchrl_marl_offline.training.run.run_settings import CONFIG_FILE
@@ -72,13 +72,13 @@ class RecordedRun:
         return cls(place, root, {} if root is None else _read_settings(root), name)
 
     def curves(self) -> list[Row]:
-        """Return the rows of ``train.csv``; none where there is none.
+        """Return the rows of ``train.csv``, of numbers alone; none where there is none.
 
         Raises:
             CsvError: it is damaged.
         """
         file = self.folder / CURVES
-        return read_csv(file) if file.is_file() else []
+        return numbers_of(read_csv(file)) if file.is_file() else []
 
     @property
     def checkpoints(self) -> CheckpointManager | None:
@@ -123,7 +123,7 @@ class RecordedRun:
             name, given = self._method()
             with torch.random.fork_rng(devices=()):
                 return make_algorithm(name, **given).build(dataset.spec)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             said = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
             raise ValueError(
                 f"The settings in {self.root / CONFIG_FILE} do not fit this version or this data{said}; give a loss of "
@@ -141,6 +141,11 @@ class RecordedRun:
         return name, settings_under(name, self.settings["preset"], given)
 
 
+def numbers_of(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return rows of a table without what is no number."""
+    return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
+
+
 GIVE_DATASET = "--dataset, or dataset="
 
 
@@ -150,26 +155,50 @@ def members_of(folder: Path) -> list[Path]:
     return sorted(each for each in place.iterdir() if _is_run(each)) if place.is_dir() else []
 
 
-def restored(run: RecordedRun, loss: OfflineMARLLoss, dataset: OfflineDataset) -> tuple[int, float | None]:
+def restored(run: RecordedRun, loss: OfflineMARLLoss) -> tuple[int, float | None]:
     """Fill a loss from the newest whole checkpoint.
 
     Returns:
         Its step, and mean ``|Q|`` at the start of the run, where the checkpoint tells it.
 
     Raises:
-        ValueError: the data has other sizes than the loss.
         FileNotFoundError: every checkpoint is damaged.
-        CheckpointError: it is of other networks.
+        CheckpointError: it is of other networks, for instance since the data is of another task.
     """
-    try:
-        check_rows(loss, dataset.replay_buffer(batch_size=1))
-    except ValueError as error:
-        raise ValueError(f"The data does not fit the run in {run.folder}: {error}") from error
     trainer = Holder()
-    step = run.checkpoints.load(map_location="cpu", loss=loss, trainer=trainer)
-    alarm = trainer.state.get("alarm") if isinstance(trainer.state, dict) else None  # earlier versions had none
-    start = alarm.get("start") if isinstance(alarm, dict) else None
+    try:
+        step = run.checkpoints.load(map_location="cpu", loss=loss, trainer=trainer)
+    except CheckpointError as error:
+        reason = " ".join(str(error.__cause__ or error).split()).removesuffix(".")
+        raise CheckpointError(
+            f"The networks in {run.checkpoints.directory} are not those that the run's settings make of this data "
+            f"({reason}); name the data that it was trained on."
+        ) from error
+    start = _alarm(trainer).get("start")
     return step, start[0] if isinstance(start, list) and start and isinstance(start[0], float) else None
+
+
+def alarmed(run: RecordedRun) -> int | None:
+    """Return the step at which the run's own alarm found impossible values; ``None`` where it did not, or had none.
+
+    Raises:
+        FileNotFoundError: every checkpoint is damaged.
+    """
+    trainer = Holder()
+    if run.checkpoints is None:
+        return None
+    try:
+        run.checkpoints.load(map_location="cpu", trainer=trainer)
+    except CheckpointError:  # one that was saved by hand
+        return None
+    found = _alarm(trainer).get("found")
+    return next(iter(found.values()), None) if isinstance(found, dict) else None
+
+
+def _alarm(trainer: Holder) -> Mapping[str, Any]:
+    """Return the alarm's part of a trainer's state; earlier versions had none."""
+    found = trainer.state.get("alarm") if isinstance(trainer.state, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _is_run(folder: Path) -> bool:

@@ -65,11 +65,14 @@ class Verdict:
 
 
 class Impossible(NamedTuple):
-    """Values that the alarm found: at which step (``None``: of the networks as they are), what, and the bound."""
+    """Values that the alarm found: at which step (``None``: of the networks as they are), what, and the bound.
+
+    The bound is ``None`` where the data is not there.
+    """
 
     step: int | None
     value: float
-    bound: float
+    bound: float | None
 
 
 def judged(
@@ -104,10 +107,11 @@ def _diverged(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]],
             break
     if impossible is not None:
         when = "is" if impossible.step is None else f"was, at step {impossible.step},"
+        allowed = "less" if impossible.bound is None else f"{impossible.bound:.3g}"
         yield Reason(
             "diverged",
-            f"Mean |Q| {when} {impossible.value:.3g}, where the rewards of the data allow {impossible.bound:.3g}: what "
-            f"a policy learns from it means nothing. {AGAINST_DIVERGENCE}",
+            f"Mean |Q| {when} {impossible.value:.3g}, where the rewards of the data allow {allowed}: what a policy "
+            f"learns from it means nothing. {AGAINST_DIVERGENCE}",
         )
 
 
