@@ -227,6 +227,6 @@ def _read_settings(root: Path) -> Mapping[str, Any]:
 
 def _of_member(algorithm: str, name: str) -> dict[str, Any]:
     """Return the settings that a member's name tells, such as ``temperature=3-seed=0``."""
-    words = dict(word.split("=", 1) for word in _BETWEEN.split(name))
+    words = {key: value for key, _, value in (word.partition("=") for word in _BETWEEN.split(name))}
     known = settings_of(algorithm)
     return {key: type(known[key])(float(value)) for key, value in words.items() if key in known}
