@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diagnosis_toys import data_for, imitating_loss, policy_data
+from diagnosis_toys import SETTINGS, config_of, data_for, imitating_loss, policy_data, train_run
 from objective_toys import COMBINATIONS, PRESET_CASES, SYSTEM_CASES, Case
 from population_toys import make_data, make_population
 from selection import some_of
@@ -261,29 +261,12 @@ def test_verdicts_by_hand(numbers, curves, impossible, word, said):
 
 # ------------------------------------------------------------------------- folders of runs
 
-SETTINGS = {"hidden": (8,), "decomposition": "mixer"}
-
-
-def config_of(**changes) -> dict:
-    return {"algorithm": "recipe", "settings": SETTINGS, "preset": "quick", "dataset": None} | changes
-
-
-def train_run(folder: Path, data, *, steps: int = 30, **config) -> Path:
-    """Train as the command does, and leave its settings."""
-    torch.manual_seed(0)
-    loss = make_loss(data.spec, **preset_of("quick", "recipe") | SETTINGS)
-    buffer = data.replay_buffer(batch_size=16, seed=0, keys=loss.in_keys)
-    trainer_for(loss, buffer, steps=steps, output=folder, log_every=2, progress=False).train()
-    (folder / "config.json").write_text(json.dumps(config_of(**config)))
-    return folder
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with a short run and its data."""
     place = tmp_path_factory.mktemp("diagnosed")
-    make_data().save(place / "recorded")
-    train_run(place / "run", make_data(), dataset=str(place / "recorded"))
+    train_run(place / "run", place / "recorded")
     return place
 
 
@@ -291,12 +274,12 @@ def test_a_short_run_is_sane_and_its_page_whole(trained, tmp_path):
     found = diagnose_run(trained / "run")
     assert found.verdict.word == "sane" and found.step == 30 and found.name == "run"
     assert set(found.numbers) >= of_critic(Case()) | {"neighbour_ratio", "effective_sample_size"}
-    page = found.save(tmp_path / "page", formats=["svg"])
+    page = found.save(tmp_path / "page")
     text = page.read_text()
     assert "run: sane, at step 30" in text and len(re.findall("data:image/png;base64,", text)) == 3
     assert all(meaning.split("'")[0] in text for name, meaning in NUMBERS.items() if name in found.numbers)
     assert "<script src" not in text and "http" not in re.sub(r"base64,[^\"]+", "", text)
-    assert {each.name for each in page.parent.iterdir()} == {f"diagnosis.{e}" for e in ("html", "png", "json", "svg")}
+    assert {each.name for each in page.parent.iterdir()} == {f"diagnosis.{e}" for e in ("html", "png", "json")}
     (stored,) = json.loads((page.parent / "diagnosis.json").read_text())["runs"]
     assert stored["verdict"] == "sane" and stored["numbers"] == pytest.approx(dict(found.numbers))
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from objective_toys import CONTINUOUS, DISCRETE
+from population_toys import make_data
 from tensordict.nn import TensorDictModule
 from torchrl.modules import Actor
+from trainers import trainer_for
 
+from torchrl_marl_offline.algorithms import make_loss
+from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
 from torchrl_marl_offline.objectives import OfflineMARLLoss, PolicyExtraction
 from torchrl_marl_offline.objectives.action_distributions import mode_of
@@ -86,3 +92,23 @@ class Imitation(PolicyExtraction):
 
 def imitating_loss(shift: float) -> OfflineMARLLoss:
     return OfflineMARLLoss(halving_actor(shift), None, value_learning=None, extraction=Imitation())
+
+
+SETTINGS = {"hidden": (8,), "decomposition": "mixer"}
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    """Return what a command leaves of its settings in a run's folder."""
+    return {"algorithm": "recipe", "settings": SETTINGS, "preset": "quick", "dataset": None} | changes
+
+
+def train_run(folder: Path, place: Path, *, steps: int = 30) -> Path:
+    """Train as the command does on data that is saved in ``place``, and leave the settings."""
+    data = make_data()
+    data.save(place, overwrite=True)
+    torch.manual_seed(0)
+    loss = make_loss(data.spec, **preset_of("quick", "recipe") | SETTINGS)
+    buffer = data.replay_buffer(batch_size=16, seed=0, keys=loss.in_keys)
+    trainer_for(loss, buffer, steps=steps, output=folder, log_every=2, progress=False).train()
+    (folder / "config.json").write_text(json.dumps(config_of(dataset=str(place))))
+    return folder
