@@ -17,6 +17,8 @@ from objective_toys import COMBINATIONS, PRESET_CASES, SYSTEM_CASES, Case
 from population_toys import make_data, make_population
 from selection import some_of
 from torch.testing import assert_close
+from torchrl.modules import GRUModule
+from torchrl_toys import remembering_critic
 from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
@@ -29,7 +31,7 @@ from torchrl_marl_offline.evaluation.diagnostics.neighbours import nearest
 from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import _of_member
 from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import rank_correlation, returns_to_go
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, growing, judged
-from torchrl_marl_offline.objectives import BehaviourCloning
+from torchrl_marl_offline.objectives import SARSA, BehaviourCloning, OfflineMARLLoss
 from torchrl_marl_offline.training import RunLogger, split_population
 
 DATA = {discrete: data_for(discrete=discrete) for discrete in (False, True)}
@@ -413,3 +415,14 @@ def test_planes_and_hulls_by_hand():
     recorded = torch.zeros(4, 3)
     assert plane(recorded, torch.tensor([1.0, 0.0, 2.0]).expand(4, 3)) == (0, 2)
     assert plane(torch.tensor([[0.0, 5.0, 1.0], [0.0, -5.0, 0.0]]), None) == (1, 2)
+
+
+def test_networks_with_memory_see_whole_episodes():
+    critic = remembering_critic(GRUModule, "hidden")
+    loss = OfflineMARLLoss(None, critic, value_learning=SARSA(), extraction=None).make_value_estimator(gamma=GAMMA)
+    found = diagnose(loss, DATA[False], rows=20)
+    assert found.rows == 21 and {"qvalue_abs", "qvalue_rank_correlation"} <= set(found.numbers)
+    alone = [diagnose(loss, DATA[False].select_episodes([e]), rows=20).numbers["qvalue_abs"] for e in range(12)]
+    together = diagnose(loss, DATA[False], rows=84).numbers["qvalue_abs"]  # memory starts anew in each episode
+    counted = DATA[False].data["collector", "mask"].reshape(12, 7).sum(-1)
+    assert together == pytest.approx(float((torch.tensor(alone) * counted).sum() / counted.sum()), rel=1e-5)

@@ -85,7 +85,7 @@ def _parts(diagnoses: Sequence[Diagnosed]) -> list[tuple[str, tuple[float, float
         agents = min(MOST_AGENTS, max(each.material.recorded.shape[1] for each in with_actions))
         size = (max(6.4, _WIDTH * agents), _CELL * len(with_actions) + 0.6)
         caption = "Actions. Recorded and chosen by each agent's policy in the same states, with the data's convex hull"
-        caption += "; of discrete actions their frequencies."
+        caption += f"; of discrete actions their frequencies.{_first(with_actions)}"
         found.append((caption, size, partial(_draw_actions, with_actions, agents)))
     panels = [name for name, (_, columns) in PANELS.items() if any(_points(d, c) for d in diagnoses for c in columns)]
     if panels:
@@ -101,8 +101,15 @@ def _parts(diagnoses: Sequence[Diagnosed]) -> list[tuple[str, tuple[float, float
         columns, lines = (agents, 1) if len(valued) == 1 else (len(valued), agents)
         size = (max(6.4, _WIDTH * columns), _CELL * lines + 0.4)
         caption = "Learned Q. Recorded actions by the Q of their joint action; of discrete actions the mean of each."
+        caption += _first(valued)
         found.append((caption, size, partial(_draw_values, valued, agents)))
     return found
+
+
+def _first(diagnoses: Sequence[Diagnosed]) -> str:
+    """Say that not all agents are drawn, where there are more."""
+    some = any(each.material.recorded.shape[1] > MOST_AGENTS for each in diagnoses)
+    return f" The first {MOST_AGENTS} agents." if some else ""
 
 
 # ------------------------------------------------------------------------------ actions
