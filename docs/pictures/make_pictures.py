@@ -15,7 +15,7 @@ import torch
 
 from torchrl_marl_offline import AWR
 from torchrl_marl_offline.commands import main
-from torchrl_marl_offline.evaluation.pictures import COLOURS, DASHES, new_figure, save_figure
+from torchrl_marl_offline.core.figure_style import COLOURS, DASHES, new_figure, save_figure
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square
 
 FOLDER = Path(__file__).parent
@@ -51,10 +51,12 @@ def write(figure, name: str) -> None:
     _smaller(path, path)
 
 
-def _smaller(source: Path, target: Path) -> None:
+def _smaller(source: Path, target: Path, width: int | None = None) -> None:
     from PIL import Image  # comes with matplotlib
 
-    Image.open(source).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+    image = Image.open(source).convert("RGB")
+    image = image if width is None else image.resize((width, round(image.height * width / image.width)))
+    image.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def bars(axis, names, cells, colours, *, log=False):
@@ -205,7 +207,7 @@ def diagnosis() -> None:
                 sys.exit(1)
         if main(["diagnose", *folders, "--output", place]):
             sys.exit(1)
-        _smaller(Path(place) / "diagnosis.png", FOLDER / "diagnosis.png")
+        _smaller(Path(place) / "diagnosis.png", FOLDER / "diagnosis.png", width=860)
 
 
 PICTURES = {each.__name__: each for each in (layout, decompositions, rules, svn, extraction, diagnosis)}
