@@ -17,7 +17,7 @@ OPENING = """# Commands
 
 `marl-offline COMMAND ...`, or `python -m torchrl_marl_offline COMMAND ...`. `marl-offline COMMAND --help` prints what
 stands here. The exit status is 0 where all went well, 1 where something is wrong with the data or the run, 2 where the
-arguments are wrong, and 130 after Ctrl-C.
+arguments are wrong, 130 after Ctrl-C, and 3 where `diagnose --strict` finds a run that is not sane.
 
 | command | what it does |
 | --- | --- |

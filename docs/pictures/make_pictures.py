@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/ideas: one for each page, from the library's own functions and from benchmarks/RESULTS.md.
+"""Draw the pictures of docs: one for each page, from the library's own functions and from benchmarks/RESULTS.md.
 
 ``python docs/pictures/make_pictures.py`` writes all of them beside this file, ``make_pictures.py svn rules`` some.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline import AWR
-from torchrl_marl_offline.evaluation.pictures import COLOURS, DASHES, new_figure, save_figure
+from torchrl_marl_offline.commands import main
+from torchrl_marl_offline.core.figure_style import COLOURS, DASHES, new_figure, save_figure
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square
 
 FOLDER = Path(__file__).parent
@@ -45,10 +47,16 @@ def interval(cell: str) -> tuple[float, float, float]:
 
 def write(figure, name: str) -> None:
     """Write a picture in at most 64 colours, which keeps it small."""
+    path = save_figure(figure, FOLDER / f"{name}.png")
+    _smaller(path, path)
+
+
+def _smaller(source: Path, target: Path, width: int | None = None) -> None:
     from PIL import Image  # comes with matplotlib
 
-    path = save_figure(figure, FOLDER / f"{name}.png")
-    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(source).convert("RGB")
+    image = image if width is None else image.resize((width, round(image.height * width / image.width)))
+    image.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def bars(axis, names, cells, colours, *, log=False):
@@ -187,7 +195,22 @@ def extraction() -> None:
     write(figure, "extraction")
 
 
-PICTURES = {each.__name__: each for each in (layout, decompositions, rules, svn, extraction)}
+def diagnosis() -> None:
+    """What ``marl-offline diagnose`` draws of two small runs, which are trained here: minutes."""
+    runs = {"td-brac": ("td", "brac"), "iql-awr": ("iql", "awr")}
+    with tempfile.TemporaryDirectory() as place:
+        folders = [str(Path(place) / name) for name in runs]
+        for folder, (learning, extraction) in zip(folders, runs.values()):
+            words = ["train", "recipe", "--no-cloning", "--output", folder, "--episodes", "400", "--steps", "1500"]
+            words += ["--value-learning", learning, "--extraction", extraction]
+            if main([*words, "--eval-every", "1500", "--eval-episodes", "20"]):
+                sys.exit(1)
+        if main(["diagnose", *folders, "--output", place]):
+            sys.exit(1)
+        _smaller(Path(place) / "diagnosis.png", FOLDER / "diagnosis.png", width=860)
+
+
+PICTURES = {each.__name__: each for each in (layout, decompositions, rules, svn, extraction, diagnosis)}
 
 if __name__ == "__main__":
     if unknown := set(sys.argv[1:]) - PICTURES.keys():

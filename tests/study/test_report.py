@@ -11,8 +11,8 @@ from study_toys import STUDY, Inline, quietly, train_toy, write_study
 
 import torchrl_marl_offline.study.scores as scores_module
 from torchrl_marl_offline.commands.study import main
+from torchrl_marl_offline.core.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study import Plan, StudyError, read_results, read_study
-from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.runs import Run

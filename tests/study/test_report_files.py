@@ -19,10 +19,10 @@ from study_toys import STUDY, Inline, quietly, write_study
 
 import torchrl_marl_offline.study.scores as scores_module
 from torchrl_marl_offline.commands.study import main
+from torchrl_marl_offline.core.document import Link, Links, Table, to_html, to_markdown
+from torchrl_marl_offline.core.page_style import SCRIPT
 from torchrl_marl_offline.study import read_results
-from torchrl_marl_offline.study.document import Link, Links, Table, to_html, to_markdown
 from torchrl_marl_offline.study.marl_eval import ABSOLUTE, environment_of, marl_eval_form
-from torchrl_marl_offline.study.page_style import SCRIPT
 from torchrl_marl_offline.study.report_tables import latex_text, to_csv, to_latex
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.scores import Choice, RunScore, improvement, improvement_probabilities

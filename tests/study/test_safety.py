@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from torchrl_marl_offline.commands.script_settings import SettingsError, read_config
+from torchrl_marl_offline.core.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study import StudyError, read_results, read_study
-from torchrl_marl_offline.study.document import Heading, Picture, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.jobs import RESULT, job_result
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
 from torchrl_marl_offline.study.report_content import Report

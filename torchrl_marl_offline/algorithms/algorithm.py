@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
+from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
@@ -280,6 +281,19 @@ def is_read(algorithm: str, name: str, settings: Mapping[str, Any]) -> bool:
     """Say whether an algorithm has a setting that changes something beside ``settings``; others have their defaults."""
     known = settings_of(algorithm)
     return name in known and not unread(ALGORITHMS[algorithm], name, known | dict(settings))
+
+
+def settings_under(algorithm: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an algorithm of a command's run: those that were given, and the preset's.
+
+    Args:
+        algorithm: its name; settings of others are left out, and those that change nothing beside the rest.
+        preset: see :mod:`~torchrl_marl_offline.core.run_presets`.
+        given: by name.
+    """
+    asked = preset_of(preset, algorithm) | dict(given)
+    asked = {key: value for key, value in asked.items() if key in settings_of(algorithm)}
+    return {key: value for key, value in asked.items() if is_read(algorithm, key, asked)}
 
 
 def make_algorithm(name: str = "recipe", **settings: Any) -> Algorithm:

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train an algorithm beside cloning: a table and pictures",
     "record": "train a behaviour policy and record datasets of graded quality",
     "evaluate": "play a saved policy in an environment",
+    "diagnose": "look at runs: values, gains, policies against the data; a verdict",
     "export": "write a saved policy as a program of its own",
     "policy": "push policies to the Hugging Face Hub, and pull them",
     "study": "methods × datasets × grids × seeds: run, plan, list, report",

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from torchrl_marl_offline.commands.algorithm_sources import (
     DeclaredAlgorithm,
@@ -41,6 +41,7 @@ from torchrl_marl_offline.core.outputs import LoggerName, VideoFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.core.run_presets import preset_of
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,6 @@ PRESETS = {
     | {"eval_every": 50_000, "checkpoint_every": 10_000},
 }
 """What a preset makes of the settings beside the algorithm's."""
-
-QUICK_SIZES = {"hidden": (64, 64)}
-RECIPE = {
-    "quick": {"advantage": "joint", "expectile": 0.7, "gamma": 0.95},
-    "paper": {"advantage": "local", "expectile": 0.9, "gamma": 0.99},
-}
-"""The recipe's settings by preset; other algorithms have those that were published with them."""
-
-
-def preset_of(preset: str, algorithm: str) -> dict[str, Any]:
-    """Return what a preset makes of an algorithm's settings."""
-    return (QUICK_SIZES if preset == "quick" else {}) | (RECIPE[preset] if algorithm == "recipe" else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from torchrl_marl_offline.algorithms.algorithm import (
     make_algorithm,
     members_settings,
     settings_of,
+    settings_under,
 )
 from torchrl_marl_offline.commands.grid import expand_grid, word_of_grid
 from torchrl_marl_offline.commands.online_settings import CARRIED, OnlineSettings, check_online
@@ -31,7 +32,7 @@ from torchrl_marl_offline.commands.script_settings import (
     words_read,
     write_config_file,
 )
-from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, algorithm_of, preset_of
+from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, algorithm_of
 from torchrl_marl_offline.core.annotations import fields_of
 from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.relevance import check_read
@@ -68,9 +69,7 @@ class TrainingPlan:
 
     def of_method(self, name: str) -> dict[str, Any]:
         """Return the settings of a method: those that were given, and the preset's."""
-        asked = preset_of(self.run.preset, name) | dict(self.settings)
-        asked = {key: value for key, value in asked.items() if key in settings_of(name)}
-        return {key: value for key, value in asked.items() if is_read(name, key, asked)}
+        return settings_under(name, self.run.preset, self.settings)
 
     def loss(self, name: str, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
         """Draw the networks of a method under the run's seed, all but ``actor``, and return their loss."""

@@ -38,3 +38,8 @@ def folder_name(name: str, what: str) -> str:
             "bytes without slashes, not only dots."
         )
     return name
+
+
+def mixed_skill_name(task: str, episodes: int, seed: int) -> str:
+    """Return the name of the folder in which a command keeps what it recorded itself."""
+    return f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"

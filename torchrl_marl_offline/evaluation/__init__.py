@@ -1,6 +1,7 @@
-"""Evaluation: in environments, on held-out episodes; intervals, tables, pictures, videos, exported policies."""
+"""Evaluation: in environments, on held-out episodes; diagnoses, intervals, tables, pictures, videos, exports."""
 
 from torchrl_marl_offline.core.files import write_json_atomic
+from torchrl_marl_offline.evaluation.diagnostics import Diagnosis, diagnose, diagnose_run, save_diagnoses
 from torchrl_marl_offline.evaluation.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.evaluation.hub_policies import pull_policy, push_policy
 from torchrl_marl_offline.evaluation.in_environments import (
@@ -24,12 +25,15 @@ from torchrl_marl_offline.evaluation.video import record_video
 
 __all__ = [
     "Calibration",
+    "Diagnosis",
     "Evaluation",
     "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
     "add_videos",
     "bootstrap_confidence_interval",
+    "diagnose",
+    "diagnose_run",
     "evaluate",
     "evaluate_held_out",
     "evaluate_population",
@@ -42,6 +46,7 @@ __all__ = [
     "pull_policy",
     "push_policy",
     "record_video",
+    "save_diagnoses",
     "summarize_evaluations",
     "write_json_atomic",
     "write_population_report",

@@ -58,45 +58,71 @@ def batch_diagnosis(loss: OfflineMARLLoss, tensordict: TensorDictBase) -> dict[s
         return {name: value.detach() for name, value in found.items()}
 
 
-def _of_values(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) -> None:
-    """Add the size of values, and of a mixer its gain and the agents' credit."""
+def mixer_jacobian(loss: OfflineMARLLoss, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Return the values of the recorded joint actions and what the mixer makes of a change of the local ones.
+
+    Args:
+        loss: with a critic.
+        batch: its rows ``[*B]``.
+
+    Returns:
+        Values ``[*B, k, H]``, and the Jacobian ``[*B, n, H]`` of a team's value; ``None`` without a mixer. Both without
+        gradient.
+    """
     team = loss.team
     with torch.no_grad():
         local, beside = team.critic_outputs(batch.tensordict, batch.action, target=False)
     if team.mixer is None:
-        total = local
-    else:
-        local = local.detach().requires_grad_()
-        with torch.enable_grad():
-            total = team.mix(batch.tensordict, local, target=False, detach=True, **beside)
-            jacobian = torch.autograd.grad(total.sum(), local)[0]  # a head of the total depends on its own local ones
+        return local, None
+    local = local.detach().requires_grad_()
+    with torch.enable_grad():
+        total = team.mix(batch.tensordict, local, target=False, detach=True, **beside)
+        jacobian = torch.autograd.grad(total.sum(), local)[0]  # a head of the total depends on its own local ones
+    return total.detach(), jacobian
+
+
+def credit_shares(jacobian: Tensor, batch: Batch) -> Tensor:
+    """Return each agent's share ``[n]`` of the credit, the mean of ``|dQ_tot / dQ_a|`` over rows and heads."""
+    credit = jacobian.abs().mean(-1)  # [*B, n]
+    each = masked_mean(credit, batch.counts(credit), tuple(range(credit.ndim - 1)))
+    return each / each.sum().clamp_min(torch.finfo(each.dtype).tiny)
+
+
+def _of_values(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) -> None:
+    """Add the size of values, and of a mixer its gain and the agents' credit."""
+    total, jacobian = mixer_jacobian(loss, batch)
+    if jacobian is not None:
         gain = masked_mean(jacobian.norm(dim=-2).mean(-1, keepdim=True), batch.counts(total[..., 0, :1]))
         found |= {"mixer_gain": gain, "discounted_gain": gain * discount_of(loss)}
-        credit = jacobian.abs().mean(-1)  # [*B, n]
-        mask = batch.counts(credit)
-        rows = tuple(range(credit.ndim - 1))
-        each = masked_mean(credit, mask, rows)
-        each = each / each.sum().clamp_min(torch.finfo(each.dtype).tiny)
+        each = credit_shares(jacobian, batch)
         found |= {"credit_low": each.amin(), "credit_high": each.amax()}
-    largest = total.detach().amin(-1).abs()  # [*B, k]
+    largest = total.amin(-1).abs()  # [*B, k]
     mask = batch.counts(largest)
     found["qvalue_largest"] = (largest if mask is None else largest.where(mask, torch.zeros_like(largest))).amax()
 
 
-def _of_policies(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) -> None:
-    """Add what climbing the critic would do to policies, and how far they are from the data."""
+def chosen_and_recorded(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the policies' joint action, by its mode, and the recorded one, ``[*B, n, a]``; one-hot if discrete."""
     with torch.no_grad():
         policy = batch.policy
-        discrete = is_discrete(policy)
-        action = policy.straight_through_mode() if discrete else mode_of(policy)
-    recorded = batch.action_like(action)
+        action = policy.straight_through_mode() if is_discrete(policy) else mode_of(policy)
+    return action.detach(), batch.action_like(action)
+
+
+def distance_of(action: Tensor, recorded: Tensor, batch: Batch) -> Tensor:
+    """Return the root mean square between two joint actions, of discrete tasks the share of actions that differ."""
     difference = (action - recorded).square().mean(-1)  # [*B, n]
     counts = batch.counts(difference)
-    if discrete:
-        found["policy_distance"] = masked_mean((difference > 0).to(difference.dtype), counts)
-    else:
-        found["policy_distance"] = masked_mean(difference, counts).sqrt()
-    asked = action.detach().requires_grad_()
+    if not batch.action.is_floating_point():
+        return masked_mean((difference > 0).to(difference.dtype), counts)
+    return masked_mean(difference, counts).sqrt()
+
+
+def _of_policies(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) -> None:
+    """Add what climbing the critic would do to policies, and how far they are from the data."""
+    action, recorded = chosen_and_recorded(batch)
+    found["policy_distance"] = distance_of(action, recorded, batch)
+    asked = action.requires_grad_()
     with torch.enable_grad():
         value = batch.q(asked, detach=True).total_min.squeeze(-1)  # [*B, k]
         slope = torch.autograd.grad(value.sum(), asked)[0]

@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
-from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.paths import mixed_skill_name, user_path
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
@@ -63,7 +63,7 @@ def record_mixed_skill(
     """
     env = make_env(task, num_envs=min(num_envs, episodes), seed=seed)
     behaviour, policy = _mixed_skill(env, seed)
-    path = user_path(folder) / f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
+    path = user_path(folder) / mixed_skill_name(task, episodes, seed)
     if not is_dataset_folder(path):
         facts = {"quality": "mixed", "behaviour": behaviour}
         recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy
 
+from torchrl_marl_offline.core.document import Block, Heading, Picture, Table, Text
 from torchrl_marl_offline.evaluation.pictures import METRIC_LABELS
-from torchrl_marl_offline.study.document import Block, Heading, Picture, Table, Text
 from torchrl_marl_offline.study.figures import plot_improvement, plot_profile
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header
 from torchrl_marl_offline.study.report_tables import cell_of

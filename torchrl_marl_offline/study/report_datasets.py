@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from torchrl_marl_offline.core.document import Block, Heading, Link, Picture, Table, Text
 from torchrl_marl_offline.evaluation.pictures import plot_methods
 from torchrl_marl_offline.evaluation.statistics import Interval
-from torchrl_marl_offline.study.document import Block, Heading, Link, Picture, Table, Text
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import MEMBERS, job_state
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header

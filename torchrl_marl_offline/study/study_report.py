@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.document import Block, Heading, Link, Links, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
-from torchrl_marl_offline.study.document import Block, Heading, Link, Links, Table, Text, to_html, to_markdown
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.marl_eval import marl_eval_form
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan

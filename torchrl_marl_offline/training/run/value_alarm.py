@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.core.layout import MASK
 from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.training.run.fit import rows_of
+from torchrl_marl_offline.training.run.remedies import AGAINST_DIVERGENCE
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
@@ -210,10 +211,8 @@ class ValueAlarm:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         return (
             f"Step {step}{f', {shown}' if names else ''}: mean |Q| is {value:.3g}, where the rewards of the data allow "
-            f"{bound:.3g}: the critic diverges, and what a policy learns from it means nothing. Keep layer norms in "
-            "critic and mixer, normalize the actor's objective (BRAC(normalize=True)), stay closer to the data (a "
-            'larger alpha), or bound the targets (max_next_value=). on_impossible_values="stop" ends such a run, '
-            '"ignore" says nothing.'
+            f"{bound:.3g}: the critic diverges, and what a policy learns from it means nothing. {AGAINST_DIVERGENCE} "
+            'on_impossible_values="stop" ends such a run, "ignore" says nothing.'
         )
 
     def verdict(self) -> str | None:

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from torchrl_marl_offline.study.page_style import SCRIPT, STYLE
+from torchrl_marl_offline.core.page_style import SCRIPT, STYLE
 
 _MARKUP = re.compile(
     r"[\\`*~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|(?<=\])[(\[:]|!(?=\[)|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=www)\."
