@@ -3,7 +3,7 @@
     python benchmarks/diagnosis.py --json diagnosis.json
 
 An update of the recipe and a diagnosis alternate in one process, on one thread; the share is that of one diagnosis in
-as many updates as lie between two (:data:`~torchrl_marl_offline.training.run.diagnosis.EVERY`).
+as many updates as lie between two (:data:`~torchrl_marl_offline.training.run.logged_diagnosis.EVERY`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from step import TRANSITIONS, build_loss, make_trainer, prepare, update
 
 from torchrl_marl_offline import Trainer
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner
-from torchrl_marl_offline.training.run.diagnosis import EVERY, LoggedDiagnosis
+from torchrl_marl_offline.training.run.logged_diagnosis import EVERY, LoggedDiagnosis
 
 MEMBERS = 8
 

@@ -31,11 +31,11 @@ from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.populations.population import PopulationBuffer
 from torchrl_marl_offline.training.populations.population_learner import PopulationLearner
 from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointManager
-from torchrl_marl_offline.training.run.diagnosis import LoggedDiagnosis
 from torchrl_marl_offline.training.run.distributed import SingleProcess
 from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.fit import check_rows
 from torchrl_marl_offline.training.run.interruption import StopRequest, how_to_resume
+from torchrl_marl_offline.training.run.logged_diagnosis import LoggedDiagnosis
 from torchrl_marl_offline.training.run.logging import RunLogger
 from torchrl_marl_offline.training.run.metrics import (
     DIAGNOSES,

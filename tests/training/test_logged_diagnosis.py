@@ -8,7 +8,7 @@ from population_toys import SEEDS, make_alone, make_data, make_population
 
 from torchrl_marl_offline.objectives.diagnosis import batch_diagnosis
 from torchrl_marl_offline.training import Trainer, read_csv
-from torchrl_marl_offline.training.run import diagnosis
+from torchrl_marl_offline.training.run import logged_diagnosis as diagnosis
 
 RULES = {"decomposition": "mixer", "value_learning": "td", "extraction": "brac"}
 COLUMNS = {"mixer_gain", "discounted_gain", "closed_loop_gain", "policy_slope", "policy_distance", "qvalue_largest"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchrl_marl_offline.core.functional_parameters import tensors_in
 from torchrl_marl_offline.objectives.diagnosis import batch_diagnosis
@@ -12,11 +12,18 @@ from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
-
-    from torchrl_marl_offline.training.step.learner import BaseLearner
+    from torchrl.objectives import LossModule
 
 EVERY = 100
 """Updates between two diagnoses at least, so that they cost little beside the steps between."""
+
+
+class Learns(Protocol):
+    """What is asked of a learner: its loss or population, and a loss of the members' form."""
+
+    loss: Any
+    template: LossModule
+    is_population: bool
 
 
 class LoggedDiagnosis:
@@ -27,7 +34,7 @@ class LoggedDiagnosis:
         log_every: steps between logging points.
     """
 
-    def __init__(self, learner: BaseLearner, log_every: int) -> None:
+    def __init__(self, learner: Learns, log_every: int) -> None:
         self._learner = learner
         self._is_off = not isinstance(learner.template, OfflineMARLLoss)
         self.every = log_every * math.ceil(EVERY / log_every)
@@ -45,7 +52,7 @@ class LoggedDiagnosis:
             return {}
 
     def _members(self, batch: TensorDictBase) -> dict[str, list[float]]:
-        population = self._learner.population
+        population = self._learner.loss
         rows = []
         for index, member in enumerate(population.members):
             with tensors_in(population.template, population.member_tensors(member)):
