@@ -1,6 +1,7 @@
 """What the diagnosis that every run logs costs, beside the updates between two of them.
 
     python benchmarks/diagnosis.py --json diagnosis.json
+    python benchmarks/diagnosis.py --sizes small
 
 An update of the recipe and a diagnosis alternate in one process, on one thread; the share is that of one diagnosis in
 as many updates as lie between two (:data:`~torchrl_marl_offline.training.run.logged_diagnosis.EVERY`).
@@ -50,9 +51,10 @@ def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--repeats", type=as_few, default=9)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    sizes, forms = (["small"], ["off"]) if args.quick else (list(SIZES), ["off", "on"])
+    sizes, forms = (["small"], ["off"]) if args.quick else (args.sizes, ["off", "on"])
     results = []
     for size in sizes:
         data = random_transitions(SIZES[size].spec, TRANSITIONS)

@@ -14,7 +14,7 @@ that the command makes itself (``--output``/data, seeded, with a card each):
 Arithmetic, in updates of members (seeds), 2 x 64, batches of 64:
 
     grid      40 rows x 3 seeds x 4,000 updates                     480,000
-    further   38 rows x 5 seeds x 10,000 updates                  1,900,000
+    further   42 rows x 5 seeds x 10,000 updates                  2,100,000
     wide       3 rows x 1 seed x 4,000 updates at 4 x 256            12,000 (about 0.2 million of the small ones)
 
 One core makes about 1.1 million in three hours. Every row is written as soon as it is there, and none is made twice; a
@@ -26,6 +26,7 @@ policy can earn as much as a tenth of that.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -61,20 +62,24 @@ from torchrl_marl_offline import (
 from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, new_figure, save_figure
 from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.evaluation import mean_confidence_interval
+from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, read_csv
+from torchrl_marl_offline.training.run.value_alarm import MARGIN
 
 GAMMA, LR, BATCH, LOG_EVERY = 0.99, 1e-3, 64, 50
 DIVERGED = 10.0
 """Times the largest possible value."""
+KINDS = ("diverging", "impossible", "sane")
+"""Beyond ten times the possible, beyond the possible, never beyond it."""
 
 ANT, CHEETAH, SPREAD = "mamujoco/2ant", "mamujoco/2halfcheetah", "mpe/simple_spread"
 NORMS = {"both": (True, True), "critic": (True, False), "mixer": (False, True), "none": (False, False)}
 """Layer normalization of the critic, and of the mixer's hypernetwork."""
 SCALES = {"none": (False, False), "SVN": (True, False), "eq. 4": (False, True), "both": (True, True)}
 """Scale-invariant value normalization, and the actor-side normalization of eq. 4."""
-PREDICTORS = ("discounted_gain", "closed_loop_gain", "grad_norm", "qvalue_abs")
+PREDICTORS = ("discounted_gain", "closed_loop_gain", "policy_slope", "policy_distance", "grad_norm", "qvalue_abs")
 STAGES = ("grid", "further", "wide")
-CURVES = ("qvalue_abs", "qvalue_largest", "td_error_abs", "policy_distance", "policy_slope", *PREDICTORS[:3])
+CURVES = ("qvalue_abs", "qvalue_largest", "td_error_abs", *PREDICTORS[:5])
 
 Row = dict[str, Any]
 
@@ -278,21 +283,16 @@ def rows_of(stage: str) -> Iterator[Row]:
                 "play": 16,
             }
         return
-    for task in (CHEETAH, SPREAD):
-        given = base | {"task": task, "seeds": 5, "steps": 10_000, "play": 16 if task == CHEETAH else 200}
-        for norms in ("none", "both"):
-            for mixer in ("trained", "frozen", "vdn"):
-                yield given | {"mixer": mixer, "norms": norms}
-        for scale in ("SVN", "eq. 4", "both"):
-            yield given | {"mixer": "trained", "scale": scale}
-        yield given | {"mixer": "frozen", "norms": "both", "scale": "both"}
-        for cure in list(CURES)[1:]:
-            yield given | {"mixer": "trained", "cure": cure}
-        yield given | {"mixer": "trained", "scale": "both", "alpha": 0.01}
-        yield given | {"mixer": "trained", "norms": "both", "alpha": 0.01}
-        yield given | {"mixer": "trained", "tau": 0.005}
-        for mixer in ("nonmonotonic", "qplex"):
-            yield given | {"mixer": mixer}
+    settings: list[Row] = [{"mixer": m, "norms": n} for n in ("none", "both") for m in ("trained", "frozen", "vdn")]
+    settings += [{"mixer": "trained", "scale": scale} for scale in ("SVN", "eq. 4", "both")]
+    settings += [{"mixer": "trained", "cure": cure} for cure in list(CURES)[1:]]
+    settings += [{"mixer": "trained", "scale": "both", "alpha": 0.01}]
+    settings += [{"mixer": "trained", "norms": "both", "scale": "eq. 4", "alpha": alpha} for alpha in (1.0, 0.01)]
+    settings += [{"mixer": "frozen", "norms": "both", "scale": "both"}]
+    settings += [{"mixer": "trained", "tau": 0.005}, {"mixer": "nonmonotonic"}, {"mixer": "qplex"}]
+    for setting, task in itertools.product(settings, (CHEETAH, SPREAD)):
+        play = 16 if task == CHEETAH else 200
+        yield base | {"task": task, "seeds": 5, "steps": 10_000, "play": play} | setting
 
 
 def train_row(folder: str, **row: Any) -> dict[str, Any]:
@@ -352,6 +352,7 @@ class Run:
         self.ratio = [_or_infinite(value) / self.bound for value in self.curves["qvalue_abs"][: len(self.steps)]]
         self.ratio += [math.inf] if left < math.inf else []
         self.diverges = max(self.ratio) > DIVERGED
+        self.kind = "diverging" if self.diverges else "impossible" if max(self.ratio) > 1.0 else "sane"
         self.value = row["curves"][seed]["qvalue_abs"][len(self.steps) - 1]
         self.played = row["returns"][seed] if row["returns"] else math.nan
 
@@ -359,6 +360,19 @@ class Run:
         """Return the update at which mean |Q| first exceeds so many times the possible; infinite where never."""
         over = [step for step, ratio in zip(self.steps, self.ratio) if ratio > times]
         return over[0] if over else math.inf
+
+    def verdict(self) -> str:
+        """Return what a diagnosis of the curves says; the limit is that of a run's own alarm."""
+        curves = [
+            {name: values[i] for name, values in self.curves.items() if not math.isnan(values[i])}
+            for i in range(len(self.steps))
+        ]
+        limit = MARGIN * (self.bound + curves[0]["qvalue_abs"]) + 1.0
+        over = [(each["step"], each["qvalue_abs"]) for each in curves if not each["qvalue_abs"] <= limit]
+        returns = {"return_largest": "largest discounted return", "return_mean": "mean discounted return"}
+        numbers = {name: self.row[column] for name, column in returns.items()} | {"qvalue_abs": self.value}
+        impossible = Impossible(*over[0], self.bound) if over else None
+        return judged(numbers, curves, agents=None, impossible=impossible).word
 
     def early(self, name: str, until: int) -> float:
         """Return a curve's last number before ``until``, or before the values leave what is possible."""
@@ -379,6 +393,7 @@ def report(rows: Sequence[Row], output: Path) -> None:
         print(f"\n{stage}\n{values_table(chosen)}")
     print(f"\nPrediction\n{prediction_table(runs)}")
     print(f"\nAlarms\n{alarm_table(runs)}")
+    print(f"\nDiagnoses\n{verdict_table(rows)}")
     picture(rows, output / "instability.png")
 
 
@@ -456,15 +471,24 @@ def prediction_table(runs: Sequence[Run]) -> str:
 def alarm_table(runs: Sequence[Run]) -> str:
     """What alarms at so many times the possible value name, and how long before ten times."""
     lines = []
-    for times in (0.5, 1.0, 1.5, 2.0, 3.0):
-        diverging = [run for run in runs if run.diverges]
-        sane = [run for run in runs if not run.diverges]
-        named = [run for run in diverging if run.passes(times) < math.inf]
-        leads = sorted(run.passes(DIVERGED) - run.passes(times) for run in named)
-        false = [run for run in sane if run.passes(times) < math.inf]
+    kinds = {kind: [run for run in runs if run.kind == kind] for kind in KINDS}
+    for times in (0.5, 1.0, 2.0, 3.0):
+        named = {kind: [run for run in kinds[kind] if run.passes(times) < math.inf] for kind in KINDS}
+        leads = sorted(run.passes(DIVERGED) - run.passes(times) for run in named["diverging"])
         lead = f"{leads[len(leads) // 2]:.0f} ({leads[0]:.0f} to {leads[-1]:.0f})" if leads else ""
-        lines.append([times, f"{len(named)} of {len(diverging)}", lead, f"{len(false)} of {len(sane)}"])
-    return markdown(["alarm at mean abs Q over the possible", "named", "updates before ten times", "false"], lines)
+        lines.append([times, lead, *(f"{len(named[kind])} of {len(kinds[kind])}" for kind in KINDS)])
+    return markdown(["alarm at mean abs Q over the possible", "updates before ten times", *KINDS], lines)
+
+
+def verdict_table(rows: Sequence[Row]) -> str:
+    """What a diagnosis of each run's curves says at its end."""
+    found = collections.Counter()
+    for row in rows:
+        for seed in range(row["seeds"]):
+            run = Run(row, seed)
+            found[run.kind, run.verdict()] += 1
+    words = ("diverged", "suspicious", "sane")
+    return markdown(["runs", *words], [[kind, *(found[kind, word] for word in words)] for kind in KINDS])
 
 
 @figure_style()
