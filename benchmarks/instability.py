@@ -60,6 +60,8 @@ from torchrl_marl_offline import (
     make_env,
 )
 from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, new_figure, save_figure
+from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.data import describe
 from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
@@ -151,9 +153,12 @@ def recorded(task: str, folder: Path) -> OfflineDataset:
             policy = as_policy(standing_still(env.task_spec) if task == ANT else best_gait())
         words = {ANT: "noise of .15 around standing still", CHEETAH: "the best of 512 drawn gaits with noise of .15"}
         about = words.get(task, "the optimal controller with noise of .1")
-        data = collect(env, policy, episodes=episodes, seed=0, metadata={"policy": about})
+        data = collect(env, policy, episodes=episodes, seed=0, metadata={"behaviour": about, "seed": 0})
         path.parent.mkdir(parents=True, exist_ok=True)
         data.save(path)
+        card = describe(data)
+        write_text_atomic(path.with_suffix(".txt"), f"{card}\n")
+        card.save_picture(path.with_suffix(".png"))
     return load_dataset(path)
 
 
