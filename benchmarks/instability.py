@@ -394,6 +394,8 @@ def report(rows: Sequence[Row], output: Path) -> None:
     """Print the tables, and draw the picture."""
     runs = [Run(row, seed) for row in rows for seed in range(row["seeds"])]
     print(f"{machine()}; {len(rows)} rows, {len(runs)} runs, {sum(r.diverges for r in runs)} diverge")
+    grid = [row for row in rows if row["task"] == ANT and len(row["hidden"]) == 2]
+    print(f"\nGrid: possible {grid[0]['bound']:.4g}\n{grid_table(grid)}" if grid else "")
     for stage, chosen in _by_stage(rows).items():
         print(f"\n{stage}\n{values_table(chosen)}")
     print(f"\nPrediction\n{prediction_table(runs)}")
@@ -436,6 +438,22 @@ def values_table(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def grid_table(rows: Sequence[Row]) -> str:
+    """The grid at a glance: geometric mean of the final mean |Q| and how many seeds diverge, by normalization."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        runs = [Run(row, seed) for seed in range(row["seeds"])]
+        values = [math.log10(min(_or_infinite(run.value), 1e38)) for run in runs]
+        kinds = [run.kind for run in runs]
+        grave = " / ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS[:2] if kind in kinds)
+        cells.setdefault((row["norms"], row["mixer"]), {})[row["scale"]] = (
+            f"{10 ** (sum(values) / len(values)):.3g}{f' ({grave})' if grave else ''}"
+        )
+    lines = [[*key, *(found.get(scale, "") for scale in SCALES)] for key, found in cells.items()]
+    return markdown(["layer norms", "mixer", *SCALES], lines)
+
+
+NAMES = {"trained": "trained mixer", "frozen": "frozen mixer", "vdn": "VDN"}
 SHOWN = {"norms": "layer norms", "mixer": "mixer", "scale": "normalized", "cure": "other"}
 
 
@@ -500,14 +518,15 @@ def verdict_table(rows: Sequence[Row]) -> str:
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Draw values over the possible, and gains, of the rows that make the point."""
     chosen = [
-        row for row in rows if row["task"] == ANT and row["scale"] in ("none", "both") and len(row["hidden"]) == 2
+        row for row in rows if row["task"] == ANT and row["scale"] in ("none", "eq. 4") and len(row["hidden"]) == 2
     ]
     chosen = [row for row in chosen if row["norms"] in ("none", "both")]
     figure, axes = new_figure(2, size=(13, 4.6))
     for index, row in enumerate(chosen):
         runs = [Run(row, seed) for seed in range(row["seeds"])]
         length = min(len(run.steps) for run in runs)
-        label = f"{row['mixer']}, layer norms {row['norms']}, normalized {row['scale']}"
+        of_actor = "eq. 4" if row["scale"] == "eq. 4" else "no eq. 4"
+        label = f"{NAMES[row['mixer']]}, layer norms: {row['norms']}, {of_actor}"
         curves = [[min(ratio, 1e30) for ratio in run.ratio[:length]] for run in runs]
         draw_seeds(axes[0], runs[0].steps[:length], curves, index=index, label=label)
         points = [i for i in range(length) if not math.isnan(runs[0].curves["discounted_gain"][i])]
@@ -517,7 +536,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     axes[0].axhline(1.0, color=GREY, linewidth=1.2)
     axes[1].axhline(1.0, color=GREY, linewidth=1.2)
     axes[0].set(xlabel="updates", ylabel="mean |Q| over the largest possible", yscale="log")
-    axes[1].set(xlabel="updates", ylabel="gain: discount times norm of the mixer's Jacobian", yscale="log")
+    axes[1].set(xlabel="updates", ylabel="gain γ‖J‖", yscale="log")
     legend_beside(figure, axes[0])
     figure.suptitle("mamujoco/2ant, TD + BRAC: mean and range over seeds", x=0.01, ha="left")
     save_figure(figure, path)
