@@ -111,8 +111,8 @@ def _unknown_file(content: Content) -> DatasetError:
         if "is not an HDF5 file" not in str(content.refusal):
             return content.refusal
         return DatasetError(
-            f"{path} is not an HDF5 file, as those of pymarl:, omiga_h5: and d4rl: are, and no other single file is "
-            "known; give the folder of the dataset, or pass its arrays to from_arrays()."
+            f"{path} is not an HDF5 file, as those of pymarl:, omiga_h5: and d4rl: are, nor a Parquet, CSV or npz "
+            "table; give the folder of the dataset, or pass its arrays to from_arrays()."
         )
     of_hdf5 = {name: reader.arrays for name, reader in READERS.items() if reader.arrays}
     near = max(of_hdf5, key=lambda name: len(of_hdf5[name] & arrays))

@@ -19,6 +19,7 @@ key                         what it names
 ``next_observations``, ...  also ``next_state``, ``next_action_mask``, ``next_mask``, ``next_actions``: what follows a
                             row; empty where the next row of the table says it
 ``counts``                  false where a row must not count in training
+``has_next_action``         false where nobody acted after a row
 ==========================  ==========================================================================================
 
 Each names a column, a list of columns, or patterns: ``*`` stands for any text, ``{agent}`` for an agent's name. A table
@@ -56,13 +57,21 @@ LISTS = (
     "next_action_mask",
 )
 """Roles that may have several columns; the others have one."""
-SINGLE = ("reward", "terminal", "timeout", "mask", "success", "action_log_prob", "next_mask", "counts")
+SINGLE = (
+    "reward",
+    "terminal",
+    "timeout",
+    "mask",
+    "success",
+    "action_log_prob",
+    "next_mask",
+    "counts",
+    "has_next_action",
+)
 KEYS = ("episode", "time", "agent")
 NEEDED = ("observations", "actions", "reward")
-OF_THE_TEAM = ("state", "next_state", "success", "counts")
+OF_THE_TEAM = ("state", "next_state", "success", "counts", "has_next_action")
 """Roles that no agent has a column of its own for."""
-FLAGS = ("terminal", "timeout", "mask", "success", "action_mask", "next_mask", "next_action_mask", "counts")
-"""Roles whose values are true or false."""
 PADDED = ("observations", "next_observations")
 """Roles that may have fewer columns for some agents than for others; zeros fill them up."""
 OF_AN_AGENT = ("observations", "actions", "action_mask", "action_log_prob", "mask")

@@ -400,8 +400,8 @@ class _Csv(Table):
     def blocks(self, columns: Sequence[str], labels: Iterable[str]) -> Iterator[dict[str, Cells]]:
         labels, places = set(labels), {name: self.names.index(name) for name in columns}
         self.lines, width, seen = array("q"), len(self.names), 0
-        with _text(self.path, packed=self._opened) as text:
-            rows = csv.reader(text, delimiter=self._delimiter(), strict=True)
+        with _text(self.path, packed=self._opened[0]) as text:
+            rows = csv.reader(text, delimiter=self._opened[1], strict=True)
             next(rows)
             while True:
                 block = []
@@ -423,9 +423,6 @@ class _Csv(Table):
                     for name, place in places.items()
                 }
                 seen += len(block)
-
-    def _delimiter(self) -> str:
-        return self.notes or ","
 
 
 def _text(path: Path, *, packed: bool) -> io.TextIOWrapper:
@@ -476,7 +473,7 @@ def _open_csv(path: Path, *, packed: bool) -> Table:
     numbers = [name for name in names if name.replace(".", "", 1).lstrip("-").isdigit()]
     if 2 * len(numbers) > len(names):
         raise DatasetError(f"{path} has numbers in its first line, {numbers[0]!r}; name the columns there.")
-    return _Csv(path, tuple(names), delimiter, None, packed)
+    return _Csv(path, tuple(names), None, None, (packed, delimiter))
 
 
 def _delimiter(line: str) -> str:

@@ -82,7 +82,7 @@ def read_rows(resolved: Resolved, tables: list[Table], rounding: Rounding) -> Ro
         missing = [name for name in wanted if name not in table.names]
         if missing:
             raise DatasetError(
-                f"{table.path} has no column {missing[0]!r}, which {tables[0].path.name} has; give files of equal columns."
+                f"{table.path} has no column {missing[0]!r}, which {tables[0].path.name} has; give all files the same."
             )
         rows = 0
         for block in table.blocks(wanted, labels):

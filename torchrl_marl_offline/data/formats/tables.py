@@ -113,7 +113,7 @@ def read_table(
         names, file = tables[0].names, str(tables[0].path)
         noted: dict[str, Any] = {}
         given = _given_map(path, columns)
-        if given is None and tables[0].notes is not None and file.lower().endswith((".parquet", ".pq")):
+        if given is None and tables[0].notes is not None:
             given, noted = _noted_map(tables[0].notes, file)
         given = map_by_names(names, file) if given is None else given
         given = with_options(given, options)
@@ -472,6 +472,8 @@ class _Building:
             )
         if "counts" in columns:
             found[MASK] = _flags(self._of_team("counts", ~final))[:, 0]
+        if "has_next_action" in columns:
+            found[HAS_NEXT_ACTION] = _flags(self._of_team("has_next_action", ~final))[:, 0]
         if "next_mask" in columns:
             values = steps.values("next_mask")
             self._refuse_empty(values, "next_mask", acting)
@@ -508,6 +510,8 @@ class _Building:
                 _set_next_actions(data, torch.from_numpy(values))
             elif key != next_key(AGENT_MASK) or key in data.keys(include_nested=True):
                 data.set(key, torch.from_numpy(np.ascontiguousarray(values)))
+        if HAS_NEXT_ACTION in extra:  # after the actions, which set it, too
+            data.set(HAS_NEXT_ACTION, torch.from_numpy(extra[HAS_NEXT_ACTION]))
         return OfflineDataset(data, dataset.spec, dataset.metadata)
 
 
