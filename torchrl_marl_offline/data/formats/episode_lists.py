@@ -84,8 +84,8 @@ def _refuse_two_meanings(given: Mapping[str, Any]) -> None:
     if len(shapes) == 1 and len(shape := shapes.pop()) == 2 and all(np.ndim(part) == 1 for part in rewards):
         raise DatasetError(
             f"observations is a list of {len(observations)} arrays {list(shape)}, which may be steps of {shape[0]} "
-            f"agents or episodes of {shape[0]} steps; give numpy.stack(...) of each list for steps, and for episodes arrays "
-            "[L, n, ...], with n = 1 for one agent."
+            f"agents or episodes of {shape[0]} steps; give numpy.stack(...) of each list for steps, and for episodes "
+            "arrays [L, n, ...], with n = 1 for one agent."
         )
 
 

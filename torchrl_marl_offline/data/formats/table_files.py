@@ -326,9 +326,10 @@ def _is_text(table: Table, row: int, name: str, text: Any) -> DatasetError:
 class _Npz(Table):
     def blocks(self, columns: Sequence[str], labels: Iterable[str]) -> Iterator[dict[str, Cells]]:
         labels, found = set(labels), {}
-        with open_regular(self.path) as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_regular(self.path) as stream, zipfile.ZipFile(stream) as archive:
             for name in columns:
-                values = arrays[name]
+                with archive.open(f"{name}.npy") as member:
+                    values = np.lib.format.read_array(member, allow_pickle=False)
                 if values.dtype.kind in "US":
                     if name not in labels:
                         raise _is_text(self, 0, name, values.reshape(-1)[0] if values.size else "")
@@ -428,15 +429,16 @@ class _Csv(Table):
 def _text(path: Path, *, packed: bool) -> io.TextIOWrapper:
     stream: Any = open_regular(path)
     if packed:
-        stream = _Bounded(gzip.GzipFile(fileobj=stream), path)
+        stream = _Bounded(stream, path)
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
 
 
 class _Bounded(io.RawIOBase):
     """What is unpacked, as far as its size is likely."""
 
-    def __init__(self, packed: gzip.GzipFile, path: Path) -> None:
-        self._packed, self._path, self._size = packed, path, 0
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._packed = stream, gzip.GzipFile(fileobj=stream)
+        self._path, self._size = path, 0
 
     def readable(self) -> bool:
         return True
@@ -450,6 +452,7 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._packed.close()
+        self._stream.close()
         super().close()
 
 

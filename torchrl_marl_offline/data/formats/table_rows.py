@@ -170,7 +170,8 @@ class Steps:
     Attributes:
         rows: the table.
         agents: names, ``n``.
-        episode: ``[S]`` int64, numbered from 0 in the order in which episodes first come.
+        episode: ``[S]`` int64, numbered from 0: in the order of the rows where those of an episode stand together, else
+            in that of the episodes' names.
         labels: name of each episode, for messages.
         time: ``[S]``, or ``None``.
         at: ``[S, n]`` int64, the row of each agent's step; -1 where it has none.
@@ -197,7 +198,8 @@ class Steps:
 
     def where(self, step: int, agent: int | None = None) -> str:
         """Say where a step is: file, row, episode, time and agent."""
-        row = int(self.at[step].max() if agent is None else self.at[step, agent])
+        there = self.at[step][self.at[step] >= 0]
+        row = int(there.min() if agent is None else self.at[step, agent])
         told = [f"episode {self.labels[self.episode[step]]}"] if self.labels else []
         told += [] if self.time is None else [f"time {_number_text(self.time[step])}"]
         told += [] if agent is None or len(self.agents) == 1 else [f"agent {self.agents[agent]}"]
@@ -338,7 +340,7 @@ def _check_keys(keys: dict[str, np.ndarray], rows: Rows) -> None:
 
 
 def _episodes(keys: dict[str, np.ndarray], rows: Rows, options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """Return the episode of each row, numbered as they first come, and their names; without names by the file alone."""
+    """Return the episode of each row and the episodes' names; all zeros where no column says it."""
     if "episode" not in keys:
         return np.zeros(len(rows), np.int64), []
     values = keys["episode"]
@@ -352,7 +354,12 @@ def _episodes(keys: dict[str, np.ndarray], rows: Rows, options: dict[str, Any]) 
         texts = [f"{texts[one % len(found)]} of {Path(rows.tables[one // len(found)].path).name}" for one in both]
     firsts = np.full(len(texts), len(rows), np.int64)
     np.minimum.at(firsts, inverse, np.arange(len(rows)))
-    place = np.argsort(firsts, kind="stable")
+    together = int((inverse[1:] != inverse[:-1]).sum()) == len(texts) - 1
+    place = (
+        np.argsort(firsts, kind="stable")
+        if together
+        else np.array(sorted(range(len(texts)), key=lambda one: natural(texts[one])))
+    )
     number = np.empty_like(place)
     number[place] = np.arange(len(place))
     return number[inverse], [texts[one] for one in place]
@@ -403,11 +410,12 @@ def _sorted(
         return np.arange(len(rows))
     order = np.lexsort((*by, episode))
     if time is not None:
-        step = np.flatnonzero((episode[1:] == episode[:-1]) & (time[1:] < time[:-1]))
-        if len(step):
+        stable = np.argsort(episode, kind="stable")
+        back = np.flatnonzero((np.diff(episode[stable]) == 0) & (time[stable][1:] < time[stable][:-1]))
+        if len(back):
             findings.append(
-                f"the rows were sorted by time: within an episode it goes back {len(step)} times, first at "
-                f"{rows.place(int(step[0]) + 1)}"
+                f"the rows were sorted by time: within an episode it goes back {len(back)} times, first at "
+                f"{rows.place(int(stable[back[0] + 1]))}"
             )
     if (episode[1:] < episode[:-1]).any():
         row = int(np.argmax(episode[1:] < episode[:-1])) + 1
@@ -484,7 +492,7 @@ def split_at_gaps(steps: Steps, gaps: str) -> None:
         return
     with np.errstate(over="ignore"):
         distance = (time[1:] - time[:-1]).astype(np.float64)
-    usual = float(np.median(distance[inside]))
+    usual = float(np.quantile(distance[inside], 0.5, method="lower"))
     wide = inside & (distance > _GAP * usual)
     if not wide.any():
         return
