@@ -282,7 +282,7 @@ def test_a_mask_of_agents_and_actions_by_index_are_filled_up_too():
 
 def test_an_episode_whose_arrays_disagree_about_its_agents_is_still_bad():
     rewards = [np.ones((3, 2)), np.ones((2, 2)), np.ones((4, 1))]
-    with pytest.raises(DatasetError, match="episode 1: its .* have rows of shape"):
+    with pytest.raises(DatasetError, match=r"episode 1: its .* have rows of shape"):
         of_unequal_teams(rewards=rewards)
     assert of_unequal_teams(rewards=rewards, repair=True).n_episodes == 2
 
@@ -299,8 +299,10 @@ def test_episodes_of_one_agent_of_equal_length_are_not_taken_for_steps(repair, f
     }
     with pytest.raises(DatasetError, match=r"may be steps of 4 agents or episodes of 4 steps; give numpy.stack"):
         from_arrays(**given)
+    given |= {"repair": False, "terminals": [np.arange(4) == 3] * 2}
     steps = from_arrays(**given | {name: np.stack(given[name]) for name in ("observations", "actions", "rewards")})
     assert steps.spec.n_agents == 4
+    given["terminals"] = [True, True]
     with_axis = {name: [part[:, None] for part in given[name]] for name in ("observations", "actions", "rewards")}
     assert from_arrays(**given | with_axis).episode_lengths.tolist() == [4, 4]
 
