@@ -83,7 +83,7 @@ def read_table(
     action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
     gaps: Literal["refuse", "split", "ignore"] | None = None,
 ) -> OfflineDataset:
-    r"""Read a table of logs into memory.
+    """Read a table of logs into memory.
 
     Args:
         path: a Parquet, CSV (also ``.csv.gz``) or npz file, or a folder of such files.
@@ -100,10 +100,12 @@ def read_table(
 
     Example:
         >>> import tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> path = Path(folder.name) / "logs.csv"
-        >>> _ = path.write_text("episode,step,agent,obs_x,action,reward\n0,0,a,0.5,1,0\n0,0,b,0.1,0,0\n")
-        >>> read_table(path).spec.n_agents
+        >>> lines = "episode,step,agent,obs_x,action,reward", "0,0,left,0.5,0.1,1", "0,0,right,0.2,0.3,0"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "logs.csv"
+        ...     _ = path.write_text(chr(10).join(lines))
+        ...     dataset = read_table(path)
+        >>> dataset.spec.n_agents
         2
     """
     path = user_path(path)
