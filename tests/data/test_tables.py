@@ -126,6 +126,8 @@ RIGHT = {
     "float64 becomes float32": (long_log(), {}),
     "flags as 0 and 1": (long_log(terminated=[int(one) for one in long_log()["terminated"]]), {}),
     "flags as 0.0 and 1.0": (long_log(truncated=[float(one) for one in long_log()["truncated"]]), {}),
+    "a mean that is not read": (long_log(mean_reward=[0.5] * LONG_ROWS), {}),
+    "wide, a total that is not read": (wide_log(total_reward=[0.5] * 5), {}),
     "a column that is not read": (long_log(battery=[0.5] * LONG_ROWS), {}),
     "text that is not read": (long_log(note=["ok"] * LONG_ROWS), {}),
     "a map with patterns": (long_log(), MAP),

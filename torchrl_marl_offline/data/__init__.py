@@ -10,7 +10,7 @@ from torchrl_marl_offline.data.formats.omar_npy import read_omar_npy
 from torchrl_marl_offline.data.formats.omiga_h5 import read_omiga_h5
 from torchrl_marl_offline.data.formats.pymarl import read_pymarl
 from torchrl_marl_offline.data.formats.readers import register_reader
-from torchrl_marl_offline.data.formats.table import read_table
+from torchrl_marl_offline.data.formats.table_reader import read_table
 from torchrl_marl_offline.data.formats.vault import read_vault
 from torchrl_marl_offline.data.hub import pull_dataset, push_dataset
 from torchrl_marl_offline.data.published.caching import load_published

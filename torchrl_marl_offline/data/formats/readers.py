@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, pymarl, table, vault
+from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, pymarl, table_reader, vault
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -37,7 +37,9 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {
-    "table": Reader(table.read_table, table.recognise),  # asked last: other formats' files are tables, too
+    "table": Reader(
+        table_reader.read_table, table_reader.recognise
+    ),  # asked last: other formats' files are tables, too
     "pymarl": Reader(pymarl.read_pymarl, pymarl.recognise, pymarl.ARRAYS),
     "vault": Reader(vault.read_vault, vault.recognise, open=vault.open_vault),
     "omiga_h5": Reader(omiga_h5.read_omiga_h5, omiga_h5.recognise, omiga_h5.ARRAYS, omiga_h5.open_omiga_h5),

@@ -391,20 +391,21 @@ def map_by_names(names: Sequence[str], file: str) -> ColumnMap:
         DatasetError: they do not say enough.
     """
     found: dict[str, list[str]] = {}
-    agents: dict[str, None] = {}
+    of_agents: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
     for name in names:
-        role = _role(name)
+        agent, rest = (None, name) if (role := _role(name)) is not None else _split(name)
         if role is not None:
             found.setdefault(role, []).append(name)
-            continue
-        agent, rest = _split(name)
-        if agent is None:
+        elif agent is None:
             unknown.append(name)
-            continue
-        agents.setdefault(agent)
-        found.setdefault(_role(rest) or "", []).append(_AGENT + name[len(agent) :])
-    found.pop("", None)
+        else:
+            of_agents.setdefault(agent, {})[name] = _role(rest) or ""
+    agents = {name: own for name, own in of_agents.items() if {"observations", "actions"} & set(own.values())}
+    unknown += [name for agent, own in of_agents.items() if agent not in agents for name in own]  # mean_reward
+    for agent, own in agents.items():
+        for name, role in own.items():
+            found.setdefault(role, []).append(_AGENT + name[len(agent) :])
     columns = {role: tuple(dict.fromkeys(patterns)) for role, patterns in found.items()}
     if "time" in columns:  # a step beside a time of day: the step
         columns["time"] = tuple(sorted(columns["time"], key=lambda name: _WORDS["time"].index(_plain(name)))[:1])

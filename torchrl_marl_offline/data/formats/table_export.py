@@ -1,4 +1,4 @@
-"""Writer of tables: a dataset as one Parquet file, a row for each step, which :mod:`~.table` reads back bit for bit.
+"""Writer of tables: a dataset as one Parquet file, a row for each step; :mod:`~.table_reader` reads it bit for bit.
 
 Each agent has columns of its own, ``agent_0_observation`` and so on; what has several numbers is a list. What follows a
 row stands there only where the next row of its episode does not say it. The column map, the task's sizes and what is
@@ -37,7 +37,7 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.data.formats.table import NOTED
+from torchrl_marl_offline.data.formats.table_reader import NOTED
 from torchrl_marl_offline.data.transitions.assembly import legal_placeholder, shift
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetWarning
