@@ -463,7 +463,9 @@ def _open_csv(path: Path, *, packed: bool) -> Table:
             delimiter = _delimiter(first)
             names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-        raise DatasetError(f"{path} is no Parquet, npz or CSV file ({_short(error)}); give one of them.") from error
+        raise DatasetError(
+            f"{path} is no Parquet, npz or CSV file in UTF-8 ({_short(error)}); give one of them."
+        ) from error
     names = [name.strip() for name in names]
     if len(names) < 2 or not all(names):
         if names[1:] and not names[0]:  # the index of a data frame
