@@ -40,7 +40,7 @@ OPTIONAL = {
     "mujoco_warp",
     "onnxscript",
 }
-OPTIONAL |= {"pandas", "ray", "rliable", "tensorstore", "warp"}
+OPTIONAL |= {"pandas", "pyarrow", "ray", "rliable", "tensorstore", "warp"}
 """Packages that need not be there: of extras, or of an operating system."""
 
 SLOW = {

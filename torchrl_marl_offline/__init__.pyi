@@ -30,6 +30,7 @@ from .data import OfflineDataset as OfflineDataset
 from .data import TaskSpec as TaskSpec
 from .data import collect as collect
 from .data import convert_dataset as convert_dataset
+from .data import export_dataset as export_dataset
 from .data import from_arrays as from_arrays
 from .data import list_datasets as list_datasets
 from .data import load_dataset as load_dataset

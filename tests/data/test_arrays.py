@@ -229,3 +229,89 @@ def test_pictures_are_told_to_be_flattened():
             terminals=np.arange(4) == 3,
             n_actions=3,
         )
+
+
+# Lists of episodes whose agents differ in number, and lists that may mean two things
+
+
+def of_unequal_teams(final=0, by_agent=False, **more):
+    teams = ((3, 2), (2, 3), (4, 1))  # lengths and agents
+    ends = {"terminals": [True, False, True]}
+    if by_agent:
+        ends = {"terminals": [np.repeat(np.arange(t)[:, None] == t - 1, n, 1) for t, n in teams]}
+    given = {
+        "observations": [np.full((t + final, n, 2), 1.0 + e) for e, (t, n) in enumerate(teams)],
+        "actions": [np.full((t, n, 1), 2.0 + e / 10) for e, (t, n) in enumerate(teams)],
+        "rewards": [np.ones((t, n)) for t, n in teams],
+        "action_bounds": (2.0, 3.0),
+    }
+    return from_arrays(**given | ends | more)
+
+
+@pytest.mark.parametrize("final", [0, 1])
+@pytest.mark.parametrize("by_agent", [False, True])
+def test_episodes_with_fewer_agents_are_filled_up_and_masked(final, by_agent):
+    dataset = of_unequal_teams(final, by_agent)
+    assert dataset.spec.n_agents == 3 and dataset.episode_lengths.tolist() == [3, 2, 4]
+    there = [[1, 1, 0]] * 3 + [[1, 1, 1]] * 2 + [[1, 0, 0]] * 4
+    assert dataset.data["agents", "mask"].int().tolist() == there
+    assert dataset.data["agents", "observation"][..., 0].tolist() == [
+        [seen * (1.0 + episode) for seen in row]
+        for row, episode in zip(there, dataset.data["collector", "traj_ids"].tolist())
+    ]
+    flags = dataset.data["next", "terminated"][:, 0].int().tolist()
+    assert flags == [0, 0, 1, 0, int(by_agent), 0, 0, 0, 1]
+    assert (
+        "episodes have 1 to 3 agents: they were filled up to 3, and the added ones do not count"
+        in (dataset.metadata["findings"])
+    )
+    assert dataset.data["collector", "mask"].all() == (final == 1 or by_agent)
+
+
+def test_a_mask_of_agents_and_actions_by_index_are_filled_up_too():
+    dataset = of_unequal_teams(
+        actions=[np.full((t, n), 1) for t, n in ((3, 2), (2, 3), (4, 1))],
+        action_mask=[np.ones((t, n, 2), bool) for t, n in ((3, 2), (2, 3), (4, 1))],
+        agent_mask=[np.ones((3, 2)), np.array([[1, 1, 1], [1, 0, 1]]), np.ones((4, 1))],
+        rewards=[np.ones(t) for t in (3, 2, 4)],
+        action_bounds=(-1.0, 1.0),
+    )
+    assert dataset.data["agents", "mask"].int().tolist()[3:6] == [[1, 1, 1], [1, 0, 1], [1, 0, 0]]
+    assert dataset.spec.has_action_mask and dataset.episode_returns().tolist() == [3.0, 2.0, 4.0]
+
+
+def test_an_episode_whose_arrays_disagree_about_its_agents_is_still_bad():
+    rewards = [np.ones((3, 2)), np.ones((2, 2)), np.ones((4, 1))]
+    with pytest.raises(DatasetError, match=r"episode 1: its .* have rows of shape"):
+        of_unequal_teams(rewards=rewards)
+    assert of_unequal_teams(rewards=rewards, repair=True).n_episodes == 2
+
+
+@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize("flags", ["for each step", "for each episode"])
+def test_episodes_of_one_agent_of_equal_length_are_not_taken_for_steps(repair, flags):
+    given = {
+        "observations": [np.zeros((4, 3))] * 2,
+        "actions": [np.zeros((4, 1))] * 2,
+        "rewards": [np.ones(4)] * 2,
+        "terminals": [np.arange(4) == 3] * 2 if flags == "for each step" else [True, True],
+        "repair": repair,
+    }
+    with pytest.raises(DatasetError, match=r"may be steps of 4 agents or episodes of 4 steps; give numpy.stack"):
+        from_arrays(**given)
+    given |= {"repair": False, "terminals": [np.arange(4) == 3] * 2}
+    steps = from_arrays(**given | {name: np.stack(given[name]) for name in ("observations", "actions", "rewards")})
+    assert steps.spec.n_agents == 4
+    given["terminals"] = [True, True]
+    with_axis = {name: [part[:, None] for part in given[name]] for name in ("observations", "actions", "rewards")}
+    assert from_arrays(**given | with_axis).episode_lengths.tolist() == [4, 4]
+
+
+def test_steps_in_a_list_with_a_reward_of_the_team_are_read_as_before():
+    dataset = from_arrays(
+        observations=[np.zeros((2, 3))] * 4,
+        actions=[np.zeros((2, 1))] * 4,
+        rewards=[1.0] * 4,
+        terminals=np.arange(4) == 3,
+    )
+    assert dataset.spec.n_agents == 2 and len(dataset) == 4

@@ -59,7 +59,7 @@ def test_what_is_not_recognized_is_said(places, tmp_path):
     for name, sentence in {
         "some.h5": r"no format that is known by its arrays \(actions, obs\); it lacks filled, reward for pymarl",
         "notes.txt": "is not an HDF5 file",
-        "empty": "is no dataset folder; give 'pymarl:PATH'",
+        "empty": "is no dataset folder; give 'table:PATH', 'pymarl:PATH'",
         "nowhere": "does not exist",
         "3m.vlt": "holds the vaults Good; name one of them",
     }.items():

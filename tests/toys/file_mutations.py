@@ -7,18 +7,20 @@ import json
 import random
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from data_toys import episodes, pymarl_episode_arrays, write_h5
 from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
+from table_toys import long_log, rows_of, write_table
 
 from torchrl_marl_offline.data import DatasetError, load_dataset, validate
 
 CHECKSUMMED = ("", "vault:")
 """Formats with checksums of all data: what loads must be what was written."""
-READERS = ("", "d4rl:", "minari:", "omar_npy:", "omiga_h5:", "pymarl:", "vault:")
+READERS = ("", "d4rl:", "minari:", "omar_npy:", "omiga_h5:", "pymarl:", "table:", "vault:")
 """The prefixes; ``""`` is our own folder."""
 KINDS = ("flip", "flip", "flip many", "cut", "zero", "missing", "swap", "array", "declare", "text")
 
@@ -34,8 +36,18 @@ def original(prefix: str, folder: Path, monkeypatch: Any) -> Path:
         "vault:": lambda: write_vault(folder / "vault", vault_arrays([3, 1, 4])),
         "minari:": lambda: write_minari(folder, monkeypatch, [3, 2, 4]),
         "": lambda: episodes([3, 1, 4]).save(folder / "ours"),
+        "table:": lambda: table_of_three_kinds(folder / "logs"),
     }
     return writers[prefix]()
+
+
+def table_of_three_kinds(folder: Path) -> Path:
+    """One log in three files, an episode in each."""
+    log = long_log((3, 2, 4), agents=(0, 1))
+    for number, kind in enumerate((".csv", ".npz", ".parquet")):
+        rows = [row for row, episode in enumerate(log["episode"]) if episode == number]
+        write_table(folder / f"part-{number}{kind}", rows_of(log, rows))
+    return folder
 
 
 def damage(path: Path, rng: random.Random, kind: str | None = None) -> str:
@@ -76,6 +88,12 @@ def damage_array(file: Path, rng: random.Random) -> bool:
     """Drop an array, or give it another shape, type or content, if the file has arrays by name."""
     if file.suffix == ".npy":
         np.save(file, mutated(np.load(file), rng))
+        return True
+    if file.suffix == ".npz":
+        with np.load(file) as content:
+            arrays = dict(content)
+        name = rng.choice(sorted(arrays))
+        np.savez(file, **arrays | {name: mutated(arrays[name], rng)})
         return True
     if file.suffix not in {".h5", ".hdf5"}:
         return False
@@ -119,14 +137,28 @@ def declare(file: Path, rng: random.Random) -> bool:
         declare_arrays(file, rng, 10 ** rng.randrange(6, 10))
         return True
     if file.suffix == ".npy":
-        values, stream = np.load(file), io.BytesIO()
-        shape = [*values.shape]
-        shape[rng.randrange(len(shape))] = 10 ** rng.randrange(6, 14)
-        header = {"descr": values.dtype.str, "fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(stream, header)
-        file.write_bytes(stream.getvalue() + values.tobytes())
+        file.write_bytes(declared(np.load(file), rng))
+        return True
+    if file.suffix == ".npz":
+        with np.load(file) as content:
+            arrays = dict(content)
+        chosen = rng.choice(sorted(arrays))
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, values in arrays.items():
+                stream = io.BytesIO()
+                np.save(stream, values)
+                archive.writestr(f"{name}.npy", declared(values, rng) if name == chosen else stream.getvalue())
         return True
     return file.suffix == ".json" and change_text(file, rng, numbers=True)
+
+
+def declared(values: np.ndarray, rng: random.Random) -> bytes:
+    """Return an array's file that declares up to 10^13 rows."""
+    stream, shape = io.BytesIO(), [*values.shape]
+    shape[rng.randrange(len(shape))] = 10 ** rng.randrange(6, 14)
+    header = {"descr": values.dtype.str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + values.tobytes()
 
 
 def declare_arrays(file: Path, rng: random.Random, rows: int) -> None:

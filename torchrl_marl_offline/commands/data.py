@@ -1,4 +1,4 @@
-"""Datasets from the command line: ``marl-offline data inspect | convert | list | verify | record | push | pull``.
+"""Datasets: ``marl-offline data inspect | convert | export | list | verify | record | push | pull``.
 
 A SOURCE is what ``load_dataset`` takes: ``pymarl:FILE``, a published set such as ``og_marl:smac_v1/3m/Good``,
 ``hf:OWNER/NAME`` for one on the Hugging Face Hub, or a folder that ``OfflineDataset.save`` wrote. Exit code 0: done,
@@ -55,6 +55,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     _add_options(command)
 
+    command = add("export", "export", "Write a dataset as a Parquet table, or as a Minari dataset of one agent.")
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("target", type=user_path, metavar="OUT", help="the file *.parquet, or the folder for Minari")
+    command.add_argument("--format", choices=("parquet", "minari"), help="by default by the ending of OUT")
+    command.add_argument("--overwrite", action="store_true", help="replace a Parquet file that is there")
+    _add_options(command)
+
     command = add("list", "list_published", "List the published datasets.")
     command.add_argument("source", nargs="?", metavar="SOURCE", help="only of this one, e.g. og_marl")
     command.add_argument("task", nargs="?", metavar="TASK", help="only tasks that start with this, e.g. smac_v1/3m")
@@ -87,9 +94,10 @@ def add_recording(command: argparse.ArgumentParser) -> None:
     _add_options(command, "a setting of the recording, e.g. updates=20000 or num_envs=128")
 
 
-def _add_options(
-    command: argparse.ArgumentParser, text: str = "an option of the reader, e.g. time_limit=50 or time_limit=null"
-) -> None:
+_READER_OPTION = "an option of the reader, e.g. time_limit=50 or time_limit=null"
+
+
+def _add_options(command: argparse.ArgumentParser, text: str = _READER_OPTION) -> None:
     command.add_argument(
         "--option",
         action="append",
@@ -97,3 +105,7 @@ def _add_options(
         metavar="NAME=VALUE",
         help=text,
     )
+    if text == _READER_OPTION:
+        command.add_argument(
+            "--columns", type=user_path, metavar="MAP.toml", help="of a table: which columns hold what"
+        )

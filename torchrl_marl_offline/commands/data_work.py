@@ -15,7 +15,7 @@ from torchrl_marl_offline.data.published.cards import SOURCES, list_datasets
 from torchrl_marl_offline.data.quality.card import can_be_described, describe
 from torchrl_marl_offline.data.quality.inspection import compare
 from torchrl_marl_offline.data.quality.loading import load_inspected
-from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
+from torchrl_marl_offline.data.registry import convert_dataset, export_dataset, inspect_source, load_dataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetWarning
 from torchrl_marl_offline.data.transitions.validation import validate
 from torchrl_marl_offline.recording.graded import QUALITIES, record
@@ -43,6 +43,8 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
             options[name] = value
+    if getattr(parsed, "columns", None) is not None:
+        options["columns"] = parsed.columns
     return options
 
 
@@ -98,6 +100,14 @@ def convert(parsed: argparse.Namespace) -> int:
     for sentence in dataset.metadata.get("repairs", []):
         print(f"repaired: {sentence}")
     print(f"wrote {len(dataset)} transitions in {dataset.n_episodes} episodes to {parsed.target}")
+    return 0
+
+
+def export(parsed: argparse.Namespace) -> int:
+    """Write a dataset in a form that others read."""
+    dataset = load_dataset(parsed.source, **_options(parsed))
+    path = export_dataset(dataset, parsed.target, format=parsed.format, overwrite=parsed.overwrite)
+    print(f"wrote {path}")
     return 0
 
 

@@ -9,6 +9,8 @@ key                            shape, dtype             meaning
 ``("agents", "action")``       ``[*B, n, a]`` float32   continuous action in the bounds
                                ``[*B, n]`` int64        or the index of a discrete action
 ``("agents", "action_mask")``  ``[*B, n, A]`` bool      legal discrete actions, where there are any
+``("agents", "action_log_prob")``  ``[*B, n]`` float32  log-probability of the action under the behaviour
+                                                        policy, where a source has it
 ``("agents", "mask")``         ``[*B, n]`` bool         false for a dead or padding agent
 ``"state"``                    ``[*B, s]`` float32      global state
 ``("next", ...)``              as above                 the true next observation, state and mask
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 GROUP = "agents"
 OBSERVATION = (GROUP, "observation")
 ACTION = (GROUP, "action")
+ACTION_LOG_PROB = (GROUP, "action_log_prob")
 ACTION_MASK = (GROUP, "action_mask")
 AGENT_MASK = (GROUP, "mask")
 REWARD = (GROUP, "reward")

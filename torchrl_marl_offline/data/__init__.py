@@ -10,6 +10,7 @@ from torchrl_marl_offline.data.formats.omar_npy import read_omar_npy
 from torchrl_marl_offline.data.formats.omiga_h5 import read_omiga_h5
 from torchrl_marl_offline.data.formats.pymarl import read_pymarl
 from torchrl_marl_offline.data.formats.readers import register_reader
+from torchrl_marl_offline.data.formats.table_reader import read_table
 from torchrl_marl_offline.data.formats.vault import read_vault
 from torchrl_marl_offline.data.hub import pull_dataset, push_dataset
 from torchrl_marl_offline.data.published.caching import load_published
@@ -17,7 +18,7 @@ from torchrl_marl_offline.data.published.cards import DatasetCard, list_datasets
 from torchrl_marl_offline.data.quality.card import Card, describe
 from torchrl_marl_offline.data.quality.inspection import compare, inspect
 from torchrl_marl_offline.data.quality.repairs import repair
-from torchrl_marl_offline.data.registry import convert_dataset, inspect_source, load_dataset
+from torchrl_marl_offline.data.registry import convert_dataset, export_dataset, inspect_source, load_dataset
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, DatasetWarning
 from torchrl_marl_offline.data.transitions.findings import Finding, Inspection
@@ -39,6 +40,7 @@ __all__ = [
     "concatenate",
     "convert_dataset",
     "describe",
+    "export_dataset",
     "from_arrays",
     "hold_out",
     "inspect",
@@ -55,6 +57,7 @@ __all__ = [
     "read_omar_npy",
     "read_omiga_h5",
     "read_pymarl",
+    "read_table",
     "read_vault",
     "register_reader",
     "repair",

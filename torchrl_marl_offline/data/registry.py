@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.data.formats.minari_export import write_minari
 from torchrl_marl_offline.data.formats.readers import OWN, READERS, recognised
 from torchrl_marl_offline.data.formats.streaming import RowStream
+from torchrl_marl_offline.data.formats.table_export import write_table
 from torchrl_marl_offline.data.hub import HUB, load_from_hub
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import SOURCES
@@ -46,7 +48,7 @@ def load_dataset(
             :func:`~torchrl_marl_offline.push_dataset` published; or a file or folder, whose format its content tells:
             the folder that :meth:`OfflineDataset.save` or :func:`convert_dataset` wrote, or one of the formats that may
             also be named, ``"pymarl:FILE"``, ``"vault:FOLDER"``, ``"omiga_h5:FILE"``, ``"omar_npy:FOLDER"``,
-            ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``.
+            ``"minari:FOLDER_OR_ID"``, ``"d4rl:FILE"``, or logs of your own, ``"table:FILE_OR_FOLDER"``.
         repair: mend what can be mended; see :func:`~.loading.load_inspected`.
         strict: refuse what is not clean.
         inspect: whether to say what inspection finds. A folder says what it was found to hold when it was written, and
@@ -160,6 +162,42 @@ def convert_dataset(
     if (open_stream := _stream(prefix)) is not None:
         return open_stream(place, **options).write(path, overwrite=overwrite, progress=progress)
     return save_inspected(_load(source, **options), path, overwrite=overwrite)
+
+
+@checked
+def export_dataset(
+    dataset: OfflineDataset | str | Path,
+    path: str | Path,
+    *,
+    format: Literal["parquet", "minari"] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a dataset in a form that others read: a Parquet table, or a Minari dataset of one agent.
+
+    ``load_dataset(path)`` reads either again: the same rows, bit for bit, of the keys that the format keeps.
+
+    Args:
+        dataset: a dataset, or what :func:`load_dataset` takes.
+        path: the file ``*.parquet`` or, for Minari, the folder to create.
+        format: by default Parquet where the path ends in ``.parquet``, else Minari.
+        overwrite: whether to replace a Parquet file that is there.
+
+    Raises:
+        DatasetError: Minari has no place for what is in the dataset.
+        FileExistsError: there is something at ``path``.
+
+    Warns:
+        DatasetWarning: the format does not keep some keys or rows.
+    """
+    dataset = dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset)
+    path = user_path(path)
+    if format is None:
+        format = "parquet" if path.suffix.lower() in (".parquet", ".pq") else "minari"
+    if format == "minari":
+        if overwrite:
+            raise ValueError("overwrite=True is for Parquet files; remove the folder of a Minari dataset yourself.")
+        return write_minari(dataset, path)
+    return write_table(dataset, path, overwrite=overwrite)
 
 
 def _convert_repaired(

@@ -75,9 +75,9 @@ def from_arrays(
     not count, and ``("collector", "mask")`` is false there. Rows after the last end are an episode that was cut off,
     and count as truncated.
 
-    Each array may also be a list of one array for each episode, of unequal lengths; where the observations of an
-    episode are one more than its actions, the last is its final one. And each may be a mapping from agents' names to
-    their arrays: ``[T, o_i]`` observations of unequal widths are then filled up with zeros. See
+    Each array may also be a list of one array for each episode, of unequal lengths and numbers of agents; where the
+    observations of an episode are one more than its actions, the last is its final one. And each may be a mapping from
+    agents' names to their arrays: ``[T, o_i]`` observations of unequal widths are then filled up with zeros. See
     :mod:`~.episode_lists`.
 
     An agent has ended where either of its own flags is set; from the next row on it is dead, and its rows do not count,

@@ -10,6 +10,8 @@ a mapping agent -> ``[T, ...]``               agents in its order; short observa
 a list of mappings                            one for each episode
 ============================================  ==========================================================
 
+Episodes of arrays may have unequal numbers of agents ``n``: fewer are filled up, and the added ones are masked.
+
 Everything else that might mean two things is refused.
 """
 
@@ -32,6 +34,8 @@ PADDED = ("observations", "next_observations", "action_mask", "next_action_mask"
 WITH_FINAL = {"observations": "next_observations", "state": "next_state", "action_mask": "next_action_mask"}
 """What an episode may hold one more of than of actions, and what that gives."""
 FLAGS = ("terminals", "truncations")
+OF_AGENTS = ("observations", "actions", "rewards", *FLAGS, "next_observations", "action_mask", "next_action_mask")
+"""What has an axis of agents behind that of time, where it has a second axis at all."""
 
 
 def end_to_end(arrays: Mapping[str, Any], bad: BadEpisodes, notes: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def end_to_end(arrays: Mapping[str, Any], bad: BadEpisodes, notes: dict[str, Any
     if _is_of_episodes(given["observations"]):
         flat: dict[str, Any] = _joined(given, bad, notes)
     else:
+        _refuse_two_meanings(given)
         names: list[str] = []
         flat = {name: _single(values, name, names, notes) for name, values in given.items()}
     return dict.fromkeys(arrays) | flat
@@ -68,6 +73,20 @@ def _is_of_episodes(observations: Any) -> bool:
     if not isinstance(observations, list) or not observations:
         return False
     return any(isinstance(part, Mapping) or np.ndim(_dense(part)) == 3 for part in observations)
+
+
+def _refuse_two_meanings(given: Mapping[str, Any]) -> None:
+    """Refuse a list of arrays ``[k, o]`` beside one of rewards ``[k]``: steps of ``k`` agents, or episodes of one."""
+    observations, rewards = given["observations"], given["rewards"]
+    if not (_is_list_of_arrays(observations) and _is_list_of_arrays(rewards)):
+        return
+    shapes = {tuple(np.shape(part)) for part in observations}
+    if len(shapes) == 1 and len(shape := shapes.pop()) == 2 and all(np.ndim(part) == 1 for part in rewards):
+        raise DatasetError(
+            f"observations is a list of {len(observations)} arrays {list(shape)}, which may be steps of {shape[0]} "
+            f"agents or episodes of {shape[0]} steps; give numpy.stack(...) of each list for steps, and for episodes "
+            "arrays [L, n, ...], with n = 1 for one agent."
+        )
 
 
 def _dense(part: Any) -> Any:
@@ -178,6 +197,8 @@ def _joined(given: dict[str, Any], bad: BadEpisodes, notes: dict[str, Any]) -> d
             raise DatasetError(f"{name} has {len(values)} episodes, observations {count}; give one array for each.")
     names: list[str] = []
     episodes = [_episode(given, number, names, bad, notes) for number in range(count)]
+    if not names:
+        episodes = _filled_up(episodes, notes)
     by_agent = any(episode[name].ndim > 1 for episode in episodes if episode for name in FLAGS if name in episode)
     read = [episode for episode in episodes if episode is not None]
     finals = [_has_final(episode) for episode in read]
@@ -204,6 +225,50 @@ def _episode(
     except DatasetError as error:
         bad.note(number, None, str(error).rstrip("."))
         return None
+
+
+def _filled_up(episodes: list[dict[str, Any] | None], notes: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """Fill episodes of fewer agents up, and mask the added ones.
+
+    They do what the first agent does, so that their actions are within bounds, and see zeros.
+    """
+    counts = [_count(episode) for episode in episodes]
+    known = [count for count in counts if count]
+    if len(set(known)) < 2:
+        return episodes
+    most = max(known)
+    notes.setdefault("findings", []).append(
+        f"episodes have {min(known)} to {most} agents: they were filled up to {most}, and the added ones do not count"
+    )
+    return [episode if not count else _with_agents(episode, most - count) for episode, count in zip(episodes, counts)]
+
+
+def _count(episode: dict[str, Any] | None) -> int | None:
+    """Return the number of agents, which all arrays of an episode agree about; ``None`` where they do not."""
+    if episode is None or episode["observations"].ndim != 3:
+        return None
+    found = {
+        episode[name].shape[1] for name in (*OF_AGENTS, "agent_mask") if name in episode and episode[name].ndim > 1
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _with_agents(episode: dict[str, Any], more: int) -> dict[str, Any]:
+    filled = dict(episode)
+    filled.setdefault("agent_mask", np.ones((len(episode["actions"]), episode["observations"].shape[1]), bool))
+    for name in (*OF_AGENTS, "agent_mask"):
+        values = filled.get(name)
+        if values is None or values.ndim < 2 or more == 0:
+            continue
+        shape = (len(values), more, *values.shape[2:])
+        if name == "actions":
+            added = np.repeat(values[:, :1], more, 1)
+        elif name in FLAGS:
+            added = np.repeat(values.any(1, keepdims=True), more, 1)
+        else:
+            added = np.zeros(shape, values.dtype)
+        filled[name] = np.concatenate([values, added], 1)
+    return filled
 
 
 def _part(values: Any, name: str, names: list[str], notes: dict[str, Any]) -> np.ndarray:

@@ -24,7 +24,7 @@ from torchrl_marl_offline.data.formats.hdf5 import PlainFile, PlainGroup, open_h
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 
 FOLDER_VARIABLE = "MINARI_DATASETS_PATH"
-MAIN_FILE, _METADATA_FILE = "main_data.hdf5", "metadata.json"
+MAIN_FILE, METADATA_FILE = "main_data.hdf5", "metadata.json"
 _ITEM = "_index_"
 _MOST_BINARY = 2**16
 _KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple")
@@ -78,7 +78,7 @@ class MinariFiles:
             held = sum(re.fullmatch(r"episode_\d+", name) is not None for name in file)
             if self._length != held:
                 raise DatasetError(
-                    f"states {self._length} episodes in its {_METADATA_FILE} and holds {held}; fetch it again, or "
+                    f"states {self._length} episodes in its {METADATA_FILE} and holds {held}; fetch it again, or "
                     f"write total_episodes {held} there if these are all."
                 )
             for number in range(self._length):
@@ -102,7 +102,7 @@ def open_minari(source: str | Path) -> MinariFiles:
     folder, name = _folder(source)
     for _ in files_below(folder, ["data"]):
         pass  # neither a pipe nor a link that leads out
-    file = folder / "data" / _METADATA_FILE
+    file = folder / "data" / METADATA_FILE
     metadata = read_json(file)
     if not isinstance(metadata, dict):
         raise DatasetError(f"{file} holds no table of names; fetch it again.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, pymarl, vault
+from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, pymarl, table_reader, vault
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -37,6 +37,9 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {
+    "table": Reader(
+        table_reader.read_table, table_reader.recognise
+    ),  # asked last: other formats' files are tables, too
     "pymarl": Reader(pymarl.read_pymarl, pymarl.recognise, pymarl.ARRAYS),
     "vault": Reader(vault.read_vault, vault.recognise, open=vault.open_vault),
     "omiga_h5": Reader(omiga_h5.read_omiga_h5, omiga_h5.recognise, omiga_h5.ARRAYS, omiga_h5.open_omiga_h5),
@@ -110,8 +113,8 @@ def _unknown_file(content: Content) -> DatasetError:
         if "is not an HDF5 file" not in str(content.refusal):
             return content.refusal
         return DatasetError(
-            f"{path} is not an HDF5 file, as those of pymarl:, omiga_h5: and d4rl: are, and no other single file is "
-            "known; give the folder of the dataset, or pass its arrays to from_arrays()."
+            f"{path} is not an HDF5 file, as those of pymarl:, omiga_h5: and d4rl: are, nor a Parquet, CSV or npz "
+            "table; give the folder of the dataset, or pass its arrays to from_arrays()."
         )
     of_hdf5 = {name: reader.arrays for name, reader in READERS.items() if reader.arrays}
     near = max(of_hdf5, key=lambda name: len(of_hdf5[name] & arrays))

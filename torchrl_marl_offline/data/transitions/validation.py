@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from torchrl_marl_offline.core.layout import (
     ACTION,
+    ACTION_LOG_PROB,
     ACTION_MASK,
     AGENT_MASK,
     DONE,
@@ -61,7 +62,8 @@ def expected_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], to
 def optional_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
     """Return the leaves that only some sources have, in the form of :func:`expected_leaves`."""
     alive = ((spec.n_agents,), torch.bool)
-    return {AGENT_MASK: alive, next_key(AGENT_MASK): alive, next_key(SUCCESS): ((1,), torch.bool)}
+    leaves = {AGENT_MASK: alive, next_key(AGENT_MASK): alive, next_key(SUCCESS): ((1,), torch.bool)}
+    return leaves | {ACTION_LOG_PROB: ((spec.n_agents,), torch.float32)}
 
 
 def validate(dataset: Transitions | TensorDictBase, spec: TaskSpec | None = None) -> None:
