@@ -288,13 +288,25 @@ def rows_of(stage: str) -> Iterator[Row]:
                 "play": 16,
             }
         return
-    settings: list[Row] = [{"mixer": m, "norms": n} for n in ("none", "both") for m in ("trained", "frozen", "vdn")]
-    settings += [{"mixer": "trained", "scale": scale} for scale in ("SVN", "eq. 4", "both")]
-    settings += [{"mixer": "trained", "cure": cure} for cure in list(CURES)[1:]]
-    settings += [{"mixer": "trained", "scale": "both", "alpha": 0.01}]
-    settings += [{"mixer": "trained", "norms": "both", "scale": "eq. 4", "alpha": alpha} for alpha in (1.0, 0.01)]
-    settings += [{"mixer": "frozen", "norms": "both", "scale": "both"}]
-    settings += [{"mixer": "trained", "tau": 0.005}, {"mixer": "nonmonotonic"}, {"mixer": "qplex"}]
+    settings: list[Row] = [  # what settles most comes first
+        {"mixer": "trained"},
+        {"mixer": "trained", "scale": "eq. 4"},
+        {"mixer": "trained", "norms": "both"},
+        {"mixer": "frozen", "norms": "both"},
+        {"mixer": "trained", "norms": "both", "scale": "eq. 4"},
+        {"mixer": "trained", "scale": "SVN"},
+        {"mixer": "vdn"},
+        {"mixer": "trained", "scale": "both"},
+        {"mixer": "frozen"},
+        {"mixer": "frozen", "norms": "both", "scale": "both"},
+        {"mixer": "vdn", "norms": "both"},
+        *({"mixer": "trained", "cure": cure} for cure in list(CURES)[1:]),
+        {"mixer": "trained", "norms": "both", "scale": "eq. 4", "alpha": 0.01},
+        {"mixer": "trained", "scale": "both", "alpha": 0.01},
+        {"mixer": "trained", "tau": 0.005},
+        {"mixer": "nonmonotonic"},
+        {"mixer": "qplex"},
+    ]
     for setting, task in itertools.product(settings, (CHEETAH, SPREAD)):
         play = 16 if task == CHEETAH else 200
         yield base | {"task": task, "seeds": 5, "steps": 10_000, "play": play} | setting
