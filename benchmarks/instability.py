@@ -1,7 +1,7 @@
 """Where does a mixer diverge, what cures it, and what tells so early? (the recipe's Figs 3 to 6)
 
     python benchmarks/instability.py --stage grid --output runs/instability
-    python benchmarks/instability.py --stage further --output runs/instability
+    python benchmarks/instability.py --stage released further wide --output runs/instability
     python benchmarks/instability.py --report --output runs/instability
 
 Temporal differences and behaviour-regularized actor-critic, the coupled pair that the paper analyses, on recordings
@@ -14,11 +14,15 @@ that the command makes itself (``--output``/data, seeded, with a card each):
 Arithmetic, in updates of members (seeds), 2 x 64, batches of 64:
 
     grid      40 rows x 3 seeds x 4,000 updates                     480,000
+    released   6 rows x 3 seeds x 4,000 updates                      72,000
     further   42 rows x 5 seeds x 10,000 updates                  2,100,000
     wide       3 rows x 1 seed x 4,000 updates at 4 x 256            12,000 (about 0.2 million of the small ones)
 
 One core makes about 1.1 million in three hours. Every row is written as soon as it is there, and none is made twice; a
 run that is stopped loses the row at hand.
+
+The stage ``released`` has the defaults of the recipe's released code: both layer normalizations, a mixer that is never
+trained, equation 4 whatever was asked for, alpha .03; and beside it what these change.
 
 A run **diverges** where its mean |Q| passes ten times the largest possible value, the largest reward over 1 - gamma; no
 policy can earn as much as a tenth of that.
@@ -80,7 +84,7 @@ NORMS = {"both": (True, True), "critic": (True, False), "mixer": (False, True), 
 SCALES = {"none": (False, False), "SVN": (True, False), "eq. 4": (False, True), "both": (True, True)}
 """Scale-invariant value normalization, and the actor-side normalization of eq. 4."""
 PREDICTORS = ("discounted_gain", "closed_loop_gain", "policy_slope", "policy_distance", "grad_norm", "qvalue_abs")
-STAGES = ("grid", "further", "wide")
+STAGES = ("grid", "released", "further", "wide")
 CURVES = ("qvalue_abs", "qvalue_largest", "td_error_abs", *PREDICTORS[:5])
 
 Row = dict[str, Any]
@@ -275,6 +279,11 @@ def rows_of(stage: str) -> Iterator[Row]:
                 for mixer in ("trained", "frozen", "vdn"):
                     if mixer != "vdn" or norms in ("none", "both"):  # which has no hypernetwork
                         yield base | small | {"task": ANT, "mixer": mixer, "norms": norms, "scale": scale}
+        return
+    if stage == "released":
+        for mixer in ("frozen", "trained"):
+            for scale in ("eq. 4", "none", "both"):
+                yield base | small | {"task": ANT, "mixer": mixer, "norms": "both", "scale": scale, "alpha": 0.03}
         return
     if stage == "wide":
         for mixer, norms in (("trained", "none"), ("trained", "both"), ("frozen", "both")):
