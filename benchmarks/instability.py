@@ -415,8 +415,9 @@ def report(rows: Sequence[Row], output: Path) -> None:
     """Print the tables, and draw the picture."""
     runs = [Run(row, seed) for row in rows for seed in range(row["seeds"])]
     print(f"{machine()}; {len(rows)} rows, {len(runs)} runs, {sum(r.diverges for r in runs)} diverge")
-    grid = [row for row in rows if row["task"] == ANT and len(row["hidden"]) == 2]
-    print(f"\nGrid: possible {grid[0]['bound']:.4g}\n{grid_table(grid)}" if grid else "")
+    for alpha in (1.0, 0.03):
+        grid = [row for row in rows if row["task"] == ANT and len(row["hidden"]) == 2 and row["alpha"] == alpha]
+        print(f"\nGrid, alpha {alpha}: possible {grid[0]['bound']:.4g}\n{grid_table(grid)}" if grid else "")
     for stage, chosen in _by_stage(rows).items():
         print(f"\n{stage}\n{values_table(chosen)}")
     print(f"\nPrediction\n{prediction_table(runs)}")
@@ -541,7 +542,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     chosen = [
         row for row in rows if row["task"] == ANT and row["scale"] in ("none", "eq. 4") and len(row["hidden"]) == 2
     ]
-    chosen = [row for row in chosen if row["norms"] in ("none", "both")]
+    chosen = [row for row in chosen if row["norms"] in ("none", "both") and row["alpha"] == 1.0]
     figure, axes = new_figure(2, size=(13, 4.6))
     for index, row in enumerate(chosen):
         runs = [Run(row, seed) for seed in range(row["seeds"])]
