@@ -128,6 +128,14 @@ class EvaluatedPolicy:
             found.append(answer.get(ACTION))
         return torch.cat(found)
 
+    def play(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act as a policy does in an environment, by the exploration type in force."""
+        with evaluation_mode(self.module):
+            if self._loss is None:
+                return self.module(tensordict)
+            with self._loss.actor_network_params.to_module(self.module):
+                return self.module(tensordict)
+
     def log_probs(self, rows: TensorDictBase) -> Tensor:
         """Return how likely each agent was to do what was logged, ``[T, n]`` logarithms; a single action: 0 or -inf.
 
