@@ -17,7 +17,7 @@ GAMMA = 0.9
 
 @dataclass(frozen=True)
 class Game:
-    """Chances ``[S, A, A, S]`` of the next state, rewards ``[S, A, A, n]`` of each agent; every step may be the last."""
+    """Chances ``[S, A, A, S]`` of the next state, rewards ``[S, A, A, n]`` of agents; every step may be the last."""
 
     chances: Tensor
     rewards: Tensor

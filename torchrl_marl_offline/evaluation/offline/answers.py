@@ -96,7 +96,12 @@ class EvaluatedPolicy:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        with preserved_rng(), torch.no_grad(), set_exploration_type(EXPLORATION[self.mode]), evaluation_mode(self.module):
+        with (
+            preserved_rng(),
+            torch.no_grad(),
+            set_exploration_type(EXPLORATION[self.mode]),
+            evaluation_mode(self.module),
+        ):
             if self._loss is None:
                 yield
             else:

@@ -56,8 +56,8 @@ def behaviour_log_probs(
         progress: show a bar on a terminal.
 
     Returns:
-        The log-probabilities, and facts: ``behaviour_log_prob`` is their mean over the agents that are there; of a clone
-        also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the first,
+        The log-probabilities, and facts: ``behaviour_log_prob`` is their mean over the agents that are there; of a
+        clone also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the first,
         the clone has learned the training episodes by heart, and the weights are wrong.
     """
     recorded = held_out.data.get(LOGGED_LOG_PROB, None)

@@ -139,8 +139,8 @@ def of_support(name: str, share: float) -> str | None:
     if share <= UNSUPPORTED:
         return None
     return (
-        f"{name}: {share:.0%} of its joint actions are farther from the data than the logged team's are (of whose own it "
-        "is 5%): nothing in the data says what they earn, so that its value is a guess."
+        f"{name}: {share:.0%} of its joint actions are farther from the data than the logged team's are (5% of whose "
+        "own are): nothing in the data says what they earn, so that its value is a guess."
     )
 
 

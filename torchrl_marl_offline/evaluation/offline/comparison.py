@@ -139,9 +139,9 @@ def compare_offline(
             :func:`~torchrl_marl_offline.load_policy` returned, or the path of a policy or of a run; or one of these.
         dataset: whole logged episodes.
         by: of ``"fqe"``, fitted Q evaluation, see :mod:`~.fitted_q`; ``"is"``, ``"wis"`` and ``"dr"``, per-decision
-            importance sampling, its self-normalized form, and weighted doubly robust, see :mod:`~.importance`. These need
-            log-probabilities: of the policies, and of the logged team (``("agents", "action_log_prob")`` in the data, or
-            a clone). ``"dr"`` trains critics, too.
+            importance sampling, its self-normalized form, and weighted doubly robust, see :mod:`~.importance`. These
+            need log-probabilities: of the policies, and of the logged team (``("agents", "action_log_prob")`` in the
+            data, or a clone). ``"dr"`` trains critics, too.
         gamma: discount. At 1, values of tasks without an end are not bounded.
         mode: evaluate the policies' deterministic actions, or what they draw.
         horizon: ``"episode"``: time limits are ends, as of what an episode earns; ``"endless"``: they are bootstrapped,
@@ -153,8 +153,8 @@ def compare_offline(
         weights: ``"joint"``: the product of all agents' ratios. ``"agent"``: each agent's reward weighted by its own
             ratios alone, then averaged (or summed): smaller weights, and right only where no agent's actions change what
             another earns; of ``"is"`` and ``"wis"``.
-        clip: largest importance weight, which makes estimates steadier, and draws them to the logged team's; ``None``
-            for none. The share of clipped weights is among the facts.
+        clip: largest importance weight, which makes estimates steadier, and draws them to the logged team's;
+            ``None`` for none. The share of clipped weights is among the facts.
         seed: of the split, the resamples, the critics and the draws.
         progress: show bars on a terminal.
 

@@ -1,4 +1,4 @@
-"""What evaluation from logged data returns: an estimate of a policy's value, with an interval and what speaks for it."""
+"""What evaluation from logged data returns: a policy's value, with an interval and what speaks against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Method = Literal["fqe", "is", "wis", "dr"]
 
 
 class Measured(Protocol):
-    """What a row of a table needs: :class:`OfflineEstimate` has it, and :class:`~torchrl_marl_offline.evaluation.Evaluation`."""
+    """What a row of a table needs, which :class:`OfflineEstimate` has.
+
+    So has :class:`~torchrl_marl_offline.evaluation.Evaluation`, of returns in an environment.
+    """
 
     @property
     def mean(self) -> float:
@@ -43,8 +46,8 @@ class OfflineEstimate:
         mean: the estimate.
         values: ``[R]`` the estimates of the resamples of episodes, each by its resample alone.
         gamma: discount.
-        interval_by: ``"t"``: ``mean ± t std(values)`` with ``R - 1`` degrees of freedom, for few resamples, whose spread
-            is the standard error; ``"percentiles"``: of the values, for many.
+        interval_by: ``"t"``: ``mean ± t std(values)`` with ``R - 1`` degrees of freedom, for few resamples, whose
+            spread is the standard error; ``"percentiles"``: of the values, for many.
         facts: numbers to judge it by, such as ``ess``, the effective sample size in episodes.
         warnings: sentences, each a reason not to trust it; empty where none was found.
     """

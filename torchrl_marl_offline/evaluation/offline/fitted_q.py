@@ -1,8 +1,8 @@
-"""Fitted Q evaluation of teams: the value of given policies, by temporal differences at their own actions.
+r"""Fitted Q evaluation of teams: the value of given policies, by temporal differences at their own actions.
 
 Le, Voloshin and Yue 2019 (*Batch Policy Learning under Constraints*) for a team with any value decomposition:
 
-.. math:: Q_{tot}(s, u) \\leftarrow r + \\gamma (1 - d)\\, \\mathbb{E}_{u' \\sim \\pi}\\, \\bar Q_{tot}(s', u')
+.. math:: Q_{tot}(s, u) \leftarrow r + \gamma (1 - d)\, \mathbb{E}_{u' \sim \pi}\, \bar Q_{tot}(s', u')
 
 A fixed policy's actions in the logged states do not change, so they are asked for once, before training: any policy can
 be evaluated, whatever it is, and none can be changed. All policies, each on several resamples of the episodes, are
@@ -38,10 +38,10 @@ ROWS = 4096
 
 
 class PolicyEvaluation(ValueLearning):
-    r"""Bootstrap at the evaluated policy's actions, which the rows bring: the mean over ``K`` of :math:`\bar Q(s', u'_k)`.
+    r"""Bootstrap at the evaluated policy's actions, which the rows bring: the mean of :math:`\bar Q(s', u'_k)`.
 
-    They stand at ``("next", "agents", "evaluated_action")``. Rows whose next action was never recorded, where the policy
-    is the logged team's, count only if they terminated, as in :class:`~torchrl_marl_offline.SARSA`.
+    They stand at ``("next", "agents", "evaluated_action")``, ``K`` of them. Rows whose next action was never recorded,
+    where the policy is the logged team's, count only if they terminated, as in :class:`~torchrl_marl_offline.SARSA`.
     """
 
     needs_next_action: ClassVar[bool] = False
@@ -123,7 +123,7 @@ class FittedQ:
             rows.data,
             batch_size=settings.batch_size,
             seeds=[seed + r for _, r in members],
-            keys=[key for key in template.in_keys],
+            keys=template.in_keys,
             rows=[drawn[r] for _, r in members],
             own=[leaves[name] for name, _ in members],
         )

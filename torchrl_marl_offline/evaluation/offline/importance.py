@@ -7,7 +7,8 @@ ratios :math:`\pi(u|o) / b(u|o)` up to step ``t``.
 * per-decision (Precup et al. 2000): :math:`\frac1E \sum_e \sum_t \gamma^t w_{e,t} r_{e,t}`
 * weighted per-decision (Thomas 2015): :math:`\sum_t \gamma^t \sum_e w_{e,t} r_{e,t} / \sum_e w_{e,t}`
 * weighted doubly robust (Thomas and Brunskill 2016), with :math:`\bar w_{e,t} = w_{e,t} / \sum_{e'} w_{e',t}` and
-  :math:`\bar w_{e,-1} = 1/E`: :math:`\sum_e \sum_t \gamma^t (\bar w_{e,t} (r_{e,t} - Q_{e,t}) + \bar w_{e,t-1} V_{e,t})`
+  :math:`\bar w_{e,-1} = 1/E`:
+  :math:`\sum_e \sum_t \gamma^t (\bar w_{e,t} (r_{e,t} - Q_{e,t}) + \bar w_{e,t-1} V_{e,t})`
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 600.0
-"""Of a weight's logarithm: e^600 is still a number, and its square overflows nowhere, since weights are scaled first."""
+"""Of a weight's logarithm: e^600 is still a number."""
 
 
 def padded(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:

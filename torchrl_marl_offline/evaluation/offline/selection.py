@@ -50,7 +50,10 @@ class OfflineSelection:
 
     def table(self) -> str:
         """Return the ranking, in lines of a terminal's width."""
-        rows = [[name, (found := self.estimates[name]).mean, "[{:.4g}, {:.4g}]".format(*found.interval)] for name in self.ranking]
+        rows = [
+            [name, (found := self.estimates[name]).mean, "[{:.4g}, {:.4g}]".format(*found.interval)]
+            for name in self.ranking
+        ]
         lines = [format_table(rows, header=["policy", "discounted return", "95 % interval"])]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
