@@ -57,8 +57,8 @@ def behaviour_log_probs(
 
     Returns:
         The log-probabilities, and facts: ``behaviour_log_prob`` is their mean over the agents that are there; of a
-        clone also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the first,
-        the clone has learned the training episodes by heart, and the weights are wrong.
+        clone also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the
+        first, the clone has learned the training episodes by heart, and the weights are wrong.
     """
     recorded = held_out.data.get(LOGGED_LOG_PROB, None)
     if recorded is not None:

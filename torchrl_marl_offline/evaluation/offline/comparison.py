@@ -151,8 +151,8 @@ def compare_offline(
         fitting: of the critics.
         cloning: of the logged team, where its log-probabilities are not in the data.
         weights: ``"joint"``: the product of all agents' ratios. ``"agent"``: each agent's reward weighted by its own
-            ratios alone, then averaged (or summed): smaller weights, and right only where no agent's actions change what
-            another earns; of ``"is"`` and ``"wis"``.
+            ratios alone, then averaged (or summed): smaller weights, and right only where no agent's actions change
+            what another earns; of ``"is"`` and ``"wis"``.
         clip: largest importance weight, which makes estimates steadier, and draws them to the logged team's;
             ``None`` for none. The share of clipped weights is among the facts.
         seed: of the split, the resamples, the critics and the draws.
