@@ -47,7 +47,12 @@ def _from_data(parsed: argparse.Namespace) -> None:
     """Compare policies with the team that logged the data, and print what was found."""
     given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
     fitting = replace(FittedQSettings(), **{name: value for name, value in given.items() if value is not None})
-    options: dict[str, Any] = {"mode": parsed.mode, "seed": parsed.seed, "progress": True, "fitting": fitting}
+    options: dict[str, Any] = {
+        "mode": parsed.mode,
+        "seed": parsed.seed,
+        "progress": not parsed.json,
+        "fitting": fitting,
+    }
     options |= {name: getattr(parsed, name) for name in ("by", "gamma") if getattr(parsed, name) is not None}
     loaded = {name: load_policy(path) for name, path in _named(parsed.policy).items()}
     found = compare_offline(loaded, load_dataset(parsed.dataset), **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from torchrl_marl_offline.evaluation.in_environments import (
     raise_on_non_finite_action,
 )
 from torchrl_marl_offline.objectives.action_distributions import is_deterministic, is_discrete, log_prob_of, per_agent
-from torchrl_marl_offline.objectives.team import is_deterministic_actor, memory_keys
+from torchrl_marl_offline.objectives.team import memory_keys
 from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class EvaluatedPolicy:
 
     @property
     def is_random(self) -> bool:
-        """Whether its answer is a draw."""
-        return self.mode == "sample" and not _is_known_to_be_deterministic(self.module)
+        """Whether its answer is a draw; of a policy that draws nothing all are the same."""
+        return self.mode == "sample"
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -122,6 +122,8 @@ class EvaluatedPolicy:
         with self._ready():
             torch.manual_seed(seed)
             found = torch.stack([self._once(states) for _ in range(draws)], 1)
+        if draws > 1 and (found == found[:, :1]).all():
+            found = found[:, :1]
         return found.expand(-1, samples, *found.shape[2:])
 
     def _once(self, states: TensorDictBase) -> Tensor:
@@ -176,10 +178,6 @@ class EvaluatedPolicy:
 def _plain(states: TensorDictBase) -> TensorDict:
     """Return states as tensors of their own: a policy may write into what it is given."""
     return TensorDict({key: states.get(key) for key in states.keys(True, True)}, states.batch_size)
-
-
-def _is_known_to_be_deterministic(module: Callable) -> bool:
-    return hasattr(module, "modules") and hasattr(module, "in_keys") and is_deterministic_actor(module)
 
 
 def as_policies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +72,7 @@ def behaviour_log_probs(
         actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **scale)
         loss = BehaviourCloning(actor)
         buffer = train.replay_buffer(batch_size=settings.batch_size, device="cpu", seed=seed, keys=loss.in_keys)
-        options = {"steps": settings.steps, "log_every": settings.steps, "progress": progress}
+        options = {"steps": settings.steps, "log_every": settings.steps, "progress": progress and sys.stderr.isatty()}
         Trainer(Learner(loss, lr=settings.lr), buffer, **options).train()
     found = {}
     for name, dataset in (("behaviour_log_prob", held_out), ("behaviour_log_prob_train", train)):

@@ -33,7 +33,8 @@ class LoggedCalibration:
         predicted: mean value at the first steps, in the unit of the discounted return.
         earned: mean discounted return.
         bias: predicted minus earned.
-        half_width: of the 95 % interval of the bias, over episodes.
+        half_width: of the 95 % interval of the bias, over episodes: that of the errors, or that of the returns, if it is
+            smaller; values that differ wildly between episodes do not excuse their bias.
         deviation: of the earned returns, over episodes.
         correlation: of both over episodes; NaN where either is constant, and about 0 where first steps tell nothing of
             the return.
@@ -56,7 +57,8 @@ class LoggedCalibration:
         predicted, earned = predicted.double(), earned.double()
         errors, count = predicted - earned, len(earned)
         bias, deviation = errors.mean().item(), earned.std(correction=0).item()
-        half = student_t_quantile(0.95, count - 1) * errors.std().item() / count**0.5
+        spread = min(errors.std().item(), earned.std().item())
+        half = student_t_quantile(0.95, count - 1) * spread / count**0.5
         centred = predicted - predicted.mean(), earned - earned.mean()
         joint = centred[0].square().sum() * centred[1].square().sum()
         correlation = (centred[0] * centred[1]).sum() / joint.sqrt()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import Mode
 from torchrl_marl_offline.core.layout import ACTION, AGENT_MASK, REWARD, next_key
+from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, OPEN_UNIT, POSITIVE, SEED
 from torchrl_marl_offline.evaluation.offline import importance
 from torchrl_marl_offline.evaluation.offline.answers import LOGGED, Candidate, EvaluatedPolicy, as_policies
@@ -173,7 +174,20 @@ def compare_offline(
             f"Evaluation from logged data needs {2 * _FEWEST} episodes or more, the data has {dataset.n_episodes}."
         )
     named = as_policies(policies, dataset, mode)
-    work = _Evaluation(dataset, named, horizon, gamma, team_reward, held_out, seed, fitting)
+    with preserved_rng():
+        torch.manual_seed(seed)
+        work = _Evaluation(dataset, named, horizon, gamma, team_reward, held_out, seed, fitting)
+        return _compare(work, methods, cloning, weights, clip, progress)
+
+
+def _compare(
+    work: _Evaluation,
+    methods: Sequence[str],
+    cloning: CloningSettings,
+    weights: Literal["joint", "agent"],
+    clip: float | None,
+    progress: bool,
+) -> OfflineComparison:
     if set(methods) & {"is", "wis", "dr"}:
         work.ask_log_probs()  # refuses policies without any
     if set(methods) & {"fqe", "dr"}:
@@ -184,13 +198,13 @@ def compare_offline(
     differences: dict[str, dict[str, Difference]] = {}
     for method in methods:
         estimates[method], differences[method] = {}, {}
-        for name in named:
+        for name in work.policies:
             estimate, better = work.estimate(method, name, weights)
             estimates[method][name], differences[method][name] = estimate, better
     told = [warning for found in estimates.values() for estimate in found.values() for warning in estimate.warnings]
     warnings = tuple(dict.fromkeys([*work.general_warnings(methods), *told]))
     best = work.rows.returns[work.rows.starts].max().item()
-    return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, gamma, warnings)
+    return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, work.gamma, warnings)
 
 
 def _checked_methods(by: Any, horizon: str, weights: str) -> list[str]:

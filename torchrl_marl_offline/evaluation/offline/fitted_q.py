@@ -11,6 +11,7 @@ members of one population.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -150,7 +151,8 @@ class FittedQ:
         return TensorDict({next_key(EVALUATED): actions, HAS_NEXT_ACTION: known}, [len(data)])
 
     def train(self, *, progress: bool) -> None:
-        """Train all critics."""
+        """Train all critics, with a bar on a terminal."""
+        progress = progress and sys.stderr.isatty()
         options = {"steps": self.settings.steps, "log_every": self.settings.steps, "on_impossible_values": "ignore"}
         Trainer(self.learner, self.buffer, progress=progress, **options).train()
 

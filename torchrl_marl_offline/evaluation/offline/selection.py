@@ -81,8 +81,6 @@ def select_offline(
     Raises:
         ValueError: ``env`` is missing or not used, or as :func:`compare_offline`.
     """
-    if not isinstance(candidates, Mapping):
-        raise ValueError("select_offline chooses among several policies; give them as {'name': policy, ...}.")
     if (by == "return") != (env is not None):
         remedy = "give env=" if env is None else "leave env= out"
         raise ValueError(f"A simulator is what by='return' needs, and no other; {remedy}, or change by=.")
