@@ -216,7 +216,7 @@ def test_continuous_actions_of_any_kind_of_policy(tmp_path, decomposition):
         ({}, {}, "at least one policy"),
         ({"logged": SpreadController()}, {}, "name of the data's own team"),
         ({"a": 3}, {}, "policies must be a function"),
-        (SpreadController(), {"by": ["guess"]}, "by must be some of 'fqe', 'is', 'wis', 'dr'"),
+        (SpreadController(), {"by": ["guess"]}, "by must be 'fqe', 'is', 'wis' or 'dr'"),
         (SpreadController(), {"by": "wis"}, "policy takes one continuous action, which has no density"),
         (SpreadController(), {"by": "dr", "mode": "sample"}, "policy gives no log-probabilities"),
         (SpreadController(), {"by": "wis", "horizon": "endless"}, "weighs what episodes earned"),

@@ -33,8 +33,8 @@ class LoggedCalibration:
         predicted: mean value at the first steps, in the unit of the discounted return.
         earned: mean discounted return.
         bias: predicted minus earned.
-        half_width: of the 95 % interval of the bias, over episodes: that of the errors, or that of the returns, if it is
-            smaller; values that differ wildly between episodes do not excuse their bias.
+        half_width: of the 95 % interval of the bias, over episodes: of the errors, or of the returns, if that is
+            smaller: values that differ wildly between episodes do not excuse their bias.
         deviation: of the earned returns, over episodes.
         correlation: of both over episodes; NaN where either is constant, and about 0 where first steps tell nothing of
             the return.

@@ -173,8 +173,8 @@ def compare_offline(
         raise ValueError(
             f"Evaluation from logged data needs {2 * _FEWEST} episodes or more, the data has {dataset.n_episodes}."
         )
-    named = as_policies(policies, dataset, mode)
     with preserved_rng():
+        named = as_policies(policies, dataset, mode)  # a file's networks are drawn before they are filled
         torch.manual_seed(seed)
         work = _Evaluation(dataset, named, horizon, gamma, team_reward, held_out, seed, fitting)
         return _compare(work, methods, cloning, weights, clip, progress)

@@ -82,7 +82,7 @@ class FittedQSettings:
     steps: Annotated[int, COUNT] = 2000
     batch_size: Annotated[int, SIZE] = 256
     lr: Annotated[float, LEARNING_RATE] = 1e-3
-    tau: Annotated[float, RATE] = 0.01
+    tau: Annotated[float, RATE] = 0.05
     resamples: Annotated[int, FEW] = 5
     samples: Annotated[int, FEW] = 4
 
