@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from evaluation_toys import ACTIONS, AGENTS, GAMMA, STATES, Game, TablePolicy, drawn_policies, sharp
+from population_toys import make_data
 
 from torchrl_marl_offline import collect, compare_offline, evaluate, make_actor, make_env, select_offline
 from torchrl_marl_offline.commands import evaluate as command
@@ -205,6 +206,18 @@ def test_continuous_actions_of_any_kind_of_policy(tmp_path, decomposition):
     assert torch.equal(values["module"], values["file"]) and torch.equal(values["module"], values["loss"])
     assert not torch.equal(values["module"], values["script"])
     assert all(torch.equal(each, again.estimates["fqe"][name].values) for name, each in values.items())
+
+
+@pytest.mark.parametrize("horizon", ["episode", "endless"])
+def test_discrete_actions_with_masks_and_rows_that_training_leaves_out(horizon):
+    logs = make_data(discrete=True)
+    assert logs.spec.has_action_mask and not logs.data["collector", "mask"].all()
+    by = ["fqe", "wis", "dr"] if horizon == "episode" else ["fqe"]
+    options = {"mode": "sample", "horizon": horizon, "fitting": QUICK, "cloning": CLONED}
+    found = compare_offline({"new": actor(logs.spec)}, logs, by=by, **options)
+    assert all(estimates["new"].values.isfinite().all() for estimates in found.estimates.values())
+    cannot = [warning for warning in found.warnings if "cannot be checked on this data" in warning]
+    assert (found.calibration is None) == bool(cannot) == (horizon == "endless")
 
 
 # --------------------------------------------------------------------------- refusals, before any work
