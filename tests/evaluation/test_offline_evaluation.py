@@ -203,8 +203,9 @@ def test_continuous_actions_of_any_kind_of_policy(tmp_path, decomposition):
     values = {name: estimate.values for name, estimate in found.estimates["fqe"].items()}
     assert torch.equal(torch.get_rng_state(), state) and policy.training
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
-    assert torch.equal(values["module"], values["file"]) and torch.equal(values["module"], values["loss"])
-    assert not torch.equal(values["module"], values["script"])
+    for alike in ("file", "loss"):  # members side by side in one product differ in its last digits
+        torch.testing.assert_close(values["module"], values[alike], rtol=1e-5, atol=1e-5)
+    assert (values["module"] - values["script"]).abs().min() > 1e-3
     assert all(torch.equal(each, again.estimates["fqe"][name].values) for name, each in values.items())
 
 
