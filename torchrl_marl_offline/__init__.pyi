@@ -44,12 +44,14 @@ from .envs import list_tasks as list_tasks
 from .envs import make_env as make_env
 from .envs import register_environment as register_environment
 from .evaluation import add_videos as add_videos
+from .evaluation import compare_offline as compare_offline
 from .evaluation import evaluate as evaluate
 from .evaluation import export_policy as export_policy
 from .evaluation import make_simulator as make_simulator
 from .evaluation import pull_policy as pull_policy
 from .evaluation import push_policy as push_policy
 from .evaluation import record_video as record_video
+from .evaluation import select_offline as select_offline
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer
 from .modules import HyperNetworkMixer as HyperNetworkMixer

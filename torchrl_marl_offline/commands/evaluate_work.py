@@ -4,18 +4,75 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from torchrl_marl_offline.commands.evaluate import OF_DATA, OF_PLAYING
+from torchrl_marl_offline.commands.options import flag
 from torchrl_marl_offline.commands.script_settings import check_device
 from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
+from torchrl_marl_offline.data.registry import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
+from torchrl_marl_offline.evaluation.offline import FittedQSettings, compare_offline
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.evaluation.video import check_video_path, record_video
 from torchrl_marl_offline.training.run.saved_policies import load_policy
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Play, and print what was measured."""
+    """Evaluate in an environment or from logged data, and print what was found.
+
+    Raises:
+        ValueError: options of the one that were given with the other.
+    """
+    from_data = parsed.dataset is not None
+    strange = OF_PLAYING if from_data else OF_DATA
+    for name in (name for name in strange if getattr(parsed, name) is not None):
+        other = "plays, and --dataset does not" if from_data else "is of --dataset SOURCE"
+        raise ValueError(f"{flag(name)} {other}; leave one of them out.")
+    if from_data:
+        _from_data(parsed)
+        return
+    for name, default in OF_PLAYING.items():
+        setattr(parsed, name, default if getattr(parsed, name) is None else getattr(parsed, name))
+    if len(parsed.policy) > 1:
+        raise ValueError("One policy is played at a time; give one, or --dataset SOURCE to compare several.")
+    parsed.policy = parsed.policy[0]
+    _play(parsed)
+
+
+def _from_data(parsed: argparse.Namespace) -> None:
+    """Compare policies with the team that logged the data, and print what was found."""
+    given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
+    fitting = replace(FittedQSettings(), **{name: value for name, value in given.items() if value is not None})
+    options: dict[str, Any] = {
+        "mode": parsed.mode,
+        "seed": parsed.seed,
+        "progress": not parsed.json,
+        "fitting": fitting,
+    }
+    options |= {name: getattr(parsed, name) for name in ("by", "gamma") if getattr(parsed, name) is not None}
+    loaded = {name: load_policy(path) for name, path in _named(parsed.policy).items()}
+    found = compare_offline(loaded, load_dataset(parsed.dataset), **options)
+    facts = {"policies": list(map(str, parsed.policy)), "dataset": parsed.dataset, "mode": parsed.mode}
+    print(json.dumps(facts | found.to_dict(), indent=1) if parsed.json else found.table())
+
+
+def _named(paths: list[Path]) -> dict[str, Path]:
+    """Return paths by their last part, or as they are where two have the same.
+
+    Raises:
+        ValueError: a path is given twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError("A policy is given twice; give each once.")
+    short = [Path(path).name.removesuffix(".pt") for path in paths]
+    return dict(zip(short if len(set(short)) == len(paths) else map(str, paths), paths))
+
+
+def _play(parsed: argparse.Namespace) -> None:
     check_device(parsed.device)
     if parsed.video is not None:
         check_video_path(parsed.video, "--video")

@@ -10,6 +10,18 @@ from torchrl_marl_offline.evaluation.in_environments import (
     evaluate,
     evaluate_population,
 )
+from torchrl_marl_offline.evaluation.offline import (
+    CloningSettings,
+    Difference,
+    FittedQSettings,
+    LoggedCalibration,
+    OfflineComparison,
+    OfflineEstimate,
+    OfflineSelection,
+    compare_offline,
+    select_offline,
+    simulated_value,
+)
 from torchrl_marl_offline.evaluation.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.evaluation.policy_export import export_policy
 from torchrl_marl_offline.evaluation.run_report import format_table, write_population_report, write_report
@@ -25,13 +37,21 @@ from torchrl_marl_offline.evaluation.video import record_video
 
 __all__ = [
     "Calibration",
+    "CloningSettings",
     "Diagnosis",
+    "Difference",
     "Evaluation",
+    "FittedQSettings",
     "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
+    "LoggedCalibration",
+    "OfflineComparison",
+    "OfflineEstimate",
+    "OfflineSelection",
     "add_videos",
     "bootstrap_confidence_interval",
+    "compare_offline",
     "diagnose",
     "diagnose_run",
     "evaluate",
@@ -47,6 +67,8 @@ __all__ = [
     "push_policy",
     "record_video",
     "save_diagnoses",
+    "select_offline",
+    "simulated_value",
     "summarize_evaluations",
     "write_json_atomic",
     "write_population_report",

@@ -139,6 +139,38 @@ class EpisodeSliceSampler(Sampler):
         """Forget nothing: the dataset stays."""
 
 
+class RowSampler(Sampler):
+    """Draws some of a dataset's rows uniformly, as often as they are named: those of episodes drawn with replacement.
+
+    Args:
+        rows: ``[R]`` int64, numbers of rows, any of them more than once.
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
+        """Return the rows ``[batch_size]``."""
+        index = torch.randint(len(self.rows), (batch_size,), device=self.rows.device, generator=self._rng)
+        return self.rows.index_select(0, index), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the buffer keeps the generator's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing: the buffer keeps the generator's state."""
+
+    def dumps(self, path: Any) -> None:
+        """Write nothing: the buffer keeps the generator's state."""
+
+    def loads(self, path: Any) -> None:
+        """Read nothing: the buffer keeps the generator's state."""
+
+    def _empty(self) -> None:
+        """Forget nothing: the rows stay."""
+
+
 @checked
 def make_replay_buffer(
     data: TensorDictBase | Transitions,
@@ -236,4 +268,4 @@ def _slice_sampler(
     return EpisodeSliceSampler(starts.to(device), lengths.to(device), slice_len)
 
 
-__all__ = ["DatasetStorage", "EpisodeSliceSampler", "make_replay_buffer"]
+__all__ = ["DatasetStorage", "EpisodeSliceSampler", "RowSampler", "make_replay_buffer"]

@@ -30,7 +30,8 @@ from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.core.parts import COMPILED, part
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
-from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, RowSampler, make_replay_buffer
+from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.training.populations.alike import first_difference
 from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
 from torchrl_marl_offline.training.step.gradients import (
@@ -49,6 +50,7 @@ from torchrl_marl_offline.training.step.gradients import (
 
 if TYPE_CHECKING:
     from torchrl.data import ReplayBuffer
+    from torchrl.data.replay_buffers.samplers import Sampler
     from torchrl.objectives import LossModule
 
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -353,6 +355,13 @@ class PopulationBuffer:
         device: put the data there once.
         keys: leaves to keep; see :func:`make_replay_buffer`.
         slice_len: rows of a slice of an episode; see :func:`make_replay_buffer`.
+        rows: for each member the numbers ``[R]`` of the rows from which it draws, any of them more than once: those of
+            episodes drawn with replacement, for instance. By default all rows. Not with ``slice_len``.
+        own: for each member further leaves ``[T]`` that it alone sees, in the place of the data's where these have
+            them; members may share one tensordict. The same leaves for all.
+
+    Raises:
+        ValueError: ``rows`` or ``own`` does not fit the data or the number of members.
     """
 
     is_of_population = True
@@ -367,12 +376,19 @@ class PopulationBuffer:
         device: torch.device | str | None = None,
         keys: Sequence[NestedKey] | None = None,
         slice_len: Annotated[int | None, SIZE] = None,
+        rows: Sequence[Tensor] | None = None,
+        own: Sequence[TensorDictBase] | None = None,
     ) -> None:
         options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len}
         first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
         storage, device = first.storage, first.storage.device
         self.storage, self.batch_size = storage, batch_size
-        self._sampler = first.sampler
+        _check_rows(rows, len(seeds), len(storage), slice_len)
+        _check_own(own, len(seeds), len(storage))
+        self._rows = None if rows is None else [each.to(device) for each in rows]
+        self._own = None if own is None else _moved(own, device)
+        samplers = [first.sampler] * len(seeds) if rows is None else [RowSampler(each) for each in self._rows]
+        self._samplers = samplers
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
         # A run alone draws its noise from the global generator, seeded as the run.
         self.noise_generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
@@ -382,26 +398,48 @@ class PopulationBuffer:
 
     def sample(self) -> TensorDictBase:
         """Return ``[P, B]``."""
-        drawn = [self._draw(generator) for generator in self.generators]
+        drawn = [self._draw(*each) for each in zip(self._samplers, self.generators)]
         rows = self.storage.get(torch.cat([index for index, _ in drawn]))
         for key in drawn[0][1]:
             rows.set(key, torch.cat([info[key] for _, info in drawn]))
+        if self._own is not None:
+            for key in self._own[0].keys(True, True):
+                parts = [leaves.get(key).index_select(0, index) for leaves, (index, _) in zip(self._own, drawn)]
+                rows.set(key, torch.cat(parts))
         return rows.reshape(len(self.generators), self.batch_size)
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict]:
-        self.storage._rng = self._sampler._rng = generator  # the two places where samplers of TorchRL look
-        index, info = self._sampler.sample(self.storage, self.batch_size)
+    def _draw(self, sampler: Sampler, generator: torch.Generator) -> tuple[Tensor, dict]:
+        self.storage._rng = sampler._rng = generator  # the two places where samplers of TorchRL look
+        index, info = sampler.sample(self.storage, self.batch_size)
         return index, {k: v for k, v in info.items() if isinstance(v, Tensor) and k != "index"}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generators' states, and what tells the data from other data."""
         states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
         facts = {"size": len(self), "batch_size": self.batch_size, "content": content_of(self)}
-        return {"generators": states[0], "noise_generators": states[1]} | facts
+        return {"generators": states[0], "noise_generators": states[1]} | facts | self._of_members()
+
+    def _of_members(self) -> dict[str, Any]:
+        """Return checksums of what members have alone, for a checkpoint to be held against."""
+        found: dict[str, Any] = {}
+        if self._rows is not None:
+            rows = [TensorDict({"rows": each}, [len(each)]) for each in self._rows]
+            found["rows"] = [spread_checksums(each.__getitem__, len(each)) for each in rows]
+        if self._own is not None:
+            once = {id(each): spread_checksums(each.__getitem__, len(each)) for each in self._own}
+            found["own"] = [once[id(each)] for each in self._own]
+        return found
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Refuse what :meth:`load_state_dict` refuses, and change nothing."""
         check_content(self, state)
+        members = self._of_members()
+        for name, what in (("rows", "rows"), ("own", "leaves of members")):
+            if state.get(name) != members.get(name):
+                raise ValueError(
+                    f"the checkpoint was trained on other {what} than this buffer's {name}=; go on with those of the "
+                    "run, or start a new run"
+                )
         for name in ("generators", "noise_generators"):
             for generator, saved in zip(getattr(self, name), state[name], strict=True):
                 check_generator(generator, saved)
@@ -418,10 +456,51 @@ class PopulationBuffer:
         """Return an ordinary buffer over the same data that goes on with a member's minibatches."""
         generator = torch.Generator(device=self.storage.device)
         generator.set_state(self.generators[index].get_state())
+        data = self.storage._storage
+        if self._own is not None:
+            leaves = self._own[index]
+            data = data.copy().update({key: leaves.get(key) for key in leaves.keys(True, True)})
         return TensorDictReplayBuffer(
-            storage=DatasetStorage(self.storage._storage, device=self.storage.device),  # it holds the generator, too
-            sampler=copy.copy(self._sampler),
+            storage=DatasetStorage(data, device=self.storage.device),  # it holds the generator, too
+            sampler=copy.copy(self._samplers[index]),
             writer=ImmutableDatasetWriter(),
             batch_size=self.batch_size,
             generator=generator,
         )
+
+
+def _check_rows(rows: Sequence[Tensor] | None, members: int, length: int, slice_len: int | None) -> None:
+    if rows is None:
+        return
+    if slice_len is not None:
+        raise ValueError("rows= are drawn one by one; leave out slice_len=, or rows=.")
+    if len(rows) != members:
+        raise ValueError(f"rows has {len(rows)} tensors for {members} seeds; give one for each member.")
+    for number, each in enumerate(rows):
+        is_index = isinstance(each, Tensor) and each.dtype == torch.int64 and each.ndim == 1 and len(each)
+        if not is_index or each.min() < 0 or each.max() >= length:
+            raise ValueError(f"rows[{number}] must be numbers of rows, [R] int64 between 0 and {length - 1}.")
+
+
+def _check_own(own: Sequence[TensorDictBase] | None, members: int, length: int) -> None:
+    if own is None:
+        return
+    if len(own) != members:
+        raise ValueError(f"own has {len(own)} tensordicts for {members} seeds; give one for each member.")
+    first = _leaf_forms(own[0])
+    for number, each in enumerate(own):
+        if tuple(each.batch_size) != (length,) or _leaf_forms(each) != first:
+            raise ValueError(
+                f"own[{number}] must be a tensordict [{length}], as the data, with the leaves of own[0]; it has the "
+                f"batch size {list(each.batch_size)}."
+            )
+
+
+def _leaf_forms(leaves: TensorDictBase) -> dict[NestedKey, tuple]:
+    return {key: (leaf.shape, leaf.dtype) for key, leaf in leaves.items(True, True)}
+
+
+def _moved(own: Sequence[TensorDictBase], device: torch.device) -> list[TensorDictBase]:
+    """Return the leaves on a device, each tensordict that members share once."""
+    there = {id(each): each.to(device) for each in own}
+    return [there[id(each)] for each in own]

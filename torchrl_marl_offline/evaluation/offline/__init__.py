@@ -1,0 +1,23 @@
+"""Evaluation and choice of policies from logged data alone: fitted Q evaluation, importance sampling, doubly robust."""
+
+from torchrl_marl_offline.evaluation.offline.behaviour_model import CloningSettings
+from torchrl_marl_offline.evaluation.offline.checks import LoggedCalibration
+from torchrl_marl_offline.evaluation.offline.comparison import OfflineComparison, compare_offline
+from torchrl_marl_offline.evaluation.offline.estimates import Difference, Measured, OfflineEstimate
+from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQSettings, PolicyEvaluation
+from torchrl_marl_offline.evaluation.offline.selection import OfflineSelection, select_offline, simulated_value
+
+__all__ = [
+    "CloningSettings",
+    "Difference",
+    "FittedQSettings",
+    "LoggedCalibration",
+    "Measured",
+    "OfflineComparison",
+    "OfflineEstimate",
+    "OfflineSelection",
+    "PolicyEvaluation",
+    "compare_offline",
+    "select_offline",
+    "simulated_value",
+]

@@ -1,0 +1,200 @@
+"""What a policy does in the logged states, and how likely it is to do what was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs.utils import set_exploration_type
+from torchrl.objectives import LossModule
+
+from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, STATE
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
+from torchrl_marl_offline.data.policy_fit import PolicyError, misfit, spec_of
+from torchrl_marl_offline.evaluation.in_environments import (
+    Policy,
+    raise_on_illegal_action,
+    raise_on_non_finite_action,
+)
+from torchrl_marl_offline.objectives.action_distributions import is_deterministic, is_discrete, log_prob_of, per_agent
+from torchrl_marl_offline.objectives.team import memory_keys
+from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torchrl_marl_offline.data import OfflineDataset
+
+Candidate = Policy | LossModule | SavedPolicy | str | Path
+READ = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
+BLOCK = 8192
+_SIZES = ("observation_size", "action_size", "discrete", "n_agents")
+
+
+class EvaluatedPolicy:
+    """A policy under evaluation: loaded where a path was given, asked in evaluation mode, never changed.
+
+    Args:
+        name: in messages and tables.
+        candidate: a module or callable that writes ``("agents", "action")``, a loss that has an ``actor_network``, what
+            ``load_policy`` returned, or the path of a policy's file or of a run's folder.
+        dataset: whose states it will be asked about.
+        mode: ``"mode"``, its deterministic action, or ``"sample"``, draws from it.
+
+    Raises:
+        PolicyError: it was made for other sizes than the data's, or its answer has another shape.
+        TypeError: it is no policy.
+        ValueError: it has memory, which single rows do not show.
+    """
+
+    def __init__(self, name: str, candidate: Candidate, dataset: OfflineDataset, mode: Mode) -> None:
+        self.name, self.mode, self.spec = name, mode, dataset.spec
+        loaded = load_policy(candidate) if isinstance(candidate, str | Path) else candidate
+        made_for = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
+        self._loss = loaded if isinstance(loaded, LossModule) else None
+        self.module: Any = loaded.policy if isinstance(loaded, SavedPolicy) else loaded
+        if self._loss is not None:
+            self.module = getattr(loaded, "actor_network", None)
+            made_for = spec_of(self.module)
+            if self.module is None:
+                raise TypeError(f"{name} is a {type(loaded).__name__} without an actor; give the policy itself.")
+        if not callable(self.module):
+            raise TypeError(f"{name} is a {type(loaded).__name__}, no policy; give a module, a file or a run's folder.")
+        if made_for is not None and any(getattr(made_for, size) != getattr(self.spec, size) for size in _SIZES):
+            raise PolicyError(misfit(made_for, self.spec).replace("the environment has", "the data has"))
+        if isinstance(self.module, torch.nn.Module) and hasattr(self.module, "in_keys") and memory_keys(self.module):
+            raise ValueError(f"{name} has memory (an LSTMModule or a GRUModule), which single logged rows do not show.")
+        self._try(dataset.data[:1])
+
+    def _try(self, row: TensorDictBase) -> None:
+        """Ask about one row, so that what does not fit is said before anything is trained."""
+        try:
+            action = self.actions(row.select(*READ, strict=False), samples=1)
+        except (RuntimeError, IndexError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PolicyError(
+                f"{self.name} does not fit the data, whose observations are {list(row.get(OBSERVATION).shape[1:])} "
+                f"(agents, size): {reason}; give a policy that was made for this task."
+            ) from error
+        wanted = row.get(ACTION)
+        if action.shape[2:] != wanted.shape[1:] or action.dtype.is_floating_point != wanted.dtype.is_floating_point:
+            raise PolicyError(
+                f"{self.name} writes actions {list(action.shape[2:])} of {action.dtype}, the data has "
+                f"{list(wanted.shape[1:])} of {wanted.dtype}; give a policy that was made for this task."
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its answer is a draw; of a policy that draws nothing all are the same."""
+        return self.mode == "sample"
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        with (
+            preserved_rng(),
+            torch.no_grad(),
+            set_exploration_type(EXPLORATION[self.mode]),
+            evaluation_mode(self.module),
+        ):
+            if self._loss is None:
+                yield
+            else:
+                with self._loss.actor_network_params.to_module(self.module):
+                    yield
+
+    def actions(self, states: TensorDictBase, *, samples: int, seed: int = 0) -> Tensor:
+        """Return what it does in states ``[T]``: ``[T, K, n, a]``, of a discrete task ``[T, K, n]``.
+
+        ``K`` is ``samples`` of a policy that draws, and otherwise one action, ``samples`` times without new memory.
+
+        Raises:
+            IllegalActionError: an action that the mask forbids.
+            NonFiniteActionError: an action that is no number.
+        """
+        states = states.select(*READ, strict=False)
+        draws = samples if self.is_random else 1
+        with self._ready():
+            torch.manual_seed(seed)
+            found = torch.stack([self._once(states) for _ in range(draws)], 1)
+        if draws > 1 and (found == found[:, :1]).all():
+            found = found[:, :1]
+        return found.expand(-1, samples, *found.shape[2:])
+
+    def _once(self, states: TensorDictBase) -> Tensor:
+        found = []
+        for start in range(0, len(states), BLOCK):
+            answer = self.module(_plain(states[start : start + BLOCK]))
+            raise_on_non_finite_action(answer)
+            raise_on_illegal_action(answer)
+            found.append(answer.get(ACTION))
+        return torch.cat(found)
+
+    def play(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act as a policy does in an environment, by the exploration type in force."""
+        with evaluation_mode(self.module):
+            if self._loss is None:
+                return self.module(tensordict)
+            with self._loss.actor_network_params.to_module(self.module):
+                return self.module(tensordict)
+
+    def log_probs(self, rows: TensorDictBase) -> Tensor:
+        """Return how likely each agent was to do what was logged, ``[T, n]`` logarithms; a single action: 0 or -inf.
+
+        Raises:
+            ValueError: a continuous policy that is deterministic, or has no density.
+        """
+        logged = rows.get(ACTION)
+        if self.spec.discrete and not self.is_random:
+            chosen = self.actions(rows, samples=1).squeeze(1)
+            return torch.where(chosen == logged, 0.0, -torch.inf).double()
+        if not self.is_random:
+            raise ValueError(
+                f"{self.name} takes one continuous action, which has no density: importance weights need mode='sample' "
+                "and a stochastic policy; evaluate it by 'fqe'."
+            )
+        get_dist = getattr(self.module, "get_dist", None)
+        if get_dist is None:
+            raise ValueError(f"{self.name} gives no log-probabilities (it has no get_dist); evaluate it by 'fqe'.")
+        found = []
+        with self._ready():
+            for start in range(0, len(rows), BLOCK):
+                part = rows[start : start + BLOCK]
+                policy = per_agent(get_dist(_plain(part.select(*READ, strict=False))))
+                if is_deterministic(policy) and not is_discrete(policy):
+                    raise ValueError(f"{self.name} is deterministic, which has no density; evaluate it by 'fqe'.")
+                try:
+                    found.append(log_prob_of(policy, part.get(ACTION), rule=self.name))
+                except NotImplementedError as error:
+                    raise ValueError(f"{self.name} has samples but no density; evaluate it by 'fqe'.") from error
+        return torch.cat(found).double()
+
+
+def _plain(states: TensorDictBase) -> TensorDict:
+    """Return states as tensors of their own: a policy may write into what it is given."""
+    return TensorDict({key: states.get(key) for key in states.keys(True, True)}, states.batch_size)
+
+
+def as_policies(
+    candidates: Mapping[str, Candidate] | Candidate, dataset: OfflineDataset, mode: Mode
+) -> dict[str, EvaluatedPolicy]:
+    """Return the candidates by name, each held against the data's sizes; a single one is named ``"policy"``.
+
+    Raises:
+        ValueError: there is none, or one is named ``"logged"``, as the data's own team.
+    """
+    given = dict(candidates) if isinstance(candidates, Mapping) else {"policy": candidates}
+    if not given:
+        raise ValueError("Give at least one policy to evaluate, as {'name': policy}.")
+    if LOGGED in given:
+        raise ValueError(f"{LOGGED!r} is the name of the data's own team; give the policy another.")
+    return {name: EvaluatedPolicy(name, candidate, dataset, mode) for name, candidate in given.items()}
+
+
+LOGGED = "logged"
+"""Name of the team that recorded the data."""

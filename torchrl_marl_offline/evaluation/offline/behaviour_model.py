@@ -1,0 +1,96 @@
+"""The chances of the logged actions under the team that logged them: recorded with the data, or of a cloned policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from torch import Tensor
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import ACTION, AGENT_MASK
+from torchrl_marl_offline.core.put_back import preserved_rng
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, SIZE, WIDTHS
+from torchrl_marl_offline.modules.actors import make_actor
+from torchrl_marl_offline.objectives.action_distributions import log_prob_of
+from torchrl_marl_offline.objectives.presets import BehaviourCloning
+from torchrl_marl_offline.training import Learner, Trainer
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.data import OfflineDataset
+
+LOGGED_LOG_PROB = ("agents", "action_log_prob")
+"""Where a dataset has the log-probability ``[T, n]`` of each logged action under the policy that drew it."""
+
+
+@dataclass(frozen=True)
+@checked
+class CloningSettings:
+    """How the logged team's policies are cloned, where the data has no log-probabilities.
+
+    Args:
+        hidden: widths of the actor's hidden layers.
+        steps: updates.
+        batch_size: rows of an update.
+        lr: Adam's learning rate.
+    """
+
+    hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
+    steps: Annotated[int, COUNT] = 2000
+    batch_size: Annotated[int, SIZE] = 256
+    lr: Annotated[float, LEARNING_RATE] = 1e-3
+
+
+def behaviour_log_probs(
+    train: OfflineDataset, held_out: OfflineDataset, settings: CloningSettings, *, seed: int, progress: bool
+) -> tuple[Tensor, Mapping[str, float]]:
+    """Return the logged actions' log-probabilities on the held-out rows ``[T, n]``, and how well they are known.
+
+    Args:
+        train: what a clone learns from.
+        held_out: whose rows are asked about; where they have :data:`LOGGED_LOG_PROB`, it is taken.
+        settings: of the clone.
+        seed: of the clone and its minibatches.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The log-probabilities, and facts: ``behaviour_log_prob`` is their mean over the agents that are there; of a
+        clone also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the
+        first, the clone has learned the training episodes by heart, and the weights are wrong.
+    """
+    recorded = held_out.data.get(LOGGED_LOG_PROB, None)
+    if recorded is not None:
+        known = recorded.as_subclass(Tensor).cpu().double()
+        return known, {"behaviour_log_prob": _mean(known, held_out)}
+    with preserved_rng():
+        torch.manual_seed(seed)
+        scale = {} if train.spec.discrete else {"scale": "state_dependent"}
+        norm = train.observation_statistics()
+        actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **scale)
+        loss = BehaviourCloning(actor)
+        buffer = train.replay_buffer(batch_size=settings.batch_size, device="cpu", seed=seed, keys=loss.in_keys)
+        options = {"steps": settings.steps, "log_every": settings.steps, "progress": progress and sys.stderr.isatty()}
+        Trainer(Learner(loss, lr=settings.lr), buffer, **options).train()
+    found = {}
+    for name, dataset in (("behaviour_log_prob", held_out), ("behaviour_log_prob_train", train)):
+        found[name] = _log_probs(loss, dataset)
+    facts = {name: _mean(values, dataset) for (name, values), dataset in zip(found.items(), (held_out, train))}
+    return found["behaviour_log_prob"], facts
+
+
+@torch.no_grad()
+def _log_probs(loss: BehaviourCloning, dataset: OfflineDataset) -> Tensor:
+    found = [
+        log_prob_of(loss.batch(rows).policy, rows.get(ACTION), rule="cloning").double()
+        for rows in dataset.data.cpu().split(8192)
+    ]
+    return torch.cat(found)
+
+
+def _mean(values: Tensor, dataset: OfflineDataset) -> float:
+    alive = dataset.data.get(AGENT_MASK, None)
+    counted = values if alive is None else values[alive.as_subclass(Tensor).cpu()]
+    return counted.mean().item()

@@ -1,0 +1,138 @@
+"""Logged episodes as an evaluation sees them: where episodes end, what step it is, in which unit rewards are.
+
+A time limit ends an episode without the task having ended. Training bootstraps there, so that its values are those of
+the task without the limit. What an episode earned stops there. The two must not be compared: with ``horizon="episode"``
+a time limit is an end, in the critic's targets as in the returns. The value of a state then depends on the step, which
+observations seldom tell, so that the critics (not the policies) are told it: they read the share of the longest
+episode's steps as one more number. With ``horizon="endless"`` a time limit is bootstrapped, values are those of the
+task without it, and there are no earned returns to hold them against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    DONE,
+    HAS_NEXT_ACTION,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    TERMINATED,
+    TRAJ_IDS,
+    TRUNCATED,
+    next_key,
+)
+from torchrl_marl_offline.evaluation.held_out import discounted_returns
+from torchrl_marl_offline.objectives.functional import team_reward
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.core.layout import TaskSpec
+    from torchrl_marl_offline.data import OfflineDataset
+
+Horizon = Literal["episode", "endless"]
+_KEPT = (OBSERVATION, STATE, ACTION, ACTION_MASK)
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The rows ``[T]`` of whole episodes, as critics of an evaluation read them.
+
+    Attributes:
+        data: observations and states with mean 0 and deviation 1, with the step where it matters; rewards in units of
+            ``scale``; ends by the horizon. All agents count until their episode ends, as they do in its return.
+        spec: the sizes of these.
+        reward: ``[T]`` the team's reward, in the data's unit, float64.
+        returns: ``[T]`` its discounted sum from each row to the end of its episode.
+        starts: ``[E]`` row of each episode's first transition.
+        lengths: ``[E]`` transitions of each episode.
+        truncated: ``[E]`` whether a time limit ended it.
+        scale: of the rewards, so that values are about 1.
+        has_step: whether observations have the step.
+    """
+
+    data: TensorDict
+    spec: TaskSpec
+    reward: Tensor
+    returns: Tensor
+    starts: Tensor
+    lengths: Tensor
+    truncated: Tensor
+    scale: float
+    has_step: bool
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.starts)
+
+    def rows_of(self, episodes: Tensor) -> Tensor:
+        """Return the rows of episodes ``[k]``, which may be repeated: ``[R]``."""
+        lengths = self.lengths[episodes]
+        offsets = lengths.cumsum(0) - lengths
+        return torch.arange(int(lengths.sum())) + (self.starts[episodes] - offsets).repeat_interleave(lengths)
+
+
+def evaluation_rows(
+    dataset: OfflineDataset, *, horizon: Horizon, gamma: float, how: Literal["mean", "sum"]
+) -> EvaluationRows:
+    """Return a dataset's rows on the CPU as critics of an evaluation read them; the dataset stays as it is."""
+    source = dataset.data
+    keys = [key for k in _KEPT for key in (k, next_key(k)) if source.get(key, None) is not None]
+    rows = {key: source.get(key).as_subclass(Tensor).cpu() for key in keys}
+    starts, lengths = dataset.episode_starts, dataset.episode_lengths
+    last = starts + lengths - 1
+    truncated = ~source.get(next_key(TERMINATED)).as_subclass(Tensor).cpu()[last, 0]
+    has_step = horizon == "episode" and bool(truncated.any())
+    step = (torch.arange(len(source)) - starts.repeat_interleave(lengths)).float()
+    ahead = (step + 1) / lengths.max() * 2 - 1
+    step = step / lengths.max() * 2 - 1
+    for key in (OBSERVATION, STATE):
+        mean, deviation = _statistics(rows[key])
+        for name, time in ((key, step), (next_key(key), ahead)):
+            rows[name] = _with_step((rows[name] - mean) / deviation, time if has_step else None)
+    agents = source.get(next_key(REWARD)).as_subclass(Tensor).cpu()  # [T, n, 1]
+    reward = team_reward(agents.double(), how).reshape(-1)  # [T]
+    returns = discounted_returns(reward, lengths, gamma)
+    deviation = returns.std(correction=0).item()
+    scale = max(returns.abs().mean().item(), deviation) or 1.0
+    rows[next_key(REWARD)] = agents / scale
+    data = TensorDict(rows, [len(source)])
+    done = torch.zeros(len(source), 1, dtype=torch.bool)
+    done[last] = True
+    counts = source.get(MASK).as_subclass(Tensor).cpu().clone()
+    terminated = done.clone()
+    if horizon == "endless":
+        terminated[last[truncated]] = False
+    else:
+        counts[last] = True  # an end needs no successor, for want of which such a row does not count in training
+    data.set(next_key(DONE), done).set(next_key(TERMINATED), terminated).set(next_key(TRUNCATED), done & ~terminated)
+    data.set(MASK, counts).set(HAS_NEXT_ACTION, source.get(HAS_NEXT_ACTION).as_subclass(Tensor).cpu())
+    data.set(TRAJ_IDS, torch.arange(len(lengths)).repeat_interleave(lengths))
+    extra = int(has_step)
+    spec = dataset.spec
+    spec = replace(spec, observation_size=spec.observation_size + extra, state_size=spec.state_size + extra)
+    return EvaluationRows(data, spec, reward, returns, starts, lengths, truncated, scale, has_step)
+
+
+def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each component over rows (and agents); 1 for one that hardly changes."""
+    flat = values.reshape(-1, values.shape[-1]).double()
+    mean, deviation = flat.mean(0), flat.std(0, correction=0)
+    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)
+    return mean.float(), deviation.float()
+
+
+def _with_step(values: Tensor, time: Tensor | None) -> Tensor:
+    if time is None:
+        return values
+    time = time.reshape(-1, *[1] * (values.ndim - 1)).expand(*values.shape[:-1], 1)
+    return torch.cat([values, time], -1)
