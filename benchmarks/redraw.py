@@ -3,7 +3,8 @@
     python benchmarks/redraw.py
 
 They show what the tables hold: means after training with their 95 % intervals. Curves over the updates are drawn by the
-scripts that train, into their output. The value tables of the two-step game are drawn by ``two_step.py`` alone.
+scripts that train, into their output. The value tables of the two-step game are drawn by ``two_step.py`` alone, the
+curves of stability by ``instability.py``.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def pictures(text: str) -> dict[str, tuple[list[Panel], str]]:
         own = [row for row in rows if row["quality"] == quality]
         panels.append(Panel(quality, SCORE, ways(own), {"data": interval(own[0]["data"]).mean}))
     found["spread_qualities"] = (panels, "mpe/simple_spread, recorded qualities")
-    return found | _systems(text) | _online(text) | _instability(text)
+    return found | _systems(text) | _online(text)
 
 
 def _systems(text: str) -> dict[str, Any]:
@@ -160,23 +161,6 @@ def _online(text: str) -> dict[str, Any]:
         series = {name: column(own, name, "method") for name in ("offline", "lowest online", "last online")}
         panels.append(Panel(task, RETURN, series, {"data": interval(own[0]["data"]).mean}))
     return {"offline_to_online": (panels, "Offline, then online")}
-
-
-def _instability(text: str) -> dict[str, Any]:
-    rows = table_under(text, "Does the mixer diverge?", "largest gradient norm")
-    for row in rows:
-        row["name"] = f"{row['variant']}, heads {row['heads']}"
-    names = {
-        "largest abs Q": "largest |Q| (discounted return)",
-        "final abs TD error": "last |TD error| (discounted return)",
-        "largest gradient norm": "largest gradient norm",
-        "return": RETURN,
-    }
-    panels = [
-        Panel("", label, {"": column(rows, name, "name")}, log=name == "largest gradient norm")
-        for name, label in names.items()
-    ]
-    return {"instability": (panels, "mpe/simple_spread, expert data, TD + BRAC")}
 
 
 def main() -> None:

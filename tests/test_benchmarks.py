@@ -191,7 +191,7 @@ def test_the_pictures_of_results_show_the_tables_of_results(script):
     text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     found = redraw.pictures(text)
     shown = {path.stem for path in (BENCHMARKS / "results").glob("*.png")}
-    assert shown - found.keys() == {"two_step", "two_step_all"} and found.keys() <= shown
+    assert shown - found.keys() == {"two_step", "two_step_all", "instability"} and found.keys() <= shown
     ((panel,), _) = found["spread"]
     row = next(line for line in text.splitlines() if line.startswith("| mixer without SVN | 5 | 277.9"))
     assert redraw.interval(row.split("|")[4]) == panel.series["deterministic policy"]["mixer without SVN"]

@@ -230,6 +230,8 @@ def test_a_finished_run_says_whether_its_values_were_sane(data, capsys):
     finished = Trainer(loss, buffer, steps=2).train()
     assert finished.values.startswith("Values: sane, mean |Q| was ")
     assert finished.values in capsys.readouterr().out
+    ignored = Trainer(loss, buffer, steps=1, on_impossible_values="ignore").train()
+    assert ignored.values.startswith("Values: ") and "Values" not in capsys.readouterr().out
     cloning = make_member(data, 0, algorithm="cloning")
     assert Trainer(cloning, buffer, steps=1, progress=False).train().values is None
     assert "sane" not in capsys.readouterr().out

@@ -585,7 +585,7 @@ class Trainer:
                 logger.close()
         if self.step >= self.steps or self.finished:
             verdict = self.alarm.verdict()
-            if verdict is not None:
+            if verdict is not None and self.alarm.action != "ignore":
                 self._say(verdict)
             return TrainingFinished(self.step, path, verdict)
         advice = "nothing was saved, since there is no output folder"

@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_marl_offline.training.run.remedies import AGAINST_NON_FINITE
+
 OF_RECORDED_ACTIONS = ("agreement", "agreement_choice", "action_error")
 """Columns that say how like the recorded actions a policy's are: of a clone the best, whatever it earns."""
 
@@ -28,9 +30,7 @@ class NonFiniteLossError(ArithmeticError):
     def __init__(self, step: int, term: str, checkpoint: Path | None) -> None:
         self.step, self.term, self.checkpoint = step, term, checkpoint
         good = "no checkpoint was written" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
-        super().__init__(
-            f"{term} is not finite at step {step}, {good}; lower the learning rate, clip the gradient or use SVN."
-        )
+        super().__init__(f"{term} is not finite at step {step}, {good}. {AGAINST_NON_FINITE}")
 
 
 def scalars(output: TensorDictBase) -> dict[str, Tensor]:

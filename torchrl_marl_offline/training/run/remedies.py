@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 AGAINST_DIVERGENCE = (
-    "Keep layer norms in critic and mixer, normalize the actor's objective (BRAC(normalize=True)), stay closer to the "
-    "data (a larger alpha), or bound the targets (max_next_value=)."
+    "Normalize the actor's objective (BRAC(normalize=True)), keep layer norms in critic and mixer, train the mixer, stay "
+    "closer to the data (a larger alpha), or bound the targets (max_next_value=)."
 )
 """Values beyond what the rewards allow, or on their way there."""
 
-AGAINST_NON_FINITE = "Lower the learning rate, clip the gradient or use SVN."
+AGAINST_NON_FINITE = (
+    "Lower the learning rate, clip the gradient, or normalize the actor's objective (BRAC(normalize=True))."
+)
 AGAINST_OVERESTIMATION = (
     "Use SARSA or IQL, which ask for recorded actions alone, stay closer to the data (a larger alpha), or bound the "
     "targets (max_next_value=)."
