@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 AGAINST_DIVERGENCE = (
-    "Normalize the actor's objective (BRAC(normalize=True)), keep layer norms in critic and mixer, train the mixer, stay "
-    "closer to the data (a larger alpha), or bound the targets (max_next_value=)."
+    "Normalize the actor's objective (BRAC(normalize=True)), keep layer norms in critic and mixer, train the mixer, "
+    "stay closer to the data (a larger alpha), or bound the targets (max_next_value=)."
 )
 """Values beyond what the rewards allow, or on their way there."""
 
