@@ -18,9 +18,9 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 IMPORTED = (
     *("torch", "tensordict", "torchrl.collectors", "torchrl.envs", "torchrl.objectives", "h5py", "pandas"),
@@ -187,7 +187,8 @@ def run(*arguments: object, timeout: float | None = 600, **options: object) -> s
 
 
 def serve(descriptor: int) -> None:
-    """Fork for each request, until the tests have ended; returns in the forks alone, which then run their program."""
+    """Fork for each request, until the tests have ended."""
+    import gc
     import importlib
     import select
     import warnings
@@ -196,6 +197,8 @@ def serve(descriptor: int) -> None:
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork that looks for garbage looks at what is its own
     asked = socket.socket(fileno=descriptor)
     running: set[int] = set()
     while True:
@@ -207,13 +210,7 @@ def serve(descriptor: int) -> None:
             descriptors = array.array("i", ancillary[0][2]).tolist()
             if (pid := os.fork()) == 0:
                 asked.close()
-                try:
-                    _become(json.loads(message), descriptors)
-                except KeyboardInterrupt:
-                    traceback.print_exc()
-                    signal.signal(signal.SIGINT, signal.SIG_DFL)
-                    os.kill(os.getpid(), signal.SIGINT)
-                return
+                _end(*_outcome(json.loads(message), descriptors))
             running.add(pid)
             for each in descriptors:
                 os.close(each)
@@ -223,6 +220,38 @@ def serve(descriptor: int) -> None:
             if ended:
                 running.discard(pid)
                 asked.send(json.dumps({"ended": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _outcome(request: dict, descriptors: list[int]) -> tuple[int, int | None]:
+    """Run a program in this fork; returns its exit status, and the signal that ends it."""
+    try:
+        _become(request, descriptors)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF, None
+        print(end.code, file=sys.stderr)
+        return 1, None
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+    return 0, None
+
+
+def _end(status: int, number: int | None) -> NoReturn:
+    """End this fork as an interpreter ends, but for the modules, whose destruction takes two seconds."""
+    import gc
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if (names := sys.modules["__main__"].__dict__) is not globals():
+        names.clear()
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if number is not None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(status)
 
 
 def _become(request: dict, descriptors: list[int]) -> None:
