@@ -55,3 +55,27 @@ def test_each_fork_draws_numbers_of_its_own():
     code = "import random, torch, numpy; print(random.random(), torch.rand(1).item(), numpy.random.rand())"
     first, second = (run("-c", code).stdout.split() for _ in range(2))
     assert len(first) == 3 and not set(first) & set(second)
+
+
+WORKS = """
+import multiprocessing, sys
+def work(pipe):
+    pipe.send([__name__, "torchrl" in sys.modules, multiprocessing.parent_process() is not None])
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    context.set_forkserver_preload(["torchrl"])
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(there,))
+    process.start()
+    print(here.recv())
+    process.join()
+    print(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_fork_begins_processes_as_a_new_interpreter_does(tmp_path, method):
+    (tmp_path / "script.py").write_text(WORKS)
+    found = run("-W", "error", tmp_path / "script.py", method)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == ["['__mp_main__', True, True]", "0"]

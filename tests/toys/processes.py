@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -199,6 +200,7 @@ def serve(descriptor: int) -> None:
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a fork that looks for garbage looks at what is its own
+    _take_the_place_of_new_interpreters()
     asked = socket.socket(fileno=descriptor)
     running: set[int] = set()
     while True:
@@ -246,12 +248,56 @@ def _end(status: int, number: int | None) -> NoReturn:
     if (names := sys.modules["__main__"].__dict__) is not globals():
         names.clear()
     gc.collect()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
     if number is not None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     os._exit(status)
+
+
+def _take_the_place_of_new_interpreters() -> None:
+    import functools
+    import multiprocessing.util as place
+
+    place.spawnv_passfds = functools.partial(_begin_another, place.spawnv_passfds)
+
+
+def _begin_another(begin: Callable[..., int], path: bytes, words: list[str], descriptors: list[int]) -> int:
+    """Fork in the place of a new interpreter, for multiprocessing in a fork; returns the number of the process."""
+    import gc
+    import multiprocessing.forkserver
+    import multiprocessing.resource_tracker
+    import types
+
+    import torch
+
+    options = words[1 : words.index("-c")]
+    if torch.cuda.is_initialized() or not all(word.startswith("-W") for word in options):
+        return begin(path, words, descriptors)  # which no fork could be
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if number := os.fork():
+        return number
+    gc.freeze()  # nothing of the process that begins this one ends in it
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    signal.set_wakeup_fd(-1)
+    for signal_number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(signal_number, signal.SIG_DFL)
+    atexit._clear()
+    multiprocessing.util._finalizer_registry.clear()
+    multiprocessing.process._children.clear()
+    multiprocessing.forkserver._forkserver.__init__()
+    multiprocessing.resource_tracker._resource_tracker.__init__()
+    edges = [2, *sorted(descriptors), os.sysconf("SC_OPEN_MAX")]
+    for low, high in itertools.pairwise(edges):
+        os.closerange(low + 1, high)
+    request = {"arguments": words[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
+    try:
+        _end(*_outcome(request, []))
+    finally:
+        os._exit(1)  # whatever happens, this is not the process that called
 
 
 def _become(request: dict, descriptors: list[int]) -> None:
@@ -285,9 +331,10 @@ def _become(request: dict, descriptors: list[int]) -> None:
     np.random.seed()
     torch.seed()
     words, options = list(request["arguments"]), []
-    while words[0] == "-W":
-        options += [words[1]]
-        del words[:2]
+    while words[0].startswith("-W"):
+        taken = 1 if words[0] != "-W" else 2
+        options += [words[0].removeprefix("-W") or words[1]]
+        del words[:taken]
     warnings.resetwarnings()
     sys.warnoptions[:] = [*filter(None, request["env"].get("PYTHONWARNINGS", "").split(",")), *options]
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
