@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.fault("2.3")
 @pytest.mark.slow
 def test_whatever_is_killed_and_run_again_ends_as_if_nobody_had_disturbed_it(tmp_path):
-    command = [BENCHMARKS / "kills.py", "--kills", "2", "--folder", tmp_path / "work"]
+    command = [BENCHMARKS / "kills.py", "--kills", "2", "--share", "2", "--folder", tmp_path / "work"]
     done = processes.run(*command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
