@@ -51,6 +51,9 @@ from torchrl_marl_offline.training.run.run_lock import COMMAND_FILE, LOCK_FILE
 
 Job = Callable[[Path], None]
 MEASURED = {"seconds", "process", "host", "updates_per_second"}
+SHARE = 1
+"""One in so many of the updates is done."""
+
 STUDY = """
 [study]
 name = "kills"
@@ -97,7 +100,7 @@ def record(folder: Path) -> None:
         transitions=100,
         levels={},
         progress=False,
-        updates=24,
+        updates=24 // SHARE,
         num_envs=64,
         transitions_per_update=200,
         batch_size=16,
@@ -112,7 +115,7 @@ def train(folder: Path) -> None:
     """Train one run, with evaluations and the best checkpoint kept."""
     loss, data = _recipe(folder), marl.load_dataset(str(folder.parent / "data"))
     buffer = data.replay_buffer(batch_size=16, seed=1)
-    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60, **_settings(folder / "run", loss)))
+    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60 // SHARE, **_settings(folder / "run", loss)))
 
 
 def train_population(folder: Path) -> None:
@@ -121,7 +124,7 @@ def train_population(folder: Path) -> None:
     losses = {f"seed={seed}": _recipe(folder, seed) for seed in range(3)}
     buffer = PopulationBuffer(data.data, batch_size=16, seeds=range(3), keys=losses["seed=0"].in_keys)
     options = {"log_every": 7, "checkpoint_every": 5, "progress": False}
-    _go_on(marl.Trainer(marl.PopulationLearner(losses), buffer, steps=30, output=folder / "run", **options))
+    _go_on(marl.Trainer(marl.PopulationLearner(losses), buffer, steps=30 // SHARE, output=folder / "run", **options))
 
 
 def study(folder: Path) -> None:
@@ -137,7 +140,7 @@ def finetune_offline(folder: Path) -> None:
     loss, data = _recipe(folder, extraction="brac"), marl.load_dataset(str(folder.parent / "data"))
     CheckpointManager(folder.parent / "pretrained").load(loss=loss)
     buffer = data.replay_buffer(batch_size=16, seed=2)
-    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60, **_settings(folder / "run", loss)))
+    _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60 // SHARE, **_settings(folder / "run", loss)))
 
 
 def finetune_online(folder: Path) -> None:
@@ -160,7 +163,7 @@ def finetune_online(folder: Path) -> None:
         marl.Trainer(
             marl.Learner(loss),
             replay,
-            steps=40,
+            steps=40 // SHARE,
             **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None, "eval_every": None}),
         )
     )
@@ -363,7 +366,10 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--share", type=int, default=1, help="do one in so many of the updates")
     args = parser.parse_args()
+    global SHARE
+    SHARE = args.share
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

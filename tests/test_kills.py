@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -20,9 +20,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.fault("2.3")
 @pytest.mark.slow
 def test_whatever_is_killed_and_run_again_ends_as_if_nobody_had_disturbed_it(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--kills", "2", "--folder", str(tmp_path / "work")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    command = [BENCHMARKS / "kills.py", "--kills", "2", "--share", "2", "--folder", tmp_path / "work"]
+    done = processes.run(*command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 7 and all(int(row[3]) == 2 and row[5] == "0 |" for row in rows)

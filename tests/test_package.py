@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import pkgutil
-import re
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from objective_toys import make_batch
@@ -42,41 +42,47 @@ OPTIONAL = (
 )
 
 
-def run(code: str, cwd: Path = ROOT) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip().splitlines()[-1]
-
-
-def test_importing_the_package_is_cheap():
-    code = """
-import sys, torchrl
-before = set(sys.modules)
-import torchrl_marl_offline
-new = {name for name in set(sys.modules) - before if name.partition(".")[0] not in ("wrapt", "lazy_loader")}
-print(sorted(new))
-"""
-    # A registration with TorchRL must not import its dataset modules, and a name is imported where it is used.
-    assert set(ast.literal_eval(run(code))) <= {"torchrl_marl_offline", "pkgutil", "ast", "_ast"}
-
-
-def test_importing_every_name_is_cheap():
-    code = """
-import sys, torchrl, torchrl.envs, torchrl.data, torchrl.modules, torchrl.objectives, torchrl.checkpoint
-before = set(sys.modules)
+IMPORTS = f"""
+import json, os, sys, torchrl
+known = set(sys.modules)
+import torchrl_marl_offline as marl
+alone = set(sys.modules) - known
+if os.fork() == 0:  # so that what is asked here is not imported there
+    os._exit(0 if marl.data.collect is marl.collect and "data" not in marl.__all__ else 1)
+attributes = os.waitstatus_to_exitcode(os.wait()[1]) == 0
+import torchrl.envs, torchrl.data, torchrl.modules, torchrl.objectives, torchrl.checkpoint
+known = set(sys.modules)
 from torchrl_marl_offline import *
 assert OfflineMARLLoss and Trainer and collect and make_env and make_critic
-new = {name for name in set(sys.modules) - before if not name.startswith("torchrl_marl_offline")}
-print(len(new), sorted(name for name in sys.modules if name in OPTIONAL), sorted(new)[:40])
-""".replace("OPTIONAL", repr(OPTIONAL))
-    count, loaded, new = re.fullmatch(r"(\d+) (\[.*?\]) (.*)", run(code)).groups()
-    assert loaded == "[]"
-    assert int(count) < 60, f"importing the package brings {count} further modules: {new}"
+new = [name for name in set(sys.modules) - known if not name.startswith("torchrl_marl_offline")]
+optional = [name for name in sys.modules if name in {OPTIONAL}]
+print(json.dumps([sorted(alone), attributes, sorted(new), optional]))
+"""
 
 
-def test_the_packages_submodules_are_its_attributes():
-    code = "import torchrl_marl_offline as marl\nprint(marl.data.collect is marl.collect, 'data' in marl.__all__)"
-    assert run(code) == "True False"
+@pytest.fixture(scope="module")
+def imported() -> SimpleNamespace:
+    """What a new interpreter imports with the package, and with every name of it."""
+    done = processes.run_new(IMPORTS, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    names = ("alone", "attributes", "with_every_name", "optional")
+    return SimpleNamespace(**dict(zip(names, json.loads(done.stdout.splitlines()[-1]))))
+
+
+def test_importing_the_package_is_cheap(imported):
+    # A registration with TorchRL must not import its dataset modules, and a name is imported where it is used.
+    found = {name for name in imported.alone if name.partition(".")[0] not in ("wrapt", "lazy_loader")}
+    assert found <= {"torchrl_marl_offline", "pkgutil", "ast", "_ast"}
+
+
+def test_importing_every_name_is_cheap(imported):
+    new = imported.with_every_name
+    assert imported.optional == []
+    assert len(new) < 60, f"importing the package brings {len(new)} further modules: {new[:40]}"
+
+
+def test_the_packages_submodules_are_its_attributes(imported):
+    assert imported.attributes
 
 
 def test_the_stub_is_the_list_of_names():

@@ -35,6 +35,9 @@ def test_errors_signals_and_modules(tmp_path):
     failed = run("-W", "error::UserWarning", "-c", "import warnings; warnings.warn('no')")
     assert failed.returncode == 1 and "UserWarning: no" in failed.stderr
     assert run("-m", "torchrl_marl_offline", "data", "verify", str(tmp_path / "none")).returncode == 1
+    unbuffered = start("-u", "-c", "import time; print('started'); time.sleep(60)")
+    assert unbuffered.stdout.readline() == "started\n"
+    unbuffered.kill()
     waiting = "import time; print('started', flush=True); time.sleep(60)"
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         process = start("-c", waiting)
@@ -55,3 +58,50 @@ def test_each_fork_draws_numbers_of_its_own():
     code = "import random, torch, numpy; print(random.random(), torch.rand(1).item(), numpy.random.rand())"
     first, second = (run("-c", code).stdout.split() for _ in range(2))
     assert len(first) == 3 and not set(first) & set(second)
+
+
+BEGINS = """
+import os, subprocess, sys
+command = [sys.executable, "-u", "-W", "error", *sys.argv[1:]]
+done = subprocess.run(command, capture_output=True, text=True, env={"MARK": "7"}, start_new_session=True)
+print(done)
+print(subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT).returncode)
+sys.exit(subprocess.run(command).returncode)
+"""
+
+
+def test_a_fork_begins_programs_as_a_new_interpreter_does(tmp_path):
+    code = "import os, sys; print(os.environ.get('MARK'), os.getsid(0) == os.getpid(), sys.argv); sys.exit('left')"
+    found = [each("-c", BEGINS, "-c", code, "a") for each in (run, new)]
+    assert [(each.returncode, each.stdout, each.stderr) for each in found[:1]] == [
+        (each.returncode, each.stdout, each.stderr) for each in found[1:]
+    ]
+    assert found[0].returncode == 1 and "7 True ['-c', 'a']" in found[0].stdout and found[0].stderr == "left\n"
+
+
+def new(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+WORKS = """
+import multiprocessing, sys
+def work(pipe):
+    pipe.send([__name__, "torchrl" in sys.modules, multiprocessing.parent_process() is not None])
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    context.set_forkserver_preload(["torchrl"])
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(there,))
+    process.start()
+    print(here.recv())
+    process.join()
+    print(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_fork_begins_processes_as_a_new_interpreter_does(tmp_path, method):
+    (tmp_path / "script.py").write_text(WORKS)
+    found = run("-W", "error", tmp_path / "script.py", method)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == ["['__mp_main__', True, True]", "0"]

@@ -17,7 +17,7 @@ from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import distributions as D
 from torch import nn
-from torchrl.data import Bounded, Categorical, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, LazyTensorStorage, OneHot, TensorDictReplayBuffer, Unbounded
 from torchrl.data.replay_buffers.samplers import SliceSampler
 from torchrl.modules import Actor, GRUModule, LSTMModule, MultiAgentConvNet, MultiAgentMLP, set_recurrent_mode
 from torchrl.objectives import SoftUpdate
@@ -323,7 +323,6 @@ def test_bounds_may_be_numbers_or_a_spec(spec) -> None:
         ((-1.0, math.inf), "must have finite bounds"),
         ((math.nan, 1.0), "must have finite bounds"),
         (Unbounded((3, 2)), "has no bounds; leave it out"),
-        (Categorical(4, (3,)), "has no bounds; leave it out"),
         (Composite(a=Bounded(-1, 1, (2,)), b=Bounded(-1, 1, (2,))), r"not the action .*; pass that of the action"),
         (Bounded(torch.tensor([[[-1.0]], [[-2.0]]]), torch.ones(2, 1, 1)), "other bounds for other environments"),
     ],
@@ -333,6 +332,17 @@ def test_bounds_that_are_none(spec, message: str) -> None:
         OfflineMARLLoss(toys.plain(), toys.critic(), value_learning=TD(), extraction=TD3BC(), action_spec=spec)
     with pytest.raises(TypeError, match=r"action_spec must be a TorchRL spec or \(low, high\), got 3"):
         OfflineMARLLoss(toys.plain(), toys.critic(), value_learning=TD(), extraction=TD3BC(), action_spec=3)
+
+
+@pytest.mark.parametrize("spec", [Categorical(4, (3,)), Composite(agents=Composite(action=OneHot(4, (3, 4))))])
+def test_a_spec_of_discrete_actions_needs_no_bounds(spec) -> None:
+    case = Case("vdn", "td", "brac", discrete=True)
+    found, expected = (updated(case.build(**given))(make_batch(DISCRETE, 6)) for given in ({"action_spec": spec}, {}))
+    assert found.keys() == expected.keys() and found["loss_qvalue"].isfinite()
+    rules = {"value_learning": CQL(**FEW), "extraction": PolicyGradient()}
+    loss = OfflineMARLLoss(toys.plain(), toys.critic(), **rules, action_spec=spec)
+    with pytest.raises(ValueError, match="needs the bounds of the actions"):
+        updated(loss)(make_batch(CONTINUOUS, 4))
 
 
 @pytest.mark.fault("4.2")

@@ -26,12 +26,12 @@ def mypy(*files: Path, cache: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_correct_uses_of_the_public_api_are_accepted_and_wrong_ones_found(tmp_path):
+def test_correct_uses_of_the_public_api_are_accepted_and_wrong_ones_found(tmp_path, pytestconfig):
     right = [ROOT / "tests" / "toys" / "typed_use.py", ROOT / "examples" / "compose_losses.py"]
     right += sorted((ROOT / "examples" / "extend").glob("*.py"))
     wrong = tmp_path / "wrong_use.py"
     wrong.write_text(WRONG)
-    found = mypy(*right, wrong, cache=tmp_path / "cache")
+    found = mypy(*right, wrong, cache=pytestconfig.cache.mkdir("mypy"))  # which holds for files as they were
     errors = [line for line in found.stdout.splitlines() if ": error:" in line]
     of_wrong = [line for line in errors if "wrong_use.py" in line]
     assert errors == of_wrong, found.stdout

@@ -187,7 +187,7 @@ def test_killed_and_resumed_it_ends_as_the_run_that_was_not(tmp_path):
     run(*options, "--output", "whole", cwd=tmp_path)
     folder, moments = tmp_path / "killed", random.Random(0)
     # once while cloning is trained, once in the middle of the recipe
-    for arguments, place in ((("--output", "killed", *options), folder / "cloning"), (("--resume", "killed"), folder)):
+    for arguments, place in (((*options, "--output", "killed"), folder / "cloning"), (("--resume", "killed"), folder)):
         process = start(*arguments, cwd=tmp_path)
         deadline = time.monotonic() + 120
         while len(list((place / "checkpoints").glob("checkpoint-*"))) < 3:  # the newest three are kept

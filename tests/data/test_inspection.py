@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 
 import numpy as np
+import processes
 import pytest
 import torch
 from data_toys import episodes, pymarl_episode_arrays, recording, write_h5
@@ -478,8 +478,8 @@ def test_repair_of_more_than_fits_into_memory(tmp_path):
     )
     put(ACTION, (6_100, 1), -1.5)(dataset).save(tmp_path / "set")
     assert sum(file.stat().st_size for file in (tmp_path / "set").rglob("*.memmap")) > 120e6
-    run = [sys.executable, "-W", "ignore", "-c", SHORT_OF_MEMORY, str(tmp_path / "set"), str(tmp_path / "mended")]
-    result = subprocess.run(run, capture_output=True, text=True, env=dict(os.environ) | {"OMP_NUM_THREADS": "1"})
+    options = {"options": ("-W", "ignore"), "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    result = processes.run_new(SHORT_OF_MEMORY, tmp_path / "set", tmp_path / "mended", **options)
     assert "clipped the actions of 1 rows" in result.stdout, result.stderr
     assert "in memory it does not fit" in result.stdout  # so the limit is one
     assert inspect(OfflineDataset.load(tmp_path / "mended")).of_severity("error") == ()

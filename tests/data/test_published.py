@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import os
 import re
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -422,9 +419,7 @@ assert isinstance(buffer, BaseDatasetExperienceReplay)
 print(buffer.sample()["agents", "observation"].shape, len(buffer), len(buffer.dataset))
 """.replace("FIRST", first)
     vault = write_vault(tmp_path / "v", vault_arrays([3, 2]))
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(vault)], capture_output=True, text=True, env=dict(os.environ), check=False
-    )
+    result = processes.run_new(code, vault)
     assert result.stdout.strip() == "torch.Size([8, 2, 3]) 5 5", result.stderr
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import processes
 import pytest
 import torch
 from tensordict import TensorDict
@@ -183,5 +181,6 @@ def test_optional_libraries_are_not_imported():
         "import sys, torchrl_marl_offline.envs as e; e.list_tasks(); e.make_env('games/xor'); "
         "print(sorted({'vmas', 'h5py', 'mpe2', 'pettingzoo', 'matplotlib', 'wandb'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = processes.run_new(code)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "[]"

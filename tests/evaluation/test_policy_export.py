@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -241,7 +240,7 @@ inputs = torch.load({str(tmp_path / "inputs.pt")!r})
 action = torch.export.load({str(path)!r}).module()(inputs["observation"], inputs["action_mask"])
 print(action.tolist(), [name for name in ("torchrl", "tensordict", "torchrl_marl_offline") if name in sys.modules])
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    result = processes.run_new(code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"{act(policy, inputs).tolist()} []"
 

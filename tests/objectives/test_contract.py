@@ -13,6 +13,7 @@ from objective_toys import (
     COMBINATIONS,
     DISCRETE,
     PRESET_CASES,
+    PRESETS,
     SYSTEM_CASES,
     Case,
     gradients,
@@ -36,7 +37,17 @@ OWN_NETWORKS = {
     "loss_value": {"value_network"},
     "loss_behaviour": {"behaviour_network"},
 }
-# One of each decomposition, learning rule and extraction rule, and every preset.
+
+
+def once(cases: list[Case]) -> list:
+    """Have each algorithm always tested with continuous and with discrete actions, once."""
+    seen: set[tuple] = set()
+    return [
+        thorough(case) if (kind := (case.preset, case.discrete)) in seen else seen.add(kind) or case for case in cases
+    ]
+
+
+# One of each decomposition, learning rule and extraction rule, and every algorithm with both kinds of actions.
 FEW = [
     Case("mixer", "iql", "awr"),
     Case("mixer", "td", "brac", discrete=True),
@@ -46,8 +57,9 @@ FEW = [
     Case("qatten", "iql", "brac"),
     Case("qplex", "iql", "awr", discrete=True),
     Case("graph", "sarsa", "awr"),
-    *PRESET_CASES,
-    *SYSTEM_CASES,
+    *some_of(PRESET_CASES[: len(PRESETS)], every=2),
+    *some_of(PRESET_CASES[len(PRESETS) :], every=2, first=1),
+    *once(SYSTEM_CASES),
 ]
 
 every = pytest.mark.parametrize("case", CASES, ids=str)

@@ -10,13 +10,15 @@ from torch.distributions import Geometric
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline.modules import AgentNetwork, make_value
+from torchrl_marl_offline.algorithms import Recipe
+from torchrl_marl_offline.modules import AgentNetwork, make_critic, make_value
 from torchrl_marl_offline.objectives import (
     AWR,
     BRAC,
     IQL,
     SARSA,
     TD,
+    TD3BC,
     BRACLoss,
     Cloning,
     IQLLoss,
@@ -68,6 +70,45 @@ def test_a_critic_that_writes_neither_value() -> None:
     critic = TensorDictModule(torch.nn.Identity(), in_keys=[("agents", "action")], out_keys=["quality"])
     with pytest.raises(ValueError, match="neither the team's value 'state_action_value' nor local values"):
         SARSALoss(critic).is_team  # noqa: B018
+
+
+@pytest.mark.parametrize("rule", [SARSA(), TD()], ids=["sarsa", "td"])
+def test_a_critic_that_writes_no_dimension_of_heads(rule) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(-2), torch.nn.Linear(6, 1), torch.nn.Flatten(-2))
+    critic = TensorDictModule(network, in_keys=[("agents", "action")], out_keys=["state_action_value"])
+    loss = OfflineMARLLoss(CASE.actor(), critic, value_learning=rule, extraction=BRAC())
+    SoftUpdate(loss, tau=0.1)
+    said = r"The critic \(Sequential\) writes \[4\] at 'state_action_value' .*it must write \[\*B, H\]"
+    with pytest.raises(ValueError, match=said):
+        loss(make_batch(CONTINUOUS, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hidden": (5,)}, "layers.0.out_features is 4 in the first and 5 in number 2"),
+        ({"activation": "relu"}, "activation is gelu in the first and relu in number 2; build all of them with"),
+        ({"decomposition": "centralized"}, "in_keys is .* in the first and .* in number 2"),
+    ],
+)
+def test_critics_of_a_list_that_differ(options, said) -> None:
+    same = {"decomposition": "independent", "hidden": (4,)}
+    critics = [make_critic(CONTINUOUS, **same), make_critic(CONTINUOUS, **same | options)]
+    with pytest.raises(ValueError, match=f"The critics of a list must be alike: .*{said}"):
+        OfflineMARLLoss(CASE.actor(), critics, value_learning=TD(), extraction=BRAC())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TD3BC(2.5), r"TD3BC takes its settings by their names, such as TD3BC\(alpha=2.5\)\."),
+        (lambda: Recipe(0.7), r"Recipe takes its settings by their names, such as Recipe\(\w+=0.7\)\."),
+    ],
+)
+def test_settings_without_their_names(make, said) -> None:
+    with pytest.raises(TypeError, match=said):
+        make()
+    assert AWR(3.0) == AWR(temperature=3.0)
 
 
 def test_a_centralized_critic_with_local_state_values() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from study_toys import (
     write_study,
 )
 
+from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS
 from torchrl_marl_offline.commands.study import main
 from torchrl_marl_offline.study import Machine, StudyError, read_results, read_study, run_study, runner
+from torchrl_marl_offline.study.classes_of_main import check_workers_know_classes
 from torchrl_marl_offline.study.jobs import Job, job_state, run_job
 from torchrl_marl_offline.study.plan import Plan
 from torchrl_marl_offline.study.progress import StudyProgress, duration
@@ -259,3 +262,21 @@ def test_without_its_libraries_a_study_says_so_before_anything_is_trained(tmp_pa
         with pytest.raises(ImportError, match=r"need rliable; install the extra: pip install .*\[study\]"):
             command()
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_algorithm_of_main_that_workers_do_not_define_is_refused(tmp_path, monkeypatch):
+    jobs = jobs_of(write_study(tmp_path))
+    check_workers_know_classes(jobs, import_main=False)
+    monkeypatch.setattr(ALGORITHMS["cloning"], "__module__", "__main__")
+    name = ALGORITHMS["cloning"].__name__
+    with pytest.raises(StudyError, match=f"'cloning' is the class {name} of __main__, which worker .* --import"):
+        run_study(tmp_path / "study.toml", progress=False)
+    assert not (tmp_path / "out").exists()
+    script = tmp_path / "script.py"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    script.write_text(f"class {name}: pass")
+    check_workers_know_classes(jobs, import_main=True)
+    script.write_text(f"if __name__ == '__main__':\n    class {name}: pass")
+    for import_main in (True, False):
+        with pytest.raises(StudyError, match="of __main__"):
+            check_workers_know_classes(jobs, import_main=import_main)

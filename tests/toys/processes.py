@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import array
 import atexit
+import inspect
+import itertools
 import json
 import os
 import signal
@@ -18,9 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 IMPORTED = (
     *("torch", "tensordict", "torchrl.collectors", "torchrl.envs", "torchrl.objectives", "h5py", "pandas"),
@@ -183,11 +185,19 @@ def run(*arguments: object, timeout: float | None = 600, **options: object) -> s
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_new(code: str, *arguments: object, options: Sequence[str] = (), **given: object) -> subprocess.CompletedProcess:
+    """Run code in a new interpreter, for what is said of importing; it ends without destroying all modules."""
+    code += "\nimport os, sys\nsys.stdout.flush()\nsys.stderr.flush()\nos._exit(0)\n"
+    command = [sys.executable, *options, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **given)
+
+
 # ------------------------------------------------------------ in the process that forks
 
 
 def serve(descriptor: int) -> None:
-    """Fork for each request, until the tests have ended; returns in the forks alone, which then run their program."""
+    """Fork for each request, until the tests have ended."""
+    import gc
     import importlib
     import select
     import warnings
@@ -196,6 +206,9 @@ def serve(descriptor: int) -> None:
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork that looks for garbage looks at what is its own
+    _take_the_place_of_new_interpreters()
     asked = socket.socket(fileno=descriptor)
     running: set[int] = set()
     while True:
@@ -207,13 +220,7 @@ def serve(descriptor: int) -> None:
             descriptors = array.array("i", ancillary[0][2]).tolist()
             if (pid := os.fork()) == 0:
                 asked.close()
-                try:
-                    _become(json.loads(message), descriptors)
-                except KeyboardInterrupt:
-                    traceback.print_exc()
-                    signal.signal(signal.SIGINT, signal.SIG_DFL)
-                    os.kill(os.getpid(), signal.SIGINT)
-                return
+                _end(*_outcome(json.loads(message), descriptors))
             running.add(pid)
             for each in descriptors:
                 os.close(each)
@@ -223,6 +230,129 @@ def serve(descriptor: int) -> None:
             if ended:
                 running.discard(pid)
                 asked.send(json.dumps({"ended": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _outcome(request: dict, descriptors: list[int]) -> tuple[int, int | None]:
+    """Run a program in this fork; returns its exit status, and the signal that ends it."""
+    try:
+        _become(request, descriptors)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF, None
+        print(end.code, file=sys.stderr)
+        return 1, None
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+    return 0, None
+
+
+def _end(status: int, number: int | None) -> NoReturn:
+    """End this fork as an interpreter ends, but for the modules, whose destruction takes two seconds."""
+    import gc
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if (names := sys.modules["__main__"].__dict__) is not globals():
+        names.clear()
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    if number is not None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(status)
+
+
+def _take_the_place_of_new_interpreters() -> None:
+    """Have a fork's own processes forked, too: those of multiprocessing, and Python's that it starts as a program."""
+    import multiprocessing.util
+
+    begin_anew, execute_anew = multiprocessing.util.spawnv_passfds, subprocess.Popen._execute_child
+    parameters = list(inspect.signature(execute_anew).parameters)
+
+    def begin(path: bytes, words: list[str], descriptors: list[int]) -> int:
+        if not _may_be_forked(words):
+            return begin_anew(path, words, descriptors)
+        return _begin_another(words, dict(enumerate((0, 1, 2))), descriptors)
+
+    def execute(process: subprocess.Popen, *arguments: object) -> None:
+        given = dict(zip(parameters, [process, *arguments]))
+        plain = not (given["preexec_fn"] or given["shell"] or given["pass_fds"]) and given["process_group"] == -1
+        words = given["args"]
+        if not plain or not isinstance(words, Sequence) or words[0] != sys.executable or not _may_be_forked(words):
+            execute_anew(process, *arguments)
+            return
+        streams = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        places = {place: place if stream == -1 else stream for place, stream in enumerate(streams)}
+        own_session = given["start_new_session"]
+        process.pid = _begin_another(words, places, [], cwd=given["cwd"], env=given["env"], own_session=own_session)
+        process._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        process._close_pipe_fds(*(given[name] for name in pipes))
+
+    multiprocessing.util.spawnv_passfds, subprocess.Popen._execute_child = begin, execute
+
+
+def _may_be_forked(words: Sequence[str]) -> bool:
+    """Say whether a command of Python is one that :func:`_become` understands, in a process that can be forked."""
+    import torch
+
+    first = next((word for word in words[1:] if not word.startswith("-W") and word != "-u"), "-")
+    return not torch.cuda.is_initialized() and (first in ("-c", "-m") or not first.startswith("-"))
+
+
+def _begin_another(
+    words: Sequence[str],
+    places: Mapping[int, int],
+    descriptors: list[int],
+    *,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    own_session: bool = False,
+) -> int:
+    """Fork in the place of a new interpreter; returns the number of the process.
+
+    Args:
+        words: the command.
+        places: what stands in the place of the input, the output and the errors.
+        descriptors: what else stays open.
+        cwd: the folder, by default this process's.
+        env: the environment, by default this process's.
+        own_session: whether the process leads a session of its own.
+    """
+    import gc
+    import multiprocessing.forkserver
+    import multiprocessing.resource_tracker
+    import types
+
+    request = {"arguments": list(words[1:]), "cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if number := os.fork():
+        return number
+    if own_session:
+        os.setsid()
+    for kept in {place: os.dup(stream) for place, stream in places.items() if place != stream}.items():
+        os.dup2(kept[1], kept[0])
+    gc.freeze()  # nothing of the process that begins this one ends in it
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    signal.set_wakeup_fd(-1)
+    for signal_number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(signal_number, signal.SIG_DFL)
+    atexit._clear()
+    multiprocessing.util._finalizer_registry.clear()
+    multiprocessing.process._children.clear()
+    multiprocessing.forkserver._forkserver.__init__()
+    multiprocessing.resource_tracker._resource_tracker.__init__()
+    edges = [2, *sorted(descriptors), os.sysconf("SC_OPEN_MAX")]
+    for low, high in itertools.pairwise(edges):
+        os.closerange(low + 1, high)
+    try:
+        _end(*_outcome(request, []))
+    finally:
+        os._exit(1)  # whatever happens, this is not the process that called
 
 
 def _become(request: dict, descriptors: list[int]) -> None:
@@ -236,6 +366,14 @@ def _become(request: dict, descriptors: list[int]) -> None:
     import numpy as np
     import torch
 
+    words, options, unbuffered = list(request["arguments"]), [], False
+    while words[0].startswith("-W") or words[0] == "-u":
+        taken = 2 if words[0] == "-W" else 1
+        if words[0] == "-u":
+            unbuffered = True
+        else:
+            options += [words[0].removeprefix("-W") or words[1]]
+        del words[:taken]
     for here, there in zip(descriptors, (1, 2)):
         os.dup2(here, there)
         os.close(here)
@@ -246,7 +384,11 @@ def _become(request: dict, descriptors: list[int]) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         raw = io.FileIO(descriptor, "w", closefd=False)
         stream = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding=encoding, errors=errors[name], line_buffering=name == "stderr"
+            raw if unbuffered else io.BufferedWriter(raw),
+            encoding=encoding,
+            errors=errors[name],
+            line_buffering=name == "stderr",
+            write_through=unbuffered,
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -255,10 +397,6 @@ def _become(request: dict, descriptors: list[int]) -> None:
     random.seed()
     np.random.seed()
     torch.seed()
-    words, options = list(request["arguments"]), []
-    while words[0] == "-W":
-        options += [words[1]]
-        del words[:2]
     warnings.resetwarnings()
     sys.warnoptions[:] = [*filter(None, request["env"].get("PYTHONWARNINGS", "").split(",")), *options]
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

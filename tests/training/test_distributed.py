@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from distributed_toys import EQUAL, UNEQUAL, SharedCase, make_rows, train_case
@@ -34,17 +34,10 @@ TIMING = {"seconds"}
 
 
 @contextmanager
-def torchrun(*arguments: str | Path, processes: int = 2) -> Iterator[subprocess.Popen]:
+def torchrun(*arguments: str | Path) -> Iterator[processes.Process]:
     """Start the toys on a free port; on leaving, none of the processes is left."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(
-        [*command, str(TOYS), *map(str, arguments)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TOYS, *arguments]
+    run = processes.start(*command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.STDOUT)
     try:
         yield run
     finally:
@@ -54,7 +47,7 @@ def torchrun(*arguments: str | Path, processes: int = 2) -> Iterator[subprocess.
         run.stdout.close()
 
 
-def finish(run: subprocess.Popen, *, ends_well: bool = True) -> str:
+def finish(run: processes.Process, *, ends_well: bool = True) -> str:
     output, _ = run.communicate(timeout=120)
     assert (run.returncode == 0) is ends_well, output
     return output
@@ -72,7 +65,7 @@ def is_running(process: int) -> bool:
     return "zombie" not in Path(f"/proc/{process}/status").read_text()
 
 
-def wait_for(condition, run: subprocess.Popen) -> None:
+def wait_for(condition, run: processes.Process) -> None:
     end = time.monotonic() + 60
     while not condition():
         assert run.poll() is None, run.stdout.read()

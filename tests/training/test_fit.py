@@ -79,12 +79,21 @@ def test_a_batch_without_a_row_that_counts_is_no_obstacle():
         ({"observation": 4}, "for 3 numbers in an observation, the buffer's rows have 4"),
         ({"action": 1}, "for 2 numbers in an action, the buffer's rows have 1"),
         ({"discrete": True}, "for continuous actions, the buffer's are discrete"),
-        ({"state": torch.zeros(6, 5)}, r"HyperNetworkMixer wants .*state \[\*B, 6\]"),
+        ({"state": torch.zeros(6, 5)}, "for 6 numbers in a state, the buffer's rows have 5"),
     ],
 )
 def test_a_loss_for_other_sizes_than_the_buffers_is_refused(other, sentence):
     with pytest.raises(ValueError, match=sentence):
         trainer_of(data_of(**other), of=data_of()).train()
+
+
+@pytest.mark.parametrize("decomposition", ["mixer", "qplex", "centralized"])
+def test_a_critic_for_another_size_of_the_state_is_refused_before_the_first_step(decomposition):
+    options = {"of": data_of(), "decomposition": decomposition, "value_learning": "sarsa"}
+    trainer = trainer_of(data_of(state=torch.zeros(6, 5)), **options)
+    with pytest.raises(ValueError, match="for 6 numbers in a state, the buffer's rows have 5"):
+        trainer.train()
+    assert trainer.step == 0
 
 
 def test_an_empty_buffer_is_refused():

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,15 @@ from population_toys import (
 )
 from selection import some_of, thorough
 from torchrl.modules import PopArtValueNorm
+from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import evaluate, evaluate_population
-from torchrl_marl_offline.objectives import AWR, AWRLoss, OfflineMARLLoss
+from torchrl_marl_offline.modules import make_actor, make_critic, make_value
+from torchrl_marl_offline.objectives import AWR, IQL, AWRLoss, OfflineMARLLoss
+from torchrl_marl_offline.objectives.functional import expectile_weighted_square
 from torchrl_marl_offline.training import (
     Population,
     PopulationBuffer,
@@ -85,6 +89,38 @@ def assert_members_are_lone_runs(dataset, rules, tolerance: float, members=(0, 1
         assert largest_difference(found, start[member]) > 1e-3
     finals = [member_tensors(population, member) for member in members]
     assert all(largest_difference(*pair) > 1e-2 for pair in itertools.combinations(finals, 2))
+
+
+@dataclass(frozen=True)
+class Attribute(IQL):
+    """A rule that computes with its own attribute, in the place of the loss's coefficient."""
+
+    def value_elements(self, batch):
+        difference = batch.target.total_min - batch.state.total
+        return expectile_weighted_square(difference, torch.tensor(self.expectile)).squeeze(-1)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_rule_that_reads_its_attribute_is_refused_where_members_differ_in_it(data, compile):
+    def make(*expectiles: float) -> PopulationGradients:
+        losses = {}
+        for number, expectile in enumerate(expectiles):
+            torch.manual_seed(number)
+            critic, value = (build(data.spec, decomposition="vdn", hidden=(4,)) for build in (make_critic, make_value))
+            actor = make_actor(data.spec, hidden=(4,))
+            losses[f"m{number}"] = OfflineMARLLoss(actor, critic, value, value_learning=Attribute(expectile))
+            SoftUpdate(losses[f"m{number}"], tau=0.1)
+        generators = [torch.Generator().manual_seed(number) for number in range(len(losses))]
+        return PopulationGradients(Population(losses), compiled=compile, backend=None, generators=generators)
+
+    batch = PopulationBuffer(data.data, batch_size=4, seeds=(0, 1)).sample()
+    with pytest.raises(
+        ValueError, match=r"Attribute reads its attribute 'expectile'.*batch.coefficient\('expectile'\)"
+    ):
+        make(0.6, 0.9)(batch)
+    alike = make(0.9, 0.9)
+    assert alike(batch)["loss_value"].isfinite().all()
+    assert type(alike.population.template.value_learning) is Attribute
 
 
 # --------------------------------------------------------------------------- the run alone

@@ -21,6 +21,7 @@ from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
@@ -54,7 +55,7 @@ def setting(default: Any, *, member: bool = False) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Algorithm(ABC):
+class Algorithm(NamedSettings, ABC):
     """Base class of the algorithms: a frozen dataclass whose fields are the settings.
 
     A class with ``name=`` is registered in :data:`ALGORITHMS`. Ranges and words stand in the fields' annotations

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
 
+Parameters = ParamSpec("Parameters")
 Network = TypeVar("Network", bound=TensorDictModuleBase)
 
 
-def remembers_build(builder: Callable[..., Network]) -> Callable[..., Network]:
+def remembers_build(builder: Callable[Parameters, Network]) -> Callable[Parameters, Network]:
     """Let what ``builder(spec, **options)`` returns tell in ``build`` what it was called with, for files and checks."""
 
     @wraps(builder)
-    def build(spec: TaskSpec, **options: Any) -> Network:
-        network = builder(spec, **options)
-        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": options}
+    def build(*args: Parameters.args, **options: Parameters.kwargs) -> Network:
+        network = builder(*args, **options)
+        given: dict[str, Any] = {"spec": args[0]} | options if args else dict(options)
+        spec: TaskSpec = given.pop("spec")
+        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": given}
         return network
 
     return build

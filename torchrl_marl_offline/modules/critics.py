@@ -14,6 +14,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, S
 from torchrl_marl_offline.core.ranges import FEW, WIDTHS, OneOf
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
+from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
 from torchrl_marl_offline.modules.graph import GraphCritic
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
@@ -99,6 +100,7 @@ class CentralizedCritic(nn.Module):
         return out.movedim(0, -1).reshape(*x.shape[:-1], -1)
 
 
+@remembers_build
 @checked
 def make_critic(
     spec: TaskSpec,
@@ -196,6 +198,7 @@ def make_critic(
     return TensorDictSequential(local, TensorDictModule(mixer, in_keys=in_keys, out_keys=[ACTION_VALUE]))
 
 
+@remembers_build
 @checked
 def make_value(
     spec: TaskSpec,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, unravel_key
 from torch import Tensor
-from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 
 ActionSpec = TensorSpec | Sequence[float | Tensor | Sequence[float]]
 """A TorchRL spec of the agents' action, or of all that an environment acts by; or ``(low, high)``."""
@@ -37,13 +37,28 @@ def bounds_of_spec(action_spec: ActionSpec, key: NestedKey) -> tuple[Tensor, Ten
     return low, high
 
 
+def is_of_discrete_actions(action_spec: ActionSpec, key: NestedKey) -> bool:
+    """Say whether this is the spec of discrete actions, which have no bounds and need none.
+
+    Raises:
+        ValueError: for a composite without the action.
+    """
+    kinds = (Categorical, OneHot, MultiCategorical, MultiOneHot)
+    return isinstance(action_spec, TensorSpec) and isinstance(_leaf(action_spec, key), kinds)
+
+
+def _leaf(spec: TensorSpec, key: NestedKey) -> TensorSpec:
+    if not isinstance(spec, Composite):
+        return spec
+    leaves = {unravel_key(name): leaf for name, leaf in spec.items(True, True) if leaf is not None}
+    found = leaves.get(unravel_key(key), next(iter(leaves.values())) if len(leaves) == 1 else None)
+    if found is None:
+        raise ValueError(f"action_spec has {list(leaves)}, not the action {key!r}; pass that of the action.")
+    return found
+
+
 def _of_spec(spec: TensorSpec, key: NestedKey) -> tuple[Tensor, Tensor]:
-    if isinstance(spec, Composite):
-        leaves = {unravel_key(name): leaf for name, leaf in spec.items(True, True) if leaf is not None}
-        found = leaves.get(unravel_key(key), next(iter(leaves.values())) if len(leaves) == 1 else None)
-        if found is None:
-            raise ValueError(f"action_spec has {list(leaves)}, not the action {key!r}; pass that of the action.")
-        spec = found
+    spec = _leaf(spec, key)
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise ValueError(f"action_spec is a {type(spec).__name__} of {spec.dtype}, which has no bounds; leave it out.")
     return spec.space.low.detach().clone(), spec.space.high.detach().clone()

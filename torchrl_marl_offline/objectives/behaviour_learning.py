@@ -11,10 +11,11 @@ from typing import ClassVar
 from tensordict import NestedKey
 from torch import Tensor
 
+from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.objectives.batch import Batch
 
 
-class BehaviourLearning(ABC):
+class BehaviourLearning(NamedSettings, ABC):
     """Base class of the rules.
 
     Attributes:

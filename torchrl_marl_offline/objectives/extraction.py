@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.core.ranges import ABOVE_ONE, INCREASING, NON_NEGATIVE, POSITIVE, REAL
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.objectives.action_distributions import differentiable_action, log_prob_of
@@ -30,7 +31,7 @@ EXTRACTIONS: dict[str, type[PolicyExtraction]] = {}
 """The extraction rules that the recipe knows by name; a class of one's own with ``name=`` is added."""
 
 
-class PolicyExtraction(ABC):
+class PolicyExtraction(NamedSettings, ABC):
     """Base class of the rules.
 
     Attributes:

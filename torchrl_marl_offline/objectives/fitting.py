@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.modules.value_norm import ValueNorm
 
@@ -79,6 +80,43 @@ def check_networks(
         asked = rule is not None and (rule is behaviour_learning or rule.needs_behaviour)
         if behaviour is None and asked:
             raise ValueError(f"{type(rule).__name__} needs a model of the data's actions; pass behaviour=.")
+
+
+def check_ensemble(critics: Sequence[nn.Module]) -> None:
+    """Refuse a list of critics that cannot be computed side by side.
+
+    Raises:
+        ValueError: it names the first difference between two.
+    """
+    if len(critics) == 1:
+        return
+    first, *others = map(_structure, critics)
+    for number, other in enumerate(others, start=2):
+        for name in dict.fromkeys([*first, *other]):
+            here, there = first.get(name, "not there"), other.get(name, "not there")
+            if here != there:
+                raise ValueError(
+                    f"The critics of a list must be alike: {name} is {here} in the first and {there} in number "
+                    f"{number}; build all of them with the same options."
+                )
+
+
+_PLAIN = (bool, int, float, str, types.FunctionType, types.BuiltinFunctionType)
+
+
+def _structure(network: nn.Module) -> dict[str, str]:
+    """Return what the networks of an ensemble have in common, in words by name: classes and options before tensors."""
+    modules = {name: each for name, each in network.named_modules() if not isinstance(each, TensorDictParams)}
+    classes = {f"the class of {name or 'the critic'}": type(each).__name__ for name, each in modules.items()}
+    keys = {name: str(getattr(network, name, None)) for name in ("in_keys", "out_keys")}
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    plain = {
+        f"{path}.{name}".lstrip("."): getattr(value, "__qualname__", repr(value))
+        for path, each in modules.items()
+        for name, value in vars(each).items()
+        if name != "training" and not name.startswith("_") and isinstance(value, _PLAIN)
+    }
+    return keys | classes | plain | {name: f"{list(each.shape)} of {each.dtype}" for name, each in tensors.items()}
 
 
 def check_metrics(rules: Sequence[Rule | None]) -> None:

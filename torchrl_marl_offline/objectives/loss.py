@@ -26,7 +26,7 @@ from torchrl_marl_offline.core.functional_parameters import (
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, declared
 from torchrl_marl_offline.core.synchronized import is_shared, share_of_mean, share_of_sum
-from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec
+from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_spec, is_of_discrete_actions
 from torchrl_marl_offline.objectives.action_distributions import mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -34,6 +34,7 @@ from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
 from torchrl_marl_offline.objectives.fitting import (
     check_coefficients,
     check_elements,
+    check_ensemble,
     check_has_gradient,
     check_metrics,
     check_networks,
@@ -98,7 +99,8 @@ class OfflineMARLLoss(LossModule):
         action_spec: bounds of continuous actions, for rules that search or sample between them (:class:`CQL`,
             :class:`RectifiedGradient`, :class:`TD` with noise): a TorchRL spec, such as ``env.full_action_spec``, or
             ``(low, high)``. Needed where the policy does not tell: it has neither ``low`` and ``high`` nor a bounded
-            support, and the actor no spec, as of a plain network. Samples of the policy are clipped to them.
+            support, and the actor no spec, as of a plain network. Samples of the policy are clipped to them. A spec of
+            discrete actions may be given, and says nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``; None, as in TorchRL's losses, for the default.
         deactivate_vmap: evaluate an ensemble in a loop instead of by vmap.
 
@@ -219,6 +221,8 @@ class OfflineMARLLoss(LossModule):
         is_ensemble = self._register_networks(actor, critic, value, mixer, num_qvalue_nets)
         if behaviour is not None:
             self.convert_to_functional(behaviour, "behaviour_network")
+        if action_spec is not None and is_of_discrete_actions(action_spec, self.tensor_keys.action):
+            action_spec = None
         self._register_bounds(action_spec, actor)
         self._register_coefficients({} if max_next_value is None else {"max_next_value": max_next_value})
         self.team = TeamNetworks(self, is_ensemble=is_ensemble, bounds_given=action_spec is not None)
@@ -314,11 +318,12 @@ class OfflineMARLLoss(LossModule):
         """Take a network's parameters, see :class:`~torchrl.objectives.LossModule`.
 
         Raises:
-            ValueError: for a network that computes with its own, whatever it is given.
+            ValueError: for a network that computes with its own, whatever it is given, and for a list of unlike ones.
         """
         members = module if isinstance(module, (list, tuple)) else [module]
         for member in members:
             check_uses_given_parameters(member, _ROLES.get(module_name, module_name))
+        check_ensemble(members)
         super().convert_to_functional(module, module_name, *args, **options)
         for name in (f"{module_name}_params", f"target_{module_name}_params"):
             if name in self._modules:
@@ -626,7 +631,10 @@ def _split_mixer(critic):
     """Split a sequence that ends in a mixer into the local critic and the mixer."""
     if not isinstance(critic, TensorDictSequential) or len(critic.module) < 2:
         return critic, None
-    *local, last = critic.module
+    *rest, last = critic.module
     if not isinstance(getattr(last, "module", None), Mixer):
         return critic, None
-    return (local[0] if len(local) == 1 else TensorDictSequential(*local)), last
+    local = rest[0] if len(rest) == 1 else TensorDictSequential(*rest)
+    if hasattr(critic, "build"):
+        local.build = last.build = critic.build
+    return local, last

@@ -99,6 +99,39 @@ class Network:
             return {key: full_precision(value) for key, value in outputs}
 
 
+def check_values(
+    role: str,
+    network: TensorDictModuleBase,
+    key: NestedKey,
+    values: Tensor,
+    tensordict: TensorDictBase,
+    last: str,
+    *,
+    of_team: bool,
+) -> None:
+    """Refuse values that lack a dimension, which would be taken for other ones.
+
+    Args:
+        role: of the network, in words.
+        network: that wrote them.
+        key: at which it did.
+        values: what it wrote.
+        tensordict: what it read.
+        last: name of the last dimension.
+        of_team: whether they are the team's, without a dimension of agents.
+
+    Raises:
+        ValueError: it names the network, the key and the shape.
+    """
+    names = ["*B", last] if of_team else ["*B", "n", last]
+    if values.ndim < tensordict.ndim + len(names) - 1:
+        kind = type(getattr(network, "module", network)).__name__
+        raise ValueError(
+            f"The {role} ({kind}) writes {list(values.shape)} at {key!r} for a batch of {list(tensordict.batch_size)}; "
+            f"it must write [{', '.join(names)}], so unsqueeze(-1) what it returns."
+        )
+
+
 class TeamNetworks:
     """The networks that a loss owns, evaluated under its parameters, those of its targets, or without gradient to them.
 
@@ -216,6 +249,7 @@ class TeamNetworks:
         moved = found if detach else {key: entry.detach() for key, entry in found.items()}
         beside = {joined(other): action if other == self.action_key else moved[other] for other in self._beside}
         values = found[self._value_key]
+        check_values("critic", self.critic, self._value_key, values, tensordict, "H", of_team=self.is_central)
         return values.unsqueeze(-2) if self.is_central else values, beside  # [*B, H] -> [*B, 1, H]
 
     def _of_ensemble(self, inputs: TensorDict, params: TensorDictBase) -> dict[NestedKey, Tensor]:
@@ -316,13 +350,16 @@ class TeamNetworks:
             found = self._function(self.value)(params, tensordict)
         total = found.get(unravel_key(keys.state_value))
         if total is not None:
+            check_values("state-value network", self.value, keys.state_value, total, tensordict, "1", of_team=True)
             return total.unsqueeze(-2), True
         if self.is_central:
             raise ValueError(
                 "A critic without local values needs a team state value; pass value=make_value(spec, "
                 "decomposition=...) of the critic's decomposition, 'centralized' or 'graph'."
             )
-        return found.get(unravel_key(keys.local_state_value)), False
+        local, key = found.get(unravel_key(keys.local_state_value)), keys.local_state_value
+        check_values("state-value network", self.value, key, local, tensordict, "1", of_team=False)
+        return local, False
 
     def target_and_state_value(self, tensordict: TensorDictBase, action: Tensor) -> tuple[Values, Values]:
         """Evaluate the target critic at ``action`` and the state-value network.

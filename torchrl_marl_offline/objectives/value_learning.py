@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
 from torchrl_marl_offline.core.registering import register
@@ -32,7 +33,7 @@ def no_local_value(rule: ValueLearning) -> str:
     )
 
 
-class ValueLearning(ABC):
+class ValueLearning(NamedSettings, ABC):
     """Base class of the rules.
 
     Attributes:

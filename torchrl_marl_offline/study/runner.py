@@ -19,6 +19,7 @@ from torchrl_marl_offline.core.extensions import imported_extensions
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO
 from torchrl_marl_offline.study.checking import StudyError, check_installed
+from torchrl_marl_offline.study.classes_of_main import check_workers_know_classes
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
 from torchrl_marl_offline.study.plan import Plan, plan_study, select
@@ -105,6 +106,8 @@ def run_study(
     seen = Plan.load(output)
     plan = make_plan(study, machine)
     jobs = make_jobs(study, plan, machine, only)  # all that can be refused is, before anything is written
+    if backend is None:
+        check_workers_know_classes(jobs, import_main=machine.ray is None)
     with _only_runner(output):
         if Plan.load(output) != seen:  # another runner was here in between
             plan = make_plan(study, machine)

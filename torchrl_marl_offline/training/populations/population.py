@@ -33,6 +33,7 @@ from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, RowSampler, make_replay_buffer
 from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.training.populations.alike import first_difference
+from torchrl_marl_offline.training.populations.own_coefficients import attributes_refused
 from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
 from torchrl_marl_offline.training.step.gradients import (
     Differentiated,
@@ -279,16 +280,21 @@ class PopulationGradients:
 
     def _differentiate(self, own: Mapping[str, Tensor], batch: TensorDictBase, group: slice) -> Differentiated:
         signature = signature_of(batch)
-        if self.compiled and signature not in self._traced:
-            draw = _drawn_for(len(batch))
-            self._traced[signature] = TracedFunction(self._function, own, batch, backend=self.backend, draw=draw)
-            self._noise[signature] = self._traced[signature].noise
-        elif signature not in self._noise:
-            self._noise[signature] = self._requests(own, batch)
+        if signature not in self._noise:
+            with attributes_refused(self.population.template, self.population.tensors()):
+                self._prepare(signature, own, batch)
         device, generators = leaf_device(batch), self._generators[group]
         noise = [torch.stack([r.draw(device, g) for g in generators]) for r in self._noise[signature]]
         with part(COMPILED if self.compiled else "loss arithmetic"):
             return (self._traced[signature] if self.compiled else self._function)(own, batch, noise)
+
+    def _prepare(self, signature: tuple, own: Mapping[str, Tensor], batch: TensorDictBase) -> None:
+        if self.compiled:
+            draw = _drawn_for(len(batch))
+            self._traced[signature] = TracedFunction(self._function, own, batch, backend=self.backend, draw=draw)
+            self._noise[signature] = self._traced[signature].noise
+        else:
+            self._noise[signature] = self._requests(own, batch)
 
     def _requests(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> list[NoiseRequest]:
         with preserved_rng(), recorded_noise() as requests:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tensordict import NestedKey
     from torchrl.objectives import LossModule
 
-NETWORKS = ("actor_network", "qvalue_network", "value_network", "behaviour_network")
+NETWORKS = ("actor_network", "qvalue_network", "mixer_network", "value_network", "behaviour_network")
 
 
 def check_optimizer(optimizer: Any, named: Iterable[tuple[str, Tensor]]) -> None:
