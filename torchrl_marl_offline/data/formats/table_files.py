@@ -52,7 +52,7 @@ class Cells:
 
 
 @dataclass
-class Table:
+class LogTable:
     """One file, opened.
 
     Attributes:
@@ -82,7 +82,7 @@ class Table:
         return f"{self.path}, row {row}" if self.lines is None else f"{self.path}, line {self.lines[row]}"
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path) -> LogTable:
     """Open one file; its first bytes tell its format.
 
     Raises:
@@ -93,7 +93,7 @@ def open_table(path: Path) -> Table:
         with open_regular(path) as stream:
             magic = stream.read(4)
         if magic == _PARQUET:
-            table: Table = _open_parquet(path)
+            table: LogTable = _open_parquet(path)
         elif magic == _ZIP:
             table = _open_npz(path)
         else:
@@ -186,7 +186,7 @@ def _check_growth(path: Path, size: int) -> None:
 # Parquet
 
 
-class _Parquet(Table):
+class _Parquet(LogTable):
     def blocks(self, columns: Sequence[str], labels: Iterable[str]) -> Iterator[dict[str, Cells]]:
         import pyarrow as pa
 
@@ -204,7 +204,7 @@ class _Parquet(Table):
             raise DatasetError(f"{self.path} cannot be read ({_short(error)}); fetch it again.") from error
 
 
-def _open_parquet(path: Path) -> Table:
+def _open_parquet(path: Path) -> LogTable:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -229,7 +229,7 @@ def _open_parquet(path: Path) -> Table:
     return _Parquet(path, tuple(schema.names), None if notes is None else notes.decode("utf-8", "replace"), None, file)
 
 
-def _arrow_cells(column: Any, name: str, table: Table, start: int, *, is_label: bool) -> Cells:
+def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_label: bool) -> Cells:
     import pyarrow as pa
 
     kind = column.type
@@ -261,7 +261,7 @@ def _arrow_cells(column: Any, name: str, table: Table, start: int, *, is_label: 
     return Cells(column.to_numpy(zero_copy_only=False), empty, whole)
 
 
-def _arrow_lists(column: Any, empty: np.ndarray | None, name: str, table: Table, start: int) -> Cells:
+def _arrow_lists(column: Any, empty: np.ndarray | None, name: str, table: LogTable, start: int) -> Cells:
     """Return ``[rows, k]`` of lists of one length; rows without a list are NaN."""
     import pyarrow as pa
 
@@ -304,14 +304,14 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _is_no_number(table: Table, name: str, kind: str) -> DatasetError:
+def _is_no_number(table: LogTable, name: str, kind: str) -> DatasetError:
     return DatasetError(
         f"{table.path}: the column {name!r} holds {kind[:60]}, and numbers are wanted there; give numbers, or leave it "
         "out of the column map."
     )
 
 
-def _is_text(table: Table, row: int, name: str, text: Any) -> DatasetError:
+def _is_text(table: LogTable, row: int, name: str, text: Any) -> DatasetError:
     number = str(text).strip()
     remedy = "write decimals with a point" if "," in number and number.replace(",", "").isdigit() else "give numbers"
     return DatasetError(
@@ -323,7 +323,7 @@ def _is_text(table: Table, row: int, name: str, text: Any) -> DatasetError:
 # npz
 
 
-class _Npz(Table):
+class _Npz(LogTable):
     def blocks(self, columns: Sequence[str], labels: Iterable[str]) -> Iterator[dict[str, Cells]]:
         labels, found = set(labels), {}
         with open_regular(self.path) as stream, zipfile.ZipFile(stream) as archive:
@@ -353,7 +353,7 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
-def _open_npz(path: Path) -> Table:
+def _open_npz(path: Path) -> LogTable:
     with open_regular(path) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
@@ -397,7 +397,7 @@ def _array_name(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
 # CSV
 
 
-class _Csv(Table):
+class _Csv(LogTable):
     def blocks(self, columns: Sequence[str], labels: Iterable[str]) -> Iterator[dict[str, Cells]]:
         labels, places = set(labels), {name: self.names.index(name) for name in columns}
         self.lines, width, seen = array("q"), len(self.names), 0
@@ -456,7 +456,7 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _open_csv(path: Path, *, packed: bool) -> Table:
+def _open_csv(path: Path, *, packed: bool) -> LogTable:
     try:
         with _text(path, packed=packed) as text:
             first = text.readline(_HEADER_BYTES)
@@ -490,7 +490,7 @@ def _labels(texts: Sequence[str]) -> Cells:
     return Cells(np.array([text.strip() for text in texts], dtype=object), empty if empty.any() else None)
 
 
-def _numbers(texts: Sequence[str], name: str, table: Table, start: int) -> Cells:
+def _numbers(texts: Sequence[str], name: str, table: LogTable, start: int) -> Cells:
     """Return integers, bools or floats, whichever all texts of a block are."""
     try:
         return Cells(np.array([int(text) for text in texts], dtype=np.int64))

@@ -16,7 +16,7 @@ from torchrl_marl_offline.data.formats.table_columns import (
     Resolved,
     natural,
 )
-from torchrl_marl_offline.data.formats.table_files import Cells, Table
+from torchrl_marl_offline.data.formats.table_files import Cells, LogTable
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.rounding import Rounding
 
@@ -42,7 +42,7 @@ class Rows:
     resolved: Resolved
     columns: dict[str, np.ndarray]
     names: dict[str, list[Any]]
-    tables: list[Table]
+    tables: list[LogTable]
     first: np.ndarray
     whole: frozenset[str]
 
@@ -66,7 +66,7 @@ class _Labels:
         return np.array([self.codes.setdefault(str(name), len(self.codes)) for name in found], np.int64)[inverse]
 
 
-def read_rows(resolved: Resolved, tables: list[Table], rounding: Rounding) -> Rows:
+def read_rows(resolved: Resolved, tables: list[LogTable], rounding: Rounding) -> Rows:
     """Read every column that the map names, of all files.
 
     Raises:
@@ -114,7 +114,7 @@ def _columns_of(resolved: Resolved, role: str) -> tuple[str, ...]:
     return resolved.shared.get(role, ()) + tuple(name for own in resolved.own.get(role, ()) for name in own)
 
 
-def _label(cells: Cells, name: str, table: Table, start: int) -> np.ndarray:
+def _label(cells: Cells, name: str, table: LogTable, start: int) -> np.ndarray:
     values = cells.values
     if values.ndim > 1:
         raise DatasetError(f"{table.path}: {name!r} holds lists, and one value for each row is wanted there.")
@@ -146,7 +146,7 @@ def _number(cells: Cells, *, exact: bool) -> np.ndarray:
     return values
 
 
-def _joined(parts: list[np.ndarray], name: str, tables: list[Table], counts: list[int]) -> np.ndarray:
+def _joined(parts: list[np.ndarray], name: str, tables: list[LogTable], counts: list[int]) -> np.ndarray:
     parts = [part for part in parts if len(part)]
     widths = {part.shape[1:]: part for part in parts if not (part.ndim == 2 and np.isnan(part).all())}
     if len(widths) > 1:

@@ -84,7 +84,7 @@ class Material(NamedTuple):
     discrete: bool
 
 
-class Measured(NamedTuple):
+class LossMeasurements(NamedTuple):
     """What was measured of a loss on a dataset.
 
     Attributes:
@@ -102,7 +102,7 @@ class Measured(NamedTuple):
     rows: int
 
 
-def measure(loss: OfflineMARLLoss, dataset: OfflineDataset, *, rows: int, seed: int) -> Measured:
+def measure(loss: OfflineMARLLoss, dataset: OfflineDataset, *, rows: int, seed: int) -> LossMeasurements:
     """Measure everything on rows drawn from a dataset; networks and random generators stay as they were.
 
     Raises:
@@ -131,7 +131,7 @@ class _Measuring:
         self.chosen: Tensor | None = None
         self.values: Tensor | None = None
 
-    def measured(self) -> Measured:
+    def measured(self) -> LossMeasurements:
         """Measure part after part."""
         if self.batch.has_critic:
             self._part("values", self._values)
@@ -148,7 +148,7 @@ class _Measuring:
             self._part("the policy's actions", self._policy)
             self._part("nearest neighbours", self._neighbours)
         numbers = {name: self.numbers[name] for name in NUMBERS if name in self.numbers}
-        return Measured(numbers, self.by_agent, self.missing, self._material(), len(self.index))
+        return LossMeasurements(numbers, self.by_agent, self.missing, self._material(), len(self.index))
 
     def _part(self, name: str, measure_part: Callable[[], Any]) -> None:
         try:

@@ -3,13 +3,12 @@
 from torchrl_marl_offline.evaluation.offline.behaviour_model import CloningSettings
 from torchrl_marl_offline.evaluation.offline.checks import LoggedCalibration
 from torchrl_marl_offline.evaluation.offline.comparison import OfflineComparison, compare_offline
-from torchrl_marl_offline.evaluation.offline.estimates import Difference, Measured, OfflineEstimate
+from torchrl_marl_offline.evaluation.offline.estimates import Measured, OfflineEstimate, ValueDifference
 from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQSettings, PolicyEvaluation
 from torchrl_marl_offline.evaluation.offline.selection import OfflineSelection, select_offline, simulated_value
 
 __all__ = [
     "CloningSettings",
-    "Difference",
     "FittedQSettings",
     "LoggedCalibration",
     "Measured",
@@ -17,6 +16,7 @@ __all__ = [
     "OfflineEstimate",
     "OfflineSelection",
     "PolicyEvaluation",
+    "ValueDifference",
     "compare_offline",
     "select_offline",
     "simulated_value",

@@ -25,9 +25,9 @@ from torchrl_marl_offline.evaluation.offline.checks import (
     unsupported_share,
 )
 from torchrl_marl_offline.evaluation.offline.estimates import (
-    Difference,
     Method,
     OfflineEstimate,
+    ValueDifference,
     paired_difference,
 )
 from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ, FittedQSettings
@@ -60,7 +60,7 @@ class OfflineComparison:
     """
 
     estimates: Mapping[str, Mapping[str, OfflineEstimate]]
-    differences: Mapping[str, Mapping[str, Difference]]
+    differences: Mapping[str, Mapping[str, ValueDifference]]
     logged: OfflineEstimate
     best_of_data: float
     calibration: LoggedCalibration | None
@@ -195,7 +195,7 @@ def _compare(
     if set(methods) & {"is", "wis", "dr"}:
         work.weigh(cloning, clip, progress)
     estimates: dict[str, dict[str, OfflineEstimate]] = {}
-    differences: dict[str, dict[str, Difference]] = {}
+    differences: dict[str, dict[str, ValueDifference]] = {}
     for method in methods:
         estimates[method], differences[method] = {}, {}
         for name in work.policies:
@@ -290,7 +290,7 @@ class _Evaluation:
         """Return each resample's value: the mean over its own draw of first steps, ``[R]``."""
         return self.start_values(name).gather(1, self.starts_of).mean(1)
 
-    def by_fqe(self, name: str) -> tuple[OfflineEstimate, Difference]:
+    def by_fqe(self, name: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return the fitted estimate of a policy, and its difference to that of the logged team."""
         found, own = {each: self.start_values(each) for each in (name, LOGGED)}, {}
         for each, values in found.items():
@@ -336,7 +336,7 @@ class _Evaluation:
         lengths = self.rows.lengths[self.held_out]
         return importance.padded(values, lengths.cumsum(0) - lengths, lengths)
 
-    def by_weights(self, method: str, name: str, weights: str) -> tuple[OfflineEstimate, Difference]:
+    def by_weights(self, method: str, name: str, weights: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return the estimate of a policy by importance sampling, and its difference to what was earned."""
         logs, once = self._logs[name], torch.ones(1, len(self.held_out), dtype=torch.float64)
         counts = torch.cat([once, self.counts])
@@ -396,7 +396,7 @@ class _Evaluation:
         values = self._earned_by_resample()
         return OfflineEstimate("data", self.earned.mean().item(), values, self.gamma, "percentiles", facts)
 
-    def estimate(self, method: str, name: str, weights: str) -> tuple[OfflineEstimate, Difference]:
+    def estimate(self, method: str, name: str, weights: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return a policy's estimate and its difference to the logged team."""
         return self.by_fqe(name) if method == "fqe" else self.by_weights(method, name, weights)
 

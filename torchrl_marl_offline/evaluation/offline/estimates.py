@@ -77,7 +77,7 @@ class OfflineEstimate:
         return row | {name: float(number) for name, number in self.facts.items()}
 
 
-class Difference(NamedTuple):
+class ValueDifference(NamedTuple):
     """How much better than the logged team, in the estimate's unit.
 
     Attributes:
@@ -108,7 +108,7 @@ def spread(mean: float, values: Tensor, by: str, level: float = 0.95) -> Interva
 
 def paired_difference(
     mean: float, values: Tensor, other_mean: float, others: Tensor, by: Literal["t", "percentiles"]
-) -> Difference:
+) -> ValueDifference:
     """Compare two estimates whose resamples are the same episodes, pair by pair.
 
     Args:
@@ -123,9 +123,9 @@ def paired_difference(
     differences = values.double() - others.double()
     difference, low, high = spread(mean - other_mean, differences, by)
     if by == "t" and len(differences) > 1:
-        return Difference(difference, low, high, _t_probability(difference, differences))
+        return ValueDifference(difference, low, high, _t_probability(difference, differences))
     better = (differences > 0).double() + 0.5 * (differences == 0).double()
-    return Difference(difference, low, high, better.mean().item())
+    return ValueDifference(difference, low, high, better.mean().item())
 
 
 def _t_probability(mean: float, differences: Tensor) -> float:
