@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.diagnostics.diagnosed import Diagnosed
 from torchrl_marl_offline.evaluation.diagnostics.diagnosis_page import write_page
 from torchrl_marl_offline.evaluation.diagnostics.measuring import NUMBERS, measure
-from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import RecordedRun, alarmed, numbers_of, restored
+from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import CURVES, RecordedRun, alarmed, numbers_of, restored
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
 from torchrl_marl_offline.evaluation.run_report import WIDTH, format_table
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -65,7 +65,7 @@ def diagnose(
         curves: rows of ``train.csv``, as ``read_csv`` returns them.
 
     Raises:
-        ValueError: the dataset has no row that counts.
+        ValueError: the dataset has no row that counts, or a row of the curves has no step.
     """
     options = {"rows": rows, "seed": seed, "name": name, "start": None, "step": None}
     return _diagnosed(loss, dataset, curves=numbers_of(curves), **options)
@@ -158,7 +158,10 @@ def diagnose_run(
         raise ValueError(f"The data does not fit the run in {run.folder}: {error}") from error
     step, start = restored(run, loss)
     options = {"rows": rows, "seed": seed, "name": name, "curves": curves, "start": start, "step": step}
-    return _diagnosed(loss.to(device), dataset, **options)
+    found = _diagnosed(loss.to(device), dataset, **options)
+    if curves:
+        return found
+    return replace(found, missing=[*found.missing, f"curves: {CURVES} is not there, or has no rows"])
 
 
 def _missing(run: RecordedRun, loss: OfflineMARLLoss | None) -> str | None:

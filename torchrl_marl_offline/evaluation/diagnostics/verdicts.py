@@ -117,7 +117,8 @@ def _diverged(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]],
 
 def _of_values(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]]):
     value, largest = numbers.get("qvalue_abs"), numbers.get("return_largest")
-    if value is not None and largest and value > ABOVE_RETURNS * largest:
+    begin = next((row["qvalue_abs"] for row in curves if "qvalue_abs" in row), 0.0)  # of networks that know nothing
+    if value is not None and largest and value > max(ABOVE_RETURNS * largest, begin):
         yield Reason(
             "suspicious",
             f"Mean |Q| is {value:.3g}, and the largest |return| of the data {largest:.3g}: values are overestimated. "
