@@ -22,7 +22,7 @@ from torchrl_toys import remembering_critic
 from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
-from torchrl_marl_offline.core.layout import next_key
+from torchrl_marl_offline.core.layout import REWARD, next_key
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.evaluation import Diagnosis, diagnose, diagnose_run, save_diagnoses
 from torchrl_marl_offline.evaluation.diagnostics import NUMBERS, diagnoses_text
@@ -32,6 +32,7 @@ from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import _of_member
 from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import rank_correlation, returns_to_go
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, growing, judged
 from torchrl_marl_offline.objectives import SARSA, BehaviourCloning, OfflineMARLLoss
+from torchrl_marl_offline.objectives.diagnosis import agreement
 from torchrl_marl_offline.training import RunLogger, split_population
 
 DATA = {discrete: data_for(discrete=discrete) for discrete in (False, True)}
@@ -203,6 +204,42 @@ def test_a_mixer_that_cannot_be_differentiated_is_left_out_and_said():
     assert any(each.startswith("gains and credit: ") for each in found.missing)
 
 
+def test_running_statistics_stay_and_those_of_critics_are_the_batchs():
+    data = make_data()
+    loss = make_loss(data.spec, hidden=(8,), batch_norm=True)
+    buffers = {name: value.clone() for name, value in loss.named_buffers()}
+    found = diagnose(loss, data, rows=32)
+    assert all(torch.equal(value, buffers[name]) for name, value in loss.named_buffers())
+    assert all(module.training for module in loss.qvalue_network.modules())
+    for name, value in loss.named_buffers():
+        if name.startswith("qvalue_network_params") and name.endswith(".mean"):
+            value.fill_(100.0)
+    assert diagnose(loss, data, rows=32).numbers == found.numbers
+
+
+def test_a_loss_that_was_never_trained_has_the_discount_of_training():
+    data = make_data()
+    loss = make_loss(data.spec, hidden=(8,))
+    loss._value_estimator = None
+    found = diagnose(loss, data, rows=32)
+    assert found.numbers.keys() >= {"return_mean", "discounted_gain", "closed_loop_gain"}
+
+
+def test_advantages_that_differ_by_rounding_alone_have_no_correlation():
+    same = torch.tensor([0.1, 0.3]).expand(4096, 2) * (1 + 1e-7 * torch.randn(4096, 2))
+    assert float(agreement(same)) == 0.0 == float(agreement(same, torch.ones(4096, 2, dtype=torch.bool)))
+    assert float(agreement(torch.stack([torch.arange(9.0), -torch.arange(9.0)], -1))) == pytest.approx(-1.0)
+
+
+def test_curves_of_whole_numbers_count_and_a_row_without_a_step_is_refused():
+    data = make_data()
+    loss = make_loss(data.spec, hidden=(8,))
+    assert diagnose(loss, data, rows=8, curves=[{"step": 1, "qvalue_abs": 10**9}]).curves[0]["qvalue_abs"] == 1e9
+    for wrong in ({"qvalue_abs": 1.0}, {"step": 1.5}, {"step": "1"}):
+        with pytest.raises(ValueError, match='needs its "step"'):
+            diagnose(loss, data, rows=8, curves=[wrong])
+
+
 def test_the_draw_is_that_of_the_seed():
     loss = Case("mixer").build()
     first, again, other = (diagnose(loss, DATA[False], rows=16, seed=seed).numbers for seed in (0, 0, 1))
@@ -219,6 +256,13 @@ def rows_of(values):
 
 
 DOUBLING = rows_of(2.0**i for i in range(12))
+
+
+def test_values_that_are_as_they_were_at_the_start_are_no_overestimate():
+    numbers = {"qvalue_abs": 3.0, "return_largest": 1.0}
+    for start, word in ((4.0, "sane"), (2.0, "suspicious")):
+        curves = [{"step": 1, "qvalue_abs": start}]
+        assert judged(numbers, curves, agents=2, impossible=None).word == word
 
 
 def test_growth_by_hand():
@@ -246,11 +290,12 @@ def test_growth_by_hand():
         ({}, rows_of([1.0, math.nan]), None, "diverged", "not finite at step 200"),
         ({"qvalue_abs": math.inf}, [], None, "diverged", "qvalue_abs is not finite"),
         ({"qvalue_abs": 9.0}, [], Impossible(300, 70.0, 3.0), "diverged", "was, at step 300, 70, where the rewards"),
+        ({"qvalue_abs": 9.0}, [], Impossible(None, 9.0, 3.0, start_is_known=False), "suspicious", "is 9, where"),
         ({"effective_sample_size": 0.019}, [], None, "suspicious", "Lower the temperature"),
         ({"effective_sample_size": 0.021}, [], None, "sane", ""),
         ({"neighbour_ratio": 2.1}, [], None, "suspicious", "2.1 times as far"),
-        ({"advantage_agreement": -0.3}, [], None, "suspicious", "-0.50 is the least possible"),
-        ({"advantage_agreement": -0.2}, [], None, "sane", ""),
+        ({"advantage_agreement": -0.36}, [], None, "suspicious", "-0.50 is the least possible"),
+        ({"advantage_agreement": -0.3}, [], None, "sane", ""),
         ({"credit_low": 0.003}, [], None, "suspicious", "an equal share is 33.3 %"),
         ({"credit_low": 0.004}, [], None, "sane", ""),
     ],
@@ -259,6 +304,24 @@ def test_verdicts_by_hand(numbers, curves, impossible, word, said):
     found = judged(numbers, curves, agents=3, impossible=impossible)
     assert found.word == word and bool(found.reasons) == bool(said)
     assert any(said in reason.text for reason in found.reasons) or not said
+
+
+def test_a_correlation_of_few_rows_is_not_judged():
+    numbers = {"advantage_agreement": -1.0}
+    assert judged(numbers, [], agents=2, impossible=None, rows=29).word == "sane"
+    assert judged(numbers, [], agents=2, impossible=None, rows=30).word == "suspicious"
+
+
+def test_values_of_networks_as_they_are_drawn_are_no_divergence():
+    """Where rewards are zero, any value is impossible, and those of a loss that never learned say nothing."""
+    data, case = data_for(discrete=False), Case("vdn", "sarsa", "awr")
+    loss, reward = case.build(), next_key(REWARD)
+    data.data[reward] = torch.zeros_like(data.data[reward])
+    for name, parameter in loss.named_parameters():
+        if name.startswith("qvalue_network_params") and name.endswith("bias"):
+            parameter.data.add_(3.0)
+    found = diagnose(loss, data, rows=64)
+    assert found.numbers["qvalue_abs"] > 1.0 and found.verdict.word != "diverged"
 
 
 # ------------------------------------------------------------------------- folders of runs
@@ -329,11 +392,22 @@ def test_what_is_missing_is_said_and_the_curves_are_judged(trained, tmp_path):
     folder = Path(shutil.copytree(trained / "run", tmp_path / "gone"))
     (folder / "config.json").write_text(json.dumps(config_of(dataset=str(tmp_path / "nowhere"))))
     assert "cannot be read" in diagnose_run(folder).missing[0]
+    for dataset in ("hf://x", "hf:OWNER/NAME"):  # nothing is fetched because a folder says so
+        (folder / "config.json").write_text(json.dumps(config_of(dataset=dataset)))
+        assert f"is {dataset}; name it to fetch it" in diagnose_run(folder).missing[0]
     (folder / "config.json").write_text(json.dumps(config_of(episodes=3, seed=0)))
     assert "not in its place" in diagnose_run(folder).missing[0]
     (folder / "train.csv").unlink()
     with pytest.raises(ValueError, match="nothing to look at"):
         diagnose_run(folder)
+
+
+def test_networks_without_curves_say_so(trained, tmp_path):
+    folder = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    assert not any(each.startswith("curves") for each in diagnose_run(folder, rows=8).missing)
+    (folder / "train.csv").write_text("step\n")
+    found = diagnose_run(folder, rows=8)
+    assert "qvalue_abs" in found.numbers and found.missing[-1].startswith("curves: train.csv")
 
 
 def test_damaged_and_strange_folders_are_one_sentence(trained, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from objective_toys import CASES, CONTINUOUS, DISCRETE, make_batch
 from selection import some_of
+from tensordict.nn import TensorDictModule
 
 from torchrl_marl_offline import LinearMixer, ScaleInvariantValueNorm, make_actor, make_critic
 from torchrl_marl_offline.objectives import BRAC, TD, BehaviourCloning, OfflineMARLLoss
@@ -44,6 +45,32 @@ def loss_of(decomposition, spec=CONTINUOUS, *, scale_norm=False, normalize=False
     norm = ScaleInvariantValueNorm() if scale_norm else None
     rules = {"value_learning": TD(), "extraction": BRAC(normalize=normalize)}
     return OfflineMARLLoss(actor, critic, value_norm=norm, **rules).make_value_estimator(gamma=0.9)
+
+
+class Weighing(torch.nn.Module):
+    """A mixer that also returns its weights."""
+
+    def forward(self, values, state):
+        weights = 2.0 + state[..., :1].abs().expand(values.shape[:-1])
+        return (values.squeeze(-1) * weights).sum(-1, keepdim=True), weights
+
+
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)], ids=["before", "behind"])
+def test_a_mixer_that_returns_more_is_known_by_its_key(places):
+    spec, keys = CONTINUOUS, ["state_action_value", "weights"]
+    inner = Weighing()
+    if places[0]:
+        inner.forward = lambda values, state: Weighing.forward(inner, values, state)[::-1]
+    torch.manual_seed(3)
+    critic = make_critic(spec, decomposition="independent", hidden=(8,), num_heads=1)
+    local = ("agents", "state_action_value")
+    mixer = TensorDictModule(inner, [local, "state"], [keys[place] for place in places])
+    rules = {"value_learning": TD(), "extraction": BRAC()}
+    loss = OfflineMARLLoss(make_actor(spec, hidden=(8,)), critic, mixer=mixer, **rules)
+    batch = make_batch(spec, 6)
+    weights = 2.0 + batch["state"][:, 0].abs()
+    gain = batch_diagnosis(loss, batch)["mixer_gain"]
+    assert float(gain) == pytest.approx(float(weights.mean()) * spec.n_agents**0.5, rel=1e-5)
 
 
 def test_gain_of_a_sum_is_the_root_of_its_agents():

@@ -51,20 +51,26 @@ def test_a_member_of_a_population_has_the_numbers_of_a_run_alone(data):
             assert found[name] == pytest.approx(row[name], rel=1e-3, abs=1e-5), (SEEDS[member], name)
 
 
-def test_training_is_the_same_with_it(data, monkeypatch):
-    first = make_alone(data, 0, rules=RULES, steps=20, log_every=10)
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True}], ids=["plain", "running statistics"])
+@pytest.mark.parametrize("make", [make_alone, make_population], ids=["alone", "population"])
+def test_training_is_the_same_with_it(data, monkeypatch, make, options):
+    which = 0 if make is make_alone else (0, 1)
+    first = make(data, which, rules=RULES | options, steps=20, log_every=10)
     first.train()
+    logger = first.loggers["m0" if make is make_population else ""]
+    assert logger.train.rows[-1].keys() >= COLUMNS
     monkeypatch.setattr(diagnosis.LoggedDiagnosis, "check", lambda *_: {})
-    second = make_alone(data, 0, rules=RULES, steps=20, log_every=10)
+    second = make(data, which, rules=RULES | options, steps=20, log_every=10)
     second.train()
     for name, value in first.loss.state_dict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, second.loss.state_dict()[name]), name
 
 
-def test_networks_that_cannot_be_diagnosed_end_no_run(data, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, AssertionError, ZeroDivisionError])
+def test_networks_that_cannot_be_diagnosed_end_no_run(data, monkeypatch, error):
     def fails(*_):
-        raise RuntimeError("no gradient here")
+        raise error("no gradient here")
 
     monkeypatch.setattr(diagnosis, "batch_diagnosis", fails)
     trainer = make_alone(data, 0, rules=RULES, steps=30, log_every=10)

@@ -153,6 +153,8 @@ def test_a_verdict_holds_the_largest_values_against_the_rewards():
     check(alarm, 20.0)
     check(alarm, 12.0, step=2)
     assert alarm.verdict() == "Values: sane, mean |Q| was 20 at most and is 12 at the end; the rewards allow 30."
+    check(alarm, 50.0, step=3)
+    assert alarm.verdict().startswith("Values: within the alarm's limit") and "allow 30" in alarm.verdict()
     check(alarm, 100.0, step=3)
     check(alarm, 15.0, step=4)
     restored = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False))

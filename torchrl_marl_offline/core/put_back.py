@@ -1,4 +1,4 @@
-"""What a block may change and is put back after it: the random generators, the modes of modules."""
+"""What a block may change and is put back after it: the random generators, the buffers and the modes of modules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torchrl.checkpoint import GlobalRNGState
 
@@ -18,6 +19,19 @@ def preserved_rng() -> Iterator[None]:
         yield
     finally:
         GlobalRNGState().load_state_dict(state)
+
+
+@contextmanager
+def preserved_buffers(module: nn.Module) -> Iterator[None]:
+    """Put the values of a module's buffers back on leaving: running statistics follow every pass in training mode."""
+    saved = {name: value.clone() for name, value in module.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in module.named_buffers():
+                if name in saved:  # others were made in the block, such as those of a loss's default estimator
+                    value.copy_(saved[name])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.put_back import preserved_rng
+from torchrl_marl_offline.core.put_back import preserved_buffers, preserved_rng
 from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -45,17 +45,23 @@ def batch_diagnosis(loss: OfflineMARLLoss, tensordict: TensorDictBase) -> dict[s
         tensordict: rows ``[*B]`` as the loss takes them.
 
     Returns:
-        Numbers ``[]`` by the names of :data:`MEANINGS`, without gradient; the random generators stay as they were.
+        Numbers ``[]`` by the names of :data:`MEANINGS`, without gradient; the random generators and the loss's
+        buffers stay as they were.
     """
-    with preserved_rng():
-        batch = loss.batch(tensordict)
-        found: dict[str, Tensor] = {}
-        if loss.value_learning is None or not batch.has_critic:
-            return found
-        _of_values(loss, batch, found)
-        if loss.team.actor is not None:
-            _of_policies(loss, batch, found)
-        return {name: value.detach() for name, value in found.items()}
+    with preserved_rng(), preserved_buffers(loss):
+        return numbers_of_batch(loss, tensordict)
+
+
+def numbers_of_batch(loss: OfflineMARLLoss, tensordict: TensorDictBase) -> dict[str, Tensor]:
+    """Return what :func:`batch_diagnosis` does; networks in training mode may move their running statistics."""
+    batch = loss.batch(tensordict)
+    found: dict[str, Tensor] = {}
+    if loss.value_learning is None or not batch.has_critic:
+        return found
+    _of_values(loss, batch, found)
+    if loss.team.actor is not None:
+        _of_policies(loss, batch, found)
+    return {name: value.detach() for name, value in found.items()}
 
 
 def mixer_jacobian(loss: OfflineMARLLoss, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -93,7 +99,9 @@ def _of_values(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) ->
     total, jacobian = mixer_jacobian(loss, batch)
     if jacobian is not None:
         gain = masked_mean(jacobian.norm(dim=-2).mean(-1, keepdim=True), batch.counts(total[..., 0, :1]))
-        found |= {"mixer_gain": gain, "discounted_gain": gain * discount_of(loss)}
+        found["mixer_gain"] = gain
+        if not math.isnan(gamma := discount_of(loss)):
+            found["discounted_gain"] = gain * gamma
         each = credit_shares(jacobian, batch)
         found |= {"credit_low": each.amin(), "credit_high": each.amax()}
     largest = total.amin(-1).abs()  # [*B, k]
@@ -142,17 +150,20 @@ def _of_policies(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) 
 def agreement(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean correlation over the rows of two agents' advantages ``[*B, n]``, from -1 to 1.
 
-    What ``mask`` leaves out of a row counts as an average advantage; rows without any agent do not count.
+    What ``mask`` leaves out of a row counts as an average advantage, and so do advantages that are the same in all rows
+    but for rounding; rows without any agent do not count.
     """
     rows, n = tuple(range(advantage.ndim - 1)), advantage.shape[-1]
     centred = advantage - masked_mean(advantage, mask, rows)
     deviation = masked_mean(centred.square(), mask, rows).sqrt()
+    size = masked_mean(advantage.square(), mask, rows).sqrt()
+    varies = deviation > 10 * torch.finfo(advantage.dtype).eps * size
     scaled = centred / deviation.clamp_min(torch.finfo(advantage.dtype).tiny)
-    scaled = scaled if mask is None else scaled.where(mask, torch.zeros_like(scaled))
+    scaled = scaled.where(varies if mask is None else varies & mask, torch.zeros_like(scaled))
     joint = (scaled.sum(-1).square() - scaled.square().sum(-1)) / (n * (n - 1))
     return masked_mean(joint, None if mask is None else mask.any(-1))
 
 
 def discount_of(loss: OfflineMARLLoss) -> Tensor | float:
-    """Return the discount of a loss's value estimator; NaN where it has none."""
+    """Return the discount of a loss's value estimator, its default where none was made; NaN where it has none."""
     return getattr(loss.value_estimator, "gamma", math.nan)

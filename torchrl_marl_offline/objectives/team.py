@@ -309,7 +309,9 @@ class TeamNetworks:
             params = params.detach() if detach else params
         with part("forward target mixer" if target else "forward mixer"):
             mixed = self._function(mixer)(params, tensordict, **given)
-        return mixed[unravel_key(mixer.out_keys[-1])].unsqueeze(-2)
+        keys = [unravel_key(key) for key in mixer.out_keys]
+        total = unravel_key(self.loss.tensor_keys.state_action_value)
+        return mixed[total if total in keys else keys[-1]].unsqueeze(-2)
 
     def credit(self, tensordict: TensorDictBase, values: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a` of the target mixer at local values ``[*B, n, H]``.

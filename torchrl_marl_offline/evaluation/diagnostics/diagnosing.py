@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.diagnostics.diagnosed import Diagnosed
 from torchrl_marl_offline.evaluation.diagnostics.diagnosis_page import write_page
 from torchrl_marl_offline.evaluation.diagnostics.measuring import NUMBERS, measure
-from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import RecordedRun, alarmed, numbers_of, restored
+from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import CURVES, RecordedRun, alarmed, numbers_of, restored
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
 from torchrl_marl_offline.evaluation.run_report import WIDTH, format_table
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -26,6 +26,8 @@ from torchrl_marl_offline.training.run.value_alarm import WATCHED, ValueAlarm, r
 ROWS = 4096
 """Rows that are looked at by default."""
 _SIDE_BY_SIDE, _COLUMN = 4, 12
+_CERTAIN = 1e3
+"""Mean |Q| that networks do not have as they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def diagnose(
         curves: rows of ``train.csv``, as ``read_csv`` returns them.
 
     Raises:
-        ValueError: the dataset has no row that counts.
+        ValueError: the dataset has no row that counts, or a row of the curves has no step.
     """
     options = {"rows": rows, "seed": seed, "name": name, "start": None, "step": None}
     return _diagnosed(loss, dataset, curves=numbers_of(curves), **options)
@@ -84,7 +86,7 @@ def _diagnosed(
 ) -> Diagnosis:
     found = measure(loss, dataset, rows=rows, seed=seed)
     impossible = _impossible(loss, dataset, found.numbers, curves, start)
-    verdict = judged(found.numbers, curves, agents=dataset.spec.n_agents, impossible=impossible)
+    verdict = judged(found.numbers, curves, agents=dataset.spec.n_agents, impossible=impossible, rows=found.rows)
     return Diagnosis(
         name, verdict, found.numbers, found.by_agent, curves, found.missing, found.rows, step, found.material
     )
@@ -107,7 +109,8 @@ def _impossible(
     for step, value in [*points, (None, numbers[WATCHED])]:
         if alarm.check(step or 0, {WATCHED: value}, lambda: {WATCHED: begin}) is not None:
             facts = reward_facts(loss, buffer)
-            return Impossible(step, value, facts.bound(float(loss._value_estimator.gamma)))
+            known = start is not None or bool(points) or value > _CERTAIN
+            return Impossible(step, value, facts.bound(float(loss._value_estimator.gamma)), start_is_known=known)
     return None
 
 
@@ -158,7 +161,10 @@ def diagnose_run(
         raise ValueError(f"The data does not fit the run in {run.folder}: {error}") from error
     step, start = restored(run, loss)
     options = {"rows": rows, "seed": seed, "name": name, "curves": curves, "start": start, "step": step}
-    return _diagnosed(loss.to(device), dataset, **options)
+    found = _diagnosed(loss.to(device), dataset, **options)
+    if curves:
+        return found
+    return replace(found, missing=[*found.missing, f"curves: {CURVES} is not there, or has no rows"])
 
 
 def _missing(run: RecordedRun, loss: OfflineMARLLoss | None) -> str | None:

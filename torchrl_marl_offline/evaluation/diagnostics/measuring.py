@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_marl_offline.core.masked_mean import masked_mean
-from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
+from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_buffers, preserved_rng
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.diagnostics.neighbours import neighbour_distances
 from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import (
@@ -21,6 +22,7 @@ from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import (
     rows_that_count,
     sampled,
 )
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.diagnosis import (
     MEANINGS,
@@ -28,6 +30,7 @@ from torchrl_marl_offline.objectives.diagnosis import (
     batch_diagnosis,
     chosen_and_recorded,
     credit_shares,
+    discount_of,
     distance_of,
     mixer_jacobian,
 )
@@ -63,7 +66,8 @@ NUMBERS = {
 
 POINTS = 2000
 """Rows that are drawn."""
-_FAILURES = (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError)
+CRITICS = {"qvalue_network", "value_network", "mixer_network"}
+"""Networks of a loss whose values belong to a batch."""
 
 
 class Material(NamedTuple):
@@ -103,15 +107,32 @@ class LossMeasurements(NamedTuple):
 
 
 def measure(loss: OfflineMARLLoss, dataset: OfflineDataset, *, rows: int, seed: int) -> LossMeasurements:
-    """Measure everything on rows drawn from a dataset; networks and random generators stay as they were.
+    """Measure everything on rows drawn from a dataset; networks, buffers and random generators stay as they were.
 
     Raises:
         ValueError: no row counts.
     """
-    with preserved_rng(), evaluation_mode(loss), warnings.catch_warnings():
+    with preserved_rng(), preserved_buffers(loss), _evaluated(loss), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No target network updater")  # nothing is trained here
         torch.manual_seed(seed)
         return _Measuring(loss, dataset, rows, seed).measured()
+
+
+@contextmanager
+def _evaluated(loss: OfflineMARLLoss) -> Iterator[None]:
+    """Put a loss's networks, which are not its submodules, into evaluation for the block.
+
+    Batch normalization of critics stays as in training: what they say belongs to a batch, and their running statistics
+    mix those of recorded, random and policies' actions.
+    """
+    networks = {name: module for name, module in vars(loss).items() if isinstance(module, nn.Module)}
+    with ExitStack() as modes:
+        for module in (loss, *networks.values()):
+            modes.enter_context(evaluation_mode(module))
+        for name in CRITICS & networks.keys():
+            for module in networks[name].modules():
+                module.training = isinstance(module, BatchNorm | nn.modules.batchnorm._BatchNorm)
+        yield
 
 
 class _Measuring:
@@ -153,7 +174,7 @@ class _Measuring:
     def _part(self, name: str, measure_part: Callable[[], Any]) -> None:
         try:
             reason = measure_part()
-        except _FAILURES as error:  # of networks and rules of a user's own
+        except Exception as error:  # of networks and rules of a user's own, of any kind
             reason = " ".join(str(error).split()).removesuffix(".")[:200] or type(error).__name__
         if reason is not None:
             self.missing.append(f"{name}: {reason}")
@@ -161,8 +182,9 @@ class _Measuring:
     @property
     def _gamma(self) -> float:
         """Return the discount; NaN where there is none."""
-        estimator = self.loss._value_estimator
-        return float(getattr(estimator, "gamma", math.nan)) if estimator is not None else math.nan
+        loss = self.loss
+        has_none = loss.value_learning is None and loss._value_estimator is None
+        return math.nan if has_none else float(discount_of(loss))
 
     @torch.no_grad()
     def _values(self) -> None:

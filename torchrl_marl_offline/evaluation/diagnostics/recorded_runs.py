@@ -13,6 +13,7 @@ import torch
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_marl_offline.algorithms.algorithm import make_algorithm, settings_of, settings_under
+from torchrl_marl_offline.core.hub_client import named_on_hub
 from torchrl_marl_offline.core.paths import mixed_skill_name
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.data.registry import load_dataset
@@ -105,11 +106,13 @@ class RecordedRun:
         source = self.source()
         if source is None:
             return f"the data that it was trained on is not in its place; name it ({GIVE_DATASET})"
+        if named_on_hub(source):  # nothing is fetched because a folder says so
+            return f"the data that it was trained on is {source}; name it to fetch it ({GIVE_DATASET})"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is to be said of the data was said to the run
                 return load_dataset(source)
-        except (DatasetError, OSError) as error:
+        except (DatasetError, OSError, ValueError, ImportError) as error:  # also of a name that is none
             said = " ".join(str(error).split()).removesuffix(".")
             return f"the data that it was trained on cannot be read ({said}); name it ({GIVE_DATASET})"
 
@@ -142,8 +145,21 @@ class RecordedRun:
 
 
 def numbers_of(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return rows of a table without what is no number."""
-    return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
+    """Return rows of a table without what is no number; whole ones as float, but for the step.
+
+    Raises:
+        ValueError: a row has no step.
+    """
+    if not all(isinstance(row.get("step"), int) for row in rows):
+        raise ValueError('Every row of curves needs its "step", a whole number; give what read_csv returns.')
+    return [
+        {
+            name: value if name == "step" else float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float)
+        }
+        for row in rows
+    ]
 
 
 GIVE_DATASET = "--dataset, or dataset="

@@ -34,8 +34,11 @@ FEWEST_WEIGHTS = 0.02
 FAR = 2.0
 """Distance of the policy to the data over that of held-out recorded actions, which is 1: twice as far as one recorded
 episode from the others."""
-DISAGREEMENT = 0.5
-"""Share of the lowest mean correlation that n agents can have, -1 / (n - 1)."""
+DISAGREEMENT = 0.7
+"""Share of the lowest mean correlation that n agents can have, -1 / (n - 1); local values of a mixer, which are fitted
+through their mixture, had half of it in a sound run of 200 updates."""
+FEWEST_ROWS = 30
+"""Rows from which a correlation between agents is judged."""
 NO_CREDIT = 0.01
 """Smallest credit of an agent, in units of an equal share 1 / n."""
 
@@ -67,12 +70,14 @@ class Verdict:
 class Impossible(NamedTuple):
     """Values that the alarm found: at which step (``None``: of the networks as they are), what, and the bound.
 
-    The bound is ``None`` where the data is not there.
+    The bound is ``None`` where the data is not there. Where it is not known what the networks said before they learned
+    anything, values beyond the bound may be of that, and are no more than a suspicion.
     """
 
     step: int | None
     value: float
     bound: float | None
+    start_is_known: bool = True
 
 
 def judged(
@@ -81,6 +86,7 @@ def judged(
     *,
     agents: int | None,
     impossible: Impossible | None,
+    rows: int | None = None,
 ) -> Verdict:
     """Return the verdict on the numbers of a diagnosis and the rows of ``train.csv``.
 
@@ -89,11 +95,12 @@ def judged(
         curves: rows with ``"step"``.
         agents: how many there are, where that is known.
         impossible: what the alarm of impossible values found.
+        rows: how many were looked at, where that is known.
     """
     found = [*_diverged(numbers, curves, impossible)]
     if not found:
         found = [*_of_values(numbers, curves)]
-    return Verdict((*found, *_of_policies(numbers, agents)))
+    return Verdict((*found, *_of_policies(numbers, agents, rows)))
 
 
 def _diverged(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]], impossible: Impossible | None):
@@ -109,7 +116,7 @@ def _diverged(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]],
         when = "is" if impossible.step is None else f"was, at step {impossible.step},"
         allowed = "less" if impossible.bound is None else f"{impossible.bound:.3g}"
         yield Reason(
-            "diverged",
+            "diverged" if impossible.start_is_known else "suspicious",
             f"Mean |Q| {when} {impossible.value:.3g}, where the rewards of the data allow {allowed}: what a policy "
             f"learns from it means nothing. {AGAINST_DIVERGENCE}",
         )
@@ -117,7 +124,8 @@ def _diverged(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]],
 
 def _of_values(numbers: Mapping[str, float], curves: Sequence[Mapping[str, Any]]):
     value, largest = numbers.get("qvalue_abs"), numbers.get("return_largest")
-    if value is not None and largest and value > ABOVE_RETURNS * largest:
+    begin = next((row["qvalue_abs"] for row in curves if "qvalue_abs" in row), 0.0)  # of networks that know nothing
+    if value is not None and largest and value > max(ABOVE_RETURNS * largest, begin):
         yield Reason(
             "suspicious",
             f"Mean |Q| is {value:.3g}, and the largest |return| of the data {largest:.3g}: values are overestimated. "
@@ -152,7 +160,7 @@ def growing(curves: Sequence[Mapping[str, Any]]) -> float | None:
     return last / between if math.log(last / between) >= STEADY * math.log(between / before) else None
 
 
-def _of_policies(numbers: Mapping[str, float], agents: int | None):
+def _of_policies(numbers: Mapping[str, float], agents: int | None, rows: int | None):
     size = numbers.get("effective_sample_size")
     if size is not None and size < FEWEST_WEIGHTS:
         text = f"The effective sample size is {size:.3g} of a batch: a few rows decide what is learned."
@@ -162,7 +170,8 @@ def _of_policies(numbers: Mapping[str, float], agents: int | None):
         text = f"The policy is {ratio:.3g} times as far from the data as recorded episodes from one another."
         yield Reason("suspicious", f"{text} {AGAINST_LEAVING_THE_DATA}")
     agreement, lowest = numbers.get("advantage_agreement"), -1.0 / max(1, (agents or 2) - 1)
-    if agreement is not None and agreement < DISAGREEMENT * lowest:
+    enough = rows is None or rows >= FEWEST_ROWS
+    if agreement is not None and enough and agreement < DISAGREEMENT * lowest:
         text = (
             f"The agents' advantages correlate by {agreement:.2f} in the mean, and {lowest:.2f} is the least possible:"
         )

@@ -7,11 +7,15 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torchrl_marl_offline.core.functional_parameters import tensors_in
-from torchrl_marl_offline.objectives.diagnosis import batch_diagnosis
+from torchrl_marl_offline.core.put_back import preserved_rng
+from torchrl_marl_offline.objectives.diagnosis import batch_diagnosis, numbers_of_batch
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tensordict import TensorDictBase
+    from torch import Tensor
     from torchrl.objectives import LossModule
 
 EVERY = 100
@@ -44,10 +48,12 @@ class LoggedDiagnosis:
         if self._is_off or batch is None or step % self.every:
             return {}
         try:
-            return self._members(batch) if self._learner.is_population else _numbers(self._learner.loss, batch)
-        except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
+            if self._learner.is_population:
+                return self._members(batch)
+            return _floats(batch_diagnosis(self._learner.loss, batch))
+        except Exception as error:  # of networks and rules of a user's own, of any kind
             self._is_off = True
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             warnings.warn(f"These networks cannot be diagnosed ({reason}); the run goes on without.", stacklevel=2)
             return {}
 
@@ -55,10 +61,11 @@ class LoggedDiagnosis:
         population = self._learner.loss
         rows = []
         for index, member in enumerate(population.members):
-            with tensors_in(population.template, population.member_tensors(member)):
-                rows.append(_numbers(population.template, batch[index]))
+            own = {name: value.clone() for name, value in population.member_tensors(member).items()}
+            with preserved_rng(), tensors_in(population.template, own):  # copies, whose running statistics may move
+                rows.append(_floats(numbers_of_batch(population.template, batch[index])))
         return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _numbers(loss: OfflineMARLLoss, batch: TensorDictBase) -> dict[str, float]:
-    return {name: float(value) for name, value in batch_diagnosis(loss, batch).items()}
+def _floats(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in numbers.items()}

@@ -227,6 +227,8 @@ class ValueAlarm:
         over = [name for name, largest, limit in zip(self.members, self._largest, limits) if not largest <= limit]
         largest, last = _range_of(self._largest), _range_of(self._last)
         facts = f"mean |Q| was {largest} at most and is {last} at the end; the rewards allow {_range_of(bounds)}."
+        if not over and any(value > bound for value, bound in zip(self._largest, bounds)):
+            return f"Values: within the alarm's limit, which allows for what networks say before they learn; {facts}"
         if not over:
             return f"Values: sane, {facts}"
         if len(self.members) == 1:

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from torchrl_marl_offline.core.put_back import preserved_rng
+from torchrl_marl_offline.core.put_back import preserved_buffers, preserved_rng
 from torchrl_marl_offline.training.step.compile_costs import CompileCosts, kind_of, machine_of
 from torchrl_marl_offline.training.step.compile_failures import failures_are_raised, why_it_failed
 from torchrl_marl_offline.training.step.gradients import leaf_device
@@ -144,12 +144,9 @@ def _schedule() -> tuple[int, int]:
 @contextmanager
 def _untouched(state: Any, loss: nn.Module) -> Iterator[None]:
     """Put back the sampler, the generators, the loss's buffers and gradients."""
-    saved, values = state.state_dict(), {name: value.clone() for name, value in loss.named_buffers()}
-    with preserved_rng():
+    saved = state.state_dict()
+    with preserved_rng(), preserved_buffers(loss):
         yield
     state.load_state_dict(saved)
-    with torch.no_grad():
-        for name, value in loss.named_buffers():
-            value.copy_(values[name])
     for parameter in loss.parameters():
         parameter.grad = None
