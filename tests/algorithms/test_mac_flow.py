@@ -545,6 +545,7 @@ def test_evaluation_plays_the_mode_or_a_sample() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_flow_keeps_what_agents_do_together() -> None:
     """All agents go left or all go right; right is rewarded. The flow does both, together; the policies go right."""
     spec = TaskSpec(n_agents=3, observation_size=4, state_size=5, action_size=1)

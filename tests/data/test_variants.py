@@ -539,6 +539,10 @@ def test_episodes_of_other_agents_are_named():
         "terminals": [1, 1, 1],
         "n_actions": 2,
     }
-    with pytest.raises(DatasetError, match=r"episode 1: its observations have rows of shape \(2, 4\), .* \(3, 4\)"):
+    found = from_arrays(**arrays)  # filled up to the largest team, and said
+    assert found.episode_lengths.tolist() == [2, 2, 2] and found.spec.n_agents == 3
+    assert found.data["agents", "mask"][2:4].tolist() == [[True, True, False]] * 2
+    assert found.data["agents", "mask"][[0, 1, 4, 5]].all()
+    arrays["observations"][1] = np.zeros((2, 3, 5))  # other observations are no smaller team
+    with pytest.raises(DatasetError, match=r"episode 1"):
         from_arrays(**arrays)
-    assert from_arrays(**arrays, repair=True).episode_lengths.tolist() == [2, 2]

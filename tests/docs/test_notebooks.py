@@ -7,6 +7,7 @@ from pathlib import Path
 
 import page_toys
 import pytest
+from selection import thorough
 
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 SMALL = {
@@ -23,7 +24,7 @@ def test_every_notebook_is_here():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == SMALL.keys()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [thorough("main_job"), "own_data"])
 def test_its_cells_run_in_order(name, tmp_path):
     folder = tmp_path / "place"
     folder.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from selection import thorough
 
 from torchrl_marl_offline import collect, make_env, make_loss
 from torchrl_marl_offline.evaluation import add_videos
@@ -43,7 +44,7 @@ def shown_in(folder, tag: str):
 
 
 @LIBRARIES_WARN
-@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("members", [thorough(1), 2])
 def test_an_episode_is_recorded_every_so_many_evaluations_and_shown_by_tensorboard(data, tmp_path, members):
     trainer = run_of(data, tmp_path, members=members, logger=["csv", "tensorboard"])
     add_videos(trainer, make_env("games/grid_navigation"), every=2, size=48)

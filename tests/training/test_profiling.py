@@ -90,6 +90,7 @@ def test_a_compiled_step_has_one_part_for_forward_and_backward(tmp_path):
 # tensordict touches a deprecated setting of torch's while it is traced.
 @pytest.mark.filterwarnings("ignore:.*inline_inbuilt_nn_modules:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+@pytest.mark.thorough
 def test_a_loss_whose_forward_is_compiled_in_one_graph_stays_so(tmp_path):
     trainer = make_run(tmp_path, algorithm="cloning", compile={"backend": "eager", "fullgraph": True})
     trainer.train()

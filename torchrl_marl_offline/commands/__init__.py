@@ -17,7 +17,7 @@ COMMANDS = {
     "data": "inspect, convert, list and verify datasets",
     "train": "train an algorithm beside cloning: a table and pictures",
     "record": "train a behaviour policy and record datasets of graded quality",
-    "evaluate": "play a saved policy in an environment, or judge policies by logged data",
+    "evaluate": "play a saved policy, or judge policies by logged data",
     "diagnose": "look at runs: values, gains, policies against the data; a verdict",
     "export": "write a saved policy as a program of its own",
     "policy": "push policies to the Hugging Face Hub, and pull them",

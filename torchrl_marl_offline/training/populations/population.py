@@ -402,6 +402,11 @@ class PopulationBuffer:
     def __len__(self) -> int:
         return len(self.storage)
 
+    @property
+    def sampler(self) -> Any:
+        """The first member's sampler; all are of one kind."""
+        return self._samplers[0]
+
     def sample(self) -> TensorDictBase:
         """Return ``[P, B]``."""
         drawn = [self._draw(*each) for each in zip(self._samplers, self.generators)]

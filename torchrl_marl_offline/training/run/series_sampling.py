@@ -23,7 +23,6 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
     """
     estimator = getattr(loss, "_value_estimator", None)
     sampler = getattr(buffer, "sampler", None)
-    sampler = getattr(buffer, "_sampler", None) if sampler is None else sampler
     sampler = getattr(sampler, "joined", sampler)
     of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
     if needs_series(estimator) and of_rows and not isinstance(sampler, EpisodeSliceSampler):
