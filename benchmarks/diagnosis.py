@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from arguments import as_few
-from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
+from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, random_transitions
 from step import TRANSITIONS, build_loss, make_trainer, prepare, update
 
@@ -34,14 +34,16 @@ def population(size: str, compile: str) -> Trainer:
     return trainer
 
 
-def shares(name: str, trainer: Trainer, repeats: int) -> dict[str, Any]:
+def shares(name: str, trainer: Trainer, repeats: int, clock: str) -> dict[str, Any]:
     """Measure an update and a diagnosis in turns."""
     update(trainer)
     batch = trainer.buffer.sample()
     diagnosis = LoggedDiagnosis(trainer.learner, EVERY)
     plays = {"update": lambda: update(trainer), "diagnosis": lambda: diagnosis.check(EVERY, batch)}
     assert diagnosis.check(EVERY, batch), "there is nothing to measure"
-    found = alternate({key: times(play) for key, play in plays.items()}, repeats=repeats, seconds=0.5)
+    found = alternate(
+        {key: times(play) for key, play in plays.items()}, repeats=repeats, seconds=0.5, clock=CLOCKS[clock]
+    )
     share = [b / (EVERY * a) for a, b in zip(found["update"], found["diagnosis"])]
     of_each = {key: spread([1000 * each for each in values]) for key, values in found.items()}
     return {"run": name, "ms": of_each, "share": spread([100 * each for each in share])}
@@ -49,7 +51,7 @@ def shares(name: str, trainer: Trainer, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and write ``--json``."""
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, clock=True)
     parser.add_argument("--repeats", type=as_few, default=9)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     args = parser.parse_args()
@@ -60,9 +62,13 @@ def main() -> None:
         data = random_transitions(SIZES[size].spec, TRANSITIONS)
         for compile in forms:
             how = "compiled" if compile == "on" else "as it stands"
-            results.append(shares(f"{size}, {how}", make_trainer(SIZES[size], data, compile=compile), args.repeats))
+            results.append(
+                shares(f"{size}, {how}", make_trainer(SIZES[size], data, compile=compile), args.repeats, args.clock)
+            )
             if size == "small":
-                results.append(shares(f"{size}, {MEMBERS} members, {how}", population(size, compile), args.repeats))
+                results.append(
+                    shares(f"{size}, {MEMBERS} members, {how}", population(size, compile), args.repeats, args.clock)
+                )
     lines = [
         [
             row["run"],

@@ -403,7 +403,7 @@ class PopulationBuffer:
         return len(self.storage)
 
     @property
-    def sampler(self) -> Any:
+    def member_sampler(self) -> Any:
         """The first member's sampler; all are of one kind."""
         return self._samplers[0]
 

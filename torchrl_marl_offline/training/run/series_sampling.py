@@ -22,7 +22,7 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
         ValueError: the buffer draws single transitions.
     """
     estimator = getattr(loss, "_value_estimator", None)
-    sampler = getattr(buffer, "sampler", None)
+    sampler = getattr(buffer, "sampler", None) or getattr(buffer, "member_sampler", None)  # of a population
     sampler = getattr(sampler, "joined", sampler)
     of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
     if needs_series(estimator) and of_rows and not isinstance(sampler, EpisodeSliceSampler):
