@@ -163,6 +163,10 @@ def test_a_verdict_holds_the_largest_values_against_the_rewards():
         assert each.verdict().startswith("Values: NOT sane, mean |Q| was 100 at most and is 15 at the end")
     check(alarm, math.nan, step=5)
     assert "NOT sane" in alarm.verdict()
+    fallen = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False))
+    for step, value in enumerate((1.0, math.nan, 2.0)):  # of a member that is left out
+        check(fallen, value, step=step)
+    assert fallen.verdict().startswith("Values: NOT sane, mean |Q| was inf at most and is 2 at the end")
     silent = alarm_of(data_of([[3.0, 3.0]] * 4, [0, 0, 0, 1], terminal=False), "ignore")
     check(silent, 1e9)
     assert "NOT sane" in silent.verdict()

@@ -118,6 +118,11 @@ def _episodes(data: TensorDictBase, keys: Any) -> tuple[float, bool]:
     return float(bounds.diff().amax()), is_whole and bool(terminated[ends].all())
 
 
+def limit_of(bound: float, start: float, margin: float = MARGIN) -> float:
+    """Return the mean ``|Q|`` from which values are impossible, by the rewards and by what was said at the start."""
+    return margin * (bound + (start if math.isfinite(start) else 0.0)) + 1.0
+
+
 class ValueAlarm:
     r"""Compare mean :math:`|Q|` with what rewards allow; each member of a population is told of once.
 
@@ -163,7 +168,7 @@ class ValueAlarm:
             return None
         values = _listed(means[WATCHED])
         self._last, largest = values, values if self._largest is None else self._largest
-        self._largest = [max(pair) for pair in zip(largest, values)]
+        self._largest = [max(map(_or_infinite, pair)) for pair in zip(largest, values)]
         self._start = _listed(first()[WATCHED]) if self._start is None else self._start
         if self.action == "ignore":
             return None
@@ -181,8 +186,7 @@ class ValueAlarm:
         return self._message(step, new, values[worst], bounds[worst])
 
     def _limit(self, bound: float, start: float) -> float:
-        margin = MARGIN if self._penalty() is None else MARGIN_OF_PENALTIES
-        return margin * (bound + (start if math.isfinite(start) else 0.0)) + 1.0
+        return limit_of(bound, start, MARGIN if self._penalty() is None else MARGIN_OF_PENALTIES)
 
     def _bounds(self) -> list[float] | None:
         """Return each member's bound, or ``None`` where there is none."""
@@ -255,6 +259,11 @@ class ValueAlarm:
         """Restore what :meth:`state_dict` returned."""
         self.found, self._start = dict(state["found"]), state["start"]
         self._last, self._largest = state.get("last"), state.get("largest")  # which earlier versions did not keep
+
+
+def _or_infinite(value: float) -> float:
+    """Return a value that is none as the largest: no later one makes it good."""
+    return value if math.isfinite(value) else math.inf
 
 
 def _range_of(values: Sequence[float]) -> str:
