@@ -130,21 +130,36 @@ def _of_policies(loss: OfflineMARLLoss, batch: Batch, found: dict[str, Tensor]) 
     """Add what climbing the critic would do to policies, and how far they are from the data."""
     action, recorded = chosen_and_recorded(batch)
     found["policy_distance"] = distance_of(action, recorded, batch)
-    asked = action.requires_grad_()
-    with torch.enable_grad():
-        value = batch.q(asked, detach=True).total_min.squeeze(-1)  # [*B, k]
-        slope = torch.autograd.grad(value.sum(), asked)[0]
-    slope = masked_mean(slope.flatten(-2).norm(dim=-1, keepdim=True), batch.counts(slope[..., 0, :1]))
-    found["policy_slope"] = slope
-    if "discounted_gain" in found:
-        scale = torch.ones_like(slope) if loss.value_norm is None else loss.value_norm.scale().mean()
-        if getattr(loss.extraction, "normalize", False):
-            scale = scale * masked_mean(value.detach().abs(), batch.counts(value))
-        found["closed_loop_gain"] = found["discounted_gain"] * slope / scale.clamp_min(torch.finfo(slope.dtype).tiny)
+    found |= climbing(loss, batch, action, found.get("discounted_gain"))
     with torch.no_grad():
         advantage = batch.advantage("local")
     if advantage.shape[-1] > 1:
         found["advantage_agreement"] = agreement(advantage, batch.counts(advantage))
+
+
+def climbing(
+    loss: OfflineMARLLoss, batch: Batch, action: Tensor, discounted_gain: Tensor | float | None
+) -> dict[str, Tensor]:
+    """Return how steep the critic is at a joint action ``[*B, n, a]`` and, with a mixer's gain, the closed loop's.
+
+    Args:
+        loss: of the batch.
+        batch: its rows.
+        action: one-hot if discrete, without gradient.
+        discounted_gain: ``None`` where there is no mixer.
+    """
+    asked = action.detach().requires_grad_()
+    with torch.enable_grad():
+        value = batch.q(asked, detach=True).total_min.squeeze(-1)  # [*B, k]
+        slope = torch.autograd.grad(value.sum(), asked)[0]
+    slope = masked_mean(slope.flatten(-2).norm(dim=-1, keepdim=True), batch.counts(slope[..., 0, :1]))
+    found = {"policy_slope": slope}
+    if discounted_gain is not None:
+        scale = torch.ones_like(slope) if loss.value_norm is None else loss.value_norm.scale().mean()
+        if getattr(loss.extraction, "normalize", False):
+            scale = scale * masked_mean(value.detach().abs(), batch.counts(value))
+        found["closed_loop_gain"] = discounted_gain * slope / scale.clamp_min(torch.finfo(slope.dtype).tiny)
+    return found
 
 
 def agreement(advantage: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -189,6 +189,9 @@ class TeamNetworks:
         read = [] if self.mixer is None else map(unravel_key, self.mixer.in_keys[1:])
         self._beside = [key for key in read if key in of_action]
         self._without = dict.fromkeys(map(joined, self._beside))
+        mixed = [] if self.mixer is None else [unravel_key(key) for key in self.mixer.out_keys]
+        total = unravel_key(keys.state_action_value)
+        self._total_key = total if total in mixed or not mixed else mixed[-1]
 
     @property
     def is_team(self) -> bool:
@@ -309,9 +312,7 @@ class TeamNetworks:
             params = params.detach() if detach else params
         with part("forward target mixer" if target else "forward mixer"):
             mixed = self._function(mixer)(params, tensordict, **given)
-        keys = [unravel_key(key) for key in mixer.out_keys]
-        total = unravel_key(self.loss.tensor_keys.state_action_value)
-        return mixed[total if total in keys else keys[-1]].unsqueeze(-2)
+        return mixed[self._total_key].unsqueeze(-2)
 
     def credit(self, tensordict: TensorDictBase, values: Tensor) -> Tensor:
         r"""Return :math:`\partial Q_{tot} / \partial Q_a` of the target mixer at local values ``[*B, n, H]``.

@@ -27,8 +27,8 @@ from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.diagnosis import (
     MEANINGS,
     agreement,
-    batch_diagnosis,
     chosen_and_recorded,
+    climbing,
     credit_shares,
     discount_of,
     distance_of,
@@ -240,8 +240,11 @@ class _Measuring:
             return "the loss trains no critic"
         if math.isnan(self._gamma):
             return "the loss has no discount"
-        found = {name: float(value) for name, value in batch_diagnosis(self.loss, self.data).items()}
-        self.numbers |= {name: found[name] for name in ("policy_slope", "closed_loop_gain") if name in found}
+        if self.loss.team.actor is None:
+            return None  # which is said of the policy's actions
+        chosen = chosen_and_recorded(self.batch)[0]
+        found = climbing(self.loss, self.batch, chosen, self.numbers.get("discounted_gain"))
+        self.numbers |= {name: float(value) for name, value in found.items()}
         return None
 
     @torch.no_grad()
@@ -253,8 +256,7 @@ class _Measuring:
             return "there is one value for the team, or one agent"
         mask = self.batch.counts(advantage)
         self.numbers["advantage_agreement"] = float(agreement(advantage, mask))
-        rows = (advantage.ndim - 1) * (0,)
-        centred = advantage - masked_mean(advantage, mask, tuple(range(len(rows))))
+        centred = advantage - masked_mean(advantage, mask, tuple(range(advantage.ndim - 1)))
         centred = centred if mask is None else centred.where(mask, torch.zeros_like(centred))
         covariance = (centred.mT @ centred).double()
         deviation = covariance.diagonal().sqrt().clamp_min(torch.finfo(torch.float32).tiny)

@@ -255,7 +255,7 @@ class _Evaluation:
         self.source = dataset.data.cpu()
         self.calibration: LoggedCalibration | None = None
         self._fitted: FittedQ | None = None
-        self._actions: dict[str, Tensor] = {}
+        self._start_values: dict[str, Tensor] = {}
         self._log_probs: dict[str, Tensor] = {}
         self._logs: dict[str, Tensor] = {}
         self._facts: dict[str, float] = {}
@@ -276,8 +276,10 @@ class _Evaluation:
 
     def start_values(self, name: str) -> Tensor:
         """Return the values of held-out episodes' first steps by each resample's critics, ``[R, H]``."""
-        index = self.rows.starts[self.held_out]
-        return self._fitted.values(name, self.rows, index, self._here(name, index))
+        if name not in self._start_values:
+            index = self.rows.starts[self.held_out]
+            self._start_values[name] = self._fitted.values(name, self.rows, index, self._here(name, index))
+        return self._start_values[name]
 
     def _here(self, name: str, index: Tensor) -> Tensor:
         """Return what a policy does in some rows' states, ``[k, K, n, a]``; of the logged team, what it did."""
@@ -286,15 +288,10 @@ class _Evaluation:
             return states.get(ACTION).unsqueeze(1)
         return self.policies[name].actions(states, samples=self.fitting.samples, seed=self.seed + 1)
 
-    def _of_starts(self, name: str) -> Tensor:
-        """Return each resample's value: the mean over its own draw of first steps, ``[R]``."""
-        return self.start_values(name).gather(1, self.starts_of).mean(1)
-
     def by_fqe(self, name: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return the fitted estimate of a policy, and its difference to that of the logged team."""
-        found, own = {each: self.start_values(each) for each in (name, LOGGED)}, {}
-        for each, values in found.items():
-            own[each] = values.gather(1, self.starts_of).mean(1)
+        found = {each: self.start_values(each) for each in (name, LOGGED)}
+        own = {each: values.gather(1, self.starts_of).mean(1) for each, values in found.items()}
         mean, logged = (found[each].mean().item() for each in (name, LOGGED))
         share = self._unsupported(name)
         told = [impossible_values(name, found[name], self.rows, self.gamma), of_support(name, share)]
