@@ -69,8 +69,9 @@ from torchrl_marl_offline.data import describe
 from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, judged
+from torchrl_marl_offline.evaluation.held_out import discounted_returns
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, read_csv
-from torchrl_marl_offline.training.run.value_alarm import MARGIN
+from torchrl_marl_offline.training.run.value_alarm import limit_of, reward_facts
 
 GAMMA, LR, BATCH, LOG_EVERY = 0.99, 1e-3, 64, 50
 DIVERGED = 10.0
@@ -164,18 +165,6 @@ def recorded(task: str, folder: Path) -> OfflineDataset:
         write_text_atomic(path.with_suffix(".txt"), f"{card}\n")
         card.save_picture(path.with_suffix(".png"))
     return load_dataset(path)
-
-
-def discounted_returns(data: OfflineDataset) -> Tensor:
-    """Return the discounted sum of the team's rewards from each row on, ``[T]``, within its episode."""
-    reward = data.data["next", "agents", "reward"].mean(1).squeeze(-1)
-    ends = (data.episode_starts + data.episode_lengths).tolist()
-    found, last = torch.empty_like(reward), 0.0
-    ends = set(ends)
-    for row in range(len(reward) - 1, -1, -1):
-        last = float(reward[row]) + (0.0 if row + 1 in ends else GAMMA * last)
-        found[row] = last
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -324,8 +313,8 @@ def rows_of(stage: str) -> Iterator[Row]:
 def train_row(folder: str, **row: Any) -> dict[str, Any]:
     """Train the seeds of a row side by side and return their curves."""
     data = recorded(row["task"], Path(folder) / "data")
-    returns = discounted_returns(data)
-    bound = float(data.data["next", "agents", "reward"].mean(1).abs().amax()) / (1 - GAMMA)
+    reward = data.data["next", "agents", "reward"].mean(1).squeeze(-1)
+    returns = discounted_returns(reward, data.episode_lengths, GAMMA)
     losses = {}
     for seed in range(row["seeds"]):
         torch.manual_seed(seed)
@@ -355,7 +344,7 @@ def train_row(folder: str, **row: Any) -> dict[str, Any]:
         for member, loss in learner.member_losses():
             played[member] = evaluate(loss.actor_network, env, episodes=row["play"], seed=1000).mean
     return {
-        "bound": bound,
+        "bound": reward_facts(losses["seed-0"], buffer).bound(GAMMA),
         "mean discounted return": float(returns[data.episode_starts].mean()),
         "largest discounted return": float(returns.amax()),
         "data's return": float(data.episode_returns().mean()),
@@ -393,7 +382,7 @@ class Run:
             {name: values[i] for name, values in self.curves.items() if not math.isnan(values[i])}
             for i in range(len(self.steps))
         ]
-        limit = MARGIN * (self.bound + curves[0]["qvalue_abs"]) + 1.0
+        limit = limit_of(self.bound, curves[0]["qvalue_abs"])
         over = [(each["step"], each["qvalue_abs"]) for each in curves if not each["qvalue_abs"] <= limit]
         returns = {"return_largest": "largest discounted return", "return_mean": "mean discounted return"}
         numbers = {name: self.row[column] for name, column in returns.items()} | {"qvalue_abs": self.value}

@@ -27,10 +27,10 @@ from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.evaluation import Diagnosis, diagnose, diagnose_run, save_diagnoses
 from torchrl_marl_offline.evaluation.diagnostics import NUMBERS, diagnoses_text
 from torchrl_marl_offline.evaluation.diagnostics.diagnosis_figures import convex_hull, plane
-from torchrl_marl_offline.evaluation.diagnostics.neighbours import nearest
 from torchrl_marl_offline.evaluation.diagnostics.recorded_runs import _of_member
 from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import rank_correlation, returns_to_go
 from torchrl_marl_offline.evaluation.diagnostics.verdicts import Impossible, growing, judged
+from torchrl_marl_offline.evaluation.distances import nearest
 from torchrl_marl_offline.objectives import SARSA, BehaviourCloning, OfflineMARLLoss
 from torchrl_marl_offline.objectives.diagnosis import agreement
 from torchrl_marl_offline.training import RunLogger, split_population

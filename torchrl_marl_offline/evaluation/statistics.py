@@ -93,6 +93,12 @@ def student_t_quantile(level: Annotated[float, OPEN_UNIT], degrees: int) -> floa
     return math.sqrt(degrees) * math.tan((low + high) / 2)
 
 
+def student_t_probability(value: float, degrees: int) -> float:
+    """Return ``P(T < value)`` for Student's T of ``degrees`` degrees of freedom."""
+    central = _central_probability(math.atan(abs(value) / math.sqrt(degrees)), degrees)
+    return 0.5 + math.copysign(central / 2, value)
+
+
 def _central_probability(angle: float, degrees: int) -> float:
     """Return ``P(|T| < √degrees · tan(angle))``."""
     sine, cosine = math.sin(angle), math.cos(angle)

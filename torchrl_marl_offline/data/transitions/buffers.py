@@ -86,7 +86,27 @@ def _select(data: TensorDictBase, index: torch.Tensor) -> dict:
     }
 
 
-class EpisodeSliceSampler(Sampler):
+class FixedSampler(Sampler):
+    """Base class of samplers that know from the start what they draw from, and so have nothing to save."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the buffer keeps the generator's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing: the buffer keeps the generator's state."""
+
+    def dumps(self, path: Any) -> None:
+        """Write nothing: the buffer keeps the generator's state."""
+
+    def loads(self, path: Any) -> None:
+        """Read nothing: the buffer keeps the generator's state."""
+
+    def _empty(self) -> None:
+        """Forget nothing: the dataset stays."""
+
+
+class EpisodeSliceSampler(FixedSampler):
     """Draws slices of episodes: an episode uniformly, then a start uniformly within it.
 
     It does what TorchRL's ``SliceSampler(strict_length=False, pad_output=True)`` does, for a dataset that never
@@ -122,24 +142,8 @@ class EpisodeSliceSampler(Sampler):
             next_key(DONE): last if done is None else last | done,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the buffer keeps the generator's state."""
-        return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing: the buffer keeps the generator's state."""
-
-    def dumps(self, path: Any) -> None:
-        """Write nothing: the buffer keeps the generator's state."""
-
-    def loads(self, path: Any) -> None:
-        """Read nothing: the buffer keeps the generator's state."""
-
-    def _empty(self) -> None:
-        """Forget nothing: the dataset stays."""
-
-
-class RowSampler(Sampler):
+class RowSampler(FixedSampler):
     """Draws some of a dataset's rows uniformly, as often as they are named: those of episodes drawn with replacement.
 
     Args:
@@ -153,22 +157,6 @@ class RowSampler(Sampler):
         """Return the rows ``[batch_size]``."""
         index = torch.randint(len(self.rows), (batch_size,), device=self.rows.device, generator=self._rng)
         return self.rows.index_select(0, index), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the buffer keeps the generator's state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing: the buffer keeps the generator's state."""
-
-    def dumps(self, path: Any) -> None:
-        """Write nothing: the buffer keeps the generator's state."""
-
-    def loads(self, path: Any) -> None:
-        """Read nothing: the buffer keeps the generator's state."""
-
-    def _empty(self) -> None:
-        """Forget nothing: the rows stay."""
 
 
 @checked

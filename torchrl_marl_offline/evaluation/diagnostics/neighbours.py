@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TRAJ_IDS
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.diagnostics.sampled_rows import sampled
+from torchrl_marl_offline.evaluation.distances import deviation, nearest
 from torchrl_marl_offline.objectives.diagnosis import chosen_and_recorded
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
@@ -15,13 +16,6 @@ QUERIES, REFERENCES = 1024, 16384
 """Rows whose neighbours are looked for, and among which: an exact search of these takes less than a second."""
 HELD_OUT = 0.2
 """Share of the episodes whose rows are looked for among those of the others."""
-_BLOCK = 256
-
-
-def nearest(queries: Tensor, references: Tensor) -> Tensor:
-    """Return the distance ``[Q]`` of each of ``[Q, d]`` to the nearest of ``[R, d]``, exactly, block by block."""
-    exact = "donot_use_mm_for_euclid_dist"  # the faster product loses the digits of small distances
-    return torch.cat([torch.cdist(block, references, compute_mode=exact).amin(-1) for block in queries.split(_BLOCK)])
 
 
 def situations(dataset: OfflineDataset, index: Tensor) -> Tensor:
@@ -81,12 +75,6 @@ def neighbour_distances(
     )
     found = {"neighbour_distance": own, "neighbour_distance_data": of_data}
     return found | ({"neighbour_ratio": own / of_data} if of_data > 0 else {})
-
-
-def deviation(values: Tensor) -> Tensor:
-    """Return the standard deviation of each component of ``[R, d]``; 1 where it never changes."""
-    found = values.std(0, correction=0)
-    return found.where(found > 1e-6 * values.mean(0).abs().clamp_min(1e-6), torch.ones_like(found))
 
 
 def _on_device(loss: OfflineMARLLoss, dataset: OfflineDataset, index: Tensor):

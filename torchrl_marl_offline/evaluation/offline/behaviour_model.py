@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, AGENT_MASK
+from torchrl_marl_offline.core.layout import ACTION, ACTION_LOG_PROB, AGENT_MASK
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, SIZE, WIDTHS
 from torchrl_marl_offline.modules.actors import make_actor
@@ -21,9 +21,6 @@ from torchrl_marl_offline.training import Learner, Trainer
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
-
-LOGGED_LOG_PROB = ("agents", "action_log_prob")
-"""Where a dataset has the log-probability ``[T, n]`` of each logged action under the policy that drew it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def behaviour_log_probs(
 
     Args:
         train: what a clone learns from.
-        held_out: whose rows are asked about; where they have :data:`LOGGED_LOG_PROB`, it is taken.
+        held_out: whose rows are asked about; where they have the log-probability of what was logged, it is taken.
         settings: of the clone.
         seed: of the clone and its minibatches.
         progress: show a bar on a terminal.
@@ -61,7 +58,7 @@ def behaviour_log_probs(
         clone also ``behaviour_log_prob_train``, the same on what it learned from. Where the second is far above the
         first, the clone has learned the training episodes by heart, and the weights are wrong.
     """
-    recorded = held_out.data.get(LOGGED_LOG_PROB, None)
+    recorded = held_out.data.get(ACTION_LOG_PROB, None)
     if recorded is not None:
         known = recorded.as_subclass(Tensor).cpu().double()
         return known, {"behaviour_log_prob": _mean(known, held_out)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.evaluation.distances import nearest
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
 from torchrl_marl_offline.evaluation.statistics import student_t_quantile
 from torchrl_marl_offline.training.run.value_alarm import MARGIN, RewardFacts
@@ -124,9 +125,7 @@ def unsupported_share(rows: EvaluationRows, known: Tensor, asked: Tensor, action
     deviation = codes[0].std(0, correction=0)
     deviation = torch.where(deviation > 1e-6, deviation, 1.0) * codes[0].shape[1] ** 0.5
     data_points = torch.cat([observation[data], codes[0] / deviation], 1)
-    own, policy = (
-        torch.cdist(torch.cat([observation[index], code / deviation], 1), data_points).amin(1) for code in codes[1:]
-    )
+    own, policy = (nearest(torch.cat([observation[index], code / deviation], 1), data_points) for code in codes[1:])
     return (policy > own.quantile(0.95) + 1e-4).double().mean().item()
 
 

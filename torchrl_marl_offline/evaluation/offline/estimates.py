@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import OPEN_UNIT
-from torchrl_marl_offline.evaluation.statistics import Interval, student_t_quantile
+from torchrl_marl_offline.evaluation.statistics import Interval, student_t_probability, student_t_quantile
 
 Method = Literal["fqe", "is", "wis", "dr"]
 
@@ -129,15 +129,8 @@ def paired_difference(
 
 
 def _t_probability(mean: float, differences: Tensor) -> float:
-    """Return the probability that Student's T around ``mean`` is above 0, by bisection of its quantiles."""
+    """Return the probability that Student's T around ``mean`` is above 0."""
     deviation, degrees = differences.std().item(), len(differences) - 1
     if deviation == 0.0:
         return float(mean > 0) + 0.5 * float(mean == 0)
-    ratio, low, high = abs(mean) / deviation, 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if not 0 < middle < 1 or student_t_quantile(middle, degrees) > ratio:
-            high = middle
-        else:
-            low = middle
-    return 0.5 + low / 2 if mean > 0 else 0.5 - low / 2
+    return student_t_probability(mean / deviation, degrees)

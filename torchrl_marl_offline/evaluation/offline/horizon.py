@@ -31,6 +31,7 @@ from torchrl_marl_offline.core.layout import (
     TRUNCATED,
     next_key,
 )
+from torchrl_marl_offline.evaluation.distances import deviation
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
 from torchrl_marl_offline.objectives.functional import team_reward
 
@@ -96,14 +97,14 @@ def evaluation_rows(
     ahead = (step + 1) / lengths.max() * 2 - 1
     step = step / lengths.max() * 2 - 1
     for key in (OBSERVATION, STATE):
-        mean, deviation = _statistics(rows[key])
+        flat = rows[key].reshape(-1, rows[key].shape[-1]).double()
+        mean, spread = flat.mean(0).float(), deviation(flat).float()
         for name, time in ((key, step), (next_key(key), ahead)):
-            rows[name] = _with_step((rows[name] - mean) / deviation, time if has_step else None)
+            rows[name] = _with_step((rows[name] - mean) / spread, time if has_step else None)
     agents = source.get(next_key(REWARD)).as_subclass(Tensor).cpu()  # [T, n, 1]
     reward = team_reward(agents.double(), how).reshape(-1)  # [T]
     returns = discounted_returns(reward, lengths, gamma)
-    deviation = returns.std(correction=0).item()
-    scale = max(returns.abs().mean().item(), deviation) or 1.0
+    scale = max(returns.abs().mean().item(), returns.std(correction=0).item()) or 1.0
     rows[next_key(REWARD)] = agents / scale
     data = TensorDict(rows, [len(source)])
     done = torch.zeros(len(source), 1, dtype=torch.bool)
@@ -121,14 +122,6 @@ def evaluation_rows(
     spec = dataset.spec
     spec = replace(spec, observation_size=spec.observation_size + extra, state_size=spec.state_size + extra)
     return EvaluationRows(data, spec, reward, returns, starts, lengths, truncated, scale, has_step)
-
-
-def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each component over rows (and agents); 1 for one that hardly changes."""
-    flat = values.reshape(-1, values.shape[-1]).double()
-    mean, deviation = flat.mean(0), flat.std(0, correction=0)
-    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)
-    return mean.float(), deviation.float()
 
 
 def _with_step(values: Tensor, time: Tensor | None) -> Tensor:
