@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from tensordict import TensorDict
@@ -75,6 +75,8 @@ class FittedQSettings:
         tau: rate of the target networks.
         resamples: of the episodes, with replacement; the spread of their values is the interval.
         samples: actions of a policy that draws, at each logged state.
+        compile: ``"off"``, ``"on"`` or ``"auto"``, as of :class:`~torchrl_marl_offline.training.PopulationLearner`:
+            compiling pays from some dozen critics and thousands of updates on, and changes values by rounding.
     """
 
     decomposition: str = "mixer"
@@ -85,6 +87,7 @@ class FittedQSettings:
     tau: Annotated[float, RATE] = 0.05
     resamples: Annotated[int, FEW] = 5
     samples: Annotated[int, FEW] = 4
+    compile: Literal["off", "on", "auto"] = "auto"
 
 
 class FittedQ:
@@ -116,7 +119,7 @@ class FittedQ:
         count, members = len(resamples), [(name, r) for name in actions for r in range(len(resamples))]
         with preserved_rng():
             losses = {f"{name}/{r}": self._loss(seed + r) for name, r in members}  # alike in all policies: paired
-        self.learner = PopulationLearner(losses, lr=settings.lr, tau=settings.tau)
+        self.learner = PopulationLearner(losses, lr=settings.lr, tau=settings.tau, compile=settings.compile)
         leaves = {name: self._leaves(given, max_samples(actions)) for name, given in actions.items()}
         drawn = [rows.rows_of(episodes) for episodes in resamples]
         template = self.learner.template
