@@ -58,10 +58,13 @@ from torchrl_marl_offline import (
     make_env,
     make_loss,
 )
+from torchrl_marl_offline.algorithms import settings_of
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
-from torchrl_marl_offline.envs import GridController, MixedSkill, SpreadController, VmasHeuristic
+from torchrl_marl_offline.envs import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.vmas_heuristics import VmasHeuristic
 from torchrl_marl_offline.evaluation import FittedQSettings, mean_confidence_interval, simulated_value
-from torchrl_marl_offline.training import Learner, load_policy, save_policy
+from torchrl_marl_offline.training import Learner
+from torchrl_marl_offline.training.run.saved_policies import load_policy, save_policy
 
 FOLDER = "TORCHRL_MARL_OFFLINE_DATA"
 RESULTS = Path(__file__).parent / "results" / "offline_evaluation.jsonl"
@@ -238,10 +241,11 @@ def halves(case: Case) -> tuple[OfflineDataset, OfflineDataset]:
 
 def build(spec: TaskSpec, name: str, gamma: float) -> OfflineMARLLoss | None:
     """Return a loss of :data:`TRAININGS`, or ``None`` where the task has no answer for it."""
-    settings = {"algorithm": name, "hidden": (64, 64)} | TRAININGS[name]
+    settings = {"algorithm": name, "hidden": (64, 64), "gamma": gamma} | TRAININGS[name]
+    known = settings_of(settings["algorithm"])
     torch.manual_seed(0)
     try:
-        return make_loss(spec, gamma=gamma, **settings)
+        return make_loss(spec, **{key: value for key, value in settings.items() if key in ("algorithm", *known)})
     except (ValueError, TypeError):
         return None
 
