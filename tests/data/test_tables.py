@@ -889,6 +889,18 @@ def test_declared_sizes_cost_no_memory(tmp_path, monkeypatch):
             read(write_table(tmp_path / f"zeros{kind}", zeros))
 
 
+def test_long_lists_of_which_a_file_holds_none_cost_no_memory(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: pa.array(values) for name, values in long_log(obs_x=None, obs_y=None).items()}
+    pq.write_table(
+        pa.table(columns | {"obs": pa.nulls(LONG_ROWS, pa.list_(pa.float32(), 2_000_000))}), tmp_path / "log.parquet"
+    )
+    with pytest.raises(DatasetError, match=r"bytes would become 80,000,\d+ bytes"):
+        read(tmp_path / "log.parquet")
+
+
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     import os
 

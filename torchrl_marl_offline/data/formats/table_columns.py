@@ -143,28 +143,22 @@ _FAMILIES = ("next_observations", "next_action_mask", "next_state", "action_mask
 """Roles whose words may be followed by a number or a name, ``obs_3``; the longer words are looked for first."""
 _DONE = ("done", "dones", "next_done")
 _NO_PARTS = frozenset(
-    [
-        "prob",
-        "probs",
-        "probability",
-        "probabilities",
-        "log",
-        "logp",
-        "logprob",
-        "logit",
-        "logits",
-        "entropy",
-        "std",
-        "name",
-        "names",
-        "label",
-        "text",
-        "value",
-        "values",
-        "qvalue",
-        "advantage",
-        "timestamp",
-    ]
+    (
+        *(
+            "prob",
+            "probs",
+            "probability",
+            "probabilities",
+            "log",
+            "logp",
+            "logprob",
+            "logit",
+            "logits",
+            "entropy",
+            "std",
+        ),
+        *("name", "names", "label", "text", "value", "values", "qvalue", "advantage", "timestamp"),
+    )
 )
 """Words of columns that stand beside observations, states and actions without being a part of them."""
 

@@ -226,9 +226,16 @@ def _open_parquet(path: Path) -> LogTable:
         ) from error
     if rows != sum(group.num_rows for group in groups) or min([rows, *stored], default=0) < 0:
         raise DatasetError(f"{path} states {rows:,} rows, its parts others; fetch it again.")
-    _check_growth(path, max(sum(stored), 4 * rows * max(1, len(schema.names))))
+    _check_growth(path, max(sum(stored), 4 * rows * max(1, sum(map(_width, schema.types)))))
     notes = (schema.metadata or {}).get(b"torchrl_marl_offline")
     return _Parquet(path, tuple(schema.names), None if notes is None else notes.decode("utf-8", "replace"), None, file)
+
+
+def _width(kind: Any) -> int:
+    """Return how many numbers each row has by the schema alone, also where it is empty."""
+    import pyarrow as pa
+
+    return kind.list_size * _width(kind.value_type) if pa.types.is_fixed_size_list(kind) else 1
 
 
 def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_label: bool) -> Cells:
