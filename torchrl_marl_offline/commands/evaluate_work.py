@@ -55,13 +55,13 @@ def _from_data(parsed: argparse.Namespace) -> None:
         "fitting": fitting,
     }
     options |= {name: getattr(parsed, name) for name in ("by", "gamma") if getattr(parsed, name) is not None}
-    loaded = {name: load_policy(path) for name, path in _named(parsed.policy).items()}
+    loaded = {name: load_policy(path) for name, path in named_policies(parsed.policy).items()}
     found = compare_offline(loaded, load_dataset(parsed.dataset), **options)
     facts = {"policies": list(map(str, parsed.policy)), "dataset": parsed.dataset, "mode": parsed.mode}
     print(json.dumps(facts | found.to_dict(), indent=1) if parsed.json else found.table())
 
 
-def _named(paths: list[Path]) -> dict[str, Path]:
+def named_policies(paths: list[Path]) -> dict[str, Path]:
     """Return paths by their last part, or as they are where two have the same, or one that of the logged team.
 
     Raises:
