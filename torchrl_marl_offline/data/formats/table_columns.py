@@ -9,7 +9,7 @@ key                         what it names
 ``actions``                 columns of its action; needed
 ``reward``                  one column of the team, or one of each agent; needed
 ``episode``                 the episode a row belongs to: numbers or text
-``time``                    the step within it: numbers or times of day; rows are sorted by it
+``time``                    the step within it: numbers, times, or text as 2024-05-01T12:00:00.5; rows are sorted
 ``agent``                   long tables: whose row it is, a number or a name
 ``terminal``, ``timeout``   true where the task ended; where the recording stopped although the task went on
 ``mask``                    true where an agent is alive
@@ -29,7 +29,7 @@ one row for each step. With neither, it is the table of one agent.
 Further keys: ``agents`` (their names, in order), ``agent_places`` (``"names"``: every name has a place of its own;
 ``"order"``: the agents of an episode take the first places, in the order of their names), ``n_actions``, ``discrete``,
 ``action_bounds``, ``gaps`` (``"refuse"``, ``"split"``: a new episode begins after a gap in time; ``"ignore"``),
-``episodes_per_file`` (each file of a folder numbers its episodes anew), ``task``.
+``episodes_per_file`` (each file of a folder numbers its episodes anew, or begins one), ``task``.
 """
 
 from __future__ import annotations
