@@ -816,6 +816,13 @@ def test_what_an_export_leaves_out_is_said(tmp_path):
         export_dataset(dataset, tmp_path / "out.csv", format="parquet")
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.npz", "out.h5"])
+def test_a_file_of_another_format_is_not_made_a_folder(tmp_path, name):
+    with pytest.raises(ValueError, match=r"not written; end it in .parquet, or pass format='minari'"):
+        export_dataset(single_agent(False), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def single_agent(discrete):
     ends = torch.arange(9) % 5 == 4
     return from_arrays(
