@@ -113,6 +113,10 @@ def numbers_as_text(log):
     return set_to(log, "episode", [f"run-{one}" for one in log["episode"]])
 
 
+def dates(log, text="2024-05-01T00:00:0{}.5"):
+    return set_to(log, "step", [text.format(one) for one in log["step"]])
+
+
 RIGHT = {
     "rows in any order": (shuffled(), {}),
     "rows in another order": (shuffled(1), {}),
@@ -144,6 +148,16 @@ RIGHT = {
         {},
     ),
     "final rows without actions": (with_final_rows(), {}),
+    "times as dates": (dates(long_log()), {}),
+    "times as dates with an offset from UTC": (dates(long_log(), "2024-05-01 00:00:0{}+02:00"), {}),
+    "times with nine digits": (dates(long_log(), "2024-05-01T00:00:00.12345678{}"), {}),
+    "agents that int() takes for one": (long_log(agents=("1_1", "11")), {}),
+    "agents that are one number": (long_log(agents=("007", "7")), {}),
+    "episodes that int() takes for one": (set_to(long_log(), "episode", [f"1_{e}" for e in long_log()["episode"]]), {}),
+    "episodes of twenty digits": (
+        set_to(long_log(), "episode", [str(12345678901234567890 + e) for e in long_log()["episode"]]),
+        {},
+    ),
 }
 
 
@@ -194,7 +208,11 @@ WRONG = {
     "an action is empty": (set_to(long_log(), "action", None, {2}), {}, "line 4 .*: 'action' is empty or NaN"),
     "an episode is empty": (set_to(long_log(), "episode", None, {5}), {}, "line 7: 'episode' is empty"),
     "an agent is empty": (set_to(long_log(), "agent", None, {5}), {}, "line 7: 'agent' is empty"),
-    "a time is text": (set_to(long_log(), "step", "noon", {5}), {}, "the time 'step' is text"),
+    "a time is text": (
+        set_to(long_log(), "step", "noon", {5}),
+        {},
+        "line 7: the time 'step' is the text 'noon'; give numbers, .* or dates and times",
+    ),
     "text among numbers": (
         set_to(long_log(), "obs_x", "left", {6}),
         {},
@@ -213,7 +231,7 @@ WRONG = {
     "the map names no such column": (
         long_log(),
         MAP | {"actions": "actoin"},
-        "has no column 'actoin', which columns= names as 'actions'; did you mean 'action'",
+        "has no column 'actoin', which is 'actions' by columns=; did you mean 'action'",
     ),
     "a pattern fits nothing": (long_log(), MAP | {"observations": "lidar_*"}, "has no column that fits 'lidar_.'"),
     "a key that no map has": (
@@ -279,7 +297,102 @@ WRONG = {
         "line 3 has 3 values for 5 columns",
     ),
     "no text": (None, b"\xff\xfe\x00\x01episode,step,obs", "is no Parquet, npz or CSV file"),
-    "an open quote": (None, 'episode,step,obs_x,action,reward\n0,0,"1,0.5,1\n', "cannot be read|values for 5 columns"),
+    "an open quote": (
+        None,
+        'episode,step,obs_x,action,reward\n0,0,"1,0.5,1\n',
+        "line 2 is no line of a CSV file|values for 5 columns",
+    ),
+    "a flag of 2": (
+        set_to(long_log(), "terminated", 2, {4, 5}),
+        {},
+        "line 6 .*: 'terminated' is 2, and 'terminal' is true",
+    ),
+    "a flag of -1": (set_to(long_log(), "truncated", -1, {8, 9}), {}, "line 10 .*: 'truncated' is -1"),
+    "half alive": (long_log(mask=[0.5] * 10), {}, "line 2 .*: 'mask' is 0.5, and 'mask' is true or false"),
+    "half legal": (
+        long_log(action=[0] * 10, avail_0=[1] * 10, avail_1=[0.5] * 10),
+        {},
+        "line 2 .*: 'avail_1' is 0.5, and 'action_mask' is true or false",
+    ),
+    "yes and no": (set_to(long_log(), "terminated", "no", {0}), {}, "holds the text 'no', .*true and false"),
+    "whole floats of 0 and 1 as actions": (
+        long_log(action=[float(i % 2) for i in range(LONG_ROWS)]),
+        {},
+        r"csv: 'action' of the actions hold whole numbers up to 1; set discrete = true",
+    ),
+    "one-hot actions as floats": (
+        long_log(action=None, action_0=[1.0] * 10, action_1=[0.0] * 10),
+        {},
+        "'action_0', 'action_1' of the actions hold whole numbers up to 1",
+    ),
+    "an action that is a number of another kind": (
+        long_log(action=[10**6] * 10),
+        {},
+        "'action' is 1000000, which is no index",
+    ),
+    "underscores are no digits' separators": (
+        set_to(long_log(), "obs_x", "1_000", {3}),
+        {},
+        "line 5: 'obs_x' holds the text '1_000'",
+    ),
+    "a time that is not finite": (
+        set_to(long_log(), "step", "inf", {2}),
+        {},
+        "line 4: the time 'step' is the text 'inf'",
+    ),
+    "times with an offset from UTC and without": (
+        set_to(dates(long_log()), "step", "2024-05-01T00:00:01Z", {2, 3}),
+        {},
+        "some of the times 'step' have an offset from UTC and others none",
+    ),
+    "probabilities for their logarithms": (
+        long_log(action=[0] * 10, log_prob=[0.5] * 10),
+        {},
+        "'action_log_prob'. is above 0 .*; give the logarithms",
+    ),
+    "a probability beside an action": (
+        long_log(action_prob=[0.5] * 10),
+        {},
+        "do not say whether 'action_prob' belong to its actions; .* as in actions = ..action",
+    ),
+    "a value among states": (
+        long_log(state_x=[0.5] * 10, state_value=[0.5] * 10),
+        {},
+        "do not say whether 'state_value' belong to its state; .* as in state = ..state_x",
+    ),
+    "an agent's name as an observation": (
+        long_log(),
+        MAP | {"observations": ["obs_x", "agent"]},
+        "columns= names 'agent' as 'observations', and it is text",
+    ),
+    "bounds that are no numbers": (
+        long_log(),
+        MAP | {"action_bounds": [float("nan"), 1]},
+        "as 'action_bounds', where two fin",
+    ),
+    "bounds in another order": (long_log(), MAP | {"action_bounds": [1, -1]}, "as 'action_bounds', where two finite"),
+    "continuous actions with a number": (
+        long_log(),
+        MAP | {"discrete": False, "n_actions": 3},
+        "has discrete = false and n_actions, which discrete actions have; drop one",
+    ),
+    "discrete actions with bounds": (
+        long_log(),
+        MAP | {"n_actions": 3, "action_bounds": [0, 1]},
+        "has n_actions and action_bounds, which continuous actions have; drop one",
+    ),
+    "a map of another type": (long_log(), 3, "columns= is 3; give a column map as a dictionary"),
+    "time goes back, and nothing numbers episodes": (
+        set_to(wide_log((5,), episode=None), "step", [0, 1, 3, 2, 4]),
+        {},
+        "line 5 .*: time goes on with 2 after 3, within what no flag ends; sort the rows",
+    ),
+    "a step twice, and nothing numbers episodes": (
+        set_to(wide_log((5,), episode=None), "step", [0, 1, 1, 2, 3]),
+        {},
+        "line 4 .*: time goes on with 1 after 1",
+    ),
+    "Latin-1": (None, "episode,step,obs_\xf6,action,reward\n".encode("latin-1"), "in UTF-8 .*; save it in UTF-8"),
 }
 
 
@@ -295,6 +408,122 @@ def test_shapes_that_are_refused_in_one_sentence(tmp_path, name):
     with pytest.raises(DatasetError, match=match) as caught:
         read(f"table:{path}", **({"columns": columns} if columns else {}))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("role", ["reward", "terminated", "mask", "log_prob"])
+def test_a_list_in_the_place_of_one_number_is_refused(tmp_path, role):
+    log = long_log(**{role: [[1.0, 0.0]] * LONG_ROWS})
+    with pytest.raises(DatasetError, match=rf"{role}' holds lists of 2 numbers, and .* is one number in each row"):
+        read(write_table(tmp_path / "log.parquet", log))
+    assert_is_the_log(
+        read(write_table(tmp_path / "one.parquet", long_log(reward=[[one] for one in long_log()["reward"]])))
+    )
+
+
+def test_times_of_every_type_of_parquet_and_numpy(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    step = long_log()["step"]
+    types = [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.duration("ms"), pa.timestamp("s", "Europe/Berlin")]
+    for number, kind in enumerate([*types, pa.date32(), pa.decimal128(20, 3), pa.uint64()]):
+        columns = {name: pa.array(values) for name, values in long_log().items()}
+        whole = pa.int64() if kind.bit_width == 64 and not pa.types.is_uint64(kind) else pa.int32()
+        columns["step"] = pa.array(step, whole).cast(kind)
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table(columns), path)
+        assert_is_the_log(read(path))
+    for kind in ("datetime64[ms]", "timedelta64[s]"):
+        log = {name: np.array(values) for name, values in long_log().items()}
+        np.savez(tmp_path / "log.npz", **log | {"step": np.array(step).astype(kind)})
+        assert_is_the_log(read(tmp_path / "log.npz"))
+        log["step"] = np.array(["NaT", *step[1:]]).astype(kind)
+        np.savez(tmp_path / "nat.npz", **log)
+        with pytest.raises(DatasetError, match="row 0: 'step' is empty"):
+            read(tmp_path / "nat.npz")
+
+
+def test_a_column_in_which_parquet_has_nothing_is_empty(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: pa.array(values) for name, values in wide_log().items()}
+    columns |= {f"robot_2_{part}": pa.nulls(5) for part in ("obs_x", "obs_y", "action", "reward")}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    found = read(tmp_path / "log.parquet")
+    assert found.data[AGENT_MASK].tolist() == [[True, True, False]] * 5
+
+
+@pytest.mark.parametrize(
+    "given", [{}, WIDE | {"action_mask": "robot_{agent}_avail_*", "observations": "robot_{agent}_obs_*"}]
+)
+def test_numbered_columns_are_in_the_order_of_their_numbers(tmp_path, given):
+    order = [0, 1, 10, 11, *range(2, 10)]
+    log = {name: values for name, values in wide_log().items() if "obs" not in name}
+    for agent in range(2):
+        log[f"robot_{agent}_action"] = [10] * 5
+        log |= {f"robot_{agent}_obs_{i}": [float(i)] * 5 for i in order}
+        log |= {f"robot_{agent}_avail_{i}": [i in (2, 10)] * 5 for i in order}
+    found = read(write_table(tmp_path / "log.parquet", log), **({"columns": given} if given else {}))
+    assert found.data[OBSERVATION][0, 1].tolist() == list(range(12))
+    assert found.data["agents", "action_mask"][0, 1].nonzero()[:, 0].tolist() == [2, 10]
+
+
+def test_whole_numbers_with_bounds_are_continuous(tmp_path):
+    path = write_table(tmp_path / "log.csv", long_log(action=[i % 3 for i in range(LONG_ROWS)]))
+    found = read(path, action_bounds=(0.0, 2.0))
+    assert not found.spec.discrete and found.data["agents", "action"].max() == 2
+
+
+def test_an_end_that_one_agent_alone_is_told_of_is_among_the_findings(tmp_path):
+    log = set_to(long_log(), "terminated", False, {5})  # agent b in the last row of episode 0
+    found = read(write_table(tmp_path / "log.csv", log))
+    assert any(one.startswith("1 agents without a flag in the last row") for one in found.metadata["findings"])
+    assert not any(
+        "without a flag" in one for one in read(write_table(tmp_path / "all.csv", long_log())).metadata["findings"]
+    )
+
+
+def test_names_may_have_lines_and_be_long_and_a_block_may_be_blank(tmp_path, monkeypatch):
+    header = 'episode,step,"obs_\nx",' + ",".join(f"obs_of_a_sensor_{i:05d}" for i in range(4000)) + ",action,reward\n"
+    rows = [f"0,{t},{t}," + ",".join(["1"] * 4000) + ",0.5,1\n" for t in range(2)]
+    (tmp_path / "log.csv").write_text(header + rows[0] + "\n" * 9 + rows[1])
+    monkeypatch.setattr(table_files, "_ROWS", 1)
+    columns = {"observations": ["obs_\nx", "obs_of_*"], "actions": "action", "reward": "reward", "episode": "episode"}
+    found = read(tmp_path / "log.csv", columns=columns)
+    assert found.spec.observation_size == 4001 and found.data[OBSERVATION][:, 0, 0].tolist() == [0, 1]
+
+
+def test_text_that_is_no_utf_8_far_into_a_file_names_where(tmp_path):
+    line = b"0,%d,0.5,0.5,1\n"
+    rows = b"".join(line % t for t in range(3000))
+    (tmp_path / "log.csv").write_bytes(b"episode,step,obs_x,action,reward\n" + rows + b"0,3000,\xe4,0,1\n")
+    with pytest.raises(DatasetError, match=r"after line [0-9]+ is no text in UTF-8 .*; save it in UTF-8"):
+        read(tmp_path / "log.csv")
+
+
+def test_parts_of_a_log_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (1, 2, 10):
+        (tmp_path / f"part_{number}.csv").write_text(f"obs_x,action,reward,terminated\n{number},0.5,1,1\n")
+    assert read(tmp_path).data[OBSERVATION].flatten().tolist() == [1, 2, 10]
+
+
+def test_an_episode_does_not_go_on_in_the_next_file_unless_that_is_known(tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.csv").write_text(f"obs_x,action,reward\n{number},0.5,1\n{number + 0.5},0.5,1\n")
+    with pytest.raises(
+        DatasetError, match=r"1.csv, line 2: nothing says whether this file goes on .*episodes_per_file = true"
+    ):
+        read(tmp_path)
+    (tmp_path / "columns.toml").write_text(
+        'observations = "obs_x"\nactions = "action"\nreward = "reward"\nepisodes_per_file = true\n'
+    )
+    assert read(tmp_path).episode_lengths.tolist() == [2, 2]
+
+
+def test_a_packed_csv_is_known_by_its_first_bytes(tmp_path):
+    packed = write_table(tmp_path / "log.csv.gz", long_log())
+    assert_is_the_log(read(packed.rename(tmp_path / "log.csv")))
 
 
 @pytest.mark.parametrize("kind", (".parquet", ".npz"))
@@ -469,7 +698,9 @@ def test_a_value_that_is_not_a_number_is_mended_where_that_is_asked_for(tmp_path
 
 def test_numbers_that_float32_rounds_are_told_of(tmp_path):
     log = long_log((40,), action=[0.0] * 80, obs_x=[1.7e9 + 0.5 * i for i in range(80)])
-    with pytest.warns(DatasetWarning, match="obs_x changes by less than float32 can tell"):
+    with pytest.warns(
+        DatasetWarning, match=r"obs_x changes by less than float32 can tell .*1700000039.5; subtract an offset"
+    ):
         load_dataset(write_table(tmp_path / "log.csv", log))
 
 
@@ -585,6 +816,13 @@ def test_what_an_export_leaves_out_is_said(tmp_path):
         export_dataset(dataset, tmp_path / "out.csv", format="parquet")
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.npz", "out.h5"])
+def test_a_file_of_another_format_is_not_made_a_folder(tmp_path, name):
+    with pytest.raises(ValueError, match=r"not written; end it in .parquet, or pass format='minari'"):
+        export_dataset(single_agent(False), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def single_agent(discrete):
     ends = torch.arange(9) % 5 == 4
     return from_arrays(
@@ -658,6 +896,18 @@ def test_declared_sizes_cost_no_memory(tmp_path, monkeypatch):
     for kind in (".parquet", ".csv.gz"):
         with pytest.raises(DatasetError, match="bytes would become"):
             read(write_table(tmp_path / f"zeros{kind}", zeros))
+
+
+def test_long_lists_of_which_a_file_holds_none_cost_no_memory(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: pa.array(values) for name, values in long_log(obs_x=None, obs_y=None).items()}
+    pq.write_table(
+        pa.table(columns | {"obs": pa.nulls(LONG_ROWS, pa.list_(pa.float32(), 2_000_000))}), tmp_path / "log.parquet"
+    )
+    with pytest.raises(DatasetError, match=r"bytes would become 80,000,\d+ bytes"):
+        read(tmp_path / "log.parquet")
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):

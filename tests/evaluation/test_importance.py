@@ -140,3 +140,17 @@ def test_an_estimates_interval_and_row():
     many = OfflineEstimate("wis", 0.0, torch.arange(101.0), 0.9)
     assert many.confidence_interval(0.9)[1:] == pytest.approx((5.0, 95.0))
     assert math.isnan(OfflineEstimate("fqe", 0.0, torch.zeros(1), 0.9, "t").interval[0])
+
+
+@pytest.mark.parametrize("by", ["percentiles", "t"])
+def test_a_difference_that_rounding_makes_is_none(by):
+    values = torch.tensor([1.0, -2.0, 3.0, 40.0]).double()
+    found = paired_difference(10.5, values * (1 + 1e-12), 10.5, values, by)
+    assert found == (0.0, 0.0, 0.0, 0.5)
+    assert paired_difference(10.5, values + 0.1, 10.4, values, by).probability == 1.0
+
+
+@pytest.mark.parametrize("by", ["percentiles", "t"])
+def test_one_resample_says_nothing_of_a_probability(by):
+    found = paired_difference(2.0, torch.tensor([2.0]), 1.0, torch.tensor([1.0]), by)
+    assert found.mean == 1.0 and all(math.isnan(number) for number in found[1:])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +14,22 @@ from population_toys import make_data
 
 from torchrl_marl_offline import collect, compare_offline, evaluate, make_actor, make_env, select_offline
 from torchrl_marl_offline.commands import evaluate as command
+from torchrl_marl_offline.commands.evaluate_work import named_policies
 from torchrl_marl_offline.core.layout import ACTION, TaskSpec
+from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.policy_fit import PolicyError
 from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.evaluation import CloningSettings, FittedQSettings, LoggedCalibration, simulated_value
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
-from torchrl_marl_offline.evaluation.offline.checks import impossible_values, of_sample_size, unsupported_share
+from torchrl_marl_offline.evaluation.offline import OfflineEstimate, selection
+from torchrl_marl_offline.evaluation.offline.checks import (
+    impossible_values,
+    of_masked_rows,
+    of_other_task,
+    of_sample_size,
+    unsupported_share,
+)
+from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ
 from torchrl_marl_offline.evaluation.offline.horizon import evaluation_rows
 from torchrl_marl_offline.objectives import BehaviourCloning
 from torchrl_marl_offline.training import save_policy
@@ -148,6 +161,23 @@ def test_calibration_of_planted_values():
     assert wrong.deviation == pytest.approx(1.25**0.5)
 
 
+@pytest.mark.parametrize("level", [0.0, 5.0, -300.0])
+def test_returns_that_are_all_equal_pass_with_a_small_bias(level):
+    earned = torch.full((6,), level)
+    unit = abs(level) or 1.0
+    assert LoggedCalibration.of(earned + 0.01 * unit, earned).passed
+    assert not LoggedCalibration.of(earned + 0.2 * unit, earned).passed
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e9])
+def test_impossible_values_are_so_in_any_unit(cut, scale):
+    logs = cut.select_episodes(range(40))
+    logs.data["next", "agents", "reward"] *= scale
+    rows = evaluation_rows(logs, horizon="episode", gamma=GAMMA, how="mean")
+    assert impossible_values("new", torch.full((2, 3), 0.9 * rows.scale), rows, GAMMA) is None
+    assert "critics diverge" in impossible_values("new", torch.full((2, 3), 1e3 * rows.scale), rows, GAMMA)
+
+
 def test_untrained_critics_of_a_large_return_fail(cut):
     rich = cut.select_episodes(range(40))
     rich.data["next", "agents", "reward"] += 50.0
@@ -177,6 +207,29 @@ def test_joint_actions_outside_the_data_are_told(game):
     assert unsupported_share(rows, known, asked, other, seed=0) == 1.0
     found = compare_offline({"odd": TablePolicy(1 - always)}, logs, fitting=QUICK)
     assert any(warning.startswith("odd: 100% of its joint actions") for warning in found.warnings)
+
+
+def test_weights_that_are_mostly_clipped_are_told(cut):
+    chances = torch.full((len(cut), AGENTS), 0.5).log()
+    logs = cut.select_episodes(range(40))
+    logs.data.set(("agents", "action_log_prob"), chances)
+    options = {"by": "wis", "mode": "sample", "gamma": GAMMA}
+    found = compare_offline(actor(logs.spec), logs, clip=1e-9, **options)
+    assert any("100% of its importance weights were clipped" in warning for warning in found.warnings)
+    better = found.differences["wis"]["policy"]
+    assert (better.mean, better.probability) == (0.0, 0.5)  # equal weights: what the logged team earned
+    free = compare_offline(actor(logs.spec), logs, **options)
+    assert not any("were clipped" in warning for warning in free.warnings)
+
+
+def test_rows_that_do_not_count_and_another_task_are_told(cut):
+    logs = cut.select_episodes(range(40))
+    assert of_masked_rows(logs.data, logs.episode_lengths) is None  # last rows without a successor are none of these
+    longest = int(logs.episode_lengths.argmax())
+    logs.data["collector", "mask"][int(logs.episode_starts[longest])] = False
+    assert of_masked_rows(logs.data, logs.episode_lengths).startswith("1 rows of 1 episodes do not count")
+    assert of_other_task("new", "mpe/a", "mpe/b").startswith("new was made for 'mpe/a', and the data is of 'mpe/b'")
+    assert of_other_task("new", "mpe/a", "mpe/a") is of_other_task("new", None, "mpe/b") is None
 
 
 def test_few_effective_episodes_are_told():
@@ -244,6 +297,74 @@ def test_what_cannot_be_done_is_said_at_once(policies, options, message):
         compare_offline(policies, logs, **options)
 
 
+class Answer:
+    """A policy that answers wrongly, everywhere or in the first states of episodes alone."""
+
+    def __init__(self, action, where):
+        self.action, self.where = action, where
+
+    def __call__(self, tensordict):
+        if self.action is None:
+            return None
+        if isinstance(self.action, str):
+            return tensordict.set(self.action, torch.zeros(len(tensordict)))
+        found = torch.zeros(tensordict["agents", "observation"].shape[:-1], dtype=torch.int64)
+        return tensordict.set(("agents", "action"), found + self.action * self.where(tensordict).unsqueeze(-1))
+
+
+def everywhere(tensordict):
+    return torch.ones(len(tensordict), dtype=torch.int64)
+
+
+def in_state_3(tensordict):
+    return tensordict["agents", "observation"][:, 0, 3].long()
+
+
+@pytest.mark.parametrize(
+    ("action", "where", "message"),
+    [
+        (None, everywhere, "policy returns no tensordict; give a function"),
+        ("mine", everywhere, "policy writes no .'agents', 'action'."),
+        (ACTIONS, everywhere, "policy takes action 2, and the data has 0 to 1"),
+        (-1, everywhere, "policy takes action -1, and the data has 0 to 1"),
+        (ACTIONS, in_state_3, "policy takes action 2, and the data has 0 to 1"),
+    ],
+)
+def test_actions_that_are_none_are_refused_before_anything_is_trained(cut, monkeypatch, action, where, message):
+    monkeypatch.setattr(FittedQ, "train", lambda *_, **__: pytest.fail("trained"))
+    starts = cut.episode_starts
+    assert in_state_3(cut.data[starts]).any() and not in_state_3(cut.data[:1]).any()
+    with pytest.raises(PolicyError, match=message):
+        compare_offline(Answer(action, where), cut, fitting=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("next", "agents", "reward"), float("nan"), "reward'. is NaN or infinite .first at row 5"),
+        (("agents", "observation"), float("inf"), "observation'. is NaN or infinite"),
+        (("agents", "action_log_prob"), float("nan"), "log_prob'. is NaN or infinite"),
+        (("agents", "action_log_prob"), 0.5, "log_prob'. is above 0 .*; give the logarithms"),
+        (("agents", "action"), ACTIONS, "action'. lies outside 0..1"),
+    ],
+)
+def test_data_that_keeps_not_to_the_layout_is_refused_before_anything_is_trained(cut, key, value, message):
+    logs = cut.select_episodes(range(40))
+    logs.data.set(("agents", "action_log_prob"), torch.full((len(logs), AGENTS), -0.5))
+    logs.data[key][5] = value
+    with pytest.raises(DatasetError, match=message):
+        compare_offline(TablePolicy(drawn_policies(1)), logs, fitting=QUICK)
+    with pytest.raises(TypeError, match=r"dataset is a TensorDict; give what load_dataset"):
+        compare_offline(TablePolicy(drawn_policies(1)), logs.data)
+
+
+def test_continuous_policies_of_other_bounds_are_refused():
+    logs = collect(make_env("mpe/simple_spread", num_envs=4, seed=0), episodes=8, seed=0)
+    other = replace(logs.spec, action_low=-2.0, action_high=2.0)
+    with pytest.raises(PolicyError, match=r"in \[-2, 2\] .*, the data has .* in \[-1, 1\]"):
+        compare_offline(actor(other), logs)
+
+
 def test_policies_of_other_sizes_are_refused(cut):
     other = TaskSpec(n_agents=2, observation_size=7, state_size=3, action_size=2, discrete=True)
     with pytest.raises(PolicyError, match=r"made for 2 agents, observations of 7 .* the data has"):
@@ -264,6 +385,14 @@ def test_candidates_are_ranked_by_their_estimates(cut):
     assert found.best == found.ranking[0] and means == sorted(means, reverse=True) and set(found.ranking) == set(given)
     assert found.best in found.table() and found.comparison is not None
     assert found.is_clear != any("cannot be told apart" in warning for warning in found.warnings)
+
+
+def test_an_estimate_that_is_no_number_is_ranked_last(monkeypatch):
+    numbers = {"a": float("nan"), "b": -3.0, "c": float("nan"), "d": 1.0}
+    found = {name: OfflineEstimate("fqe", mean, torch.full((3,), mean), 0.9) for name, mean in numbers.items()}
+    compared = SimpleNamespace(estimates={"fqe": found}, warnings=())
+    monkeypatch.setattr(selection, "compare_offline", lambda *_, **__: compared)
+    assert select_offline({}, None).ranking == ("d", "b", "a", "c")
 
 
 def test_candidates_are_ranked_by_a_simulator_where_there_is_one():
@@ -317,3 +446,9 @@ def test_options_of_one_kind_do_not_go_with_the_other(files, capsys, monkeypatch
     monkeypatch.chdir(files)
     assert command.main(arguments) != 0
     assert message in capsys.readouterr().err
+
+
+def test_a_run_named_as_the_logged_team_is_told_by_its_path():
+    assert list(named_policies([Path("runs/a"), Path("runs/b.pt")])) == ["a", "b"]
+    assert list(named_policies([Path("runs/logged"), Path("runs/b")])) == ["runs/logged", "runs/b"]
+    assert list(named_policies([Path("logged")])) == ["./logged"]

@@ -255,7 +255,7 @@ def test_the_command_refuses_an_environment_of_other_sizes(tmp_path):
     assert result.returncode == 1
     said = result.stderr.splitlines()[-1]
     assert said.startswith("error: The policy was made for 2 agents, observations of 1 numbers and 2 discrete actions")
-    assert "observations of 18 numbers and actions of 2 numbers (mpe/simple_spread)" in said
+    assert "observations of 18 numbers and actions of 2 numbers in [-1, 1] (mpe/simple_spread)" in said
 
 
 def test_a_loaded_policy_is_a_policy_for_every_evaluation(tmp_path):

@@ -16,6 +16,7 @@ from torchrl_marl_offline.data.registry import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
 from torchrl_marl_offline.evaluation.offline import FittedQSettings, compare_offline
+from torchrl_marl_offline.evaluation.offline.answers import LOGGED
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.evaluation.video import check_video_path, record_video
 from torchrl_marl_offline.training.run.saved_policies import load_policy
@@ -54,14 +55,14 @@ def _from_data(parsed: argparse.Namespace) -> None:
         "fitting": fitting,
     }
     options |= {name: getattr(parsed, name) for name in ("by", "gamma") if getattr(parsed, name) is not None}
-    loaded = {name: load_policy(path) for name, path in _named(parsed.policy).items()}
+    loaded = {name: load_policy(path) for name, path in named_policies(parsed.policy).items()}
     found = compare_offline(loaded, load_dataset(parsed.dataset), **options)
     facts = {"policies": list(map(str, parsed.policy)), "dataset": parsed.dataset, "mode": parsed.mode}
     print(json.dumps(facts | found.to_dict(), indent=1) if parsed.json else found.table())
 
 
-def _named(paths: list[Path]) -> dict[str, Path]:
-    """Return paths by their last part, or as they are where two have the same.
+def named_policies(paths: list[Path]) -> dict[str, Path]:
+    """Return paths by their last part, or as they are where two have the same, or one that of the logged team.
 
     Raises:
         ValueError: a path is given twice.
@@ -69,7 +70,8 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     if len(set(paths)) < len(paths):
         raise ValueError("A policy is given twice; give each once.")
     short = [Path(path).name.removesuffix(".pt") for path in paths]
-    return dict(zip(short if len(set(short)) == len(paths) else map(str, paths), paths))
+    full = [f"./{path}" if str(path) == LOGGED else str(path) for path in paths]
+    return dict(zip(short if len(set(short)) == len(paths) and LOGGED not in short else full, paths))
 
 
 def _play(parsed: argparse.Namespace) -> None:

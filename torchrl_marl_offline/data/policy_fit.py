@@ -74,7 +74,9 @@ def misfit(made_for: TaskSpec, here: TaskSpec) -> str:
 
 
 def _sizes(spec: TaskSpec) -> str:
-    actions = f"{spec.action_size} discrete actions" if spec.discrete else f"actions of {spec.action_size} numbers"
+    bounds = f"[{spec.action_low:g}, {spec.action_high:g}]"
+    of_numbers = f"actions of {spec.action_size} numbers in {bounds}"
+    actions = f"{spec.action_size} discrete actions" if spec.discrete else of_numbers
     masked = " with a mask" if spec.has_action_mask else ""
     name = f" ({spec.task})" if spec.task else ""
     return f"{spec.n_agents} agents, observations of {spec.observation_size} numbers and {actions}{masked}{name}"

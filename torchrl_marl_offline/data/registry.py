@@ -164,6 +164,24 @@ def convert_dataset(
     return save_inspected(_load(source, **options), path, overwrite=overwrite)
 
 
+_NOT_WRITTEN = (
+    ".csv",
+    ".tsv",
+    ".gz",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".json",
+    ".txt",
+    ".zip",
+    ".pt",
+    ".feather",
+    ".arrow",
+)
+"""Endings of files that :func:`export_dataset` would otherwise make folders of."""
+
+
 @checked
 def export_dataset(
     dataset: OfflineDataset | str | Path,
@@ -185,12 +203,17 @@ def export_dataset(
     Raises:
         DatasetError: Minari has no place for what is in the dataset.
         FileExistsError: there is something at ``path``.
+        ValueError: the path ends as that of a file of another format.
 
     Warns:
         DatasetWarning: the format does not keep some keys or rows.
     """
-    dataset = dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset)
     path = user_path(path)
+    if format is None and path.name.lower().endswith(_NOT_WRITTEN):
+        raise ValueError(
+            f"{path} is the name of a file that is not written; end it in .parquet, or pass format='minari'."
+        )
+    dataset = dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset)
     if format is None:
         format = "parquet" if path.suffix.lower() in (".parquet", ".pq") else "minari"
     if format == "minari":

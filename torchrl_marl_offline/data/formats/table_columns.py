@@ -9,7 +9,7 @@ key                         what it names
 ``actions``                 columns of its action; needed
 ``reward``                  one column of the team, or one of each agent; needed
 ``episode``                 the episode a row belongs to: numbers or text
-``time``                    the step within it: numbers or times of day; rows are sorted by it
+``time``                    the step within it: numbers, times, or text as 2024-05-01T12:00:00.5; rows are sorted
 ``agent``                   long tables: whose row it is, a number or a name
 ``terminal``, ``timeout``   true where the task ended; where the recording stopped although the task went on
 ``mask``                    true where an agent is alive
@@ -29,7 +29,7 @@ one row for each step. With neither, it is the table of one agent.
 Further keys: ``agents`` (their names, in order), ``agent_places`` (``"names"``: every name has a place of its own;
 ``"order"``: the agents of an episode take the first places, in the order of their names), ``n_actions``, ``discrete``,
 ``action_bounds``, ``gaps`` (``"refuse"``, ``"split"``: a new episode begins after a gap in time; ``"ignore"``),
-``episodes_per_file`` (each file of a folder numbers its episodes anew), ``task``.
+``episodes_per_file`` (each file of a folder numbers its episodes anew, or begins one), ``task``.
 """
 
 from __future__ import annotations
@@ -74,9 +74,24 @@ OF_THE_TEAM = ("state", "next_state", "success", "counts", "has_next_action")
 """Roles that no agent has a column of its own for."""
 PADDED = ("observations", "next_observations")
 """Roles that may have fewer columns for some agents than for others; zeros fill them up."""
+FLAGS = (
+    "terminal",
+    "timeout",
+    "mask",
+    "next_mask",
+    "success",
+    "counts",
+    "has_next_action",
+    "action_mask",
+    "next_action_mask",
+)
+"""Roles whose numbers are true or false."""
+MOST_ACTIONS = 10**6
+"""More discrete actions are none: a number of another kind."""
 OF_AN_AGENT = ("observations", "actions", "action_mask", "action_log_prob", "mask")
 
 _AGENT = "{agent}"
+_FLOAT32 = 3.5e38
 _LONGEST_LIST = 8
 
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -103,7 +118,13 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "log_prob",
         "logprob",
         "logp",
+        "log_probs",
+        "logprobs",
+        "log_probability",
         "action_logp",
+        "action_logprob",
+        "action_log_probs",
+        "action_log_probability",
         "action_prob_log",
         "behaviour_log_prob",
         "behavior_log_prob",
@@ -121,6 +142,25 @@ _WORDS["episode"] += ("trajectory", "trajectory_id", "rollout", "rollout_id", "r
 _FAMILIES = ("next_observations", "next_action_mask", "next_state", "action_mask", "observations", "actions", "state")
 """Roles whose words may be followed by a number or a name, ``obs_3``; the longer words are looked for first."""
 _DONE = ("done", "dones", "next_done")
+_NO_PARTS = frozenset(
+    (
+        *(
+            "prob",
+            "probs",
+            "probability",
+            "probabilities",
+            "log",
+            "logp",
+            "logprob",
+            "logit",
+            "logits",
+            "entropy",
+            "std",
+        ),
+        *("name", "names", "label", "text", "value", "values", "qvalue", "advantage", "timestamp"),
+    )
+)
+"""Words of columns that stand beside observations, states and actions without being a part of them."""
 
 
 @dataclass(frozen=True)
@@ -156,21 +196,25 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_bounds(value: Any) -> bool:
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        return False
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in value):
+        return False
+    return -_FLOAT32 < value[0] < value[1] < _FLOAT32  # false of NaN
 
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "agents": ("a list of agents' names", lambda value: _is_names(value) and len(set(value)) == len(value)),
     "agent_places": ('"names" or "order"', lambda value: value in ("names", "order")),
     "n_actions": (
-        "a whole number from 1 to 1000000",
-        lambda value: type(value) is int and 1 <= value <= 10**6,
+        f"a whole number from 1 to {MOST_ACTIONS}",
+        lambda value: type(value) is int and 1 <= value <= MOST_ACTIONS,
     ),
     "discrete": ("true or false", lambda value: isinstance(value, bool)),
     "action_bounds": (
-        "two numbers, the lower one first",
-        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)),
+        "two finite numbers, the lower one first,",
+        _are_bounds,
     ),
     "gaps": ('"refuse", "split" or "ignore"', lambda value: value in ("refuse", "split", "ignore")),
     "episodes_per_file": ("true or false", lambda value: isinstance(value, bool)),
@@ -323,10 +367,8 @@ def _matches(patterns: Iterable[str], names: Sequence[str], role: str, given: Co
             near = difflib.get_close_matches(pattern, names, 1)
             meant = f"did you mean {near[0]!r}?" if near else f"it has {told(names)}."
             what = "no column that fits" if "*" in pattern else "no column"
-            raise DatasetError(f"{file} has {what} {pattern!r}, which {given.told_by} names as {role!r}; {meant}")
-        if all(part.isdigit() for match in matches for part in match.groups()):
-            matches.sort(key=lambda match: [int(part) for part in match.groups()])  # obs_2 before obs_10
-        found += [match[0] for match in matches]
+            raise DatasetError(f"{file} has {what} {pattern!r}, which is {role!r} by {given.told_by}; {meant}")
+        found += in_order([match[0] for match in matches])
     if len(set(found)) < len(found):
         twice = next(name for name in found if found.count(name) > 1)
         raise DatasetError(f"{file}: {given.told_by} names {twice!r} twice as {role!r}; name each column once.")
@@ -373,6 +415,12 @@ def natural(name: Any) -> list[Any]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return names that differ in their numbers alone by these, ``obs_2`` before ``obs_10``; others as they are."""
+    texts = {tuple(natural(name)[::2]) for name in names}
+    return sorted(names, key=natural) if len(texts) == 1 else list(names)
+
+
 def told(names: Sequence[str]) -> str:
     """Return names for a message, the first few."""
     more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
@@ -406,7 +454,9 @@ def map_by_names(names: Sequence[str], file: str) -> ColumnMap:
     for agent, own in agents.items():
         for name, role in own.items():
             found.setdefault(role, []).append(_AGENT + name[len(agent) :])
-    columns = {role: tuple(dict.fromkeys(patterns)) for role, patterns in found.items()}
+    columns = {role: tuple(in_order(list(dict.fromkeys(patterns)))) for role, patterns in found.items()}
+    for role in set(columns) & set(LISTS):
+        _check_parts(columns[role], role, file)
     if "time" in columns:  # a step beside a time of day: the step
         columns["time"] = tuple(sorted(columns["time"], key=lambda name: _WORDS["time"].index(_plain(name)))[:1])
     if "terminal" in columns:
@@ -433,6 +483,27 @@ def map_by_names(names: Sequence[str], file: str) -> ColumnMap:
     by_names = ColumnMap(columns, options, "the names of the columns", by_names=True)
     _check_agents(by_names)
     return by_names
+
+
+def _check_parts(names: Sequence[str], role: str, file: str) -> None:
+    """Refuse to guess whether ``action_prob`` is a part of the action, or ``action_name`` beside ``action``."""
+    parts = {name: _part(name, role) for name in names}
+    alone = [name for name, part in parts.items() if not part]
+    others = [name for name, part in parts.items() if part and not part.isdigit()]
+    unsure = others if alone else [name for name in others if set(re.split(r"[_./ -]+", parts[name])) & _NO_PARTS]
+    if unsure:
+        sure = alone or [name for name in names if name not in unsure]
+        raise DatasetError(
+            f"{file}: the names of its columns do not say whether {told(unsure)} belong to its {role}; write a column "
+            f'map, {_suggestion(file)} beside it or columns=, as in {role} = ["{(sure or unsure)[0]}"].'
+        )
+
+
+def _part(name: str, role: str) -> str:
+    """Return what a name says beyond its role's word: ``x`` of ``{agent}_obs_x``."""
+    plain = _plain(name.rpartition("}")[2].lstrip("_./"))
+    word = next(word for word in sorted(_WORDS[role], key=len, reverse=True) if plain.startswith(word))
+    return plain[len(word) :].strip("_[]-")
 
 
 def is_done(found: ColumnMap) -> bool:
@@ -477,9 +548,22 @@ def _split(name: str) -> tuple[str | None, str]:
 
 
 def with_options(found: ColumnMap, options: Mapping[str, Any]) -> ColumnMap:
-    """Return the map with some of its further keys replaced by those that are not ``None``."""
+    """Return the map with some of its further keys replaced by those that are not ``None``.
+
+    Raises:
+        DatasetError: one of them has a wrong value, or says of actions what another one denies.
+    """
     given = {name: value for name, value in options.items() if value is not None}
-    return replace(found, options=found.options | column_map_options(given, "an option of the reader"))
+    merged = found.options | column_map_options(given, "an option of the reader")
+    discrete = merged.get("discrete")
+    of_discrete = [name for name in ("n_actions", "action_mask") if name in merged or name in found.columns]
+    other = "n_actions" if "n_actions" in merged else "action_mask"
+    if discrete is False and of_discrete:
+        raise DatasetError(f"{found.told_by} has discrete = false and {other}, which discrete actions have; drop one.")
+    if "action_bounds" in merged and (discrete or of_discrete):
+        other = "discrete = true" if discrete else other
+        raise DatasetError(f"{found.told_by} has {other} and action_bounds, which continuous actions have; drop one.")
+    return replace(found, options=merged)
 
 
 def column_map_options(given: Mapping[str, Any], told_by: str) -> dict[str, Any]:

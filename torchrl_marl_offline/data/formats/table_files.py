@@ -14,7 +14,7 @@ import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,19 @@ import numpy as np
 
 from torchrl_marl_offline.core.regular_files import files_below, kind_of, open_regular, require_regular
 from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
+from torchrl_marl_offline.data.formats.table_columns import natural
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading
 from torchrl_marl_offline.data.transitions.values import check_type
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz")
 """Names that the files of a folder may have."""
-_PARQUET, _ZIP, _GZIP = b"PAR1", b"PK\x03\x04", b"\x1f\x8b"
+_PARQUET, _ZIP, _GZIP = b"PAR1", b"PK", b"\x1f\x8b"
 _ROWS = 2**15
 _LARGER, _SLACK_BYTES = 1000, 2**26
 """How many times its own size a file may become, and what any file may."""
 _EMPTY = frozenset(("", "nan", "na", "n/a", "null", "none"))
 _TRUTH = {"true": 1, "false": 0}
-_HEADER_BYTES = 2**16
+_HEADER_BYTES, _LONGEST_HEADER = 2**16, 2**24
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def open_table(path: Path) -> LogTable:
             magic = stream.read(4)
         if magic == _PARQUET:
             table: LogTable = _open_parquet(path)
-        elif magic == _ZIP:
+        elif magic[:2] == _ZIP:
             table = _open_npz(path)
         else:
             table = _open_csv(path, packed=magic[:2] == _GZIP)
@@ -105,7 +106,7 @@ def open_table(path: Path) -> LogTable:
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the file, or the files of a folder in the order of their names.
+    """Return the file, or the files of a folder in the order of their names, ``part_2`` before ``part_10``.
 
     Raises:
         DatasetError: there is none, or something else lies in the folder.
@@ -116,7 +117,8 @@ def table_files(path: Path) -> list[Path]:
         with reading(path):
             return [require_regular(path)]
     with reading(path):
-        found = [file for file in files_below(path, _entries(path)) if is_table_name(file.name)]
+        found = sorted(files_below(path, _entries(path)), key=lambda file: natural(file.name))
+        found = [file for file in found if is_table_name(file.name)]
     if not found:
         raise DatasetError(f"{path} holds no {', '.join(SUFFIXES)} file; give the folder of the table's files.")
     return found
@@ -144,10 +146,10 @@ def looks_like_table(path: Path) -> bool:
         if magic == _PARQUET:
             return True
         stream.seek(0)
-        if magic == _ZIP:
+        if magic[:2] == _ZIP:
             return _holds_arrays(stream)
         if magic[:2] == _GZIP:
-            return path.name.lower().endswith((".csv.gz", ".tsv.gz"))
+            return path.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz"))
         head = stream.read(_HEADER_BYTES)
     if path.name.lower().endswith((".csv", ".tsv")):
         return True
@@ -224,9 +226,16 @@ def _open_parquet(path: Path) -> LogTable:
         ) from error
     if rows != sum(group.num_rows for group in groups) or min([rows, *stored], default=0) < 0:
         raise DatasetError(f"{path} states {rows:,} rows, its parts others; fetch it again.")
-    _check_growth(path, max(sum(stored), 4 * rows * max(1, len(schema.names))))
+    _check_growth(path, max(sum(stored), 4 * rows * max(1, sum(map(_width, schema.types)))))
     notes = (schema.metadata or {}).get(b"torchrl_marl_offline")
     return _Parquet(path, tuple(schema.names), None if notes is None else notes.decode("utf-8", "replace"), None, file)
+
+
+def _width(kind: Any) -> int:
+    """Return how many numbers each row has by the schema alone, also where it is empty."""
+    import pyarrow as pa
+
+    return kind.list_size * _width(kind.value_type) if pa.types.is_fixed_size_list(kind) else 1
 
 
 def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_label: bool) -> Cells:
@@ -237,6 +246,10 @@ def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_labe
         column = column.dictionary_decode()
         kind = column.type
     empty = None if column.null_count == 0 else column.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_null(kind):
+        return Cells(np.full(len(column), np.nan), np.ones(len(column), bool), whole=True)
+    if is_label and pa.types.is_decimal(kind):  # which may have more digits than a float
+        column, kind = column.cast(pa.string()), pa.string()
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _arrow_lists(column, empty, name, table, start)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view":
@@ -244,14 +257,14 @@ def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_labe
             row = int(np.argmin(empty)) if empty is not None else 0
             raise _is_text(table, start + row, name, column[row].as_py())
         return Cells(np.array(column.to_pylist(), dtype=object), empty)
-    if is_label and pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
-        column = column.cast(pa.timestamp("ns") if pa.types.is_date(kind) else kind).cast(pa.int64(), safe=False)
+    if is_label and pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        column = _arrow_times(column)
         kind = column.type
     if pa.types.is_decimal(kind):
         column = column.cast(pa.float64())
         kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise _is_no_number(table, name, str(kind))
+        raise _is_no_number(table, name, str(kind), "numbers or text are" if is_label else "numbers are")
     whole = not pa.types.is_floating(kind)
     if empty is not None and whole:
         if is_label:
@@ -259,6 +272,17 @@ def _arrow_cells(column: Any, name: str, table: LogTable, start: int, *, is_labe
         else:
             column = column.cast(pa.int8() if pa.types.is_boolean(kind) else kind).cast(pa.float64(), safe=False)
     return Cells(column.to_numpy(zero_copy_only=False), empty, whole)
+
+
+def _arrow_times(column: Any) -> Any:
+    """Return times as whole numbers, of one unit in all files that have one type."""
+    import pyarrow as pa
+
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("ns"))
+    if pa.types.is_time32(column.type):
+        column = column.cast(pa.int32())
+    return column.cast(pa.int64(), safe=False)
 
 
 def _arrow_lists(column: Any, empty: np.ndarray | None, name: str, table: LogTable, start: int) -> Cells:
@@ -304,16 +328,17 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _is_no_number(table: LogTable, name: str, kind: str) -> DatasetError:
+def _is_no_number(table: LogTable, name: str, kind: str, wanted: str = "numbers are") -> DatasetError:
     return DatasetError(
-        f"{table.path}: the column {name!r} holds {kind[:60]}, and numbers are wanted there; give numbers, or leave it "
-        "out of the column map."
+        f"{table.path}: the column {name!r} holds {kind[:60]}, and {wanted} wanted there; give these, or leave it out "
+        "of the column map."
     )
 
 
 def _is_text(table: LogTable, row: int, name: str, text: Any) -> DatasetError:
     number = str(text).strip()
-    remedy = "write decimals with a point" if "," in number and number.replace(",", "").isdigit() else "give numbers"
+    decimal = "," in number and number.lstrip("+-").replace(",", "").isdigit()
+    remedy = "write decimals with a point" if decimal else "give numbers (or true and false)"
     return DatasetError(
         f"{table.place(row)}: {name!r} holds the text {number[:40]!r}, and a number is wanted there; {remedy}, or "
         "leave the column out of the column map."
@@ -336,8 +361,9 @@ class _Npz(LogTable):
                     texts = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
                     found[name] = Cells(texts.astype(object))
                     continue
-                if name in labels and values.dtype.kind == "M":
-                    values = values.astype(np.int64)
+                if name in labels and values.dtype.kind in "mM":
+                    found[name] = Cells(values.astype(np.int64), np.isnat(values))
+                    continue
                 check_type(values.dtype, f"{self.path}: {name!r}")
                 found[name] = Cells(_plain(values))
         lengths = {len(cells.values) for cells in found.values()}
@@ -403,27 +429,37 @@ class _Csv(LogTable):
         self.lines, width, seen = array("q"), len(self.names), 0
         with _text(self.path, packed=self._opened[0]) as text:
             rows = csv.reader(text, delimiter=self._opened[1], strict=True)
-            next(rows)
-            while True:
-                block = []
-                for row in islice(rows, _ROWS):
-                    if not row:
-                        continue
-                    self.lines.append(rows.line_num)
-                    if len(row) != width:
-                        raise DatasetError(
-                            f"{self.path}, line {rows.line_num} has {len(row)} values for {width} columns; give each "
-                            "row one for each column."
-                        )
-                    block.append(row)
-                if not block:
-                    return
+            next(rows)  # the names
+            while block := self._rows(rows, width):
                 across = list(zip(*block))
                 yield {
                     name: _labels(across[place]) if name in labels else _numbers(across[place], name, self, seen)
                     for name, place in places.items()
                 }
                 seen += len(block)
+
+    def _rows(self, rows: Any, width: int) -> list[list[str]]:
+        """Return the next rows, as far as there are some."""
+        block = []
+        try:
+            for row in islice(filter(None, rows), _ROWS):
+                self.lines.append(rows.line_num)
+                if len(row) != width:
+                    raise DatasetError(
+                        f"{self.path}, line {rows.line_num} has {len(row)} values for {width} columns; give each row "
+                        "one for each column."
+                    )
+                block.append(row)
+        except UnicodeDecodeError as error:
+            raise DatasetError(
+                f"{self.path}, after line {rows.line_num} is no text in UTF-8 ({_short(error)}); save it in UTF-8."
+            ) from error
+        except csv.Error as error:
+            raise DatasetError(
+                f"{self.path}, line {rows.line_num} is no line of a CSV file ({_short(error)}); look for a quote that "
+                "is not closed."
+            ) from error
+        return block
 
 
 def _text(path: Path, *, packed: bool) -> io.TextIOWrapper:
@@ -459,13 +495,15 @@ class _Bounded(io.RawIOBase):
 def _open_csv(path: Path, *, packed: bool) -> LogTable:
     try:
         with _text(path, packed=packed) as text:
-            first = text.readline(_HEADER_BYTES)
+            first = text.readline(_LONGEST_HEADER)
             delimiter = _delimiter(first)
-            names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+            names = next(csv.reader(chain([first], text), delimiter=delimiter, strict=True), [])  # names may have lines
+    except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{path} is no Parquet, npz or CSV file in UTF-8 ({_short(error)}); give one of them."
+            f"{path} is no Parquet, npz or CSV file in UTF-8 ({_short(error)}); save it in UTF-8, or give one of them."
         ) from error
+    except (csv.Error, EOFError, gzip.BadGzipFile) as error:
+        raise DatasetError(f"{path} is no Parquet, npz or CSV file ({_short(error)}); give one of them.") from error
     names = [name.strip() for name in names]
     if len(names) < 2 or not all(names):
         if names[1:] and not names[0]:  # the index of a data frame
@@ -482,7 +520,7 @@ def _open_csv(path: Path, *, packed: bool) -> LogTable:
 
 
 def _delimiter(line: str) -> str:
-    return max(",;\t", key=line.count)
+    return max(",;\t|", key=line.count)
 
 
 def _labels(texts: Sequence[str]) -> Cells:
@@ -492,6 +530,9 @@ def _labels(texts: Sequence[str]) -> Cells:
 
 def _numbers(texts: Sequence[str], name: str, table: LogTable, start: int) -> Cells:
     """Return integers, bools or floats, whichever all texts of a block are."""
+    if any("_" in text for text in texts):  # which Python takes for digits' separators
+        row = next(row for row, text in enumerate(texts) if "_" in text)
+        raise _is_text(table, start + row, name, texts[row])
     try:
         return Cells(np.array([int(text) for text in texts], dtype=np.int64))
     except (ValueError, OverflowError):

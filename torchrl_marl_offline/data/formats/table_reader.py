@@ -32,11 +32,13 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS
+from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, shown
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data.formats.arrays import from_arrays
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.table_columns import (
+    FLAGS,
+    MOST_ACTIONS,
     ColumnMap,
     column_map,
     is_done,
@@ -47,7 +49,7 @@ from torchrl_marl_offline.data.formats.table_columns import (
     with_options,
 )
 from torchrl_marl_offline.data.formats.table_files import is_table_name, looks_like_table, open_table, table_files
-from torchrl_marl_offline.data.formats.table_rows import Steps, read_rows, split_at_gaps, steps_of
+from torchrl_marl_offline.data.formats.table_rows import Steps, number_text, read_rows, split_at_gaps, steps_of
 from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import (
@@ -60,6 +62,8 @@ from torchrl_marl_offline.data.transitions.rounding import Rounding
 
 MAP_FILE = "columns.toml"
 """Name of the column map in a folder."""
+_ANEW = 0.5
+"""Up to how many usual steps later than the one before an episode may begin."""
 NOTED = ("env", "task_options", "time_limit", "license", "license_source", "citation")
 """What an exported table keeps of a dataset's metadata."""
 
@@ -124,6 +128,10 @@ def read_table(
         steps = steps_of(read_rows(resolved, tables, rounding), given.options)
         if given.by_names:
             steps.findings.insert(0, f"columns were told by their names: {_shown(given)}")
+            if not (given.is_wide or "agent" in given.columns):
+                steps.findings.append(
+                    "no column says whose a row is, and no agent has columns of its own: all of it is one agent's"
+                )
         if left := [name for name in names if name not in resolved.names()]:
             steps.findings.append(f"columns that are not read: {told(left)}")
         metadata = rounding.into(noted | {"source": f"table:{path}", "task": given.options.get("task")})
@@ -133,6 +141,10 @@ def read_table(
 def _given_map(path: Path, columns: Mapping[str, Any] | str | Path | None) -> ColumnMap | None:
     if isinstance(columns, Mapping):
         return column_map(columns)
+    if columns is not None and not isinstance(columns, str | Path):
+        raise DatasetError(
+            f"columns= is {shown(columns)}; give a column map as a dictionary, or the path of its TOML file."
+        )
     if columns is not None:
         return read_map(user_path(columns))
     stem = path.with_name(path.name.removesuffix(".gz")).with_suffix(".toml")
@@ -173,6 +185,7 @@ class _Building:
 
     def dataset(self) -> OfflineDataset:
         steps = self.steps
+        self._check_flags()
         observation = steps.values("observations").astype(np.float32, copy=False)
         action, discrete = self._actions()
         there = (steps.at >= 0) & ~(_empty(observation) & _empty(action))
@@ -208,6 +221,24 @@ class _Building:
         arrays = {name: values[kept] for name, values in (arrays | following).items()}
         extra = {key: values[kept] for key, values in extra.items()}
         return self._with(arrays, options, extra, known[kept] if following else None)
+
+    def _check_flags(self) -> None:
+        """Refuse numbers that are neither 0 nor 1 where a map says true and false."""
+        for role in FLAGS:
+            values = self.steps.values(role)
+            if values is None or values.dtype.kind == "b":
+                continue
+            values = values[:, None] if values.ndim == 2 else values  # [S, n or 1, k]
+            bad = (values != 0) & (values != 1) & (values == values)
+            if not bad.any():
+                continue
+            step, agent, part = (int(index[0]) for index in np.nonzero(bad))
+            team = values.shape[1] == 1
+            name = self.steps.columns(role, 0 if team else agent)[part]
+            raise DatasetError(
+                f"{self.steps.where(step, None if team else agent)}: {name!r} is {values[step, agent, part]:g}, and "
+                f"{role!r} is true or false, 1 or 0, in each row; correct it, or name another column."
+            )
 
     # Observations and agents
 
@@ -265,10 +296,14 @@ class _Building:
     def _actions(self) -> tuple[np.ndarray, bool]:
         """Return ``[S, n, a]``, float or integer, and whether they are indices."""
         action = self.steps.values("actions")
-        names = [name for agent in range(self.steps.n) for name in self.steps.columns("actions", agent)]
+        names = list(
+            dict.fromkeys(name for agent in range(self.steps.n) for name in self.steps.columns("actions", agent))
+        )
         whole = self.steps.rows.whole.issuperset(_sources(self.steps, "actions"))
         options = self.given.options
         discrete = options.get("discrete")
+        if discrete is None and "action_bounds" in options:
+            discrete = False
         if discrete is None:
             discrete = whole or "n_actions" in options or "action_mask" in self.given.columns
             if whole and "n_actions" not in options and "action_mask" not in self.given.columns:
@@ -276,8 +311,9 @@ class _Building:
                     "the actions are whole numbers and were taken as discrete; set discrete = false if they are not"
                 )
         known = action[np.isfinite(action)] if action.dtype.kind == "f" else action
-        unsure = not discrete and "action_bounds" not in options and known.size and known.dtype.kind == "f"
-        if unsure and (known == np.round(known)).all() and known.max() > 1:
+        given = "action_bounds" in options or options.get("discrete") is False
+        unsure = not (discrete or given) and known.size and known.dtype.kind == "f"
+        if unsure and (known == np.round(known)).all() and (known.max() > 1 or (known.max() == 1 and known.min() == 0)):
             raise DatasetError(
                 f"{self.steps.rows.tables[0].path}: {told(names)} of the actions hold whole numbers up to "
                 f"{known.max():g}; set discrete = true in the column map if they are indices, else action_bounds."
@@ -302,7 +338,7 @@ class _Building:
         values, steps = action[..., 0], self.steps
         nobody = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
         known = np.where(nobody, 0, values)
-        bad = (known != np.round(known)) | (known < 0) | (known >= 2**31)
+        bad = (known != np.round(known)) | (known < 0) | (known >= MOST_ACTIONS)
         if bad.any():
             step, agent = (int(index[0]) for index in np.nonzero(bad))
             raise DatasetError(
@@ -388,11 +424,19 @@ class _Building:
         """Let episodes end at their last rows alone, of those that are kept."""
         steps = self.steps
         last = self._last(kept)
-        open_ended = last & ~(terminal | timeout).any(1)
+        open_ended, given_timeout = last & ~(terminal | timeout).any(1), timeout
         timeout = timeout | (last[:, None] & ~terminal)
         if open_ended.any():
             steps.findings.append(
                 f"{int(open_ended.sum())} episodes whose last row has no flag were taken as truncated there"
+            )
+        flagged = np.maximum.reduceat(terminal | given_timeout, np.flatnonzero(np.append(True, steps.last[:-1])))
+        number = np.cumsum(np.append(False, steps.last[:-1]))
+        silent = last[:, None] & alive & ~flagged[number] & ~open_ended[:, None]
+        if silent.any():
+            steps.findings.append(
+                f"{int(silent.sum())} agents without a flag in the last row of an episode that another one's flag ends "
+                "were taken as truncated there"
             )
         terminated, truncated, _ = AgentEnds(steps.n).add(terminal[kept], timeout[kept], alive[kept])
         early = (terminated | truncated) & ~last[kept]
@@ -421,9 +465,18 @@ class _Building:
             found |= values.reshape(len(steps), -1)
         ends = AgentEnds(steps.n).add(found, np.zeros(shape, bool), there)
         last = ends.terminated | ends.truncated
+        starts = steps.rows.first[1:-1]  # of the files but the first
+        if self.given.options.get("episodes_per_file"):
+            last[starts - 1] = True
         if steps.time is not None:
-            last[:-1] |= steps.time[1:] <= steps.time[:-1]
-        elif not flags:
+            self._cut_by_time(last)
+        elif (goes_on := starts[~last[starts - 1]]).size:
+            raise DatasetError(
+                f"{steps.where(int(goes_on[0]))}: nothing says whether this file goes on with the episode of the one "
+                "before; set episodes_per_file = true in the column map if it begins anew, else name a column of time "
+                "or episode."
+            )
+        elif not flags and not starts.size:
             raise DatasetError(
                 f"{steps.rows.tables[0].path}: nothing says where episodes end; name a column of episode, terminal or "
                 "timeout in the column map."
@@ -431,6 +484,29 @@ class _Building:
         steps.episode = np.concatenate([[0], np.cumsum(last[:-1])])
         steps.labels = [str(number) for number in range(int(steps.episode[-1]) + 1)]
         steps.findings.append("no column numbers the episodes: they were cut by flags, or where time starts anew")
+
+    def _cut_by_time(self, last: np.ndarray) -> None:
+        """Mark the steps before which time starts anew, in place.
+
+        Raises:
+            DatasetError: time goes back, or stands still, and not to where the episode began.
+        """
+        time = self.steps.time
+        back = np.flatnonzero((time[1:] <= time[:-1]) & ~last[:-1])
+        forward = time[1:] > time[:-1]
+        usual = np.median((time[1:][forward] - time[:-1][forward]).astype(np.float64)) if forward.any() else 0.0
+        ends = np.flatnonzero(last)
+        begin = 0
+        for step in back.tolist():
+            before = np.searchsorted(ends, step)
+            begin = max(begin, int(ends[before - 1]) + 1 if before else 0)
+            if step > begin and time[step + 1] - time[begin] > _ANEW * usual:
+                raise DatasetError(
+                    f"{self.steps.where(step + 1)}: time goes on with {number_text(time[step + 1])} after "
+                    f"{number_text(time[step])}, within what no flag ends; sort the rows, or name a column of episode."
+                )
+            last[step] = True
+            begin = step + 1
 
     def _flag_values(self) -> list[np.ndarray]:
         return [values for role in ("terminal", "timeout") if (values := self.steps.values(role)) is not None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torchrl_marl_offline.data.formats.table_columns import (
     KEYS,
     OF_THE_TEAM,
     PADDED,
+    SINGLE,
     Resolved,
     natural,
 )
@@ -24,6 +27,9 @@ _EXACT = ("actions", "next_actions")
 """Roles that are not made float32 at once: their type says whether they are indices."""
 _MOST_PADDING = 16
 _GAP = 1.5
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_TIME = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_FRACTION = re.compile(r"[.,]([0-9]+)")
 
 
 @dataclass
@@ -73,6 +79,7 @@ def read_rows(resolved: Resolved, tables: list[LogTable], rounding: Rounding) ->
         DatasetError: a column is missing in a file, holds what it should not, or the files do not fit together.
     """
     labels = [resolved.shared[role][0] for role in KEYS if role in resolved.shared]
+    time = resolved.shared.get("time", (None,))[0]
     exact = {name for role in _EXACT for name in _columns_of(resolved, role)} | set(labels)
     wanted = resolved.names()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
@@ -89,7 +96,8 @@ def read_rows(resolved: Resolved, tables: list[LogTable], rounding: Rounding) ->
             for name, cells in block.items():
                 if not (cells.whole or cells.values.dtype.kind in "iub"):
                     fractions.add(name)
-                values = _label(cells, name, table, rows) if name in labels else _number(cells, exact=name in exact)
+                is_time = name == time
+                values = _label(cells, name, table, rows, is_time=is_time) if name in labels else _number(cells)
                 parts[name].append(values if name in exact else rounding.seen(values, name))
                 if name not in exact and values.dtype != bool:
                     with np.errstate(over="ignore"):
@@ -104,17 +112,57 @@ def read_rows(resolved: Resolved, tables: list[LogTable], rounding: Rounding) ->
         if name in labels and any(part.dtype == object for part in parts[name]):
             columns[name] = np.concatenate([codes[name].of(part) for part in parts[name]])
             names[name] = list(codes[name].codes)
+            _check_is_no_number(name, resolved)
         else:
             columns[name] = _joined(parts[name], name, tables, counts)
+            kinds = {part.dtype.kind for part in parts[name]}
+            if name in labels and columns[name].dtype.kind == "f" and kinds & {"i", "u"}:
+                _check_exact(columns[name], name, tables)
         parts[name] = []
-    return Rows(resolved, columns, names, tables, first, frozenset(wanted) - fractions)
+    found = Rows(resolved, columns, names, tables, first, frozenset(wanted) - fractions)
+    if time in names:
+        codes_of, column = columns[time], str(time)
+        instants = _instants(names.pop(column), lambda code: found.place(int(np.argmax(codes_of == code))), column)
+        columns[column] = instants[codes_of]
+    _check_single(found)
+    return found
+
+
+def _check_exact(values: np.ndarray, name: str, tables: list[LogTable]) -> None:
+    """Refuse whole numbers that were made floats, of which two could have become one."""
+    if (np.abs(values) >= 2**53).any():
+        raise DatasetError(
+            f"{tables[0].path}: {name!r} holds whole numbers of 16 digits and more, of different types in different "
+            "rows; write all of them as one type."
+        )
+
+
+def _check_is_no_number(name: str, resolved: Resolved) -> None:
+    """Refuse a text that is a label as one of the numbers that agents see."""
+    for role in (*resolved.shared, *resolved.own):
+        if role not in KEYS and name in _columns_of(resolved, role):
+            raise DatasetError(
+                f"{resolved.map.told_by} names {name!r} as {role!r}, and it is text; give numbers, or leave it out."
+            )
+
+
+def _check_single(rows: Rows) -> None:
+    """Refuse lists in columns of which a row has one value."""
+    for role in SINGLE:
+        for name in _columns_of(rows.resolved, role):
+            shape = rows.columns[name].shape
+            if len(shape) > 1 and shape[1] != 1:
+                raise DatasetError(
+                    f"{rows.tables[0].path}: {name!r} holds lists of {shape[1]} numbers, and {role!r} is one number in "
+                    "each row; give each agent a row or a column of its own."
+                )
 
 
 def _columns_of(resolved: Resolved, role: str) -> tuple[str, ...]:
     return resolved.shared.get(role, ()) + tuple(name for own in resolved.own.get(role, ()) for name in own)
 
 
-def _label(cells: Cells, name: str, table: LogTable, start: int) -> np.ndarray:
+def _label(cells: Cells, name: str, table: LogTable, start: int, *, is_time: bool) -> np.ndarray:
     values = cells.values
     if values.ndim > 1:
         raise DatasetError(f"{table.path}: {name!r} holds lists, and one value for each row is wanted there.")
@@ -126,18 +174,58 @@ def _label(cells: Cells, name: str, table: LogTable, start: int) -> np.ndarray:
         raise DatasetError(f"{table.place(row)}: {name!r} is empty; write it in every row, or drop that one.")
     if values.dtype != object:
         return values.astype(np.int64) if values.dtype.kind == "b" else values
-    try:  # texts of whole numbers, as CSV has them
-        return np.array([int(text) for text in values], dtype=np.int64)
-    except (ValueError, OverflowError):
-        pass
+    return _sorted_out(values, is_time=is_time)
+
+
+def _sorted_out(texts: np.ndarray, *, is_time: bool) -> np.ndarray:
+    """Return the numbers that texts are, as CSV has them, if each is one and two of them never the same.
+
+    ``"1_2"`` and ``"007"`` are names, but a time may begin with zeros. Numbers with more digits than a float stay text.
+    """
+    number = _TIME if is_time else _NUMBER
+    if not all(number.fullmatch(text) for text in texts):
+        return texts
     try:
-        numbers = np.array([float(text) for text in values])
-    except ValueError:
-        return values
-    return numbers if np.isfinite(numbers).all() else values
+        return np.array([int(text) for text in texts], dtype=np.int64)
+    except (ValueError, OverflowError):
+        numbers = np.array([float(text) for text in texts])
+    return numbers if is_time or (np.abs(numbers) < 2**53).all() else texts
 
 
-def _number(cells: Cells, *, exact: bool) -> np.ndarray:
+def _instants(texts: list[str], place: Callable[[int], str], column: str) -> np.ndarray:
+    """Return dates with times as nanoseconds, int64.
+
+    Args:
+        texts: as ISO 8601 has them, all with an offset from UTC, or none.
+        place: says where the first row of a text is.
+        column: for messages.
+
+    Raises:
+        DatasetError: one is something else.
+    """
+    found, kinds = np.empty(len(texts), np.int64), set()
+    for number in sorted(range(len(texts)), key=lambda one: _TIME.fullmatch(texts[one]) is not None):
+        text = texts[number]
+        try:
+            known = datetime.fromisoformat(text)
+        except ValueError as error:
+            raise DatasetError(
+                f"{place(number)}: the time {column!r} is the text {text[:40]!r}; give numbers, such as the step "
+                "within the episode, or dates and times as 2024-05-01T12:00:00.5."
+            ) from error
+        kinds.add(known.tzinfo is None)
+        fraction = _FRACTION.search(text)  # of which datetime keeps six digits
+        nanoseconds = int(fraction[1].ljust(9, "0")[:9]) if fraction else 0
+        whole = known.replace(microsecond=0, tzinfo=known.tzinfo or UTC)
+        found[number] = int(whole.timestamp()) * 10**9 + nanoseconds
+    if len(kinds) > 1:
+        raise DatasetError(
+            f"{place(0)}: some of the times {column!r} have an offset from UTC and others none; give all of them one."
+        )
+    return found
+
+
+def _number(cells: Cells) -> np.ndarray:
     values = cells.values
     if cells.empty is None or not cells.empty.any() or values.dtype.kind == "f":
         return values
@@ -201,7 +289,7 @@ class Steps:
         there = self.at[step][self.at[step] >= 0]
         row = int(there.min() if agent is None else self.at[step, agent])
         told = [f"episode {self.labels[self.episode[step]]}"] if self.labels else []
-        told += [] if self.time is None else [f"time {_number_text(self.time[step])}"]
+        told += [] if self.time is None else [f"time {number_text(self.time[step])}"]
         told += [] if agent is None or len(self.agents) == 1 else [f"agent {self.agents[agent]}"]
         return self.rows.place(row) + (f" ({', '.join(told)})" if told else "")
 
@@ -288,7 +376,8 @@ class Steps:
                 )
 
 
-def _number_text(value: Any) -> str:
+def number_text(value: Any) -> str:
+    """Return a number for a message."""
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
@@ -330,13 +419,6 @@ def _check_keys(keys: dict[str, np.ndarray], rows: Rows) -> None:
             f"{file}: a table with a row for each agent needs an episode and a time, and no column is its {missing}; "
             f'name one in the column map, as in {missing} = "{"episode" if missing == "episode" else "step"}".'
         )
-    for role, names in (("time", rows.names),):
-        column = rows.resolved.shared.get(role, ("",))[0]
-        if role in keys and column in names:
-            raise DatasetError(
-                f"{file}: the time {column!r} is text, such as {names[column][0][:40]!r}; give numbers, such as the "
-                "step within the episode."
-            )
 
 
 def _episodes(keys: dict[str, np.ndarray], rows: Rows, options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
@@ -348,7 +430,7 @@ def _episodes(keys: dict[str, np.ndarray], rows: Rows, options: dict[str, Any]) 
     found, inverse = np.unique(values, return_inverse=True)
     inverse = inverse.reshape(-1)
     named = rows.names.get(rows.resolved.shared["episode"][0])
-    texts = [named[int(value)] if named is not None else _number_text(value) for value in found]
+    texts = [named[int(value)] if named is not None else number_text(value) for value in found]
     if file is not None and options.get("episodes_per_file"):
         both, inverse = np.unique(file * len(found) + inverse, return_inverse=True)
         texts = [f"{texts[one % len(found)]} of {Path(rows.tables[one // len(found)].path).name}" for one in both]
@@ -373,7 +455,7 @@ def _agents(keys: dict[str, np.ndarray], rows: Rows, options: dict[str, Any]) ->
         return None, ["0"]
     found, inverse = np.unique(keys["agent"], return_inverse=True)
     column = rows.resolved.shared["agent"][0]
-    texts = [rows.names[column][int(value)] if column in rows.names else _number_text(value) for value in found]
+    texts = [rows.names[column][int(value)] if column in rows.names else number_text(value) for value in found]
     wanted = options.get("agents") if options.get("agent_places") != "order" else None
     if wanted is None:
         wanted = sorted(texts, key=natural)
@@ -447,7 +529,7 @@ def _at(
     twice = np.flatnonzero(~fresh[1:] & (own[1:] == own[:-1]))
     if len(twice):
         row, other = int(order[twice[0] + 1]), int(order[twice[0]])
-        told = f"episode {labels[episode[twice[0]]]}, time {_number_text(time[twice[0]])}"
+        told = f"episode {labels[episode[twice[0]]]}, time {number_text(time[twice[0]])}"
         told += "" if agent is None else f", agent {agents[own[twice[0]]]}"
         several = len(rows.tables) > 1 and rows.place(row).rpartition(", ")[0] != rows.place(other).rpartition(", ")[0]
         remedy = (
@@ -499,7 +581,7 @@ def split_at_gaps(steps: Steps, gaps: str) -> None:
     step = int(np.argmax(wide))
     if gaps == "refuse":
         raise DatasetError(
-            f"{steps.where(step + 1)}: time goes on by {distance[step]:g} from {_number_text(time[step])}, and mostly "
+            f"{steps.where(step + 1)}: time goes on by {distance[step]:g} from {number_text(time[step])}, and mostly "
             f'by {usual:g}: steps are missing; set gaps = "split" in the column map to begin a new episode there, or '
             '"ignore".'
         )

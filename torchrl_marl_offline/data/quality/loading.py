@@ -77,7 +77,6 @@ def load_inspected(
         problems = inspection.problems
     for finding in problems:
         if finding.code != "card_disagreement":  # of which load_published has warned
-            warnings.warn(
-                f"{source}: {finding.what} ({finding.rows} rows); {finding.remedy}.", DatasetWarning, outside()
-            )
+            counted = f" ({finding.rows} rows)" if finding.rows else ""
+            warnings.warn(f"{source}: {finding.what}{counted}; {finding.remedy}.", DatasetWarning, outside())
     return dataset

@@ -55,7 +55,7 @@ class Rounding:
                     self._whole.setdefault(name, int(block[other][0]))
                 return
             changed, same = block[1:] != block[:-1], single[1:] == single[:-1]
-            found = np.stack([changed.sum(0), (changed & same).sum(0), np.nanmin(block, 0), np.nanmax(block, 0)])
+            found = np.stack([changed.sum(0), (changed & same).sum(0), np.fmin.reduce(block), np.fmax.reduce(block)])
         known = self._columns.setdefault(name, found)
         if known is not found and known.shape == found.shape:
             known[:2] += found[:2]

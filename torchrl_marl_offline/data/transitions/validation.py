@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.protocol import Transitions
 
 _ROWS_AT_ONCE = 65_536
+_ROUNDED_LOG_PROB = 1e-3
 
 
 def expected_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], torch.dtype]]:
@@ -151,6 +152,7 @@ def check_values(rows: TensorDictBase, spec: TaskSpec, *, start: int = 0) -> Non
     """
     _check_finite(rows, start)
     _check_actions(rows, start, spec)
+    _check_log_probs(rows, start, spec)
     if spec.has_action_mask:
         _check_masks(rows, start)
 
@@ -217,6 +219,14 @@ def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
             what = f"lies outside its bounds [{spec.action_low}, {spec.action_high}]"
             remedy = "clip or rescale the actions, or widen the bounds (action_bounds=, or those of spec=)"
         _fail_where(bad, rows, start, key, what, remedy)
+
+
+def _check_log_probs(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
+    """Refuse probabilities in the place of their logarithms; densities of continuous actions may be above 1."""
+    values = rows.get(ACTION_LOG_PROB, None) if spec.discrete else None
+    if values is not None:
+        remedy = "give the logarithms of the probabilities"
+        _fail_where(values > _ROUNDED_LOG_PROB, rows, start, ACTION_LOG_PROB, "is above 0", remedy)
 
 
 def _check_masks(rows: TensorDictBase, start: int) -> None:

@@ -48,7 +48,7 @@ class EvaluatedPolicy:
         mode: ``"mode"``, its deterministic action, or ``"sample"``, draws from it.
 
     Raises:
-        PolicyError: it was made for other sizes than the data's, or its answer has another shape.
+        PolicyError: it was made for other sizes than the data's, or its answer is no action of the task.
         TypeError: it is no policy.
         ValueError: it has memory, which single rows do not show.
     """
@@ -58,15 +58,18 @@ class EvaluatedPolicy:
         loaded = load_policy(candidate) if isinstance(candidate, str | Path) else candidate
         made_for = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
         self._loss = loaded if isinstance(loaded, LossModule) else None
+        self.task = None if made_for is None else made_for.task
         self.module: Any = loaded.policy if isinstance(loaded, SavedPolicy) else loaded
         if self._loss is not None:
             self.module = getattr(loaded, "actor_network", None)
             made_for = spec_of(self.module)
+            self.task = None if made_for is None else made_for.task
             if self.module is None:
                 raise TypeError(f"{name} is a {type(loaded).__name__} without an actor; give the policy itself.")
         if not callable(self.module):
             raise TypeError(f"{name} is a {type(loaded).__name__}, no policy; give a module, a file or a run's folder.")
-        if made_for is not None and any(getattr(made_for, size) != getattr(self.spec, size) for size in _SIZES):
+        sizes = _SIZES if self.spec.discrete else (*_SIZES, "action_low", "action_high")
+        if made_for is not None and any(getattr(made_for, size) != getattr(self.spec, size) for size in sizes):
             raise PolicyError(misfit(made_for, self.spec).replace("the environment has", "the data has"))
         if isinstance(self.module, torch.nn.Module) and hasattr(self.module, "in_keys") and memory_keys(self.module):
             raise ValueError(f"{name} has memory (an LSTMModule or a GRUModule), which single logged rows do not show.")
@@ -76,7 +79,9 @@ class EvaluatedPolicy:
         """Ask about one row, so that what does not fit is said before anything is trained."""
         try:
             action = self.actions(row.select(*READ, strict=False), samples=1)
-        except (RuntimeError, IndexError, KeyError) as error:
+        except PolicyError:
+            raise
+        except (RuntimeError, IndexError, KeyError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise PolicyError(
                 f"{self.name} does not fit the data, whose observations are {list(row.get(OBSERVATION).shape[1:])} "
@@ -130,10 +135,29 @@ class EvaluatedPolicy:
         found = []
         for start in range(0, len(states), BLOCK):
             answer = self.module(_plain(states[start : start + BLOCK]))
+            self._check_answer(answer)
             raise_on_non_finite_action(answer)
             raise_on_illegal_action(answer)
             found.append(answer.get(ACTION))
         return torch.cat(found)
+
+    def _check_answer(self, answer: Any) -> None:
+        """Refuse what is no action of the task at all.
+
+        Raises:
+            PolicyError: there is no action, or a discrete one is no index.
+        """
+        action = answer.get(ACTION, None) if isinstance(answer, TensorDictBase) else None
+        if action is None:
+            what = "writes no ('agents', 'action')" if isinstance(answer, TensorDictBase) else "returns no tensordict"
+            raise PolicyError(f"{self.name} {what}; give a function that writes the action and returns the tensordict.")
+        if self.spec.discrete and not action.is_floating_point():
+            bad = (action < 0) | (action >= self.spec.action_size)
+            if bad.any():
+                raise PolicyError(
+                    f"{self.name} takes action {action[bad][0].item()}, and the data has 0 to "
+                    f"{self.spec.action_size - 1}; give a policy that was made for this task."
+                )
 
     def play(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act as a policy does in an environment, by the exploration type in force."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, MASK, OBSERVATION
 from torchrl_marl_offline.evaluation.distances import nearest
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
 from torchrl_marl_offline.evaluation.statistics import student_t_quantile
-from torchrl_marl_offline.training.run.value_alarm import MARGIN, RewardFacts
+from torchrl_marl_offline.training.run.value_alarm import RewardFacts, limit_of
 
 FEW_EPISODES = 10.0
 """Below that many effective episodes, importance weights say next to nothing."""
 BIASED = 0.25
 """Largest bias of the logged team's values that is not warned of, in deviations of the earned returns."""
+CONSTANT = 0.05
+"""The same, as a share of the mean absolute return: where all returns are equal, no bias is below their deviation."""
+CLIPPED = 0.5
+"""Largest share of clipped weights that is not warned of."""
 UNSUPPORTED = 0.3
 """Largest share of actions outside the data that is not warned of; of the logged team's own it is about 0.05."""
 _COMPARED, _KNOWN = 1000, 4000
@@ -40,7 +45,9 @@ class LoggedCalibration:
         correlation: of both over episodes; NaN where either is constant, and about 0 where first steps tell nothing of
             the return.
         episodes: how many were compared.
-        passed: whether the bias is within its interval, or below a quarter of the deviation.
+        passed: whether the bias is within its interval, or below a quarter of the deviation, or below a twentieth of
+            the mean absolute return (of returns that are all 0: of 1), which do not deviate where all episodes earn the
+            same.
     """
 
     predicted: float
@@ -63,7 +70,7 @@ class LoggedCalibration:
         centred = predicted - predicted.mean(), earned - earned.mean()
         joint = centred[0].square().sum() * centred[1].square().sum()
         correlation = (centred[0] * centred[1]).sum() / joint.sqrt()
-        passed = abs(bias) <= max(half, BIASED * deviation)
+        passed = abs(bias) <= max(half, BIASED * deviation, CONSTANT * (earned.abs().mean().item() or 1.0))
         means = predicted.mean().item(), earned.mean().item()
         return cls(*means, bias, half, deviation, correlation.item(), count, passed)
 
@@ -91,7 +98,7 @@ def impossible_values(name: str, values: Tensor, rows: EvaluationRows, gamma: fl
     ends = bool(rows.data.get(("next", "terminated"))[rows.starts + rows.lengths - 1].all())
     facts = RewardFacts(rows.reward.abs().max().item(), float(rows.lengths.max()), ends)
     found, bound = values.abs().mean().item(), facts.bound(gamma)
-    if found <= MARGIN * bound + 1e-6:
+    if found <= rows.scale * limit_of(bound / rows.scale, 0.0):  # as of training, in whose unit returns are about 1
         return None
     return (
         f"{name}: mean |V| is {found:.3g}, where the rewards of the data allow {bound:.3g}: its critics diverge; take "
@@ -153,3 +160,39 @@ def of_sample_size(name: str, effective: float, episodes: int) -> str | None:
         f"{name}: the importance weights of {episodes} episodes are worth {effective:.1f} episodes: too few for 'is', "
         "'wis' and 'dr'; take more episodes, or 'fqe'."
     )
+
+
+def of_clipped(name: str, share: float) -> str | None:
+    """Return what is to be said of weights that are mostly clipped, or ``None``."""
+    if share <= CLIPPED:
+        return None
+    return (
+        f"{name}: {share:.0%} of its importance weights were clipped, which draws the estimate to what the logged team "
+        "earned; take a larger clip=, or none."
+    )
+
+
+def of_masked_rows(data: TensorDictBase, lengths: Tensor) -> str | None:
+    """Return what is to be said of rows within episodes that do not count, or ``None``.
+
+    Args:
+        data: whole episodes, end to end.
+        lengths: ``[E]`` of them.
+    """
+    inside = torch.ones(len(data), dtype=torch.bool)
+    inside[lengths.cumsum(0) - 1] = False  # a last row does not count where nothing is known of what follows
+    masked = inside & ~data.get(MASK)
+    if not masked.any():
+        return None
+    episodes = torch.arange(len(lengths)).repeat_interleave(lengths)[masked].unique()
+    return (
+        f"{int(masked.sum())} rows of {len(episodes)} episodes do not count, since they were damaged: their rewards "
+        "are part of what episodes earned as they stand there; leave these episodes out by select_episodes()."
+    )
+
+
+def of_other_task(name: str, task: str | None, recorded: str | None) -> str | None:
+    """Return what is to be said of a policy that was made for a task of another name, or ``None``."""
+    if task is None or recorded is None or task == recorded:
+        return None
+    return f"{name} was made for {task!r}, and the data is of {recorded!r}: what it would earn there says little."

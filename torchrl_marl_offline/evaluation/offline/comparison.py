@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,12 +14,17 @@ from torchrl_marl_offline.core.exploration import Mode
 from torchrl_marl_offline.core.layout import ACTION, AGENT_MASK, REWARD, next_key
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, OPEN_UNIT, POSITIVE, SEED
+from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+from torchrl_marl_offline.data.transitions.validation import validate
 from torchrl_marl_offline.evaluation.offline import importance
 from torchrl_marl_offline.evaluation.offline.answers import LOGGED, Candidate, EvaluatedPolicy, as_policies
 from torchrl_marl_offline.evaluation.offline.behaviour_model import CloningSettings, behaviour_log_probs
 from torchrl_marl_offline.evaluation.offline.checks import (
     LoggedCalibration,
     impossible_values,
+    of_clipped,
+    of_masked_rows,
+    of_other_task,
     of_sample_size,
     of_support,
     unsupported_share,
@@ -34,9 +39,6 @@ from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ, FittedQSet
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows, Horizon, evaluation_rows
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.objectives.functional import team_reward as team_reward_of
-
-if TYPE_CHECKING:
-    from torchrl_marl_offline.data import OfflineDataset
 
 REPLICATES = 1000
 """Resamples of the held-out episodes for what needs no training."""
@@ -160,7 +162,9 @@ def compare_offline(
         progress: show bars on a terminal.
 
     Raises:
-        PolicyError: a policy was made for other sizes.
+        DatasetError: the data keeps not to the layout, or has a value that is no number.
+        PolicyError: a policy was made for other sizes, or writes no action of the task.
+        TypeError: ``dataset`` is none.
         ValueError: an argument does not go with another, a policy has no log-probabilities where they are needed, or
             there are too few episodes. All of it is said before anything is trained.
 
@@ -169,6 +173,9 @@ def compare_offline(
         >>> print(found.table())                                                                     # doctest: +SKIP
     """
     methods = _checked_methods(by, horizon, weights)
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}; give what load_dataset() or from_arrays() returned.")
+    validate(dataset)
     if dataset.n_episodes < 2 * _FEWEST:
         raise ValueError(
             f"Evaluation from logged data needs {2 * _FEWEST} episodes or more, the data has {dataset.n_episodes}."
@@ -255,6 +262,7 @@ class _Evaluation:
         self.source = dataset.data.cpu()
         self.calibration: LoggedCalibration | None = None
         self._fitted: FittedQ | None = None
+        self._held_out_actions: dict[str, Tensor] = {}
         self._start_values: dict[str, Tensor] = {}
         self._log_probs: dict[str, Tensor] = {}
         self._logs: dict[str, Tensor] = {}
@@ -266,8 +274,10 @@ class _Evaluation:
         """Train critics of all policies and of the logged team, and calibrate."""
         samples, following = self.fitting.samples, self.source.get("next")
         given: dict[str, Tensor | None] = {LOGGED: None}
-        for name, policy in self.policies.items():
+        here = self.source[self.held_out_rows]
+        for name, policy in self.policies.items():  # all that is asked, before anything is trained
             given[name] = policy.actions(following, samples=samples, seed=self.seed)
+            self._held_out_actions[name] = policy.actions(here, samples=samples, seed=self.seed + 1)
         settings = {"gamma": self.gamma, "how": self.how, "seed": self.seed}
         self._fitted = FittedQ(self.rows, given, self.trained_on, self.fitting, **settings)
         self._fitted.train(progress=progress)
@@ -282,11 +292,10 @@ class _Evaluation:
         return self._start_values[name]
 
     def _here(self, name: str, index: Tensor) -> Tensor:
-        """Return what a policy does in some rows' states, ``[k, K, n, a]``; of the logged team, what it did."""
-        states = self.source[index]
+        """Return what a policy does in states of held-out rows, ``[k, K, n, a]``; of the logged team, what it did."""
         if name == LOGGED:
-            return states.get(ACTION).unsqueeze(1)
-        return self.policies[name].actions(states, samples=self.fitting.samples, seed=self.seed + 1)
+            return self.source.get(ACTION)[index].unsqueeze(1)
+        return self._held_out_actions[name][torch.searchsorted(self.held_out_rows, index)]
 
     def by_fqe(self, name: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return the fitted estimate of a policy, and its difference to that of the logged team."""
@@ -350,7 +359,8 @@ class _Evaluation:
         facts |= {"ess": effective, "episodes": float(len(self.held_out)), "clipped": self._facts[f"clipped/{name}"]}
         facts |= {f"ess_agent_{i}": size for i, size in enumerate(agents)}
         judged = effective if weights == "joint" else min(agents)
-        told = tuple(filter(None, [of_sample_size(name, judged, len(self.held_out))]))
+        said = [of_sample_size(name, judged, len(self.held_out)), of_clipped(name, facts["clipped"])]
+        told = tuple(filter(None, said))
         estimate = OfflineEstimate(method, values[0].item(), values[1:], self.gamma, "percentiles", facts, told)
         earned = self._earned_by_resample()
         return estimate, paired_difference(
@@ -399,7 +409,8 @@ class _Evaluation:
 
     def general_warnings(self, methods: Sequence[str]) -> list[str]:
         """Return what is to be said of the dataset."""
-        told = []
+        others = [of_other_task(name, each.task, self.dataset.spec.task) for name, each in self.policies.items()]
+        told = [one for one in (of_masked_rows(self.source, self.rows.lengths), *others) if one]
         if self.calibration is not None and not self.calibration.passed:
             told.append(self.calibration.verdict())
         if self._fitted is not None and self.calibration is None:

@@ -14,6 +14,8 @@ from torchrl_marl_offline.core.ranges import OPEN_UNIT
 from torchrl_marl_offline.evaluation.statistics import Interval, student_t_probability, student_t_quantile
 
 Method = Literal["fqe", "is", "wis", "dr"]
+ROUNDING = 1e-6
+"""Relative difference of two estimates that rounding may make."""
 
 
 class Measured(Protocol):
@@ -118,14 +120,29 @@ def paired_difference(
         others: its resamples ``[R]``, each of the same episodes as its partner.
         by: how the interval is made of them; see :class:`OfflineEstimate`. The probability of improvement is the share
             of the differences above 0 (half of those that are 0), or, of few resamples, that of Student's t
-            distribution around the mean.
+            distribution around the mean; NaN of a single one. What rounding alone could make is no difference.
     """
-    differences = values.double() - others.double()
-    difference, low, high = spread(mean - other_mean, differences, by)
-    if by == "t" and len(differences) > 1:
+    differences, total = _differences(
+        torch.cat([values.double(), _one(mean)]), torch.cat([others.double(), _one(other_mean)])
+    )
+    difference, low, high = spread(total, differences, by)
+    if len(differences) < 2:
+        return ValueDifference(difference, low, high, float("nan"))
+    if by == "t":
         return ValueDifference(difference, low, high, _t_probability(difference, differences))
     better = (differences > 0).double() + 0.5 * (differences == 0).double()
     return ValueDifference(difference, low, high, better.mean().item())
+
+
+def _one(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def _differences(values: Tensor, others: Tensor) -> tuple[Tensor, float]:
+    """Return the differences of resamples and that of the last pair, 0 where they are not above rounding."""
+    found = values - others
+    found = torch.where(found.abs() <= ROUNDING * torch.maximum(values.abs(), others.abs()), 0.0, found)
+    return found[:-1], found[-1].item()
 
 
 def _t_probability(mean: float, differences: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,11 +91,16 @@ def select_offline(
     else:
         comparison = compare_offline(candidates, dataset, by=by, **options)
         estimates, told = comparison.estimates[by], list(comparison.warnings)
-    ranking = tuple(sorted(estimates, key=lambda name: -estimates[name].mean))
+    ranking = tuple(sorted(estimates, key=lambda name: _worst_last(estimates[name].mean)))
     is_clear = len(ranking) == 1 or estimates[ranking[0]].interval[0] > estimates[ranking[1]].mean
     if not is_clear:
         told.append(f"{ranking[0]} and {ranking[1]} cannot be told apart by {by!r}: their intervals overlap.")
     return OfflineSelection(ranking[0], ranking, estimates, is_clear, comparison, tuple(told))
+
+
+def _worst_last(mean: float) -> tuple[bool, float]:
+    """Return a key by which what is no number comes last."""
+    return math.isnan(mean), -mean
 
 
 def _played(
