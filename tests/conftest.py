@@ -26,6 +26,7 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of the search for garbage, which would look at all of it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
