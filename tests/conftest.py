@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import processes
 import pytest
 import torch
 
@@ -24,8 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of the search for garbage, which would look at all of it again and again."""
-    gc.collect()
-    gc.freeze()
+    processes.look_for_garbage_seldom()
 
 
 @pytest.fixture(scope="session", autouse=True)

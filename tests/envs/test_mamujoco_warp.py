@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.envs import make_env
 
-pytest.importorskip("mujoco_warp", reason="needs the extra 'mamujoco'")
-pytestmark = pytest.mark.slow  # Warp compiles its kernels once, which takes half a minute
+pytestmark = [
+    pytest.mark.slow,  # Warp compiles its kernels once
+    pytest.mark.skipif(importlib.util.find_spec("mujoco_warp") is None, reason="needs the extra 'mamujoco'"),
+]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=DEVICES)
-def device(request):
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        import warp
+
+        monkeypatch.setattr(warp.config, "optimization_level", 0)  # which compiles sooner
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return request.param

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import gc
 import inspect
 import itertools
 import json
@@ -29,6 +30,13 @@ IMPORTED = (
     *(f"torchrl_marl_offline.{name}" for name in ("data", "envs", "modules", "objectives", "training", "study")),
     *("torchrl_marl_offline.commands.train_work", "matplotlib.pyplot", "vmas", "torch.utils.tensorboard"),
 )
+
+
+def look_for_garbage_seldom() -> None:
+    """Leave what is there out of the search for garbage, which took a tenth of the time of tests of small losses."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 # ------------------------------------------------------------------ in the tests
@@ -197,7 +205,6 @@ def run_new(code: str, *arguments: object, options: Sequence[str] = (), **given:
 
 def serve(descriptor: int) -> None:
     """Fork for each request, until the tests have ended."""
-    import gc
     import importlib
     import select
     import warnings
@@ -206,8 +213,7 @@ def serve(descriptor: int) -> None:
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # a fork that looks for garbage looks at what is its own
+    look_for_garbage_seldom()
     _take_the_place_of_new_interpreters()
     asked = socket.socket(fileno=descriptor)
     running: set[int] = set()
@@ -249,8 +255,6 @@ def _outcome(request: dict, descriptors: list[int]) -> tuple[int, int | None]:
 
 def _end(status: int, number: int | None) -> NoReturn:
     """End this fork as an interpreter ends, but for the modules, whose destruction takes two seconds."""
-    import gc
-
     threading._shutdown()
     atexit._run_exitfuncs()
     if (names := sys.modules["__main__"].__dict__) is not globals():
@@ -322,7 +326,6 @@ def _begin_another(
         env: the environment, by default this process's.
         own_session: whether the process leads a session of its own.
     """
-    import gc
     import multiprocessing.forkserver
     import multiprocessing.resource_tracker
     import types

@@ -358,7 +358,7 @@ def test_a_busy_machine_teaches_no_wrong_times():
     """Four processes want the one processor that this one may use: what it takes by the clock is not what it costs."""
 
     def work() -> None:
-        end = time.process_time() + 0.5
+        end = time.process_time() + 0.25
         while time.process_time() < end:
             sum(range(1000))
 
@@ -375,5 +375,5 @@ def test_a_busy_machine_teaches_no_wrong_times():
             other.kill()
             other.wait()
         os.sched_setaffinity(0, allowed)
-    assert by_the_clock > 1.0
-    assert 0.25 < clock.seconds < 0.75
+    assert by_the_clock > 0.5
+    assert 0.125 < clock.seconds < 0.375

@@ -19,7 +19,7 @@ import torchrl_marl_offline.objectives.loss as loss_module
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm, make_actor
-from torchrl_marl_offline.objectives import AWR, BRAC, OfflineMARLLoss
+from torchrl_marl_offline.objectives import AWR, BRAC, BehaviourCloning, OfflineMARLLoss
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, Trainer, default_optimizer
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients, in_precision
 
@@ -331,13 +331,20 @@ def test_a_loss_that_reads_foreign_parameters_is_not_traced():
         traced(loss)(batch)
 
 
+def cloning(case: Case) -> BehaviourCloning:
+    """Return a loss of one network: few kernels to compile."""
+    torch.manual_seed(1)
+    return BehaviourCloning(case.actor())
+
+
 @pytest.mark.slow
 # Inductor touches deprecated names of torch's own.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_inductor_agrees_up_to_rounding():
+@pytest.mark.parametrize("make", [cloning, thorough(build)])
+def test_inductor_agrees_up_to_rounding(make):
     case = Case("independent", "sarsa", "brac", discrete=True)
     data = batches(case, "rows", steps=6)
-    plain, compiled = build(case), build(case)
+    plain, compiled = make(case), make(case)
     expected = trained(plain, Gradients(plain), [batch.clone() for batch in data])
     found = trained(compiled, CompiledGradients(compiled), data)
     for own, theirs in zip(found, expected):

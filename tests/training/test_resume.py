@@ -9,8 +9,10 @@ import signal
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
+import training_toys
 from tensordict import TensorDict
 from torch import nn
 from torchrl.checkpoint import CheckpointError
@@ -175,9 +177,9 @@ def forkserver():
     return context
 
 
-def wait_for(condition, process, seconds: float = 60) -> None:
+def wait_for(condition, is_alive, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not condition() and process.is_alive():
+    while not condition() and is_alive():
         assert time.monotonic() < deadline, "the child made no progress"
         time.sleep(0.001)
 
@@ -193,7 +195,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(forkserver, tmp_
         process = forkserver.Process(target=run_in_child, args=(output,))
         process.start()
         # Let it write at least one checkpoint, so that the run moves on, then kill it anywhere in the next steps.
-        wait_for(lambda before=before: newest() != before, process)
+        wait_for(lambda before=before: newest() != before, process.is_alive)
         time.sleep(moments.uniform(0, 0.03))
         process.kill()
         process.join()
@@ -205,24 +207,26 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(forkserver, tmp_
     assert_same_run(output, resumed, expected)
 
 
-def interrupted_child(output: Path, results) -> None:
-    torch.set_num_threads(1)
-    try:
-        make_trainer(output, steps=10**6, checkpoint_every=None).train()
-    except TrainingInterrupted as stopped:
-        results.put(type(stopped).__name__)
+IS_INTERRUPTED = """
+import sys
+from training_toys import make_trainer
+from torchrl_marl_offline.training import TrainingInterrupted
+try:
+    make_trainer(sys.argv[1], steps=10**6, checkpoint_every=None).train()
+except TrainingInterrupted as stopped:
+    print("ended by", type(stopped).__name__)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(forkserver, tmp_path, number):
-    results = forkserver.SimpleQueue()
-    process = forkserver.Process(target=interrupted_child, args=(tmp_path, results))
-    process.start()
-    wait_for(lambda: (tmp_path / "train.csv").exists(), process)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    toys = os.pathsep.join([str(Path(training_toys.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = processes.start("-c", IS_INTERRUPTED, tmp_path, env=os.environ | {"PYTHONPATH": toys})
+    wait_for((tmp_path / "train.csv").exists, lambda: process.poll() is None)
     os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == 0
-    assert results.get() == "TrainingInterrupted"
+    said, errors = process.communicate(60)
+    assert process.returncode == 0, errors
+    assert said.splitlines()[-1] == "ended by TrainingInterrupted"
     latest = CheckpointManager(tmp_path / "checkpoints").latest()
     assert int(latest.stem.removeprefix("checkpoint-")) > 0
 
