@@ -10,11 +10,11 @@ import warnings
 from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.memory import Capacity
+from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
 from torchrl_marl_offline.study.schema import study_schema
 from torchrl_marl_offline.study.settings import Study, read_study, with_recordings
 from torchrl_marl_offline.study.study_report import write_study_report
-from torchrl_marl_offline.study.table import job_folder
 
 GIB = 2**30
 

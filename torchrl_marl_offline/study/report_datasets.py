@@ -10,6 +10,7 @@ from torchrl_marl_offline.evaluation.pictures import plot_methods
 from torchrl_marl_offline.evaluation.statistics import Interval
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import MEMBERS, job_state
+from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header
 from torchrl_marl_offline.study.report_tables import cell_of
 from torchrl_marl_offline.study.scores import (
@@ -20,7 +21,6 @@ from torchrl_marl_offline.study.scores import (
     mean_and_iqm,
     score_matrix,
 )
-from torchrl_marl_offline.study.table import job_folder
 
 if TYPE_CHECKING:
     import pandas

@@ -47,7 +47,7 @@ class RunScore:
     @property
     def setting(self) -> str:
         """What the grid gave the run, in words; empty without a grid."""
-        return ", ".join(f"{name} {value}" for name, value in self.run.grid.items())
+        return self.run.setting
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.marl_eval import marl_eval_form
-from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
+from torchrl_marl_offline.study.plan import PLAN_FILE, Plan, job_folder
 from torchrl_marl_offline.study.report_comparisons import comparisons
 from torchrl_marl_offline.study.report_content import Report
 from torchrl_marl_offline.study.report_datasets import dataset_section
 from torchrl_marl_offline.study.report_tables import score_rows, to_csv, to_latex
 from torchrl_marl_offline.study.runs import Run, slug
 from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
-from torchrl_marl_offline.study.table import RESULTS, job_folder, read_results, write_results
+from torchrl_marl_offline.study.table import RESULTS, read_results, write_results
 
 CSV, LATEX, MARL_EVAL = "table.csv", "table.tex", "marl_eval"
 
