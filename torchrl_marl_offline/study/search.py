@@ -117,3 +117,19 @@ def ranked(trials: Mapping[int, Sequence[Run]], found: Mapping[str, float]) -> l
     """
     means = {number: sum(found[run.name] for run in runs) / len(runs) for number, runs in trials.items()}
     return sorted((number for number, mean in means.items() if math.isfinite(mean)), key=lambda n: (-means[n], n))
+
+
+def search_lines(study: Study) -> list[str]:
+    """Say of every search of a study how many trials its rungs have, and what they cost."""
+    lines = []
+    for case in cases(study) if study.search is not None else ():
+        if case.ranges:
+            sizes, whole = study.search.sizes(), resolve(case.given)["steps"]
+            steps, seeds = study.search.steps(whole), len(study.search.seeds)
+            rungs = ", ".join(f"{size} for {length:,} updates" for size, length in zip(sizes, steps))
+            total = seeds * sum(size * length for size, length in zip(sizes, steps))
+            lines.append(
+                f"search of {case.method} on {case.dataset}: trials {rungs}; {total:,} updates with {seeds} seed(s), then "
+                f"{len(study.settings.seeds) * whole:,} of the chosen one"
+            )
+    return lines
