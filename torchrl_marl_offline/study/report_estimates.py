@@ -177,8 +177,8 @@ def _regrets(found: StudyEstimates, dataset: str, scores: Sequence[RunScore], ev
         return []
     text = (
         "The simulator knows what the choice costs. Regret: the score of its best setting minus that of the chosen, by "
-        "the average of the last evaluations; intervals are Student's, over seeds. The best setting is chosen by the very "
-        "scores that it is shown with, so that the regret is rather too large than too small."
+        "the average of the last evaluations; intervals are Student's, over seeds. The best setting is chosen by the "
+        "very scores that it is shown with, so that the regret is rather too large than too small."
     )
     header = ["method", "played by", f"chosen by {found.by}", "best setting", "score", "best score", "regret"]
     return [Text(text), Table(header, rows)]

@@ -129,7 +129,7 @@ def search_lines(study: Study) -> list[str]:
             rungs = ", ".join(f"{size} for {length:,} updates" for size, length in zip(sizes, steps))
             total = seeds * sum(size * length for size, length in zip(sizes, steps))
             lines.append(
-                f"search of {case.method} on {case.dataset}: trials {rungs}; {total:,} updates with {seeds} seed(s), then "
-                f"{len(study.settings.seeds) * whole:,} of the chosen one"
+                f"search of {case.method} on {case.dataset}: trials {rungs}; {total:,} updates with {seeds} seed(s), "
+                f"then {len(study.settings.seeds) * whole:,} of the chosen one"
             )
     return lines
