@@ -43,7 +43,7 @@ RANGES = (
     "Every key is one of the {runs}; its value is what a search draws from: a list of values, or of a number "
     "a [range](#ranges-of-values)."
 )
-OWN = ("RunSettings", "FittingTable", "CloningTable")
+OWN = ("RunSettings", "OfflineTable", "FittingTable", "CloningTable")
 TABLES = (
     ("[study]", "StudyTable", f"Beside these it takes the {RUN_SETTINGS}: all methods that read them share them."),
     ("[evaluation]", "EvaluationTable", ""),
@@ -61,7 +61,11 @@ TABLES = (
     ("[ranges]", "", RANGES + " It is for every method that reads the setting."),
     ("[methods.NAME.ranges]", "", RANGES),
     ("Ranges of values", "RangeOfValues", ""),
-    ("[offline]", "OfflineTable", "See [choosing without a simulator](../guides/studies.md#choosing-without-a-simulator)."),
+    (
+        "[offline]",
+        "OfflineTable",
+        "See [choosing without a simulator](../guides/studies.md#choosing-without-a-simulator).",
+    ),
     ("[offline.fitting]", "FittingTable", ""),
     ("[offline.cloning]", "CloningTable", ""),
     ("Settings of runs", "RunSettings", "Names before a text are those of the algorithms that have the setting."),

@@ -176,7 +176,7 @@ def test_estimates_as_files(climbed):
 def test_weights_choose_it_too(tmp_path, by):
     file = write_climb(tmp_path, study=f'select = "{by}"\n', mix=GRID, datasets=LOGGED, more="cloning.steps = 100")
     file.write_text(file.read_text().replace("seeds = 2", "seeds = 1"))
-    assert quietly(file, train=train_population).failed == {}
+    assert quietly(file, train=train_population).remaining == 0
     found = make_report(Plan.load(tmp_path / "out"), tmp_path / "out").estimates
     assert found.settings() == {("logged", "mix"): "temperature 5.0"} and found.by == by
 
