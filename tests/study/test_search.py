@@ -11,7 +11,7 @@ from choosing_toys import train_and_estimate
 from study_toys import STUDY, Inline, quietly, train_toy, write_study
 
 import torchrl_marl_offline.study.scores as scores_module
-from torchrl_marl_offline.study import Plan, StudyError, read_results, read_study
+from torchrl_marl_offline.study import Plan, StudyError, read_results, read_study, runner
 from torchrl_marl_offline.study.choosing import SearchSettings
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.runs import Run, cases
@@ -163,6 +163,21 @@ def train_without_numbers(job: Job, progress: Progress) -> Trained:
     trained = train_toy(job, progress)
     diverged = {run.name: 3 for run in job.population.runs if run.rung is not None}
     return Trained(True, trained.step, diverged, 1.0)
+
+
+def test_a_search_whose_time_is_over_between_two_rungs_is_not_done(tmp_path, monkeypatch):
+    class Deaf(Inline):
+        def run(self, jobs, train, *, tick):
+            return super().run(jobs, train, tick=lambda: True)
+
+    monkeypatch.setattr(runner, "_is_late", lambda jobs: True)
+    said, file = [], write_study(tmp_path, SEARCH)
+    outcome = quietly(file, backend=Deaf(), say=said.append)
+    assert outcome.remaining > 0 and outcome.failed == {}
+    assert "The time is over, everything is saved: 21 of 27 runs" in said[-2]
+    monkeypatch.undo()
+    assert quietly(file).remaining == 0
+    assert None in {run.rung for run in Plan.load(tmp_path / "out").runs if run.trial is not None}
 
 
 def test_a_search_is_another_study_with_other_settings(tmp_path):

@@ -126,15 +126,16 @@ def run_study(
             finally:
                 bar.close()
                 table = write_results(plan, output)
-            known = plan.populations
-            if plan.search is None or interrupted or _is_late(jobs):
-                break
-            plan = make_plan(study, machine)  # the rungs that can be decided now
+            known, deadline = plan.populations, jobs[0].deadline
+            plan = plan if plan.search is None else make_plan(study, machine)  # with the rungs that can be decided now
             if plan.populations == known:
                 break
             plan.save(output)
-            deadline = jobs[0].deadline
             jobs = [replace(job, deadline=deadline) for job in make_jobs(study, plan, machine, only)]
+            if interrupted or _is_late(jobs):
+                bar = StudyProgress(jobs, show=False)
+                bar.close()
+                break
         states = [job_state(job.folder) for job in jobs]
         remaining = len(states) - states.count("finished")
         lines = _closing_lines(study, bar, failed, remaining, interrupted, table)
