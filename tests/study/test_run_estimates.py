@@ -172,7 +172,7 @@ def test_estimates_as_files(climbed):
     assert len(rows) == 2 * 2 * 2 and rows["estimate"].notna().all() and set(rows["step"]) == {120}
 
 
-@pytest.mark.parametrize("by", ["wis", "dr"])
+@pytest.mark.parametrize("by", [pytest.param("wis", marks=pytest.mark.thorough), "dr"])
 def test_weights_choose_it_too(tmp_path, by):
     file = write_climb(tmp_path, study=f'select = "{by}"\n', mix=GRID, datasets=LOGGED, more="cloning.steps = 100")
     file.write_text(file.read_text().replace("seeds = 2", "seeds = 1"))
@@ -183,6 +183,7 @@ def test_weights_choose_it_too(tmp_path, by):
 
 def test_a_job_that_is_stopped_before_its_estimate_makes_it_later(tmp_path, monkeypatch):
     file = write_climb(tmp_path, mix="", datasets=LOGGED)
+    file.write_text(file.read_text().replace("steps = 120", "steps = 2").replace("every = 60", "every = 1"))
     original = training_module.estimate_members
 
     def stop(*args):
