@@ -72,7 +72,13 @@ LENGTHS = (200, 1000)
 """Updates after which a policy is kept."""
 SIMULATED = 1000
 DECOMPOSITIONS = ("mixer", "centralized", "vdn", "independent")
-BUDGETS = [(batch, steps) for batch in (64, 256) for steps in (500, 1000, 2000, 4000)]
+BUDGETS: list[dict[str, Any]] = [
+    *({"batch_size": 64, "steps": steps} for steps in (500, 1000, 2000, 4000, 8000)),
+    {"batch_size": 256, "steps": 500},
+    {"batch_size": 256, "steps": 2000},
+    {"batch_size": 64, "steps": 2000, "tau": 0.2},
+    {"batch_size": 64, "steps": 2000, "lr": 3e-3},
+]
 STAGES = ("policies", "budget", "decompositions", "all")
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -332,7 +338,7 @@ def judge(folder: str, case: str, policies: list[str], methods: list[str], **fit
     began = time.process_time()
     chosen = {name: files[name] for name in policies}
     found = compare_offline(
-        chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, fitting=FittedQSettings(compile="on", **fitting)
+        chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, fitting=FittedQSettings(**fitting)
     )
     return {"found": found.to_dict(), "seconds": time.process_time() - began}
 
@@ -390,7 +396,10 @@ def report(rows: Sequence[Row]) -> None:
     truths = {row["case"]: row for row in rows if row["stage"] == "policies"}
     print(machine())
     print("\nCases\n" + cases_table(truths))
-    for stage, by in (("budget", ("case", "batch_size", "steps")), ("decompositions", ("case", "decomposition"))):
+    for stage, by in (
+        ("budget", ("case", "batch_size", "steps", "tau", "lr")),
+        ("decompositions", ("case", "decomposition")),
+    ):
         chosen = [row for row in rows if row["stage"] == stage]
         if chosen:
             print(f"\n{stage}\n{quality_table(chosen, truths, by)}\n{means_table(chosen, truths, by[1:])}")
@@ -435,7 +444,7 @@ def means_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[str
     """Means over cases with 95 % t intervals."""
     groups: dict[tuple, list[Row]] = {}
     for row, method, found in _qualities(rows, truths):
-        groups.setdefault((*(row[name] for name in by), method), []).append(found)
+        groups.setdefault((*(row.get(name, "") for name in by), method), []).append(found)
     lines = []
     for key, found in groups.items():
         cells = []
@@ -476,8 +485,8 @@ def jobs_of(stage: str, case: str, truth: Mapping[str, Sequence[float]], best: s
     """Yield the jobs of a stage on a case."""
     few = chosen_few({name: value[0] for name, value in truth.items()})
     if stage == "budget" and case in ("cn2", "spread"):
-        for batch, steps in BUDGETS:
-            yield {"policies": few, "methods": ["fqe"], "batch_size": batch, "steps": steps}
+        for budget in BUDGETS:
+            yield {"policies": few, "methods": ["fqe"]} | budget
     elif stage == "decompositions":
         for decomposition in DECOMPOSITIONS:
             yield {"policies": few, "methods": ["fqe"], "decomposition": decomposition}

@@ -136,8 +136,8 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
         ValueError: the study has a dataset that the figures do not know.
     """
     from torchrl_marl_offline.evaluation.statistics import mean_confidence_interval
-    from torchrl_marl_offline.study import Plan, StudyError, read_results
-    from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
+    from torchrl_marl_offline.study import Plan, StudyError
+    from torchrl_marl_offline.study.study_report import make_report
     from torchrl_marl_offline.study.table import write_results
 
     plan = Plan.load(folder)
@@ -145,9 +145,7 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
         raise StudyError(f"{folder} is not the folder of a study; name the output of one that was run.")
     known = [f"{task}-{quality}" for task, about in figures["tasks"].items() for quality in about["data"]]
     write_results(plan, folder)
-    frame = read_results(folder)
-    metrics = choose_metrics(frame, plan.metric)
-    for (dataset, evaluator, method), choice in choose(scores_of(plan, frame, metrics), metrics).items():
+    for (dataset, evaluator, method), choice in make_report(plan, folder).choices.items():
         name = dataset if task is None else f"{task}-{dataset}"
         if name not in known:
             raise ValueError(f"figures.json has no dataset {name!r}; it knows {', '.join(known)}.")

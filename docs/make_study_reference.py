@@ -39,6 +39,11 @@ those.
 
 RUN_SETTINGS = "[settings of runs](#settings-of-runs)"
 LISTS = "Every key is one of the {runs}, and its value a list of values for it, none of them twice."
+RANGES = (
+    "Every key is one of the {runs}; its value is what a search draws from: a list of values, or of a number "
+    "a [range](#ranges-of-values)."
+)
+OWN = ("RunSettings", "OfflineTable", "FittingTable", "CloningTable")
 TABLES = (
     ("[study]", "StudyTable", f"Beside these it takes the {RUN_SETTINGS}: all methods that read them share them."),
     ("[evaluation]", "EvaluationTable", ""),
@@ -52,6 +57,17 @@ TABLES = (
         "It has either a `source` or a `task`. `[[datasets]]` and lists of sources do, too.",
     ),
     ("[grid]", "", LISTS + " It is for every method that reads the setting."),
+    ("[search]", "SearchTable", "See [searching ranges](../guides/studies.md#searching-ranges)."),
+    ("[ranges]", "", RANGES + " It is for every method that reads the setting."),
+    ("[methods.NAME.ranges]", "", RANGES),
+    ("Ranges of values", "RangeOfValues", ""),
+    (
+        "[offline]",
+        "OfflineTable",
+        "See [choosing without a simulator](../guides/studies.md#choosing-without-a-simulator).",
+    ),
+    ("[offline.fitting]", "FittingTable", ""),
+    ("[offline.cloning]", "CloningTable", ""),
     ("Settings of runs", "RunSettings", "Names before a text are those of the algorithms that have the setting."),
 )
 
@@ -63,7 +79,7 @@ def page() -> str:
     sections = []
     for title, name, text in TABLES:
         keys = tables[name]["properties"] if name else {}
-        own = {key: said for key, said in keys.items() if name == "RunSettings" or key not in of_runs}
+        own = {key: said for key, said in keys.items() if name in OWN or key not in of_runs}
         heading = f"`{title}`" if title.startswith("[") else title
         parts = [f"## {heading}", text.replace("{runs}", RUN_SETTINGS), *([_table(own)] if own else [])]
         sections.append("\n\n".join(filter(None, parts)))

@@ -9,7 +9,8 @@ import pytest
 
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.annotations import parameters_of
-from torchrl_marl_offline.study import EvaluationSettings, StudySettings
+from torchrl_marl_offline.evaluation import FittedQSettings
+from torchrl_marl_offline.study import EvaluationSettings, OfflineSettings, SearchSettings, StudySettings
 from torchrl_marl_offline.study.settings import run_hints
 from torchrl_marl_offline.study.sources import DatasetSource
 
@@ -22,7 +23,11 @@ def test_every_key_has_its_row():
     assert found["[study]"] == list(parameters_of(StudySettings))
     assert found["[evaluation]"] == list(parameters_of(EvaluationSettings))
     assert found["[datasets.NAME]"] == list(parameters_of(DatasetSource))
-    assert found["[methods.NAME]"] == ["variants", "grid", "on"]
+    assert found["[methods.NAME]"] == ["variants", "grid", "ranges", "on"]
+    assert found["[search]"] == list(parameters_of(SearchSettings)) and found["[ranges]"] == []
+    assert found["[offline]"] == list(parameters_of(OfflineSettings))
+    assert found["[offline.fitting]"] == list(parameters_of(FittedQSettings))
+    assert found["Ranges of values"] == ["low", "high", "log"]
     assert found["Settings of runs"] == list(run_hints())
     assert all(f"`{name}`" in parts[-1] for name in ALGORITHMS)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in "".join(parts).splitlines() if line[:1] == "|"} == {6}

@@ -10,11 +10,12 @@ import warnings
 from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.memory import Capacity
+from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.runner import Machine, make_plan, run_study
 from torchrl_marl_offline.study.schema import study_schema
+from torchrl_marl_offline.study.search import search_lines
 from torchrl_marl_offline.study.settings import Study, read_study, with_recordings
 from torchrl_marl_offline.study.study_report import write_study_report
-from torchrl_marl_offline.study.table import job_folder
 
 GIB = 2**30
 
@@ -63,6 +64,8 @@ def plan_runs(parsed: argparse.Namespace) -> int:
         f"{len(plan.runs):,} runs ({len(methods)} methods, {len(plan.datasets)} datasets) in {len(plan.populations)} "
         f"populations, {updates:,} updates, in {study.settings.output}"
     )
+    for line in search_lines(study):
+        print(line)
     return 0
 
 

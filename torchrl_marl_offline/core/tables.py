@@ -223,7 +223,7 @@ def validated(
     except ValidationError as error:
         errors = error.errors(include_url=False)
     unknown = [each for each in errors if each["type"] == "extra_forbidden"]
-    first = (unknown or errors)[0]
+    first = _innermost(table, unknown or errors)
     path = _path_to(table, first)
     where = table_name(*path[:-1]) if path[1:] else whole
     if unknown:
@@ -243,6 +243,7 @@ _WANTED = {
     "bool_type": "true or false",
     "path_type": "a path",
     "list_type": "a list of values",
+    "dict_type": "a list of values or a table",  # of what can be a table alone, more is said before
     "too_short": "a list with at least one value",
 }
 
@@ -259,10 +260,21 @@ def _path_to(table: Any, error: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _innermost(table: Any, errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the first error; of a table that could also be something else, the first within it."""
+    if not isinstance(errors[0]["input"], Mapping):
+        return errors[0]
+    path = _path_to(table, errors[0])
+    within = [each for each in errors if (own := _path_to(table, each))[: len(path)] == path and len(own) > len(path)]
+    return (within or errors)[0]
+
+
 def _keys_at(kind: Any, path: Iterable[str]) -> list[str]:
     """Return the keys that a table within a type knows."""
     for part in path:
         kind = get_args(kind)[1] if get_origin(kind) is dict else get_type_hints(kind)[part]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(filter(is_typeddict, get_args(kind)))
     return list(get_type_hints(kind))
 
 

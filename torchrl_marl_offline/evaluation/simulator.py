@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,15 +33,23 @@ def make_simulator(
     """
     # A published set is named after its publication; its card tells the environment.
     task = dataset.metadata.get("env") or dataset.spec.task
+    env = find_environment(task, dataset.metadata.get("task_options", {}), num_envs=num_envs, device=device)
+    if env is None:
+        return None
+    if env.task_spec != replace(dataset.spec, task=env.task_spec.task):
+        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
+    return env
+
+
+def find_environment(
+    task: str | None, options: Mapping[str, Any], *, num_envs: int, device: torch.device | str = "cpu"
+) -> EnvBase | None:
+    """Make a task's environment, or return ``None`` where there is none, as :func:`make_simulator` does."""
     if not has_environment(task):
         return None
-    options: dict[str, Any] = dataset.metadata.get("task_options", {})
     try:
-        env = make_env(task, num_envs=num_envs, device=device, **options)
+        return make_env(task, num_envs=num_envs, device=device, **options)
     except (ModuleNotFoundError, FileNotFoundError):
         if task.startswith(("smac/", "smacv2/")):
             return None
         raise
-    if env.task_spec != replace(dataset.spec, task=env.task_spec.task):
-        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
-    return env

@@ -1,6 +1,7 @@
 """Studies: methods × datasets × grids × seeds in one file, trained as populations, in one table and one report."""
 
 from torchrl_marl_offline.study.checking import StudyError
+from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings
 from torchrl_marl_offline.study.plan import Plan, PlannedPopulation, plan_study
 from torchrl_marl_offline.study.runner import Machine, StudyOutcome, run_study
 from torchrl_marl_offline.study.runs import Run
@@ -20,9 +21,11 @@ __all__ = [
     "DatasetSource",
     "EvaluationSettings",
     "Machine",
+    "OfflineSettings",
     "Plan",
     "PlannedPopulation",
     "Run",
+    "SearchSettings",
     "Study",
     "StudyError",
     "StudyOutcome",

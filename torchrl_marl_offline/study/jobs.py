@@ -23,6 +23,7 @@ from filelock import FileLock
 from torchrl_marl_offline.core.extensions import import_extensions
 from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
+from torchrl_marl_offline.study.choosing import OfflineSettings
 from torchrl_marl_offline.study.plan import PlannedPopulation
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -48,6 +49,10 @@ class Job:
         threads: of torch; 0 leaves the choice to torch.
         deadline: :func:`time.time` after which the job saves itself and stops.
         extensions: files and modules of the user's own that the worker imports.
+        estimated_by: the word by which its runs are estimated, on episodes that no run of the study is trained on;
+            ``None`` where nothing is held out for that.
+        offline: how they are estimated.
+        estimates: whether the runs of this job are, too.
     """
 
     folder: Path
@@ -60,6 +65,9 @@ class Job:
     threads: int = 1
     deadline: float | None = None
     extensions: tuple[str, ...] = ()
+    estimated_by: str | None = None
+    offline: OfflineSettings = OfflineSettings()  # noqa: RUF009
+    estimates: bool = True
 
 
 @dataclass

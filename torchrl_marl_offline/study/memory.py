@@ -138,6 +138,10 @@ class Capacity:
         data = rows * _row_bytes(self._fact(runs[0].dataset)[0])
         return max(1, int((self.budget - data) // self.bytes_of(runs[0])))
 
+    def spec(self, dataset: str) -> TaskSpec:
+        """Return the sizes of a dataset's task."""
+        return self._fact(dataset)[0]
+
     def bytes_of(self, run: Run) -> float:
         """Return what to reckon with for one such run, :data:`OVERHEAD` included."""
         return OVERHEAD * self.member(run).total

@@ -17,11 +17,13 @@ from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.tables import check_keys
 from torchrl_marl_offline.study.checking import StudyError, study_errors
-from torchrl_marl_offline.study.runs import Run, expand, is_read, slug
+from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings, with_tuples
+from torchrl_marl_offline.study.runs import Run, is_read, slug
+from torchrl_marl_offline.study.search import TrialScores, runs_so_far
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
 
-PLAN_FILE = "plan.json"
+PLAN_FILE, JOBS = "plan.json", "jobs"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Plan:
         populations: in the order in which they are started.
         last_k: how many evaluations at the end are averaged.
         metric: what is compared.
+        estimated_by: the word by which all runs are estimated from held-out episodes, and settings are chosen;
+            ``None`` where settings are chosen in the simulator.
+        offline: how they are estimated.
+        search: the settings of a search, or ``None``.
     """
 
     name: str
@@ -81,6 +87,9 @@ class Plan:
     populations: tuple[PlannedPopulation, ...]
     last_k: int = 5
     metric: str = "auto"
+    estimated_by: str | None = None
+    offline: OfflineSettings = OfflineSettings()  # noqa: RUF009
+    search: SearchSettings | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -111,6 +120,9 @@ class Plan:
                 PlannedPopulation(population["name"], tuple(Run(**run) for run in population["runs"]))
                 for population in content["populations"]
             )
+            content["offline"] = OfflineSettings.of(content.get("offline", {}))
+            if content.get("search") is not None:
+                content["search"] = SearchSettings(**with_tuples(content["search"]))
             plan = cls(**content)
             if not isinstance(plan.name, str) or not plan.runs:
                 raise ValueError("it has no name, or no run")
@@ -122,20 +134,35 @@ class Plan:
             raise StudyError(f"{file} is damaged or of another version; give the study another output.") from error
 
 
+def job_folder(output: Path, population: PlannedPopulation) -> Path:
+    """Return the folder of a population's job."""
+    return output / JOBS / population.name
+
+
 @checked
-def plan_study(study: Study, *, capacity: Callable[[Sequence[Run]], int] | None = None) -> Plan:
+def plan_study(
+    study: Study,
+    *,
+    capacity: Callable[[Sequence[Run]], int] | None = None,
+    score: Callable[[Plan | None, Path], TrialScores] | None = None,
+) -> Plan:
     """Return the plan of a study: the one in its folder, with what the file names beside it.
 
     Args:
         study: what :func:`read_study` read.
         capacity: how many members a population of such runs may have, by memory; ``None`` asks for no limit but the
             study's ``members``.
+        score: of the folder's plan, what its search's trials have come to; ``None`` asks for no more of a search than
+            the plan has, or its first rung.
 
     Raises:
         StudyError: the folder holds the same runs with other settings, or runs that the file does not name.
     """
-    runs = expand(study)
     kept = Plan.load(study.settings.output)
+    if kept is not None:
+        _check_choosing(kept, study)
+    scores = score(kept, study.settings.output) if score is not None else lambda _: None
+    runs = runs_so_far(study, [] if kept is None else kept.runs, scores)
     if kept is not None:
         _check_agreement(kept, study, runs)
         known = {run.name for run in kept.runs}
@@ -150,6 +177,9 @@ def plan_study(study: Study, *, capacity: Callable[[Sequence[Run]], int] | None 
         populations,
         study.settings.last_k,
         study.settings.metric,
+        study.estimated_by,
+        study.offline,
+        study.search,
     )
 
 
@@ -184,6 +214,19 @@ def pack(
     return tuple(populations)
 
 
+def _check_choosing(kept: Plan, study: Study) -> None:
+    """Raise where another choice would ask for other runs, or for runs on other episodes."""
+    pairs = {"[search]": (kept.search, study.search), "select": (kept.estimated_by, study.estimated_by)}
+    if study.estimated_by is not None:
+        pairs["[offline]"] = (kept.offline, study.offline)
+    for name, (before, now) in pairs.items():
+        if before != now:
+            raise StudyError(
+                f"{study.settings.output} was started with {name} = {before}, {study.file} says {now}: that is another "
+                "choice, by other runs or other held-out episodes; give the study another output, or undo the change."
+            )
+
+
 def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
     """Raise where a study's folder does not belong to its file any more."""
     where, remedy = study.settings.output, "give the study another output, or undo the change"
@@ -204,6 +247,21 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
         check = kept.datasets.get(source.name, source)
         if asdict(check) | {"settings": 0} != asdict(source) | {"settings": 0}:
             raise StudyError(f"{where} was started with {check}, {study.file} says {source}; {remedy}.")
+
+
+def searches_without_choice(populations: Sequence[PlannedPopulation]) -> dict[str, str]:
+    """Return the searches among finished populations of which no trial could go on, and a sentence for each."""
+    last: dict[tuple[str, str], int | None] = {}
+    for population in populations:
+        run = population.runs[0]
+        if run.trial is not None and last.get((run.dataset, run.method), 0) is not None:
+            last[run.dataset, run.method] = run.rung
+    return {
+        f"{dataset}--{method}": f"The search of {method} on {dataset} ends without a choice: no trial of rung {rung} "
+        "has a value that is a number; change its ranges, and give the study another output."
+        for (dataset, method), rung in last.items()
+        if rung is not None
+    }
 
 
 @study_errors()

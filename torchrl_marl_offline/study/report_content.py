@@ -13,6 +13,7 @@ from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.evaluation.pictures import METRIC_LABELS
 from torchrl_marl_offline.evaluation.statistics import Interval
 from torchrl_marl_offline.study.plan import Plan
+from torchrl_marl_offline.study.report_estimates import StudyEstimates
 from torchrl_marl_offline.study.scores import (
     READINGS,
     Choice,
@@ -39,6 +40,8 @@ class Report:
         scores: of all finished runs.
         choices: (dataset, evaluator, method) -> the setting that is shown.
         figures: formats of the pictures beside PNG.
+        whole: the plan with the trials of its searches, which ``plan`` lacks.
+        estimates: what held-out episodes say of the runs.
     """
 
     plan: Plan
@@ -48,6 +51,8 @@ class Report:
     scores: Sequence[RunScore]
     choices: Mapping[tuple[str, str, str], Choice]
     figures: Sequence[FigureFormat] = ()
+    whole: Plan | None = None
+    estimates: StudyEstimates = field(default_factory=StudyEstimates)
     _intervals: dict[tuple[int, ...], list[Interval]] = field(default_factory=dict)
 
     @property

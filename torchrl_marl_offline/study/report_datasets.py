@@ -10,7 +10,10 @@ from torchrl_marl_offline.evaluation.pictures import plot_methods
 from torchrl_marl_offline.evaluation.statistics import Interval
 from torchrl_marl_offline.study.figures import plot_curves
 from torchrl_marl_offline.study.jobs import MEMBERS, job_state
+from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.report_content import Report, averaged, executed, score_header
+from torchrl_marl_offline.study.report_estimates import estimates_section
+from torchrl_marl_offline.study.report_search import search_section
 from torchrl_marl_offline.study.report_tables import cell_of
 from torchrl_marl_offline.study.scores import (
     READINGS,
@@ -20,29 +23,33 @@ from torchrl_marl_offline.study.scores import (
     mean_and_iqm,
     score_matrix,
 )
-from torchrl_marl_offline.study.table import job_folder
 
 if TYPE_CHECKING:
     import pandas
 
 DIAGNOSIS = (
-    "There is no simulator of this task, so that nothing here says what a policy earns. How like the recorded actions "
-    "its own are is a diagnosis: cloning is best at it by construction, and a policy that improves on the data may "
-    "differ more. Methods are not ranked by it, and of a grid every setting is shown."
+    "There is no simulator of this task, so that nothing in this table says what a policy earns. How like the recorded "
+    "actions its own are is a diagnosis: cloning is best at it by construction, and a policy that improves on the data "
+    "may differ more. Methods are not ranked by it, and of a grid every setting is shown."
 )
+
+ESTIMATE_INSTEAD = 'With [study] select = "fqe" what policies earn is estimated from held-out episodes.'
 
 
 def dataset_section(report: Report, dataset: str) -> list[Block]:
     """Return what is known of one dataset."""
     blocks: list[Block] = [Heading(dataset)]
+    blocks += search_section(report.whole, report.output, dataset)
     part = report.frame[report.frame["dataset"] == dataset]
     if not len(part):
         return [*blocks, Text("Nothing has been evaluated yet.")]
+    blocks += estimates_section(report.estimates, dataset, report.scores, report.evaluators)
     for evaluator in list(dict.fromkeys(part["evaluator"].dropna())):
         found, label = report.of(evaluator, [dataset]), report.label(dataset)
         blocks.append(Heading(f"{label}, {executed(evaluator)}", 3))
         if report.is_diagnosed(dataset):
-            blocks += [Text(DIAGNOSIS), *_diagnosis(report, dataset, evaluator)]
+            told = DIAGNOSIS if dataset in report.estimates.jobs else f"{DIAGNOSIS} {ESTIMATE_INSTEAD}"
+            blocks += [Text(told), *_diagnosis(report, dataset, evaluator)]
             blocks += _curves(report, part, dataset, evaluator)
             continue
         if found:
@@ -126,7 +133,8 @@ def _grid_table(report: Report, dataset: str, evaluator: str) -> list[Table]:
     """Return every setting of a grid with its means, folded away."""
     settings: dict[tuple[str, str], list[RunScore]] = {}
     for score in report.scores:
-        if (score.run.dataset, score.evaluator) == (dataset, evaluator) and score.setting:
+        searched = score.run.trial is not None
+        if (score.run.dataset, score.evaluator) == (dataset, evaluator) and score.setting and not searched:
             settings.setdefault((score.run.method, score.setting), []).append(score)
     if not settings:
         return []
@@ -142,7 +150,7 @@ def _grid_table(report: Report, dataset: str, evaluator: str) -> list[Table]:
 def _runs(report: Report, dataset: str) -> list[Table]:
     """Return every run with a link to its folder, where it has one, folded away."""
     rows = []
-    for population in report.plan.populations:
+    for population in report.whole.populations:
         if population.dataset != dataset:
             continue
         place = job_folder(report.output, population)

@@ -64,25 +64,37 @@ def to_latex(rows: Sequence[Mapping[str, Any]]) -> str:
 
     The best mean of a block is bold.
     """
-    lines = [
-        "% \\usepackage{booktabs}; mean and interquartile mean (IQM) over seeds, 95 % bootstrap intervals",
-        "\\begin{tabular}{llrrr}",
-        "\\toprule",
-        "method & setting & seeds & mean & IQM \\\\",
-    ]
+    tables: dict[str, list[list[str]]] = {}
     blocks: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         blocks.setdefault((row["dataset"], row["metric"], row["evaluator"]), []).append(row)
     for names, block in blocks.items():
         averaged = dict.fromkeys(row["averaged"] for row in block)
         title = f"{', '.join(names)} (average of last {', '.join(averaged)})"
-        lines += ["\\midrule", f"\\multicolumn{{5}}{{l}}{{{latex_text(title)}}} \\\\", "\\midrule"]
+        rows_of = tables.setdefault(title, [])
         best = max(row["average_of_last_mean"] for row in block)
         for row in block:
-            mean, iqm = (_latex_interval(row, f"average_of_last_{name}") for name in ("mean", "iqm"))
+            mean, iqm = (latex_interval(row, f"average_of_last_{name}") for name in ("mean", "iqm"))
             mean = f"\\textbf{{{mean}}}" if row["average_of_last_mean"] == best else mean
-            words = [latex_text(row["method"]), latex_text(row["setting"]), str(row["seeds"]), mean, iqm]
-            lines.append(f"{' & '.join(words)} \\\\")
+            rows_of.append([latex_text(row["method"]), latex_text(row["setting"]), str(row["seeds"]), mean, iqm])
+    told = "mean and interquartile mean (IQM) over seeds, 95 % bootstrap intervals"
+    return tabular(told, "llrrr", ["method", "setting", "seeds", "mean", "IQM"], tables)
+
+
+def tabular(text: str, columns: str, header: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Return a ``tabular`` with the rules of booktabs.
+
+    Args:
+        text: what the numbers are, for a comment.
+        columns: their alignment, such as ``"llr"``.
+        header: in LaTeX.
+        blocks: title -> rows of cells in LaTeX.
+    """
+    lines = [f"% \\usepackage{{booktabs}}; {text}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines.append(f"{' & '.join(header)} \\\\")
+    for title, rows in blocks.items():
+        above = f"\\multicolumn{{{len(columns)}}}{{l}}{{{latex_text(title)}}} \\\\"
+        lines += ["\\midrule", above, "\\midrule", *(f"{' & '.join(row)} \\\\" for row in rows)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -103,5 +115,6 @@ def cell_of(interval: Interval) -> str:
     return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
-def _latex_interval(row: Mapping[str, Any], name: str) -> str:
+def latex_interval(row: Mapping[str, Any], name: str) -> str:
+    """Return the number of a row's column with its interval, in LaTeX."""
     return cell_of(Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))).replace("-", "$-$")

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,15 +19,17 @@ from torchrl_marl_offline.core.extensions import imported_extensions
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO
 from torchrl_marl_offline.study.checking import StudyError, check_installed
+from torchrl_marl_offline.study.choosing_checks import check_choosing
 from torchrl_marl_offline.study.classes_of_main import check_workers_know_classes
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
 from torchrl_marl_offline.study.memory import SHARE, Capacity, free_memory
-from torchrl_marl_offline.study.plan import Plan, plan_study, select
+from torchrl_marl_offline.study.plan import Plan, job_folder, plan_study, searches_without_choice, select
 from torchrl_marl_offline.study.progress import StudyProgress
 from torchrl_marl_offline.study.ray_backend import RayWorkers
 from torchrl_marl_offline.study.settings import Study, read_study
-from torchrl_marl_offline.study.table import DATA, job_folder, write_results
+from torchrl_marl_offline.study.table import DATA, write_results
 from torchrl_marl_offline.study.training import train_population
+from torchrl_marl_offline.study.trial_scores import trial_scores
 from torchrl_marl_offline.study.workers import Backend, LocalWorkers
 from torchrl_marl_offline.training.run.interruption import StopRequest
 
@@ -62,7 +64,7 @@ class StudyOutcome:
     Attributes:
         finished: populations that have all their results.
         remaining: those that have not.
-        failed: name of a population -> what went wrong, in one line.
+        failed: name of a population, or of a search without a choice -> what went wrong, in one line.
         interrupted: whether it was stopped by Ctrl-C or SIGTERM.
         table: path of the results.
     """
@@ -115,17 +117,32 @@ def run_study(
         plan.save(output)
         with replacing_file(output / "study.toml") as temporary:
             shutil.copyfile(study.file, temporary)
-        bar = StudyProgress(jobs, show=progress)
-        say(f"{plan.name}: {bar.line()}, in {output}")
-        try:
-            failed, interrupted = _train(jobs, train, backend or _backend(study, machine), bar)
-        finally:
-            bar.close()
-            table = write_results(plan, output)
+        failed: dict[str, str] = {}
+        while True:
+            bar = StudyProgress(jobs, show=progress)
+            say(f"{plan.name}: {bar.line()}, in {output}")
+            try:
+                interrupted = _train(jobs, train, backend or _backend(study, machine), bar, failed)
+            finally:
+                bar.close()
+                table = write_results(plan, output)
+            known, deadline = plan.populations, jobs[0].deadline
+            plan = plan if plan.search is None else make_plan(study, machine)  # with the rungs that can be decided now
+            if plan.populations == known:
+                break
+            plan.save(output)
+            jobs = [replace(job, deadline=deadline) for job in make_jobs(study, plan, machine, only)]
+            if interrupted or _is_late(jobs):
+                bar = StudyProgress(jobs, show=False)
+                bar.close()
+                break
         states = [job_state(job.folder) for job in jobs]
         remaining = len(states) - states.count("finished")
-        for line in _closing_lines(study, bar, failed, remaining, interrupted, table):
+        lines = _closing_lines(study, bar, failed, remaining, interrupted, table)
+        ended = {} if interrupted or remaining else searches_without_choice([job.population for job in jobs])
+        for line in (*ended.values(), *lines):
             say(line)
+        failed |= ended
         return StudyOutcome(states.count("finished"), remaining, failed, interrupted, table)
 
 
@@ -140,19 +157,26 @@ def _only_runner(output: Path) -> Iterator[None]:
         yield
 
 
+def _is_late(jobs: Sequence[Job]) -> bool:
+    return any(job.deadline is not None and time.time() >= job.deadline for job in jobs)
+
+
 def _train(
-    jobs: Sequence[Job], train: TrainFunction, backend: Backend, bar: StudyProgress
-) -> tuple[dict[str, str], bool]:
-    """Run the jobs that are not finished; returns what failed and why, and whether it was interrupted."""
-    left, failed = [job for job in jobs if job_state(job.folder) != "finished"], {}
+    jobs: Sequence[Job], train: TrainFunction, backend: Backend, bar: StudyProgress, failed: dict[str, str]
+) -> bool:
+    """Run the jobs that are neither finished nor in ``failed``, where it notes what fails and why.
+
+    Returns:
+        Whether it was interrupted.
+    """
+    left = [job for job in jobs if job_state(job.folder) != "finished" and job.population.name not in failed]
     if not left:
-        return failed, False
+        return False
     with StopRequest("Stopping: the runs in hand save themselves.") as stop:
 
         def tick() -> bool:
             bar.look()
-            late = left[0].deadline is not None and time.time() >= left[0].deadline
-            return not (stop.requested or late)
+            return not (stop.requested or _is_late(left))
 
         with closing(backend.run(left, train, tick=tick)) as outcomes:
             for outcome in outcomes:
@@ -164,7 +188,7 @@ def _train(
                 else:
                     bar.write(f"{outcome.state}: {outcome.population} ({bar.line()})")
         bar.look(now=True)
-        return failed, stop.requested
+        return stop.requested
 
 
 def make_plan(study: Study, machine: Machine) -> Plan:
@@ -174,7 +198,10 @@ def make_plan(study: Study, machine: Machine) -> Plan:
         raise StudyError("There is no GPU here to ask how much memory those of the cluster have; say so by --memory.")
     memory = machine.memory or SHARE * free_memory(devices[0])
     budget = memory / devices.count(devices[0])
-    return plan_study(study, capacity=Capacity(budget, {source.name: source for source in study.datasets}))
+    capacity = Capacity(budget, {source.name: source for source in study.datasets})
+    plan = plan_study(study, capacity=capacity, score=trial_scores)
+    check_choosing(study, plan.runs, capacity)
+    return plan
 
 
 def make_jobs(study: Study, plan: Plan, machine: Machine, only: Sequence[str] = ()) -> list[Job]:
@@ -193,6 +220,9 @@ def make_jobs(study: Study, plan: Plan, machine: Machine, only: Sequence[str] = 
             _threads(study, machine),
             deadline,
             imported_extensions(),
+            plan.estimated_by,
+            plan.offline,
+            estimates=population.runs[0].rung is None or plan.search.by == plan.estimated_by,
         )
         for population in select(plan, only)
     ]

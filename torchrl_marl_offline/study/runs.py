@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -27,8 +27,10 @@ class Run:
         dataset: its dataset's name.
         method: its method's name.
         seed: of networks and batches.
-        grid: the settings that the grid gives it.
+        grid: the settings that the grid, or a search, gives it.
         settings: all that it depends on, defaults included, ``grid`` included.
+        trial: number of a search's trial; ``None`` of other runs.
+        rung: on which the trial is tried; ``None`` of the chosen one, which is trained to the end.
     """
 
     name: str
@@ -37,6 +39,13 @@ class Run:
     seed: int
     grid: Mapping[str, Any]
     settings: Mapping[str, Any]
+    trial: int | None = None
+    rung: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """What the grid or the search gave the run, in words; empty without either."""
+        return ", ".join(f"{name} {value}" for name, value in self.grid.items())
 
     @property
     def loss_settings(self) -> dict[str, Any]:
@@ -52,27 +61,66 @@ class Run:
         return {name: value for name, value in self.settings.items() if name not in differing}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A method on a dataset.
+
+    Attributes:
+        dataset: its name.
+        method: its name.
+        given: the settings that all its runs share.
+        grid: setting -> values, every combination of which is tried.
+        ranges: setting -> a range or values, from which a search draws.
+    """
+
+    dataset: str
+    method: str
+    given: Mapping[str, Any]
+    grid: Mapping[str, list[Any]]
+    ranges: Mapping[str, Any]
+
+    def run(self, settings: Mapping[str, Any], names: Iterable[str], seed: int, **trial: Any) -> Run:
+        """Return a run by its settings; ``names`` are those that its grid or a search gives it."""
+        chosen = {key: settings[key] for key in names if key in settings}
+        words = [f"{key}={_word(value)}" for key, value in chosen.items()]
+        if trial.get("rung") is not None:
+            words = [f"{key}={number:02d}" for key, number in trial.items()]
+        name = slug([self.dataset, self.method, *words, f"seed={seed}"])
+        return Run(name, self.dataset, self.method, seed, chosen, settings, **trial)
+
+
 def expand(study: Study) -> list[Run]:
-    """Return every run of a study: datasets × methods × grid × seeds.
+    """Return every run of a study whose settings its file says: datasets × methods × grid × seeds.
 
     A setting of ``[study]``, of a dataset or of ``[grid]`` goes to the methods that read it; one that a method's own
     table names must be read by it. The nearest wins: ``[study]``, the dataset's, the method's, the method's on that
-    dataset.
+    dataset. What a search draws is in :mod:`~torchrl_marl_offline.study.search`.
     """
     resolved: dict[str, dict[str, Any]] = {}  # the same settings, on every dataset
-    runs = [
-        run
-        for source in study.datasets
-        for table in study.methods
-        for name, settings in _variants(table)
-        for run in _runs_of(study, source, table, name, settings, resolved)
-    ]
+    runs = [run for case in cases(study) if not case.ranges for run in _runs_of(case, study.settings.seeds, resolved)]
+    check_names(runs)
+    return runs
+
+
+def check_names(runs: Sequence[Run]) -> None:
+    """Raise for two runs that would have one folder."""
     names: dict[str, Run] = {}
     for run in runs:
         if run.name in names:
             raise StudyError(f"Two runs are named {run.name}; give methods and datasets names that differ in letters.")
         names[run.name] = run
-    return runs
+
+
+def cases(study: Study) -> Iterator[Case]:
+    """Yield every method, with its variants, on every dataset.
+
+    Raises:
+        StudyError: a method names a setting that it does not read.
+    """
+    for source in study.datasets:
+        for table in study.methods:
+            for name, settings in _variants(table):
+                yield _case(study, source, table, name, settings)
 
 
 def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -80,34 +128,36 @@ def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "-".join([table.name, *map(_word, values)]), {**table.settings, **dict(zip(table.variants, values))}
 
 
-def _runs_of(
-    study: Study,
-    source: DatasetSource,
-    table: MethodTable,
-    name: str,
-    own: Mapping[str, Any],
-    resolved: dict[str, dict[str, Any]],
-) -> Iterator[Run]:
+def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, own: Mapping[str, Any]) -> Case:
     shared, own = {**study.shared, **source.settings}, {**own, **table.on.get(source.name, {})}
-    grid = {key: values for key, values in study.grid.items() if key not in own} | dict(table.grid)
-    for key in (*own, *table.grid):
-        if not is_read(key, {**shared, **own}, {**grid, **table.variants}):
+    grid, ranges = (
+        {key: values for key, values in common.items() if key not in own} | dict(of_method)
+        for common, of_method in ((study.grid, table.grid), (study.ranges, table.ranges))
+    )
+    ends = {key: of if isinstance(of, list) else [of.low, of.high] for key, of in ranges.items()}
+    lists = grid | ends
+    for key in (*own, *table.grid, *table.ranges):
+        if not is_read(key, {**shared, **own}, {**lists, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")
             conditions = [f"only {_told(one)} reads it" for one in _conditions(algorithm, key)]
             why = conditions[0] if conditions else f"{algorithm} has none"
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
+    given = {**shared, **own}
+    ranges = {key: values for key, values in ranges.items() if is_read(key, given, lists)}
+    return Case(source.name, name, given, grid, ranges)
+
+
+def _runs_of(case: Case, seeds: Sequence[int], resolved: dict[str, dict[str, Any]]) -> Iterator[Run]:
     seen = set()
-    for values in itertools.product(*grid.values()):
-        given = {**shared, **own, **dict(zip(grid, values))}
+    for values in itertools.product(*case.grid.values()):
+        given = {**case.given, **dict(zip(case.grid, values))}
         point = repr(sorted(given.items()))
         settings = resolved[point] = resolved.get(point) or resolve(given)
-        chosen = {key: settings[key] for key in grid if key in settings}
-        if str(chosen) in seen:  # they differ in settings that change nothing
+        runs = [case.run(settings, case.grid, seed) for seed in seeds]
+        if str(runs[0].grid) in seen:  # they differ in settings that change nothing
             continue
-        seen.add(str(chosen))
-        parts = [source.name, name, *(f"{key}={_word(value)}" for key, value in chosen.items())]
-        for seed in study.settings.seeds:
-            yield Run(slug([*parts, f"seed={seed}"]), source.name, name, seed, chosen, settings)
+        seen.add(str(runs[0].grid))
+        yield from runs
 
 
 def resolve(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class RunScore:
     @property
     def setting(self) -> str:
         """What the grid gave the run, in words; empty without a grid."""
-        return ", ".join(f"{name} {value}" for name, value in self.run.grid.items())
+        return self.run.setting
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,19 @@ def scores_of(plan: Plan, frame: pandas.DataFrame, metrics: Mapping[str, str]) -
     return scores
 
 
-def choose(scores: Iterable[RunScore], metrics: Mapping[str, str]) -> dict[tuple[str, str, str], Choice]:
+def choose(
+    scores: Iterable[RunScore], metrics: Mapping[str, str], estimated: Mapping[tuple[str, str], str] | None = None
+) -> dict[tuple[str, str, str], Choice]:
     """Choose every method's setting: the best mean over the seeds of the average of the last evaluations.
 
     Settings with fewer finished seeds than another do not compete with it. Where there is a diagnosis alone, nothing is
     chosen: of agreement with the data, cloning has the most by construction, whatever it earns.
+
+    Args:
+        scores: of finished runs.
+        metrics: dataset -> what its scores are.
+        estimated: (dataset, method) -> the setting that estimates have chosen, of a study that chooses by these;
+            ``None`` chooses by the scores.
 
     Returns:
         (dataset, evaluator, method) -> choice.
@@ -131,6 +139,11 @@ def choose(scores: Iterable[RunScore], metrics: Mapping[str, str]) -> dict[tuple
     for key, settings in groups.items():
         most = max(map(len, settings.values()))
         complete = [tuple(group) for group in settings.values() if len(group) == most]
+        if estimated is not None:
+            wanted = estimated.get((key[0], key[2]))
+            complete = [tuple(group) for setting, group in settings.items() if setting == wanted]
+            if not complete:
+                continue
         best = max(complete, key=lambda group: sum(score.average_of_last for score in group) / len(group))
         choices[key] = Choice(tuple(sorted(best, key=lambda score: score.run.seed)), len(complete))
     return choices

@@ -34,7 +34,10 @@ from torchrl_marl_offline.core.ranges import (
 )
 from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
+from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings
 from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
+from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings, SelectBy, estimated_by, with_tuples
+from torchrl_marl_offline.study.search_space import ValueRange, number_kind, read_space
 from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
 
 EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
@@ -88,7 +91,7 @@ class EvaluationSettings:
         num_envs: environments that step at once, over all members of a population.
         held_out: share of the episodes that is kept out of training where a dataset has no simulator: runs are then
             held against these. What that says, agreement and calibration, is a diagnosis: it stands on the report, and
-            nothing is ranked or chosen by it.
+            nothing is ranked or chosen by it. Where runs are estimated, the share of ``[offline]`` takes its place.
     """
 
     every: Annotated[int, COUNT] = 50_000
@@ -123,6 +126,10 @@ class StudySettings:
         metric: what is compared: ``"return"``, ``"normalized"``, ``"success"`` or another column of the results, but
             none of :data:`~torchrl_marl_offline.evaluation.held_out.DIAGNOSES`;
             ``"auto"`` takes the first of normalized, success and return that every dataset has.
+        select: by what the setting of a grid is chosen: ``"return"``, by ``metric`` in the simulator; or from episodes
+            that are held out of training, with and without a simulator, by fitted Q evaluation (``"fqe"``), weighted
+            importance sampling (``"wis"``) or doubly robust (``"dr"``), which ``[offline]`` sets. All runs are then
+            estimated, also without a grid.
     """
 
     name: str
@@ -138,6 +145,7 @@ class StudySettings:
     keep_checkpoints: bool = False
     last_k: Annotated[int, COUNT] = 5
     metric: Metric = "auto"
+    select: SelectBy = "return"
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class MethodTable:
         settings: of :func:`~torchrl_marl_offline.make_loss` and of :class:`TrainingSettings`.
         variants: setting -> values; every combination is a method of its own, named ``NAME-VALUE-VALUE``.
         grid: setting -> values; every combination is a setting of the one method, of which the best is reported.
+        ranges: setting -> a range ``{ low = 0.1, high = 10, log = true }`` or a list of values, for ``[search]``.
         on: dataset -> settings of its runs, ``[methods.NAME.on.DATASET]``; they win over ``settings``.
     """
 
@@ -156,6 +165,7 @@ class MethodTable:
     settings: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, list[Any]] = field(default_factory=dict)
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
+    ranges: Mapping[str, ValueRange | list[Any]] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -171,6 +181,9 @@ class Study:
         methods: ``[methods.NAME]``.
         datasets: ``[datasets.NAME]`` or ``[[datasets]]``.
         grid: ``[grid]``, for every method that reads the setting.
+        ranges: ``[ranges]``, likewise, for a search.
+        search: ``[search]``, or ``None``.
+        offline: ``[offline]``.
     """
 
     file: Path
@@ -180,6 +193,14 @@ class Study:
     methods: tuple[MethodTable, ...]
     datasets: tuple[DatasetSource, ...]
     grid: Mapping[str, list[Any]]
+    ranges: Mapping[str, ValueRange | list[Any]] = field(default_factory=dict)
+    search: SearchSettings | None = None
+    offline: OfflineSettings = OfflineSettings()  # noqa: RUF009
+
+    @property
+    def estimated_by(self) -> str | None:
+        """The word by which runs are estimated from held-out episodes; ``None`` where they are not."""
+        return estimated_by(self.settings.select, self.search)
 
 
 def read_study(path: str | Path) -> Study:
@@ -229,26 +250,50 @@ def read_study(path: str | Path) -> Study:
     own = {name: given[name] for name in fields_of(StudySettings) if name in given}
     own.setdefault("name", path.stem)
     own["output"] = Path(os.path.normpath(path.parent / _output(own)))
-    if isinstance(own.get("seeds"), int):
-        own["seeds"] = range(own["seeds"])
+    for table in (own, content.get("search", {})):
+        if isinstance(table.get("seeds"), int):
+            table["seeds"] = range(table["seeds"])
     methods = tuple(_method(name, table) for name, table in content["methods"].items())
     datasets = tuple(read_source(name, table, path.parent) for name, table in content["datasets"].items())
     with study_errors():
         for method in methods:
             check_keys(method.on, [source.name for source in datasets], table_name("methods", method.name, "on"))
-    return Study(
+    ranges = read_space(content.get("ranges", {}), run_hints(), "[ranges]")
+    study = Study(
         file=path,
-        settings=StudySettings(**_with_tuples(own)),
+        settings=StudySettings(**with_tuples(own)),
         shared={name: value for name, value in given.items() if name not in own},
-        evaluation=EvaluationSettings(**_with_tuples(content.get("evaluation", {}))),
+        evaluation=EvaluationSettings(**with_tuples(content.get("evaluation", {}))),
         methods=methods,
         datasets=datasets,
         grid=content.get("grid", {}),
+        ranges=ranges,
+        search=SearchSettings(**with_tuples(content["search"])) if "search" in content else None,
+        offline=OfflineSettings.of(content.get("offline", {})),
     )
+    _check_search(study)
+    if study.estimated_by is None and "offline" in content:
+        raise StudyError(
+            'Nothing is estimated from held-out episodes, so that [offline] says nothing; give [study] select = "fqe", '
+            "or leave it out."
+        )
+    return study
 
 
-def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list | range) else value for name, value in table.items()}
+def _check_search(study: Study) -> None:
+    """Refuse a search without ranges, ranges without a search, and a search beside a grid."""
+    named = {"[ranges]": study.ranges, "[grid]": study.grid}
+    for method in study.methods:
+        named[table_name("methods", method.name, "ranges")] = method.ranges
+        named[table_name("methods", method.name, "grid")] = method.grid
+    ranges = [where for where, table in named.items() if table and where.endswith("ranges]")]
+    grids = [where for where, table in named.items() if table and where.endswith("grid]")]
+    if study.search is None and ranges:
+        raise StudyError(f"{ranges[0]} is what a search draws from; add a table such as [search] with trials = 32.")
+    if study.search is not None and not ranges:
+        raise StudyError("[search] has nothing to draw from; add a table such as [ranges] with lists or ranges.")
+    if study.search is not None and grids:
+        raise StudyError(f"{grids[0]} tries every value, [search] draws some; put its lists into [ranges].")
 
 
 @study_errors()
@@ -325,11 +370,23 @@ def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
     run = table_type("RunSettings", keys, "Settings of runs.")
     several = {name: Key(Annotated[list[key.hint], ONCE], text=key.text) for name, key in keys.items()}
     lists = table_type("Lists", several, "Settings, each with a list of values.")
-    study = keys_of(StudySettings)
-    study["seeds"] = study["seeds"]._replace(hint=Annotated[int, FEW] | study["seeds"].hint)
+    value_range = table_type("RangeOfValues", keys_of(ValueRange), _opening(ValueRange))
+    several = {
+        name: key._replace(hint=key.hint | value_range) if number_kind(keys[name].hint) else key
+        for name, key in several.items()
+    }
+    space = table_type("Space", several, "Settings, each with a range of values or a list of them.")
+    study, search = keys_of(StudySettings), keys_of(SearchSettings)
+    for table in (study, search):
+        table["seeds"] = table["seeds"]._replace(hint=Annotated[int, FEW] | table["seeds"].hint)
+    offline = keys_of(OfflineSettings)
+    for name, kind in (("fitting", FittedQSettings), ("cloning", CloningSettings)):
+        part = table_type(f"{name.capitalize()}Table", keys_of(kind), _opening(kind))
+        offline[name] = Key(part, text=offline[name].text)
     method = keys_of(MethodTable)
     method = {name: method[name]._replace(hint=lists) for name in ("variants", "grid")} | {
-        "on": method["on"]._replace(hint=dict[str, run])
+        "ranges": method["ranges"]._replace(hint=space),
+        "on": method["on"]._replace(hint=dict[str, run]),
     }
     dataset = keys_of(DatasetSource)
     dataset["settings"] = dataset["settings"]._replace(hint=run)
@@ -339,6 +396,9 @@ def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
         "methods": dict[str, table_type("Method", keys | method, _opening(MethodTable))],
         "datasets": dict[str, table_type("Dataset", dataset, _opening(DatasetSource))],
         "grid": lists,
+        "ranges": space,
+        "search": table_type("SearchTable", search, _opening(SearchSettings)),
+        "offline": table_type("OfflineTable", offline, _opening(OfflineSettings)),
     }
     told = told_of(Study) | {"study": told_of(Study)["settings"]}
     whole = {name: Key(hint, text=told[name]) for name, hint in tables.items()}
@@ -410,11 +470,12 @@ def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _method(name: str, content: Mapping[str, Any]) -> MethodTable:
-    lists = {key: content.get(key, {}) for key in ("variants", "grid")}
+    lists = {key: content.get(key, {}) for key in ("variants", "grid", "ranges")}
     own = {key: value for key, value in content.items() if key not in (*lists, "on")}
     on = content.get("on", {})
     for key in dict.fromkeys([*own, *lists["variants"], *(key for table in on.values() for key in table)]):
-        in_lists = (key in lists["variants"]) + (key in lists["grid"])
+        in_lists = sum(key in table for table in lists.values())
         if in_lists > 1 or (in_lists and (key in own or any(key in table for table in on.values()))):
             raise StudyError(f"{table_name('methods', name)} gives {key!r} twice; leave one of them out.")
+    lists["ranges"] = read_space(lists["ranges"], run_hints(), table_name("methods", name, "ranges"))
     return MethodTable(name, own, **lists, on=on)

@@ -18,6 +18,7 @@ from torchrl_marl_offline.data.formats.readers import READERS
 from torchrl_marl_offline.data.published.cards import SOURCES, card_of
 from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
+from torchrl_marl_offline.evaluation.simulator import find_environment, make_simulator
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
 from torchrl_marl_offline.study.checking import StudyError
@@ -106,6 +107,23 @@ class DatasetSource:
             return TaskSpec(task=card.env, **sizes), self._share_of(card.seeds * card.transitions)
         dataset = load_dataset(self.source, inspect=False, **self.options)
         return dataset.spec, self._share_of(len(dataset))
+
+    def has_simulator(self) -> bool:
+        """Say whether the task can be played, without making or fetching the data."""
+        if self.task is not None:
+            return True
+        if self.source.partition(":")[0] in SOURCES:
+            card = card_of(self.source)
+            return card.env is not None and find_environment(card.env, card.env_options, num_envs=1) is not None
+        return make_simulator(load_dataset(self.source, inspect=False, **self.options), num_envs=1) is not None
+
+    def episodes_before(self) -> int | None:
+        """Return how many episodes there will be, where that can be said without making or fetching the data."""
+        if self.task is not None:
+            return self._share_of(self.episodes) if self.quality is None else None
+        if self.source.partition(":")[0] in SOURCES:
+            return None
+        return self._share_of(load_dataset(self.source, inspect=False, **self.options).n_episodes)
 
     def _share_of(self, rows: int) -> int:
         return max(1, round(self.fraction * rows))

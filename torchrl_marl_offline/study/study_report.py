@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,16 +14,25 @@ from torchrl_marl_offline.core.figure_style import FigureFormat
 from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
+from torchrl_marl_offline.study.choosing import ESTIMATES
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.marl_eval import marl_eval_form
-from torchrl_marl_offline.study.plan import PLAN_FILE, Plan
+from torchrl_marl_offline.study.plan import PLAN_FILE, Plan, job_folder
 from torchrl_marl_offline.study.report_comparisons import comparisons
 from torchrl_marl_offline.study.report_content import Report
 from torchrl_marl_offline.study.report_datasets import dataset_section
+from torchrl_marl_offline.study.report_estimates import (
+    FILES,
+    StudyEstimates,
+    estimate_rows,
+    estimates_form,
+    estimates_latex,
+)
 from torchrl_marl_offline.study.report_tables import score_rows, to_csv, to_latex
+from torchrl_marl_offline.study.run_estimates import JobEstimates, choose_by_estimates, estimates_of
 from torchrl_marl_offline.study.runs import Run, slug
 from torchrl_marl_offline.study.scores import choose, choose_metrics, scores_of
-from torchrl_marl_offline.study.table import RESULTS, job_folder, read_results, write_results
+from torchrl_marl_offline.study.table import RESULTS, read_results, write_results
 
 CSV, LATEX, MARL_EVAL = "table.csv", "table.tex", "marl_eval"
 
@@ -58,10 +68,7 @@ def write_study_report(output: str | Path, *, figures: Sequence[FigureFormat] = 
     if plan is None:
         raise StudyError(f"{output} has no {PLAN_FILE}; name the output folder of a study that was run.")
     write_results(plan, output)
-    frame = read_results(output)
-    metrics = choose_metrics(frame, plan.metric)
-    scores = scores_of(plan, frame, metrics)
-    report = Report(plan, output, frame, metrics, scores, choose(scores, metrics), figures)
+    report = make_report(plan, output, figures)
     blocks = [*_opening(report), *_files(report), *comparisons(report)]
     for dataset in plan.datasets:
         blocks += dataset_section(report, dataset)
@@ -71,8 +78,36 @@ def write_study_report(output: str | Path, *, figures: Sequence[FigureFormat] = 
     return output / "report.html", output / "report.md"
 
 
+def make_report(plan: Plan, output: Path, figures: Sequence[FigureFormat] = ()) -> Report:
+    """Return what a report shows of a study whose table is written.
+
+    Raises:
+        StudyError: none of its runs has been evaluated.
+    """
+    frame = read_results(output)
+    metrics = choose_metrics(frame, plan.metric)
+    shown = replace(plan, populations=tuple(p for p in plan.populations if p.runs[0].rung is None))
+    frame = frame[frame["run"].isin([run.name for run in shown.runs]) & ~frame["evaluator"].isin(ESTIMATES)]
+    scores, estimates = scores_of(shown, frame, metrics), study_estimates(shown, output)
+    choices = choose(scores, metrics, estimates.settings() if estimates.by else None)
+    return Report(shown, output, frame, metrics, scores, choices, figures, whole=plan, estimates=estimates)
+
+
+def study_estimates(plan: Plan, output: Path) -> StudyEstimates:
+    """Return what the finished jobs of a plan have estimated."""
+    if plan.estimated_by is None:
+        return StudyEstimates()
+    of_jobs = estimates_of(plan, output)
+    jobs: dict[str, list[JobEstimates]] = {}
+    for population in plan.populations:
+        if population.name in of_jobs and of_jobs[population.name].runs:
+            jobs.setdefault(population.dataset, []).append(of_jobs[population.name])
+    runs = {name: estimate for found in of_jobs.values() for name, estimate in found.runs.items()}
+    return StudyEstimates(plan.estimated_by, jobs, choose_by_estimates(plan.runs, runs), runs)
+
+
 def _opening(report: Report) -> list[Block]:
-    plan = report.plan
+    plan = report.whole
     blocks: list[Block] = [Heading(plan.name, 1)]
     states = {p.name: job_state(job_folder(report.output, p)) for p in plan.populations}
     count = {
@@ -80,10 +115,13 @@ def _opening(report: Report) -> list[Block]:
         for state in ("finished", "begun", "failed", "new")
     }
     total = len(plan.runs)
-    seeds = len({run.seed for run in plan.runs})
+    seeds = len({run.seed for run in plan.runs if run.rung is None})
+    methods = {population.method for population in plan.populations}
+    tried = sum(run.rung is not None for run in plan.runs)
+    trials = f", {tried} of them trials of a search" if plan.search is not None else ""
     blocks.append(
         Text(
-            f"Runs: {total} ({len(report.methods)} methods, {len(plan.datasets)} datasets, {seeds} seeds), in "
+            f"Runs: {total} ({len(methods)} methods, {len(plan.datasets)} datasets, {seeds} seeds{trials}), in "
             f"{len(plan.populations)} populations. Evaluated by {plan.evaluation.episodes} episodes every "
             f"{plan.evaluation.every:,} updates."
         )
@@ -94,7 +132,8 @@ def _opening(report: Report) -> list[Block]:
         text += "The tables hold the finished runs alone, the curves all evaluations so far."
         blocks.append(Text(text, warning=True))
     ended = [run.name for p in plan.populations if states[p.name] == "finished" for run in p.runs]
-    if silent := sorted(set(ended) - set(report.frame["run"])):
+    shown = {run.name for run in report.plan.runs}
+    if silent := sorted(shown & set(ended) - set(report.frame["run"])):
         text = f"{len(silent)} finished runs have no evaluation in their files, and are in no table: "
         blocks.append(Text(text + ", ".join(silent[:8]) + (" and more" if len(silent) > 8 else "") + ".", warning=True))
     diverged = report.frame[report.frame["diverged"].fillna(False)]["run"].nunique()
@@ -107,6 +146,13 @@ def _opening(report: Report) -> list[Block]:
         text = f"The values of {len(impossible)} runs exceeded what the rewards of their data allow, so that their "
         text += f"policies follow an error: {shown}."
         blocks.append(Text(text, warning=True))
+    if any(len(choice.ranking) > 1 for choice in report.estimates.choices.values()):
+        text = f"Of a grid, the setting is shown whose estimate by {report.estimates.by} is highest in the mean over "
+        text += (
+            "seeds, chosen for each dataset and method on episodes that no run is trained on, never by agreement with "
+        )
+        text += "the data."
+        blocks.append(Text(text))
     if any(choice.candidates > 1 for choice in report.choices.values()):
         blocks.append(
             Text(
@@ -120,8 +166,9 @@ def _opening(report: Report) -> list[Block]:
 
 def _files(report: Report) -> list[Block]:
     """Write the scores for other programs, and say where."""
+    blocks = _estimate_files(report)
     if not report.choices:
-        return []
+        return blocks
     rows = score_rows(report.choices, report.metrics, report.intervals)
     write_text_atomic(report.output / CSV, to_csv(rows))
     write_text_atomic(report.output / LATEX, to_latex(rows))
@@ -133,11 +180,23 @@ def _files(report: Report) -> list[Block]:
             names.append(f"{MARL_EVAL}-{slug([evaluator])}.json")
             write_json_atomic(report.output / names[-1], form)
         left_out += [what for what in without if what not in left_out]
-    blocks: list[Block] = [Links("The scores as files:", [Link(name, name) for name in names])]
+    blocks.append(Links("The scores as files:", [Link(name, name) for name in names]))
     if left_out:
         rule = "An environment's methods in marl-eval's form have the same seeds and evaluations on all of its datasets"
         blocks.append(Text(f"{rule}; left out of {MARL_EVAL}-*.json: {'; '.join(left_out)}."))
     return blocks
+
+
+def _estimate_files(report: Report) -> list[Block]:
+    """Write the estimates for other programs, and say where."""
+    if not report.estimates.choices:
+        return []
+    rows = estimate_rows(report.estimates)
+    write_text_atomic(report.output / FILES["csv"], to_csv(rows))
+    write_text_atomic(report.output / FILES["latex"], estimates_latex(rows))
+    form = estimates_form(report.estimates, report.scores, report.evaluators)
+    write_json_atomic(report.output / FILES["json"], form)
+    return [Links("The estimates as files:", [Link(name, name) for name in FILES.values()])]
 
 
 def _closing(report: Report) -> list[Block]:

@@ -15,21 +15,17 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
-from torchrl_marl_offline.study.plan import Plan, PlannedPopulation
+from torchrl_marl_offline.study.plan import Plan, PlannedPopulation, job_folder
+from torchrl_marl_offline.study.run_estimates import JobEstimates, read_estimates
 from torchrl_marl_offline.training.run.logging import read_csv
 
 if TYPE_CHECKING:
     import pandas
 
-RESULTS, TIMINGS, JOBS, DATA = "results.parquet", "timings.csv", "jobs", "data"
+RESULTS, TIMINGS, DATA = "results.parquet", "timings.csv", "data"
 IDENTITY = ("study", "dataset", "method", "run", "seed")
 MEASURED = ("evaluator", "step", "return", "normalized", "success")
 STATE = ("diverged", "diverged_step", "impossible_step", "finished")
-
-
-def job_folder(output: Path, population: PlannedPopulation) -> Path:
-    """Return the folder of a population's job."""
-    return output / JOBS / population.name
 
 
 def collect_results(plan: Plan, output: Path) -> pandas.DataFrame:
@@ -83,7 +79,7 @@ def read_results(output: str | Path) -> pandas.DataFrame:
 
 def _population_rows(plan: Plan, population: PlannedPopulation, output: Path) -> list[dict[str, Any]]:
     folder = job_folder(output, population)
-    result = job_result(folder)
+    result, estimates = job_result(folder), read_estimates(folder)
     rows = []
     for run in population.runs:
         file = folder / MEMBERS / run.name / "eval.csv"
@@ -94,8 +90,20 @@ def _population_rows(plan: Plan, population: PlannedPopulation, output: Path) ->
             step = result["diverged"].get(run.name)
             facts |= {"diverged": step is not None, "diverged_step": step}
             facts |= {"impossible_step": result.get("impossible", {}).get(run.name)}
+        facts |= {} if run.trial is None else {"trial": run.trial, "rung": run.rung}
         rows += [facts | row for row in (read_csv(file) if file.exists() else [])]
+        if estimates is not None and run.name in estimates.runs:
+            rows.append(facts | {"step": population.steps} | estimate_row(estimates, run.name))
     return rows
+
+
+def estimate_row(found: JobEstimates, run: str) -> dict[str, Any]:
+    """Return the cells of a run's estimate; the estimate's word is their evaluator."""
+    interval, better = found.runs[run].pooled()
+    cells = {"estimate": interval.mean, "estimate_low": interval.low, "estimate_high": interval.high}
+    gained = {"gain": better.mean, "gain_low": better.low, "gain_high": better.high}
+    facts = {"improvement": better.probability, "estimate_gamma": found.gamma}
+    return {"evaluator": found.by} | cells | gained | facts
 
 
 def _write_timings(plan: Plan, output: Path) -> None:
@@ -126,7 +134,7 @@ def _dtype(name: str, values: Sequence[Any]) -> str:
     """Choose a column type that can be empty, from the values that are there."""
     if name in ("diverged", "finished") or (values and all(isinstance(value, bool) for value in values)):
         return "boolean"
-    if name in ("seed", "step", "diverged_step", "impossible_step") or (
+    if name in ("seed", "step", "diverged_step", "impossible_step", "trial", "rung") or (
         values and all(isinstance(value, int) for value in values)
     ):
         return "Int64"

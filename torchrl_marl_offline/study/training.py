@@ -13,7 +13,9 @@ import torch
 
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.evaluation import evaluate_held_out, evaluate_population, make_simulator
+from torchrl_marl_offline.study.choosing_checks import check_held_out
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
+from torchrl_marl_offline.study.run_estimates import estimate_members, save_estimates
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ def train_population(job: Job, progress: Progress) -> Trained:
     members = len(job.population.runs)
     slots = max(1, min(job.evaluation.episodes, job.evaluation.num_envs // members))  # of each member
     env = make_simulator(dataset, num_envs=members * slots, device=job.device)
-    if env is None:
-        dataset, held_out = dataset.split(fraction=job.evaluation.held_out, seed=job.evaluation.seed)
+    held_out = None
+    if env is None or job.estimated_by is not None:
+        dataset, held_out = split_for(job, dataset)
     trainer = make_trainer(job, dataset)
     if env is None:
         trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, job.population.runs, held_out, job.device)
@@ -52,7 +55,24 @@ def train_population(job: Job, progress: Progress) -> Trained:
     with redirect_stdout(io.StringIO()):  # its advice on how to go on is that of a run alone
         result = trainer.train(on_interrupt="return")
     finished = not isinstance(result, TrainingInterrupted)
+    if finished and job.estimated_by is not None and job.estimates:
+        if progress.stop_requested(job):
+            raise KeyboardInterrupt
+        save_estimates(job.folder, estimate_members(trainer.learner, held_out, job.estimated_by, job.offline))
     return Trained(finished, trainer.step, trainer.left_out, trainer.seconds, trainer.impossible)
+
+
+def split_for(job: Job, dataset: OfflineDataset) -> tuple[OfflineDataset, OfflineDataset]:
+    """Return what the runs of a job are trained on, and the episodes that they are held against.
+
+    Raises:
+        StudyError: there are too few for an estimate.
+    """
+    if job.estimated_by is None:
+        return dataset.split(fraction=job.evaluation.held_out, seed=job.evaluation.seed)
+    train, held_out = dataset.split(fraction=job.offline.held_out, seed=job.offline.seed)
+    check_held_out(held_out.n_episodes, job.source.name, job.offline)
+    return train, held_out
 
 
 def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:

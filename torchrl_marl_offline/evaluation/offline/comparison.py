@@ -43,6 +43,8 @@ from torchrl_marl_offline.objectives.functional import team_reward as team_rewar
 REPLICATES = 1000
 """Resamples of the held-out episodes for what needs no training."""
 _FEWEST = 4
+FEWEST_EPISODES = 2 * _FEWEST
+"""Without which nothing is estimated: half of them for the critics, half to average over."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +174,13 @@ def compare_offline(
         >>> found = compare_offline({"new": "runs/new/policy.pt"}, dataset, by=("fqe", "wis"))       # doctest: +SKIP
         >>> print(found.table())                                                                     # doctest: +SKIP
     """
-    methods = _checked_methods(by, horizon, weights)
+    methods = checked_methods(by, horizon, weights)
     if not isinstance(dataset, OfflineDataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}; give what load_dataset() or from_arrays() returned.")
     validate(dataset)
-    if dataset.n_episodes < 2 * _FEWEST:
+    if dataset.n_episodes < FEWEST_EPISODES:
         raise ValueError(
-            f"Evaluation from logged data needs {2 * _FEWEST} episodes or more, the data has {dataset.n_episodes}."
+            f"Evaluation from logged data needs {FEWEST_EPISODES} episodes or more, the data has {dataset.n_episodes}."
         )
     with preserved_rng():
         named = as_policies(policies, dataset, mode)  # a file's networks are drawn before they are filled
@@ -214,7 +216,12 @@ def _compare(
     return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, work.gamma, warnings)
 
 
-def _checked_methods(by: Any, horizon: str, weights: str) -> list[str]:
+def checked_methods(by: Any, horizon: str, weights: str) -> list[str]:
+    """Return the methods of estimation that are asked for, in a list.
+
+    Raises:
+        ValueError: one is none, or does not go with the horizon or the weights.
+    """
     methods = [by] if isinstance(by, str) else list(dict.fromkeys(by))
     if not methods or set(methods) - set(get_args(Method)):
         known = ", ".join(map(repr, get_args(Method)))
@@ -303,11 +310,16 @@ class _Evaluation:
         own = {each: values.gather(1, self.starts_of).mean(1) for each, values in found.items()}
         mean, logged = (found[each].mean().item() for each in (name, LOGGED))
         share = self._unsupported(name)
-        told = [impossible_values(name, found[name], self.rows, self.gamma), of_support(name, share)]
+        impossible = self._impossible(name)
+        told = [impossible, of_support(name, share)]
         facts = {"unsupported": share, "logged_value": logged, "episodes": float(len(self.held_out))}
         warnings = tuple(filter(None, told))
-        estimate = OfflineEstimate("fqe", mean, own[name], self.gamma, "t", facts, warnings)
+        told_of_it = {"gains": own[name] - own[LOGGED], "is_possible": impossible is None}
+        estimate = OfflineEstimate("fqe", mean, own[name], self.gamma, "t", facts, warnings, **told_of_it)
         return estimate, paired_difference(mean, own[name], logged, own[LOGGED], "t")
+
+    def _impossible(self, name: str) -> str | None:
+        return impossible_values(name, self.start_values(name), self.rows, self.gamma)
 
     def _unsupported(self, name: str) -> float:
         g = torch.Generator().manual_seed(self.seed)
@@ -359,10 +371,14 @@ class _Evaluation:
         facts |= {"ess": effective, "episodes": float(len(self.held_out)), "clipped": self._facts[f"clipped/{name}"]}
         facts |= {f"ess_agent_{i}": size for i, size in enumerate(agents)}
         judged = effective if weights == "joint" else min(agents)
-        said = [of_sample_size(name, judged, len(self.held_out)), of_clipped(name, facts["clipped"])]
+        impossible = self._impossible(name) if method == "dr" else None
+        said = [impossible, of_sample_size(name, judged, len(self.held_out)), of_clipped(name, facts["clipped"])]
         told = tuple(filter(None, said))
-        estimate = OfflineEstimate(method, values[0].item(), values[1:], self.gamma, "percentiles", facts, told)
         earned = self._earned_by_resample()
+        told_of_it = {"gains": values[1:] - earned, "is_possible": impossible is None}
+        estimate = OfflineEstimate(
+            method, values[0].item(), values[1:], self.gamma, "percentiles", facts, told, **told_of_it
+        )
         return estimate, paired_difference(
             estimate.mean, estimate.values, self.earned.mean().item(), earned, "percentiles"
         )
@@ -419,8 +435,7 @@ class _Evaluation:
                 "checked on this data; horizon='episode' can."
             )
         if self._fitted is not None:
-            found = impossible_values(LOGGED, self.start_values(LOGGED), self.rows, self.gamma)
-            told += [found] if found else []
+            told += filter(None, [self._impossible(LOGGED)])
         return told
 
 

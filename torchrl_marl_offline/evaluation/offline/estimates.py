@@ -52,6 +52,8 @@ class OfflineEstimate:
             spread is the standard error; ``"percentiles"``: of the values, for many.
         facts: numbers to judge it by, such as ``ess``, the effective sample size in episodes.
         warnings: sentences, each a reason not to trust it; empty where none was found.
+        gains: ``[R]`` the same minus what the logged team has by the same resample; ``None`` without such a team.
+        is_possible: whether the mean ``|V|`` of its critics is one that the rewards of the data allow.
     """
 
     method: str
@@ -61,6 +63,8 @@ class OfflineEstimate:
     interval_by: Literal["t", "percentiles"] = "percentiles"
     facts: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    gains: Tensor | None = None
+    is_possible: bool = True
 
     @property
     def interval(self) -> tuple[float, float]:

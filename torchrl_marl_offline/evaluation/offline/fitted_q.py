@@ -26,7 +26,7 @@ from torchrl_marl_offline.core.layout import ACTION, HAS_NEXT_ACTION, next_key
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT, FEW, LEARNING_RATE, RATE, SIZE, WIDTHS
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
-from torchrl_marl_offline.modules.critics import make_critic
+from torchrl_marl_offline.modules.critics import Decomposition, make_critic
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -79,7 +79,7 @@ class FittedQSettings:
             compiling pays from some dozen critics and thousands of updates on, and changes values by rounding.
     """
 
-    decomposition: str = "mixer"
+    decomposition: Decomposition = "mixer"
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
     steps: Annotated[int, COUNT] = 2000
     batch_size: Annotated[int, SIZE] = 256
