@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.verify is not None and parsed.mode != "mode":
         parser.error("--verify compares actions, and --mode sample draws them anew each time; leave one of them out")
     if parsed.existing is not None and (parsed.verify is None or parsed.per_agent or parsed.output is not None):
-        parser.error("--existing names what --verify SOURCE looks at, and nothing is written: leave out other options")
+        parser.error(
+            "--existing names what --verify SOURCE looks at, and nothing is written then; leave other options out"
+        )
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
 
 

@@ -165,16 +165,18 @@ def agent_policy(policy: TensorDictModuleBase, agent: int, *, seed: Annotated[in
 
 def agent_spec(spec: TaskSpec, agent: int) -> TaskSpec:
     """Return the task of a team of one agent, with its own bounds."""
-    low, high = (_bound_of(bound, agent, spec.n_agents) for bound in (spec.action_low, spec.action_high))
-    return replace(spec, n_agents=1, action_low=low, action_high=high)
+    bounds = {name: _bound_of(getattr(spec, name), agent) for name in ("action_low", "action_high")}
+    own = replace(spec, n_agents=1, **bounds)
+    if any(np.ndim(bound) for bound in bounds.values()):
+        # What networks are built depends on whether bounds are given for each component, even where these are equal.
+        for name, bound in bounds.items():
+            object.__setattr__(own, name, bound)
+    return own
 
 
-def _bound_of(bound: Any, agent: int, n_agents: int) -> Any:
-    """Return an agent's bound of one for all, of one for each component, or of one such list for each agent."""
-    if np.ndim(bound) < 2:
-        return bound
-    rows = list(bound)
-    return type(bound)([rows[agent if len(rows) == n_agents else 0]])
+def _bound_of(bound: Any, agent: int) -> Any:
+    """Return an agent's bound of one for all, of one for each component, or of one such tuple for each agent."""
+    return bound if np.ndim(bound) < 2 else (tuple(bound[agent]),)
 
 
 def _fill(own: TensorDictModuleBase, team: Mapping[str, Tensor], agent: int, n_agents: int) -> None:

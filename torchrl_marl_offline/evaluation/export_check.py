@@ -20,7 +20,7 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import POSITIVE, SIZE
 from torchrl_marl_offline.evaluation.agent_export import action_bounds
 from torchrl_marl_offline.evaluation.offline.answers import BLOCK, READ, Candidate, EvaluatedPolicy
-from torchrl_marl_offline.evaluation.policy_export import METADATA
+from torchrl_marl_offline.evaluation.policy_export import METADATA, quiet
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.modules.actors import LOGITS
 from torchrl_marl_offline.modules.greedy_actors import ACTION_VALUE
@@ -87,7 +87,6 @@ class ExportCheck:
         files: each file's comparison.
         eager: latency of the policy itself, for all agents together.
         rows: logged rows that were compared.
-        skipped: rows that were not, whose observations are not all numbers.
         threads: of torch and of ONNX Runtime.
         tolerance: see :class:`FileCheck`.
     """
@@ -95,7 +94,6 @@ class ExportCheck:
     files: Sequence[FileCheck]
     eager: Latency
     rows: int
-    skipped: int
     threads: int
     tolerance: float
 
@@ -114,10 +112,9 @@ class ExportCheck:
             verdict = "ok" if file.passed else "DIFFERS"
             rows.append([Path(file.file).name, *found, file.latency.median, file.latency.p95, verdict])
         header = ["", *compared, "median (ms)", "95th percentile (ms)", ""]
-        skipped = f" ({self.skipped} rows without finite observations left out)" if self.skipped else ""
         lines = [
-            f"Exported actions beside the policy's on {self.rows:,} logged rows{skipped};\ntime of a single decision on "
-            f"the CPU, threads: {self.threads}",
+            f"Exported actions beside the policy's on {self.rows:,} logged rows;",
+            f"time of a single decision on the CPU, threads: {self.threads}",
             format_table(rows, header=header),
         ]
         if not self.passed:
@@ -170,7 +167,8 @@ class ExportedFile:
 
     def _open_torch(self, threads: int) -> tuple[Callable[[list[Tensor]], Tensor], str]:
         files = {METADATA: ""}
-        module = torch.export.load(self.path, extra_files=files).module()
+        with quiet():
+            module = torch.export.load(self.path, extra_files=files).module()
         return lambda inputs: module(*inputs), files[METADATA]
 
     def _open_onnx(self, threads: int) -> tuple[Callable[[list[Tensor]], Tensor], str]:
@@ -235,7 +233,7 @@ def verify_export(
     Raises:
         FileNotFoundError: a file is missing.
         PolicyError: the policy was made for other sizes than the data's.
-        ValueError: a file is damaged, of another task, or draws its actions; or the data has no usable row.
+        ValueError: a file is damaged, of another task, or draws its actions.
     """
     asked = EvaluatedPolicy("policy", policy, dataset, "mode")
     threads = torch.get_num_threads()
@@ -243,12 +241,11 @@ def verify_export(
     for each in exported:
         if each.mode != "mode":
             raise ValueError(f"{each.path} draws its actions, which differ each time; verify one of mode='mode'.")
-    rows = dataset.data.cpu()
-    usable = rows.get(OBSERVATION).isfinite().flatten(1).all(1)
-    count, skipped = int(usable.sum()), int((~usable).sum())
-    if not count:
-        raise ValueError("The data has no row whose observations are all finite; repair it, or give other data.")
-    rows = rows.select(*READ, strict=False)[usable]
+        missing = next((name for name in each.inputs if _KEYS.get(name) not in dataset.data.keys(True)), None)
+        if missing is not None:
+            raise ValueError(f"{each.path} has an input {missing}, which the data lacks: it is of another task.")
+    rows = dataset.data.select(*READ, strict=False).cpu()
+    count = len(rows)
     comparisons = [_Comparison(each, dataset, tolerance) for each in exported]
     for start in range(0, count, BLOCK):
         block = rows[start : start + BLOCK]
@@ -261,7 +258,7 @@ def verify_export(
     with asked.ready():
         eager, *timed = _latencies(ways, len(single), decisions)
     found = [comparison.result(latency) for comparison, latency in zip(comparisons, timed)]
-    return ExportCheck(found, eager, count, skipped, threads, tolerance)
+    return ExportCheck(found, eager, count, threads, tolerance)
 
 
 class _Comparison:

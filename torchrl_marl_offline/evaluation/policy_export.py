@@ -187,7 +187,7 @@ def write_program(
         versions={name: version(name) for name in ("torchrl-marl-offline", "torch")},
     )
     text = json.dumps(asdict(metadata))
-    with _quiet():
+    with quiet():
         program = trace(action, arguments)
         content = _torch_file(program, text) if format == "torch" else _onnx_file(program, arguments, text, opset)
     with replacing_file(path) as temporary:
@@ -283,7 +283,7 @@ def require_onnx() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what the exporters say of other libraries and of their own deprecated calls."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
