@@ -3,8 +3,8 @@
     python examples/run_onnx.py runs/my-run/policy_agent_0.onnx runs/my-run/policy_agent_1.onnx
     python examples/run_onnx.py runs/my-run/policy.onnx
 
-The files are those of ``marl-offline export RUN --per-agent``. A robot loads its own file, once, and calls ``decide`` at
-each step; here the observation is zeros, and every action is legal.
+The files are those of ``marl-offline export RUN --per-agent``. A robot loads its own file, once, and calls ``decide``
+at each step; here the observation is zeros, and every action is legal.
 """
 
 import json
