@@ -16,14 +16,14 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.evaluation.agent_export import export_agent_policies
 from torchrl_marl_offline.evaluation.export_check import require_onnx_runtime, verify_export
 from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
-from torchrl_marl_offline.evaluation.policy_export import ONNX_OPSET, SUFFIXES, export_policy, require_onnx
+from torchrl_marl_offline.evaluation.policy_export import ONNX_OPSET, SUFFIXES, Format, export_policy, require_onnx
 from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy, policy_file
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Export, say what was written, and verify; returns the exit status."""
     source, data = policy_file(parsed.policy), None
-    formats = list(SUFFIXES) if parsed.format == "both" else [parsed.format]
+    formats: list[Format] = list(SUFFIXES) if parsed.format == "both" else [parsed.format]
     outputs = {} if parsed.existing else _outputs(parsed, source, formats)
     if "onnx" in outputs:
         require_onnx()
@@ -34,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if data is None else _verify(saved, written, data)
 
 
-def _logged(parsed: argparse.Namespace, saved: SavedPolicy, formats: Sequence[str]) -> OfflineDataset:
+def _logged(parsed: argparse.Namespace, saved: SavedPolicy, formats: Sequence[Format]) -> OfflineDataset:
     """Return the data to verify on; what would fail after the export is said now."""
     if "onnx" in formats:
         require_onnx_runtime()
@@ -46,10 +46,10 @@ def _logged(parsed: argparse.Namespace, saved: SavedPolicy, formats: Sequence[st
     return data
 
 
-def _outputs(parsed: argparse.Namespace, source: Path, formats: Sequence[str]) -> dict[str, Path]:
+def _outputs(parsed: argparse.Namespace, source: Path, formats: Sequence[Format]) -> dict[Format, Path]:
     """Return the file of each format; ``--output`` is one of them, or what their names begin with."""
     here = Path(parsed.policy.name.partition("@")[0])  # not into the cache folder
-    outputs = {}
+    outputs: dict[Format, Path] = {}
     for format in formats:
         suffix = SUFFIXES[format]
         if parsed.output is None:
@@ -67,7 +67,7 @@ def _outputs(parsed: argparse.Namespace, source: Path, formats: Sequence[str]) -
     return outputs
 
 
-def _export(parsed: argparse.Namespace, source: Path, outputs: dict[str, Path]) -> list[Path]:
+def _export(parsed: argparse.Namespace, source: Path, outputs: dict[Format, Path]) -> list[Path]:
     """Write the team's policy in each format, and each agent's; returns the programs."""
     opset = {} if parsed.opset is None else {"opset": parsed.opset}
     written = []

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Format = Literal["torch", "onnx"]
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 METADATA = "torchrl_marl_offline.json"
 """Name of the extra file in a ``.pt2``, and of the metadata property in an ``.onnx``."""
 ONNX_OPSET = 18
