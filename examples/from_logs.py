@@ -1,6 +1,6 @@
 """From logs of a team to exported policies, without a simulator: inspect, train, compare, select, export, verify.
 
-    python examples/from_logs.py                       # about 3 minutes on two cores
+    python examples/from_logs.py                       # 3 to 4 minutes of one core
     python examples/from_logs.py --resume runs/from-logs-...
 
 Three robots log how they meet. The logs are a table as a logger writes it: a row for each step, columns with names of
