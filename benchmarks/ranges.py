@@ -59,7 +59,7 @@ NEVER = ("NaN", "infinity", "huge", "NumPy's NaN")
 """Kinds that no parameter takes."""
 
 PACKAGES = ("data", "envs", "modules", "objectives", "recording", "study", "training")
-EXAMPLES = ("offline_mix_awr", "omar_mpe", "vmas_finetune")
+EXAMPLES = ("from_logs", "offline_mix_awr", "omar_mpe", "vmas_finetune")
 
 SPEC = marl.TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2)
 

@@ -38,6 +38,7 @@ OPTIONAL = {
     "minari",
     "mujoco",
     "mujoco_warp",
+    "onnxruntime",
     "onnxscript",
 }
 OPTIONAL |= {"pandas", "pyarrow", "ray", "rliable", "tensorstore", "warp"}

@@ -46,12 +46,14 @@ from .envs import register_environment as register_environment
 from .evaluation import add_videos as add_videos
 from .evaluation import compare_offline as compare_offline
 from .evaluation import evaluate as evaluate
+from .evaluation import export_agent_policies as export_agent_policies
 from .evaluation import export_policy as export_policy
 from .evaluation import make_simulator as make_simulator
 from .evaluation import pull_policy as pull_policy
 from .evaluation import push_policy as push_policy
 from .evaluation import record_video as record_video
 from .evaluation import select_offline as select_offline
+from .evaluation import verify_export as verify_export
 from .modules import AttentionMixer as AttentionMixer
 from .modules import DuplexMixer as DuplexMixer
 from .modules import HyperNetworkMixer as HyperNetworkMixer

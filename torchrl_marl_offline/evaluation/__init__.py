@@ -1,7 +1,9 @@
 """Evaluation: in environments, on held-out episodes; diagnoses, intervals, tables, pictures, videos, exports."""
 
 from torchrl_marl_offline.core.files import write_json_atomic
+from torchrl_marl_offline.evaluation.agent_export import export_agent_policies
 from torchrl_marl_offline.evaluation.diagnostics import Diagnosis, diagnose, diagnose_run, save_diagnoses
+from torchrl_marl_offline.evaluation.export_check import ExportCheck, verify_export
 from torchrl_marl_offline.evaluation.held_out import Calibration, HeldOutEvaluation, evaluate_held_out
 from torchrl_marl_offline.evaluation.hub_policies import pull_policy, push_policy
 from torchrl_marl_offline.evaluation.in_environments import (
@@ -40,6 +42,7 @@ __all__ = [
     "CloningSettings",
     "Diagnosis",
     "Evaluation",
+    "ExportCheck",
     "FittedQSettings",
     "HeldOutEvaluation",
     "IllegalActionError",
@@ -57,6 +60,7 @@ __all__ = [
     "evaluate",
     "evaluate_held_out",
     "evaluate_population",
+    "export_agent_policies",
     "export_policy",
     "format_table",
     "make_simulator",
@@ -70,6 +74,7 @@ __all__ = [
     "select_offline",
     "simulated_value",
     "summarize_evaluations",
+    "verify_export",
     "write_json_atomic",
     "write_population_report",
     "write_report",

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Format = Literal["torch", "onnx"]
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 METADATA = "torchrl_marl_offline.json"
 """Name of the extra file in a ``.pt2``, and of the metadata property in an ``.onnx``."""
 ONNX_OPSET = 18
@@ -89,6 +89,7 @@ class ExportMetadata:
         inputs: names of the inputs, in their order.
         outputs: names of the outputs.
         mode: which action it is, ``"mode"`` or ``"sample"``.
+        agent: whose policy it is, where it is one agent's; ``None`` of the team's.
         build: name and options of the function that built the policy.
         policy: what the policy's file was told, for instance its step.
         versions: of the library and of torch.
@@ -98,6 +99,7 @@ class ExportMetadata:
     inputs: list[str]
     outputs: list[str]
     mode: str
+    agent: int | None
     build: dict[str, Any]
     policy: dict[str, Any]
     versions: dict[str, str]
@@ -147,21 +149,46 @@ def export_policy(
         raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}.")
     if mode not in get_args(Mode):
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
-    policy, told = _loaded(policy)
-    spec = TaskSpec(**policy.build["spec"])
-    arguments = example_inputs(spec, 2)
+    policy, told = loaded_with_metadata(policy)
+    arguments = example_inputs(TaskSpec(**policy.build["spec"]), 2)
+    return write_program(ExecutedAction(policy, mode=mode), arguments, path, format=format, opset=opset, told=told)
+
+
+def write_program(
+    action: ExecutedAction,
+    arguments: dict[str, Tensor],
+    path: str | Path,
+    *,
+    format: Format,
+    opset: int,
+    told: dict[str, Any],
+    agent: int | None = None,
+) -> Path:
+    """Trace what a policy executes, write it with its metadata, and return the path.
+
+    Args:
+        action: of a policy that says how it was built.
+        arguments: example inputs by name, ``[B, ...]``.
+        path: the file.
+        format: of the file.
+        opset: of ONNX.
+        told: what the policy's file was told.
+        agent: whose policy it is; ``None`` of the team's.
+    """
+    build = action.policy.build
     metadata = ExportMetadata(
-        spec=spec.to_dict(),
+        spec=build["spec"],
         inputs=list(arguments),
         outputs=["action"],
-        mode=mode,
-        build={"builder": policy.build["builder"], "options": policy.build["options"]},
+        mode=action.mode,
+        agent=agent,
+        build={"builder": build["builder"], "options": build["options"]},
         policy=told,
         versions={name: version(name) for name in ("torchrl-marl-offline", "torch")},
     )
     text = json.dumps(asdict(metadata))
-    with _quiet():
-        program = trace(policy, arguments, mode=mode)
+    with quiet():
+        program = trace(action, arguments)
         content = _torch_file(program, text) if format == "torch" else _onnx_file(program, arguments, text, opset)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
@@ -183,19 +210,18 @@ def example_inputs(spec: TaskSpec, rows: int, *, generator: torch.Generator | No
     return inputs
 
 
-def trace(policy: TensorDictModuleBase, arguments: dict[str, Tensor], *, mode: Mode = "mode") -> ExportedProgram:
+def trace(action: ExecutedAction, arguments: dict[str, Tensor]) -> ExportedProgram:
     """Return the program of a policy's action for any batch size; the policy is left as it is.
 
     Args:
-        policy: reads and writes the library's keys.
+        action: what the policy executes.
         arguments: example inputs by name, ``[B, ...]``.
-        mode: which action.
     """
-    frozen = copy.deepcopy(policy).to("cpu").eval().requires_grad_(False)
+    frozen = copy.deepcopy(action).to("cpu").eval().requires_grad_(False)
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(
-            ExecutedAction(frozen, mode=mode),
+            frozen,
             tuple(arguments.values()),
             dynamic_shapes=tuple({0: batch} for _ in arguments),
             strict=False,
@@ -203,7 +229,12 @@ def trace(policy: TensorDictModuleBase, arguments: dict[str, Tensor], *, mode: M
     return program.run_decompositions({})  # leaves out what only training needs
 
 
-def _loaded(policy: TensorDictModuleBase | str | Path) -> tuple[TensorDictModuleBase, dict[str, Any]]:
+def loaded_with_metadata(policy: TensorDictModuleBase | str | Path) -> tuple[TensorDictModuleBase, dict[str, Any]]:
+    """Return a policy that says how it was built, read where it is a path, and what its file was told.
+
+    Raises:
+        TypeError: it does not say for which task it was built.
+    """
     if isinstance(policy, (str, Path)):
         saved = load_policy(policy)
         return saved.policy, saved.metadata
@@ -222,13 +253,7 @@ def _torch_file(program: ExportedProgram, metadata: str) -> bytes:
 
 
 def _onnx_file(program: ExportedProgram, inputs: dict[str, Tensor], metadata: str, opset: int) -> bytes:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "Exporting to ONNX needs onnx and onnxscript; install them with pip install onnx onnxscript, or use "
-            "format='torch'."
-        ) from error
+    require_onnx()
     model = torch.onnx.export(
         program,
         dynamo=True,
@@ -242,8 +267,23 @@ def _onnx_file(program: ExportedProgram, inputs: dict[str, Tensor], metadata: st
     return model.model_proto.SerializeToString()
 
 
+def require_onnx() -> None:
+    """Refuse to export to ONNX where its exporter is not installed.
+
+    Raises:
+        ImportError: with the remedy.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Exporting to ONNX needs onnx and onnxscript; install them with pip install onnx onnxscript, or use "
+            "format='torch'."
+        ) from error
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what the exporters say of other libraries and of their own deprecated calls."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

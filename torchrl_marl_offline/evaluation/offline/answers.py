@@ -100,7 +100,8 @@ class EvaluatedPolicy:
         return self.mode == "sample"
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
+        """Within the block ``module`` may be asked: in evaluation, by its mode, without gradients or a trace."""
         with (
             preserved_rng(),
             torch.no_grad(),
@@ -124,7 +125,7 @@ class EvaluatedPolicy:
         """
         states = states.select(*READ, strict=False)
         draws = samples if self.is_random else 1
-        with self._ready():
+        with self.ready():
             torch.manual_seed(seed)
             found = torch.stack([self._once(states) for _ in range(draws)], 1)
         if draws > 1 and (found == found[:, :1]).all():
@@ -159,6 +160,11 @@ class EvaluatedPolicy:
                     f"{self.spec.action_size - 1}; give a policy that was made for this task."
                 )
 
+    def answer(self, states: TensorDictBase) -> TensorDictBase:
+        """Return all that it writes in states ``[T]``, scores and locations too, with what it was given."""
+        with self.ready():
+            return self.module(_plain(states.select(*READ, strict=False)))
+
     def play(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act as a policy does in an environment, by the exploration type in force."""
         with evaluation_mode(self.module):
@@ -186,7 +192,7 @@ class EvaluatedPolicy:
         if get_dist is None:
             raise ValueError(f"{self.name} gives no log-probabilities (it has no get_dist); evaluate it by 'fqe'.")
         found = []
-        with self._ready():
+        with self.ready():
             for start in range(0, len(rows), BLOCK):
                 part = rows[start : start + BLOCK]
                 policy = per_agent(get_dist(_plain(part.select(*READ, strict=False))))
