@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ def starting_policy(source: Path, spec: TaskSpec, device: str) -> TensorDictModu
 
 
 def _check_task(of_policy: TaskSpec, spec: TaskSpec, file: Path) -> None:
-    if replace(of_policy, task=None) != replace(spec, task=None):
+    if not of_policy.fits(spec):
         raise SettingsError(f"--from {file} was made for {of_policy}, but the task has {spec}; name another policy.")
 
 
@@ -135,7 +134,7 @@ def _data(settings: TrainSettings, spec: TaskSpec, folder: Path) -> OfflineDatas
         task = settings.task or settings.online
         options = {"episodes": settings.episodes, "seed": settings.seed, "progress": True}
         data = record_mixed_skill(task, folder.parent / "data", **options)
-    if replace(data.spec, task=None) != replace(spec, task=None):
+    if not data.spec.fits(spec):
         raise SettingsError(
             f"The dataset is of {data.spec}, but --online {settings.online} has {spec}; name the recording's task."
         )

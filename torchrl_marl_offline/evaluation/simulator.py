@@ -41,6 +41,9 @@ def make_simulator(
         if task.startswith(("smac/", "smacv2/")):
             return None
         raise
-    if env.task_spec != replace(dataset.spec, task=env.task_spec.task):
-        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
+    spec = dataset.task_spec
+    if env.scales_actions and spec.has_component_bounds:  # recorded in their own units
+        env = make_env(task, num_envs=num_envs, device=device, **options | {"own_bounds": True})
+    if env.task_spec.with_bounds_of(spec) != replace(spec, task=env.task_spec.task) or not spec.fits(env.task_spec):
+        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {spec}; give it its true task's name.")
     return env

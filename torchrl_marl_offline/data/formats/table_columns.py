@@ -160,6 +160,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_bound(value: Any) -> bool:
+    """Say whether it is a number, or a list of such."""
+    return _is_number(value) or _are_bounds(value)
+
+
+def _are_bounds(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_bound, value))
+
+
 _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "agents": ("a list of agents' names", lambda value: _is_names(value) and len(set(value)) == len(value)),
     "agent_places": ('"names" or "order"', lambda value: value in ("names", "order")),
@@ -169,8 +178,8 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "discrete": ("true or false", lambda value: isinstance(value, bool)),
     "action_bounds": (
-        "two numbers, the lower one first",
-        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)),
+        'two numbers or lists of numbers, the lower one first, or "data"',
+        lambda value: value == "data" or (_are_bounds(value) and len(value) == 2),
     ),
     "gaps": ('"refuse", "split" or "ignore"', lambda value: value in ("refuse", "split", "ignore")),
     "episodes_per_file": ("true or false", lambda value: isinstance(value, bool)),

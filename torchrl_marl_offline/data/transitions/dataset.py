@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound, as_bound
 from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     MASK,
@@ -21,12 +23,13 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE
+from torchrl_marl_offline.core.ranges import BOUNDS, OPEN_UNIT, PREFETCH, REAL, SEED, SIZE
 from torchrl_marl_offline.data.transitions import storage
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading, values_are_checked
 from torchrl_marl_offline.data.transitions.findings import Inspection
 from torchrl_marl_offline.data.transitions.fingerprints import fingerprint
+from torchrl_marl_offline.data.transitions.recorded_range import clipped_where_nothing_counts, recorded_range
 from torchrl_marl_offline.data.transitions.stored_values import agrees
 from torchrl_marl_offline.data.transitions.validation import check_leaves, check_metadata, validate
 
@@ -175,6 +178,59 @@ class OfflineDataset:
             lines.append(f"success      {success.float().mean():.4f}")
         lines += [f"finding      {finding}" for finding in self.metadata.get("findings", [])]
         return "\n".join(lines)
+
+    # Bounds
+
+    @checked
+    def with_bounds(self, bounds: Annotated[Literal["data"] | tuple[Bound, Bound], REAL, BOUNDS]) -> OfflineDataset:
+        """Return the same transitions with other bounds of the actions, to which policies and searches then keep.
+
+        With ``"data"`` they are what was recorded, for each agent and component: the lowest and the highest action of
+        the rows and agents that count. A policy of such a dataset never leaves them, wherever it acts; a component that
+        never changed is that constant. What padding and rows that do not count hold is clipped to them.
+
+        The metadata's ``"declared_bounds"`` keep the bounds from before, which are those of the task.
+
+        Args:
+            bounds: ``"data"``, or the lower and the upper bound: of each, one number, one for each component, or a list
+                of these for each agent.
+
+        Raises:
+            DatasetError: actions are indices, or bounds of another shape, or the wrong way round, or recorded actions
+                lie outside of them.
+
+        Example:
+            >>> from torchrl_marl_offline.data import from_arrays
+            >>> dataset = from_arrays(
+            ...     observations=torch.zeros(2, 1, 3),
+            ...     actions=torch.tensor([[[-0.5, 0.25]], [[1.0, 0.25]]]),
+            ...     rewards=torch.ones(2),
+            ...     terminals=torch.tensor([False, True]),
+            ... )
+            >>> narrow = dataset.with_bounds("data").spec
+            >>> narrow.action_low, narrow.action_high
+            ((-0.5, 0.25), (1.0, 0.25))
+        """
+        if self.spec.discrete:
+            raise DatasetError("Bounds are of continuous actions, and these are indices; leave bounds= out.")
+        is_data = isinstance(bounds, str)
+        low, high = recorded_range(self.data, self.spec) if is_data else map(as_bound, bounds)
+        try:
+            spec = replace(self.spec, action_low=low, action_high=high)
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
+        declared = self.metadata.get("declared_bounds", [self.spec.action_low, self.spec.action_high])
+        metadata = self.metadata | {"declared_bounds": declared}
+        data = clipped_where_nothing_counts(self.data, spec) if is_data else self.data
+        return OfflineDataset(data, spec, metadata)
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """The sizes and bounds of the task itself, where :meth:`with_bounds` gave others to the policies."""
+        if "declared_bounds" not in self.metadata:
+            return self.spec
+        low, high = self.metadata["declared_bounds"]
+        return replace(self.spec, action_low=low, action_high=high)
 
     # Parts
 
