@@ -12,11 +12,13 @@ from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.component_bounds import Bound, as_bound
+from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     MASK,
     OBSERVATION,
     REWARD,
+    STATE,
     SUCCESS,
     TRAJ_IDS,
     TaskSpec,
@@ -139,17 +141,33 @@ class OfflineDataset:
         Raises:
             ValueError: no row counts.
         """
+        return self._moments(OBSERVATION)
+
+    def input_statistics(self) -> InputStatistics:
+        """Return mean and standard deviation of observations and states, by which networks' inputs can be normalized.
+
+        ``make_loss(dataset.spec, inputs=dataset.input_statistics())``. Counted as by :meth:`observation_statistics`; a
+        state of any row that counts.
+
+        Raises:
+            ValueError: no row counts.
+        """
+        observation, state = self._moments(OBSERVATION), self._moments(STATE)
+        return InputStatistics((tuple(observation[0]), tuple(observation[1])), (tuple(state[0]), tuple(state[1])))
+
+    def _moments(self, key: NestedKey) -> tuple[list[float], list[float]]:
         counts, agents = self.data.get(MASK, None), self.data.get(AGENT_MASK, None)
-        observation = self.data.get(OBSERVATION)
-        sums, squares = observation.new_zeros((2, observation.shape[-1]), dtype=torch.float64)
+        rows_of = self.data.get(key)
+        of_agents = rows_of.ndim == 3
+        sums, squares = rows_of.new_zeros((2, rows_of.shape[-1]), dtype=torch.float64)
         number = 0
         for start in range(0, len(self), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            block = observation[rows].as_subclass(torch.Tensor)  # [rows, n, o]
-            kept = torch.ones(block.shape[:2], dtype=torch.bool, device=block.device)
+            block = rows_of[rows].as_subclass(torch.Tensor)  # [rows, n, o] or [rows, s]
+            kept = torch.ones(block.shape[:-1], dtype=torch.bool, device=block.device)
             if counts is not None:
-                kept &= counts[rows].unsqueeze(-1)
-            if agents is not None:
+                kept &= counts[rows].unsqueeze(-1) if of_agents else counts[rows]
+            if agents is not None and of_agents:
                 kept &= agents[rows]
             values = block[kept].double()  # [values, o]
             number += len(values)
