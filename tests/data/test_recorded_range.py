@@ -74,7 +74,12 @@ def test_declared_bounds_are_kept_beside_and_through_files(tmp_path) -> None:
 
 def test_a_table_has_bounds_of_its_own(tmp_path) -> None:
     path = tmp_path / "logs.csv"
-    rows = [f"0,{t},{'ab'[i]},0.0,{LOGGED[t][i][0]},{LOGGED[t][i][1]},1" for t in range(3) for i in range(2)]
+    rows = [
+        f"{episode},{t},{'ab'[i]},0.0,{LOGGED[t][i][0]},{LOGGED[t][i][1]},1"
+        for episode in range(2)
+        for t in range(3)
+        for i in range(2)
+    ]
     path.write_text("\n".join(["episode,step,agent,obs_x,action_0,action_1,reward", *rows]))
     low, high = [[-1, 0], [0, 2]], [[1, 1], [1, 3]]
     table = load_dataset(f"table:{path}", action_bounds=(low, high))
@@ -90,7 +95,7 @@ def test_a_table_has_bounds_of_its_own(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("bounds", "sentence"),
     [
-        (([0.0, 0.0], [1.0, 4.0]), r"lies outside its bounds \[0.0, 4.0\], each component in its own part"),
+        (([0.0, 0.0], [1.0, 4.0]), r"lies outside its bounds \[0, 4\], each component in its own part"),
         ((0.0, [1.0]), "has the shape of"),
         ((2.0, [1.0, 3.0]), "must not lie above"),
         ((0.0, [1.0, NAN]), "bounds must be finite, got nan"),

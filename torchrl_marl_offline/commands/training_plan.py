@@ -92,13 +92,13 @@ class TrainingPlan:
         return data.with_bounds("data") if self.run.bounds == "data" else data
 
     def inputs(self, data: OfflineDataset | None, folder: Path) -> InputStatistics | None:
-        """Return what inputs are normalized by: of the data, or of the run in the folder, which goes on with its own."""
+        """Return what inputs are normalized by: what the run in the folder has, or what the data says."""
         if lies_at(folder / INPUTS_FILE):
             return InputStatistics.load(folder / INPUTS_FILE)
-        if data is None or self.run.resume is not None or self.run.normalize == "off":
+        if data is None or self.run.resume is not None or self.run.normalize_inputs == "off":
             return None
         found = data.input_statistics()
-        return found if self.run.normalize == "on" or found.are_badly_scaled else None
+        return found if self.run.normalize_inputs == "on" or found.are_badly_scaled else None
 
     def write(self, folder: Path) -> None:
         """Write the plan of a new run to its folder, which must be new; one that goes on has it there."""
@@ -150,7 +150,7 @@ _SINCE = {f.name for f in fields(OnlineSettings)} | {
     "actor_every",
     "clip_grad_norm",
     "bounds",
-    "normalize",
+    "normalize_inputs",
     "logger",
     "video_every",
     "video_size",
