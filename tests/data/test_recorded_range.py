@@ -75,7 +75,7 @@ def test_declared_bounds_are_kept_beside_and_through_files(tmp_path) -> None:
 def test_a_table_has_bounds_of_its_own(tmp_path) -> None:
     path = tmp_path / "logs.csv"
     rows = [
-        f"{episode},{t},{'ab'[i]},0.0,{LOGGED[t][i][0]},{LOGGED[t][i][1]},1"
+        f"{episode},{t},{'ab'[i]},0.0,{LOGGED[t][i][0]},{LOGGED[t][i][1]},{episode}"
         for episode in range(2)
         for t in range(3)
         for i in range(2)

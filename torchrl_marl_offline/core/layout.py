@@ -116,6 +116,8 @@ class TaskSpec:
 
     def bounds_with_slack(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Return the bounds, widened by what actions may have been rounded by in another precision."""
+        low: Any
+        high: Any
         low, high = self.bounds_like(x)
         slack = 1e-5 * (high - low)
         if self.has_component_bounds:

@@ -57,7 +57,9 @@ class ActionRanges:
         if not (self._same or self.scaled):
             triples = zip(action.unbind(1), self._low, self._high)
             return [each[..., : len(low)].clamp(low, high) for each, low, high in triples]
-        action = action.clamp(self.low, self.high)
+        low, high = self.low, self.high
+        assert not isinstance(low, tuple) and not isinstance(high, tuple)
+        action = action.clamp(low, high)
         parts = [action[:, i, :size] for i, size in enumerate(self.sizes)]
         if self._same:
             return parts

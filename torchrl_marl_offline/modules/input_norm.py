@@ -86,9 +86,8 @@ def _normalize_policy(actor: TensorDictModuleBase, statistics: InputStatistics, 
 
 
 def _normalize(network: TensorDictModuleBase, moments: Mapping[NestedKey, Any]) -> None:
-    parts = list(network.module) if isinstance(network, TensorDictSequential) else [network]
-    if parts != [network]:
-        for part in parts:
+    if isinstance(network, TensorDictSequential):
+        for part in network.module.children():
             _normalize(part, moments)
         return
     if not isinstance(network, TensorDictModule):
