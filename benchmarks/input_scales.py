@@ -56,7 +56,7 @@ def trained(scales: str, normalize: bool, algorithm: str, seed: int, data: str, 
     dataset = rescaled(OfflineDataset.load(data), SCALES[scales])
     torch.manual_seed(seed)
     inputs = dataset.input_statistics() if normalize else None
-    loss = make_loss(dataset.spec, algorithm=algorithm, inputs=inputs)
+    loss = make_loss(dataset.spec, algorithm=algorithm, inputs=inputs, hidden=(64, 64))
     buffer = dataset.replay_buffer(batch_size=options["batch_size"], seed=seed, keys=loss.in_keys)
     learner = Learner(loss, lr=options["lr"], compile="off")
     Trainer(learner, buffer, steps=options["steps"], progress=False).train()

@@ -28,7 +28,7 @@ key                            shape, dtype             meaning
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.component_bounds import Bound, as_text, checked_bounds, following, like, written_out
@@ -144,8 +144,8 @@ class TaskSpec:
         if self.discrete:
             return True
         lows, highs = (
-            [[number for row in spec.every_bound(bound) for number in row] for spec in (self, task)]
-            for bound in ("action_low", "action_high")
+            [[number for row in rows for number in row] for rows in pair]
+            for pair in ((self.lows, task.lows), (self.highs, task.highs))
         )
         within = (
             low >= lowest - 1e-5 * (highest - lowest) and high <= highest + 1e-5 * (highest - lowest)
@@ -153,9 +153,15 @@ class TaskSpec:
         )
         return all(within)
 
-    def every_bound(self, name: Literal["action_low", "action_high"]) -> list[tuple[float, ...]]:
-        """Return one of the bounds written out: for each agent the numbers of its components."""
-        return written_out(getattr(self, name), agents=self.n_agents, components=self.action_size)
+    @property
+    def lows(self) -> list[tuple[float, ...]]:
+        """The lower bounds written out: for each agent those of its components."""
+        return written_out(self.action_low, agents=self.n_agents, components=self.action_size)
+
+    @property
+    def highs(self) -> list[tuple[float, ...]]:
+        """The upper bounds written out: for each agent those of its components."""
+        return written_out(self.action_high, agents=self.n_agents, components=self.action_size)
 
     @classmethod
     def from_env(cls, env: EnvBase) -> TaskSpec:

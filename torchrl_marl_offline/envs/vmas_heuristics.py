@@ -53,7 +53,7 @@ class VmasHeuristic(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
         observation = tensordict.get(OBSERVATION)  # [B, n, o]
-        ranges = [max(row) for row in self.spec.every_bound("action_high")]
+        ranges = [max(row) for row in self.spec.highs]
         chosen = [
             policy.compute_action(observation[:, i, :size], u_range=ranges[i])
             for i, (policy, size) in enumerate(zip(self.policies, self.sizes))

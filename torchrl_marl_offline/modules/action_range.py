@@ -37,7 +37,7 @@ class ActionRange:
         low, high = spec.action_low, spec.action_high
         if not spec.has_component_bounds:
             return cls(low, high, (high + low) / 2, (high - low) / 2, (high - low) / 2)
-        pairs = [list(zip(*rows)) for rows in zip(*map(spec.every_bound, ("action_low", "action_high")))]
+        pairs = [list(zip(*rows)) for rows in zip(*(spec.lows, spec.highs))]
         middle, half, divisor = (
             following(tuple(tuple(number(*pair) for pair in row) for row in pairs))
             for number in (
