@@ -65,6 +65,7 @@ SPEC = marl.TaskSpec(n_agents=2, observation_size=3, state_size=6, action_size=2
 
 NOT_RISING = {
     "action_bounds": "low is to be below high, which is checked where a TaskSpec is made of them",
+    "bounds": "of actions, which may be equal where a component is a constant",
     "offset": "a place in the plane",
     "reference_returns": "of random play and of the best, which may be equal",
 }

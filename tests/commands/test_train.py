@@ -16,8 +16,9 @@ import numpy as np
 import processes
 import pytest
 import torch
+from tensordict import TensorDict
 
-from torchrl_marl_offline import TaskSpec, from_arrays, load_policy
+from torchrl_marl_offline import OfflineDataset, TaskSpec, from_arrays, load_policy
 from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
 from torchrl_marl_offline.commands import main
 from torchrl_marl_offline.commands.algorithm_sources import declared_algorithms
@@ -403,3 +404,45 @@ def test_a_defect_keeps_its_traceback():
         1 / 0  # noqa: B018
     with pytest.raises(RuntimeError), plain_errors():
         torch.zeros(2) @ torch.zeros(3)
+
+
+def test_bounds_of_the_data_and_normalized_inputs_hold_offline_and_online(tmp_path, monkeypatch):
+    """A team that never went beyond .4 in its second component is never sent beyond it."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    length = 100
+    ends = torch.arange(length) % 25 == 24
+    data = from_arrays(
+        observations=torch.randn(length, 3, 18) * torch.tensor([1e3] + [1.0] * 17),
+        actions=torch.rand(length, 3, 2) * torch.tensor([1.0, 0.4]),
+        rewards=torch.rand(length),
+        terminals=torch.zeros(length, dtype=torch.bool),
+        truncations=ends,
+        task="mpe/simple_spread",
+    )
+    data.save("data")
+    expected = data.with_bounds("data").spec
+    low, high = expected.bounds_like(torch.zeros(3, 2))
+    short = ("--eval-episodes", "2", "--eval-every", "2", "--hidden", "8", "--batch-size", "16", "--compile", "off")
+    offline = ("--dataset", "data", "--bounds", "data", "--normalize-inputs", "auto", "--no-cloning", "--steps", "2")
+    assert main(["train", "recipe", *offline, *short, "--output", "offline"]) == 0
+    rounds = ("--online-steps", "2", "--num-envs", "4", "--steps-per-round", "8", "--updates-per-round", "2")
+    online = ("--online", "mpe/simple_spread", "--from", "offline", *rounds, "--capacity", "64")
+    assert (
+        main(["train", "recipe", *online, *short[:4], "--batch-size", "16", "--compile", "off", "--output", "later"])
+        == 0
+    )
+    assert (tmp_path / "offline/inputs.json").read_text() == (tmp_path / "later/inputs.json").read_text()
+    (experience,) = (tmp_path / "later/online/experience").iterdir()
+    played = OfflineDataset.load(experience).data["agents", "action"]
+    for folder in ("offline", "later"):
+        policy = load_policy(folder)
+        assert policy.spec == expected
+        norm = policy.policy.build["options"]["observation_norm"]
+        assert norm[1] == pytest.approx(data.observation_statistics()[1])
+        seen = TensorDict({("agents", "observation"): 100 * torch.randn(500, 3, 18)}, [500])
+        for action in (policy(seen)["agents", "action"], played):
+            assert ((low <= action) & (action <= high)).all()
+    assert main(["evaluate", "later", "--episodes", "2"]) == 0
+    with pytest.raises(SystemExit):
+        main(["train", "recipe", "--bounds", "narrow"])

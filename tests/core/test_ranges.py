@@ -39,6 +39,7 @@ SIGNED = {
         "action_bounds",
         "action_high",
         "action_low",
+        "bounds",
         "centre",
         "loc",
         "sampler_loc",

@@ -370,8 +370,8 @@ def test_minari_actions_of_several_spaces():
         with pytest.raises(DatasetError, match="one Discrete space or Boxes can be read"):
             action_reader(space, None, rescale=False)
     unequal = spaces.Tuple([box, wide])
-    with pytest.raises(DatasetError, match=r"unequal bounds; pass action_bounds=.* or rescale_actions=True"):
-        action_reader(unequal, None, rescale=False)
+    own = action_reader(unequal, None, rescale=False)
+    assert own.options == {"action_bounds": ((-1.0, -1.0, -2.0), (1.0, 1.0, 2.0))}
     assert action_reader(unequal, (-2.0, 2.0), rescale=False).options == {"action_bounds": (-2.0, 2.0)}
     rescaled = action_reader(unequal, None, rescale=True)
     assert rescaled.read((np.ones((1, 2)), np.ones((1, 1)))).tolist() == [[1.0, 1.0, 0.5]]
@@ -438,9 +438,12 @@ def test_discrete_actions_of_any_type_are_indices_where_their_number_is_given(ki
         ({"terminals": torch.tensor([0, torch.nan, 1])}, "terminals holds NaN"),
         (
             {"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": ([-1, 0], [1, 1])},
-            r"action_bounds must be a number, got \[-1, 0\]; one number bounds every component of an action: scale the",
+            r"The lower one of action_bounds has the shape of \(-1, 0\); give one number, a list of 1, one for each",
         ),
-        ({"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": (1, -1)}, "the lower one first"),
+        (
+            {"actions": np.zeros((3, 2, 1)), "n_actions": None, "action_bounds": (1, -1)},
+            "must lie below the upper one, got 1.0 and -1.0",
+        ),
     ],
 )
 def test_from_arrays_does_not_guess(changes, sentence):

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
@@ -28,6 +29,7 @@ from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.input_norm import normalize_inputs
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
@@ -38,6 +40,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {}
 
 RULES = ("value_learning", "extraction", "behaviour_learning")
 """What :meth:`Algorithm.rules` returns some of."""
+
+_TAKEN = {"settings", "spec", "algorithm", "name", "networks", "inputs"}
+"""Names of what is not a setting."""
 
 Networks = dict[str, TensorDictModuleBase]
 """``actor``, ``critic``, ``value`` and ``behaviour``, those that an algorithm has."""
@@ -81,7 +86,7 @@ class Algorithm(NamedSettings, ABC):
                 f"{cls.__qualname__}.{key} would not change the setting {key!r}; annotate it, such as {key}: "
                 f"{type(vars(cls)[key]).__name__} = {vars(cls)[key]!r}."
             )
-        for key in getattr(cls, "__annotations__", {}).keys() & {"settings", "spec", "algorithm", "name", "networks"}:
+        for key in getattr(cls, "__annotations__", {}).keys() & _TAKEN:
             raise ValueError(f"A setting of {cls.__qualname__} cannot be named {key!r}; give it another name.")
         if name is not None:
             register(cls, name, ALGORITHMS)
@@ -117,12 +122,20 @@ class Algorithm(NamedSettings, ABC):
         """Return further options of :class:`OfflineMARLLoss`."""
         return {}
 
-    def build(self, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
+    def build(
+        self,
+        spec: TaskSpec,
+        *,
+        actor: TensorDictModuleBase | None = None,
+        inputs: InputStatistics | None = None,
+    ) -> OfflineMARLLoss:
         """Draw the networks for a task and return their loss.
 
         Args:
             spec: the task's sizes.
             actor: policies to go on with, in the place of those that would be drawn.
+            inputs: what the networks' inputs are normalized by, :meth:`OfflineDataset.input_statistics`; policies that
+                are given keep their own.
 
         Raises:
             ValueError: the algorithm has no answer for such a task, or has no policies of that kind.
@@ -132,6 +145,9 @@ class Algorithm(NamedSettings, ABC):
                 f"{self.name} is for continuous actions; for a discrete task use cql, omar or the recipe's brac."
             )
         networks = dict(_dictionary(self, "networks", self.networks(spec), ("actor", "critic", "value", "behaviour")))
+        if inputs is not None:
+            drawn = {name: network for name, network in networks.items() if network is not None}
+            normalize_inputs(drawn, inputs, spec)
         if actor is not None:
             if not isinstance(actor, TensorDictModuleBase):
                 raise TypeError(
@@ -311,7 +327,9 @@ def make_algorithm(name: str = "recipe", **settings: Any) -> Algorithm:
     return kind(**settings)
 
 
-def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> OfflineMARLLoss:
+def make_loss(
+    spec: TaskSpec, *, algorithm: str = "recipe", inputs: InputStatistics | None = None, **settings: Any
+) -> OfflineMARLLoss:
     """Build the networks and the loss of an algorithm by its name.
 
     Parameters are drawn from torch's global generator: call :func:`torch.manual_seed` before.
@@ -319,6 +337,7 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
     Args:
         spec: the task's sizes.
         algorithm: its name, one of :data:`ALGORITHMS`.
+        inputs: what the networks' inputs are normalized by; see :meth:`Algorithm.build`.
         **settings: of the algorithm, the fields of its class; :func:`settings_of` lists them.
 
     Raises:
@@ -335,4 +354,4 @@ def make_loss(spec: TaskSpec, *, algorithm: str = "recipe", **settings: Any) -> 
         raise TypeError(
             f"make_loss needs the task's sizes, a TaskSpec such as dataset.spec; got {type(spec).__name__}."
         )
-    return make_algorithm(algorithm, **settings).build(spec)
+    return make_algorithm(algorithm, **settings).build(spec, inputs=inputs)

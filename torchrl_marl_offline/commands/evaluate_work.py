@@ -86,8 +86,7 @@ def _play(parsed: argparse.Namespace) -> None:
         raise ValueError(f"{parsed.policy} does not say which task it was made for; name one with --env.")
     options = saved.metadata.get("task_options", {}) if parsed.env is None else {}
     env = make_env(task, num_envs=min(parsed.num_envs, parsed.episodes), device=parsed.device, **options)
-    differing = [name for name, size in saved.spec.to_dict().items() if getattr(env.task_spec, name) != size]
-    if set(differing) - {"task"}:
+    if not saved.spec.fits(env.task_spec):
         raise PolicyError(misfit(saved.spec, env.task_spec))
     result = evaluate(saved.policy, env, episodes=parsed.episodes, seed=parsed.seed, mode=parsed.mode)
     facts = {"policy": str(parsed.policy), "env": task, "mode": parsed.mode, "seed": parsed.seed}

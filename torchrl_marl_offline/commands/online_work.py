@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.commands.script_settings import SettingsError
+from torchrl_marl_offline.commands.training_plan import INPUTS_FILE
+from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.commands.train import TrainSettings
     from torchrl_marl_offline.commands.training_plan import TrainingPlan
-    from torchrl_marl_offline.core.layout import TaskSpec
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.objectives import OfflineMARLLoss
 
@@ -68,7 +68,7 @@ def starting_policy(source: Path, spec: TaskSpec, device: str) -> TensorDictModu
 
 
 def _check_task(of_policy: TaskSpec, spec: TaskSpec, file: Path) -> None:
-    if replace(of_policy, task=None) != replace(spec, task=None):
+    if not of_policy.fits(spec):
         raise SettingsError(f"--from {file} was made for {of_policy}, but the task has {spec}; name another policy.")
 
 
@@ -88,18 +88,31 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
         folder: of the results.
     """
     settings = plan.run
-    spec = make_env(settings.online).task_spec
+    spec = task = make_env(settings.online).task_spec
     begins = settings.from_ is not None and checkpoints_of(folder) is None
     actor, earlier = None, whole_loss(plan) if begins else None
     if lies_at(folder / START):
         actor = load_policy(folder / START, device=settings.device).policy
     elif begins and earlier is None:
         actor = starting_policy(settings.from_, spec, settings.device)
-    loss = plan.loss(plan.algorithm, spec, actor=actor)
+    begun = folder if earlier is None else earlier.directory.parent
+    if actor is not None:
+        spec = spec.with_bounds_of(TaskSpec(**actor.build["spec"]))
+    elif settings.from_ is not None:
+        spec = _bounded(spec, begun if earlier is not None else folder / "online")
+    inputs = plan.inputs(None, _run_of(begun))
+    loss = plan.loss(plan.algorithm, spec, actor=actor, inputs=inputs)
     if earlier is not None and actor is None:
-        _load(earlier, loss, settings, spec)
-    data = _data(settings, spec, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
+        _load(earlier, loss, settings, task)
+    data = _data(plan, task, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
+    if settings.from_ is None and data is not None:
+        told = spec.with_bounds_of(data.spec), plan.inputs(data, folder)
+        if told != (spec, inputs):
+            spec, inputs = told
+            loss = plan.loss(plan.algorithm, spec, inputs=inputs)
     plan.write(folder)
+    if inputs is not None:
+        inputs.save(folder / INPUTS_FILE)
     if actor is not None and not lies_at(folder / START):
         save_policy(folder / START, actor)
     stages = Stages(plan, loss, folder)
@@ -107,6 +120,24 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
         stages.offline(data)
     stages.online(data)
     stages.report(data)
+
+
+def _run_of(folder: Path) -> Path:
+    """Return the folder of a run, given it or that of its last stage."""
+    return folder.parent if folder.name == "online" and lies_at(folder.parent / INPUTS_FILE) else folder
+
+
+def _bounded(task: TaskSpec, folder: Path) -> TaskSpec:
+    """Return a task with the bounds of a run's policy, where its folder has one.
+
+    Raises:
+        SettingsError: it was made for another task.
+    """
+    if not lies_at(folder / POLICY_FILE):
+        return task
+    of_policy = load_policy(folder / POLICY_FILE).spec
+    _check_task(of_policy, task, folder / POLICY_FILE)
+    return task.with_bounds_of(of_policy)
 
 
 def _load(checkpoints: CheckpointManager, loss: OfflineMARLLoss, settings: TrainSettings, spec: TaskSpec) -> None:
@@ -128,14 +159,16 @@ def _load(checkpoints: CheckpointManager, loss: OfflineMARLLoss, settings: Train
     print(f"begins from {settings.from_} after {step} updates: policies, critics and targets")
 
 
-def _data(settings: TrainSettings, spec: TaskSpec, folder: Path) -> OfflineDataset:
+def _data(plan: TrainingPlan, spec: TaskSpec, folder: Path) -> OfflineDataset:
+    settings = plan.run
     if settings.dataset is not None:
-        data = load_dataset(settings.dataset)
+        data = load_dataset(settings.dataset, bounds="data" if settings.bounds == "data" else None)
     else:
         task = settings.task or settings.online
         options = {"episodes": settings.episodes, "seed": settings.seed, "progress": True}
         data = record_mixed_skill(task, folder.parent / "data", **options)
-    if replace(data.spec, task=None) != replace(spec, task=None):
+    data = plan.within(data)
+    if not data.task_spec.fits(spec):
         raise SettingsError(
             f"The dataset is of {data.spec}, but --online {settings.online} has {spec}; name the recording's task."
         )

@@ -67,6 +67,12 @@ class TrainSettings(OnlineSettings):
     """Largest norm of the gradient."""
     batch_size: Annotated[int, ranges.SIZE] = 256
     """Transitions per update."""
+    bounds: Literal["declared", "data"] = "declared"
+    """Of continuous actions: those of the dataset, or, for each agent and component, the range of what was recorded,
+    which the policies then never leave."""
+    normalize_inputs: Literal["auto", "on", "off"] = "off"
+    """Let networks see observations and states by the dataset's mean and deviation, which policies keep: where a
+    component is badly scaled (auto: a root mean square of 30 or more), always, never."""
     steps: Annotated[int, ranges.COUNT, ReadWith("from_", None)] = 6000
     """Updates of each method on recorded data."""
     eval_every: Annotated[int, ranges.COUNT] = 1000

@@ -20,7 +20,7 @@ from torchrl_marl_offline.commands.script_settings import (
     SettingsError,
 )
 from torchrl_marl_offline.commands.train import TrainSettings
-from torchrl_marl_offline.commands.training_plan import TrainingPlan, members, new_plan, resumed_plan
+from torchrl_marl_offline.commands.training_plan import INPUTS_FILE, TrainingPlan, members, new_plan, resumed_plan
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import (
@@ -84,7 +84,7 @@ def train(plan: TrainingPlan) -> None:
         env = make_env(source)
         _check_methods(plan, methods, env.task_spec)
         plan.check_videos(lambda: env)
-    data = _data(plan.run, source, folder.parent / "data", processes)
+    data = _data(plan, source, folder.parent / "data", processes)
     _check_methods(plan, methods, data.spec)  # before anything is written
     plan.check_videos(partial(make_simulator, data, num_envs=1))
     if processes.is_main:
@@ -102,13 +102,15 @@ def _check_methods(plan: TrainingPlan, methods: Sequence[str], spec: TaskSpec) -
         plan.loss(name, spec)
 
 
-def _data(settings: TrainSettings, source: str, place: Path, processes: SingleProcess) -> OfflineDataset:
+def _data(plan: TrainingPlan, source: str, place: Path, processes: SingleProcess) -> OfflineDataset:
+    settings = plan.run
     with processes.main_first():
         if settings.dataset is None:
             options = {"episodes": settings.episodes, "seed": settings.seed, "progress": processes.is_main}
             data = record_mixed_skill(source, place, **options)
         else:
-            data = load_dataset(source)
+            data = load_dataset(source, bounds="data" if settings.bounds == "data" else None)
+    data = plan.within(data)
     if processes.is_main:
         print(data.summary())
     return data
@@ -129,6 +131,10 @@ class Comparison:
                 print(
                     f"No simulator of {data.spec.task} here: {self.held_out.n_episodes} episodes are held out instead."
                 )
+        self.inputs = plan.inputs(self.data, folder)
+        if self.inputs is not None and processes.is_main:
+            print(f"Inputs are normalized; the largest root mean square of a component is {self.inputs.largest:.3g}.")
+            self.inputs.save(folder / INPUTS_FILE)
         self.metric = "return" if has_env else "agreement" if data.spec.discrete else "action_error"
         self.folders = {name: folder if name == plan.algorithm else folder / name for name in methods}
 
@@ -150,7 +156,7 @@ class Comparison:
     def _train_one(self, name: str) -> tuple[dict, dict]:
         """Train one run; returns its evaluations after training, and what its curves came to."""
         settings, place = self.plan.run, self.folders[name]
-        loss = self.plan.loss(name, self.data.spec)
+        loss = self.plan.loss(name, self.data.spec, inputs=self.inputs)
         env = make_simulator(self.data, num_envs=settings.eval_episodes, device=settings.device)
         torch.manual_seed(settings.seed)
         ways = partial(self._evaluators, name, loss, self.plan, env)
@@ -184,7 +190,7 @@ class Comparison:
         settings = self.plan.run
         differing = [word for word in settings.grid if word.partition("=")[0] in (*settings_of(name), "lr")]
         runs = members(self.plan, differing)
-        losses = {member: own.loss(name, self.data.spec) for member, own in runs.items()}
+        losses = {member: own.loss(name, self.data.spec, inputs=self.inputs) for member, own in runs.items()}
         keys, seeds = next(iter(losses.values())).in_keys, [own.run.seed for own in runs.values()]
         options = {"seeds": seeds, "device": settings.device, "keys": keys}
         buffer = PopulationBuffer(self.data.data, batch_size=settings.batch_size, **options)

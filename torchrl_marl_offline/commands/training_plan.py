@@ -34,7 +34,9 @@ from torchrl_marl_offline.commands.script_settings import (
 )
 from torchrl_marl_offline.commands.train import PRESETS, TrainSettings, algorithm_of
 from torchrl_marl_offline.core.annotations import fields_of
+from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.ranges import check_all
+from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.evaluation import add_videos
 from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
     from torchrl_marl_offline.core.layout import TaskSpec
+    from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.objectives import OfflineMARLLoss
     from torchrl_marl_offline.training import Trainer
 
@@ -71,10 +74,31 @@ class TrainingPlan:
         """Return the settings of a method: those that were given, and the preset's."""
         return settings_under(name, self.run.preset, self.settings)
 
-    def loss(self, name: str, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
+    def loss(
+        self,
+        name: str,
+        spec: TaskSpec,
+        *,
+        actor: TensorDictModuleBase | None = None,
+        inputs: InputStatistics | None = None,
+    ) -> OfflineMARLLoss:
         """Draw the networks of a method under the run's seed, all but ``actor``, and return their loss."""
         torch.manual_seed(self.run.seed)
-        return make_algorithm(name, **self.of_method(name)).build(spec, actor=actor).to(self.run.device)
+        loss = make_algorithm(name, **self.of_method(name)).build(spec, actor=actor, inputs=inputs)
+        return loss.to(self.run.device)
+
+    def within(self, data: OfflineDataset) -> OfflineDataset:
+        """Return the data with the bounds that were asked for."""
+        return data.with_bounds("data") if self.run.bounds == "data" else data
+
+    def inputs(self, data: OfflineDataset | None, folder: Path) -> InputStatistics | None:
+        """Return what inputs are normalized by: what the run in the folder has, or what the data says."""
+        if lies_at(folder / INPUTS_FILE):
+            return InputStatistics.load(folder / INPUTS_FILE)
+        if data is None or self.run.resume is not None or self.run.normalize_inputs == "off":
+            return None
+        found = data.input_statistics()
+        return found if self.run.normalize_inputs == "on" or found.are_badly_scaled else None
 
     def write(self, folder: Path) -> None:
         """Write the plan of a new run to its folder, which must be new; one that goes on has it there."""
@@ -117,12 +141,16 @@ class TrainingPlan:
         return replace(self, settings={**self.settings, **rest}, run=replace(self.run, **own))
 
 
+INPUTS_FILE = "inputs.json"
+"""What a run's networks normalize their inputs by, in its folder; without it they see them as they are."""
 OF_RUN = frozenset(f.name for f in fields(TrainSettings))
 _SINCE = {f.name for f in fields(OnlineSettings)} | {
     "cloning",
     "tau",
     "actor_every",
     "clip_grad_norm",
+    "bounds",
+    "normalize_inputs",
     "logger",
     "video_every",
     "video_size",

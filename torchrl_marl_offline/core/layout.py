@@ -27,13 +27,15 @@ key                            shape, dtype             meaning
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.ranges import REAL, SIZE
+from torchrl_marl_offline.core.component_bounds import Bound, as_text, checked_bounds, following, like, written_out
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL, SIZE
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torchrl.envs import EnvBase
 
 GROUP = "agents"
@@ -74,8 +76,9 @@ class TaskSpec:
         state_size: width ``s`` of the global state.
         action_size: width ``a`` of a continuous action, or the number ``A`` of discrete actions.
         discrete: whether actions are indices.
-        action_low: lower bound of a continuous action, the same for each of its components.
-        action_high: upper bound of a continuous action.
+        action_low: lower bound of a continuous action: one number for all components, ``[a]`` numbers, or ``[n, a]``,
+            those of each agent. Where they differ, networks work in halves of each component's range.
+        action_high: upper bound, likewise. A component whose two bounds are equal is a constant.
         has_action_mask: whether the task says which discrete actions are legal.
         task: the task's name, ``"family/task"``, or ``None``.
     """
@@ -85,16 +88,80 @@ class TaskSpec:
     state_size: Annotated[int, SIZE]
     action_size: Annotated[int, SIZE]
     discrete: bool = False
-    action_low: Annotated[float, REAL] = -1.0
-    action_high: Annotated[float, REAL] = 1.0
+    action_low: Annotated[Bound, REAL, BOUNDS] = -1.0
+    action_high: Annotated[Bound, REAL, BOUNDS] = 1.0
     has_action_mask: bool = False
     task: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.discrete and not self.action_low < self.action_high:
-            raise ValueError(
-                f"TaskSpec.action_low must lie below action_high, got {self.action_low} and {self.action_high}."
-            )
+        if self.discrete:
+            if isinstance(self.action_low, list | tuple) or isinstance(self.action_high, list | tuple):
+                raise ValueError("TaskSpec.action_low and action_high are of continuous actions; leave them out.")
+            return
+        names = ("TaskSpec.action_low", "action_high")
+        sizes = {"agents": self.n_agents, "components": self.action_size}
+        low, high = checked_bounds(self.action_low, self.action_high, names=names, **sizes)
+        object.__setattr__(self, "action_low", low)  # lists, as JSON has them, could not be hashed
+        object.__setattr__(self, "action_high", high)
+
+    @property
+    def has_component_bounds(self) -> bool:
+        """Whether bounds differ between the components or agents of a continuous action."""
+        return isinstance(self.action_low, tuple) or isinstance(self.action_high, tuple)
+
+    def bounds_like(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Return the lowest and the highest action: numbers, or tensors that are broadcast to ``x``, ``[*B, n, a]``."""
+        low, high = (like(following(bound), x) for bound in (self.action_low, self.action_high))
+        return low, high
+
+    def bounds_with_slack(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Return the bounds, widened by what actions may have been rounded by in another precision."""
+        low: Any
+        high: Any
+        low, high = self.bounds_like(x)
+        slack = 1e-5 * (high - low)
+        if self.has_component_bounds:
+            slack = slack.where(slack > 0, 1e-5 * high.abs())
+        return low - slack, high + slack
+
+    @property
+    def bounds_text(self) -> str:
+        """The bounds of a continuous action, as a sentence has them."""
+        return as_text(self.action_low, self.action_high)
+
+    def with_bounds_of(self, other: TaskSpec) -> TaskSpec:
+        """Return the same task with another's bounds."""
+        return replace(self, action_low=other.action_low, action_high=other.action_high)
+
+    def fits(self, task: TaskSpec) -> bool:
+        """Say whether actions of these sizes can be played in a task: its sizes, and bounds within its bounds.
+
+        Names of tasks are not looked at.
+        """
+        here, there = (replace(spec, task=None).with_bounds_of(task) for spec in (self, task))
+        if here != there:
+            return False
+        if self.discrete:
+            return True
+        lows, highs = (
+            [[number for row in rows for number in row] for rows in pair]
+            for pair in ((self.lows, task.lows), (self.highs, task.highs))
+        )
+        within = (
+            low >= lowest - 1e-5 * (highest - lowest) and high <= highest + 1e-5 * (highest - lowest)
+            for low, lowest, high, highest in zip(*lows, *highs)
+        )
+        return all(within)
+
+    @property
+    def lows(self) -> list[tuple[float, ...]]:
+        """The lower bounds written out: for each agent those of its components."""
+        return written_out(self.action_low, agents=self.n_agents, components=self.action_size)
+
+    @property
+    def highs(self) -> list[tuple[float, ...]]:
+        """The upper bounds written out: for each agent those of its components."""
+        return written_out(self.action_high, agents=self.n_agents, components=self.action_size)
 
     @classmethod
     def from_env(cls, env: EnvBase) -> TaskSpec:

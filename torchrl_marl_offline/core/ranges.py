@@ -135,8 +135,8 @@ class OneOf:
 
 
 REAL = Range()
-ONE_SCALE = "one number bounds every component of an action: scale the others to it"
-"""The remedy for a list of bounds in the place of one."""
+BOUNDS = "give one number, a list with one for each component, or such a list for each agent"
+"""The remedy for a bound of actions that is neither."""
 POSITIVE = Range(0, above=True)
 ABOVE_ONE = Range(1, above=True)
 """A bound in units of a mean."""
@@ -335,7 +335,7 @@ def is_bool(value: Any) -> bool:
 
 
 def _series_refusal(value: Any, kind: type, parts: tuple, legal: Range | None) -> _Refusal | None:
-    is_series = hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
+    is_series = hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) >= 1
     if not is_series or isinstance(value, str | bytes | Mapping):
         return _Refusal("a list of numbers" if legal else f"a {kind.__name__}", value, True)
     is_fixed = kind is tuple and Ellipsis not in parts
@@ -354,7 +354,7 @@ def _most_telling(refusals: list[_Refusal | None], value: Any) -> _Refusal | Non
     """Return None where one option of a union takes a value; else a range's refusal before that of a kind."""
     if None in refusals:
         return None
-    near = [one for one in refusals if not one.is_kind or one.value is not value]
+    near = sorted((one for one in refusals if not one.is_kind or one.value is not value), key=lambda one: one.is_kind)
     wanted = dict.fromkeys(one.wanted for one in refusals if one.wanted != "None")
     return near[0] if near else _Refusal(" or ".join(wanted), value, True)
 

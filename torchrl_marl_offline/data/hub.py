@@ -304,7 +304,7 @@ def _rows(dataset: OfflineDataset, inspection: Inspection, metadata: dict[str, A
     if spec.discrete and spec.has_action_mask:
         kind += ", with a mask of the legal ones"
     elif not spec.discrete:
-        kind += f" in [{spec.action_low:g}, {spec.action_high:g}]"
+        kind += f" in {spec.bounds_text}"
     rows = [
         ("task", spec.task or "unnamed"),
         ("environment", metadata.get("env") or metadata.get("why_no_env")),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.core.files import staged, writing
 from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL
 from torchrl_marl_offline.data.formats.minari_export import write_minari
 from torchrl_marl_offline.data.formats.readers import OWN, READERS, recognised
 from torchrl_marl_offline.data.formats.streaming import RowStream
@@ -38,6 +40,7 @@ def load_dataset(
     strict: bool = False,
     inspect: bool = True,
     codes: Sequence[str] | None = None,
+    bounds: Annotated[Literal["data"] | tuple[Bound, Bound] | None, REAL, BOUNDS] = None,
     **options: Any,
 ) -> OfflineDataset:
     """Load a dataset, and warn of what is wrong with it.
@@ -55,6 +58,8 @@ def load_dataset(
             is believed where a look at its values agrees; the other formats are looked through after reading, which
             takes about half a second for a million rows.
         codes: with ``repair``, which findings to mend, as of :func:`~.repairs.repair`.
+        bounds: other bounds of continuous actions than the source's, such as ``"data"``, the range of what was
+            recorded; see :meth:`OfflineDataset.with_bounds`.
         options: those of :func:`~.caching.load_published`, :func:`~.hub.load_from_hub`, of the format's reader, or of
             :meth:`OfflineDataset.load`.
 
@@ -67,7 +72,7 @@ def load_dataset(
         DatasetWarning: one for each error or warning that inspection finds.
     """
     _check_codes(codes, repair)
-    read = partial(_load, source, **options)
+    read = partial(_load, source, **options) if bounds is None else partial(_load_within, bounds, source, **options)
     if inspect:
         return load_inspected(source, read, repair=repair, strict=strict, codes=codes)
     if repair or strict:
@@ -109,6 +114,13 @@ def _load(source: str | Path, **options: Any) -> OfflineDataset:
     if prefix in READERS:
         return READERS[prefix].read(place, **options)
     return OfflineDataset.load(place, **options)
+
+
+def _load_within(bounds: Any, source: str | Path, **options: Any) -> OfflineDataset:
+    """Load a source whose actions need not lie within its own bounds."""
+    with value_checks_deferred():
+        dataset = _load(source, **options)
+    return dataset.with_bounds(bounds)
 
 
 def resolved(source: str | Path) -> tuple[str, str]:

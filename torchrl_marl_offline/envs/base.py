@@ -214,6 +214,11 @@ class TeamEnv(EnvBase):
         wanted = {key: reset.view(-1, *[1] * (each.dim() - 1)) for key, each in fresh.items()}
         return {key: torch.where(wanted[key], each, self._game[key]) for key, each in fresh.items()}
 
+    @property
+    def scales_actions(self) -> bool:
+        """Whether components of unequal bounds are mapped to [-1, 1], so that actions have no units of their own."""
+        return getattr(getattr(self, "_ranges", None), "scaled", False)
+
     def _make_specs(self) -> None:
         spec, batch, at = self.task_spec, (self.num_envs,), {"device": self.device}
         n, real = spec.n_agents, {"device": self.device, "dtype": self.float_dtype}
@@ -233,7 +238,10 @@ class TeamEnv(EnvBase):
         if spec.discrete:
             action = Categorical(spec.action_size, shape=(*batch, n), dtype=torch.int64, **at)
         else:
-            action = Bounded(spec.action_low, spec.action_high, shape=(*batch, n, spec.action_size), **real)
+            shape = (*batch, n, spec.action_size)
+            bounds = spec.bounds_like(torch.zeros(n, spec.action_size, **real))
+            low, high = (bound.expand(shape) if isinstance(bound, Tensor) else bound for bound in bounds)
+            action = Bounded(low, high, shape=shape, **real)
         reward = Unbounded(shape=(*batch, n, 1), **real)
         self.action_spec = Composite({GROUP: Composite({"action": action}, shape=(*batch, n), **at)}, shape=batch, **at)
         self.reward_spec = Composite({GROUP: Composite({"reward": reward}, shape=(*batch, n), **at)}, shape=batch, **at)

@@ -31,6 +31,7 @@ def from_pettingzoo(
     seed: Annotated[int | None, SEED] = None,
     max_steps: Annotated[int | None, COUNT] = None,
     action_mask: bool | None = None,
+    own_bounds: bool = False,
 ) -> PettingZooTeam:
     """Bring a cooperative PettingZoo environment into the key layout, as :func:`~torchrl_marl_offline.make_env` does.
 
@@ -61,6 +62,8 @@ def from_pettingzoo(
         seed: of the resets.
         max_steps: time limit; by default the environment's own ``max_cycles`` or the like.
         action_mask: whether there is a mask; by default it is looked for. Only needed where it first appears later.
+        own_bounds: where bounds of actions differ between agents or components, leave actions in their own units,
+            instead of scaling each to [-1, 1].
 
     Raises:
         TypeError: it is no PettingZoo environment.
@@ -81,7 +84,9 @@ def from_pettingzoo(
         envs = [_parallel(env()) for _ in range(num_envs)]
     else:
         raise TypeError(f"env must be a PettingZoo environment or a function that makes one, got {type(env).__name__}.")
-    return PettingZooTeam(envs, device=device, seed=seed, max_steps=max_steps, action_mask=action_mask)
+    return PettingZooTeam(
+        envs, device=device, seed=seed, max_steps=max_steps, action_mask=action_mask, own_bounds=own_bounds
+    )
 
 
 def _parallel(env: Any) -> ParallelEnv:
@@ -109,6 +114,7 @@ class PettingZooTeam(TeamEnv):
         seed: of the resets.
         max_steps: time limit.
         action_mask: whether there is a mask; ``None`` looks for it.
+        own_bounds: leave actions of unequal bounds in their own units.
     """
 
     checks_masks = True
@@ -121,6 +127,7 @@ class PettingZooTeam(TeamEnv):
         seed: int | None = None,
         max_steps: int | None = None,
         action_mask: bool | None = None,
+        own_bounds: bool = False,
     ) -> None:
         self._envs, one = envs, envs[0]
         self._seeds: list[int] = [0] * len(envs)  # how each running episode came about: its seed and its actions
@@ -137,7 +144,8 @@ class PettingZooTeam(TeamEnv):
         ranges = None
         if not discrete:
             boxes = [spaces.action for spaces in self._spaces]
-            ranges = ActionRanges([b.low.ravel() for b in boxes], [b.high.ravel() for b in boxes], device="cpu")
+            lows, highs = ([getattr(box, end).ravel() for box in boxes] for end in ("low", "high"))
+            ranges = ActionRanges(lows, highs, device="cpu", own_bounds=own_bounds)
         self._ranges, self._numbers = ranges, numbers
         self._has_state = _state(one) is not None
         spec = TaskSpec(

@@ -29,6 +29,7 @@ def from_torchrl(
     group_map: dict[str, Sequence[str]] | Sequence[str] | None = None,
     seed: Annotated[int | None, SEED] = None,
     max_steps: Annotated[int | None, COUNT] = None,
+    own_bounds: bool = False,
 ) -> TorchRLTeam:
     """Bring a TorchRL environment whose agents are in groups into the key layout of this library.
 
@@ -55,6 +56,8 @@ def from_torchrl(
             action. Only needed to choose or to order groups.
         seed: handed to the environment.
         max_steps: time limit; by default that of a :class:`torchrl.envs.StepCounter`, or of whatever is wrapped.
+        own_bounds: where bounds of actions differ between agents or components, leave actions in their own units,
+            instead of scaling each to [-1, 1].
 
     Raises:
         TypeError: it is no TorchRL environment.
@@ -76,7 +79,8 @@ def from_torchrl(
         )
     if len(env.batch_size) > 1:
         raise ValueError(f"env must have batch size [] or [num_envs], got {list(env.batch_size)}.")
-    return TorchRLTeam(env, group_map=group_map, seed=seed, max_steps=_limit(env, max_steps))
+    options = {"group_map": group_map, "seed": seed, "own_bounds": own_bounds}
+    return TorchRLTeam(env, max_steps=_limit(env, max_steps), **options)
 
 
 def _limit(env: EnvBase, max_steps: int | None) -> int:
@@ -113,6 +117,7 @@ class TorchRLTeam(TeamEnv):
         group_map: its groups.
         seed: handed to it.
         max_steps: time limit.
+        own_bounds: leave actions of unequal bounds in their own units.
     """
 
     checks_masks = True
@@ -124,6 +129,7 @@ class TorchRLTeam(TeamEnv):
         group_map: dict[str, Sequence[str]] | Sequence[str] | None,
         seed: int | None,
         max_steps: int,
+        own_bounds: bool = False,
     ) -> None:
         self._wrapped = (env,)  # in a tuple: a module of a module would be moved and counted twice
         self._single = not env.batch_size
@@ -135,7 +141,7 @@ class TorchRLTeam(TeamEnv):
         (discrete,) = discrete
         sizes = [(group.width, group.number) for group in self._groups for _ in range(group.agents)]
         self.observation_sizes, numbers = (tuple(column) for column in zip(*sizes))
-        self._numbers, self._ranges = numbers, None if discrete else _ranges(self._groups)
+        self._numbers, self._ranges = numbers, None if discrete else _ranges(self._groups, own_bounds)
         self._has_state = STATE in seen.keys(True) and not isinstance(seen[STATE], Composite)
         keys = set(seen.keys(True, True))
         self._masked = any((group.name, "action_mask") in keys for group in self._groups)
@@ -319,11 +325,12 @@ def _read_group(env: EnvBase, name: str) -> _Group:
     return _Group(name, shapes[0][0], [(name, *key) for key in found], width, action, number)
 
 
-def _ranges(groups: Sequence[_Group]) -> ActionRanges:
+def _ranges(groups: Sequence[_Group], own_bounds: bool) -> ActionRanges:
     lows, highs = [], []
     for group in groups:
         at = (group.agents, group.number)
         # the bounds of every environment are the same, so those of the last one are read
         lows += group.action.low.reshape(-1, *at)[-1].unbind(0)
         highs += group.action.high.reshape(-1, *at)[-1].unbind(0)
-    return ActionRanges(lows, highs, device=groups[0].action.device or torch.device("cpu"))
+    device = groups[0].action.device or torch.device("cpu")
+    return ActionRanges(lows, highs, device=device, own_bounds=own_bounds)

@@ -53,11 +53,12 @@ class VmasHeuristic(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
         observation = tensordict.get(OBSERVATION)  # [B, n, o]
+        ranges = [max(row) for row in self.spec.highs]
         chosen = [
-            policy.compute_action(observation[:, i, :size], u_range=self.spec.action_high)
+            policy.compute_action(observation[:, i, :size], u_range=ranges[i])
             for i, (policy, size) in enumerate(zip(self.policies, self.sizes))
         ]
         action = torch.stack(chosen, 1)
         if self.noise:
             action = action + self.noise * torch.randn_like(action)
-        return tensordict.set(ACTION, action.clamp(self.spec.action_low, self.spec.action_high))
+        return tensordict.set(ACTION, action.clamp(*self.spec.bounds_like(action)))

@@ -62,6 +62,8 @@ class VmasScenario(TeamEnv):
         seed: seed of the simulator's chance.
         max_steps: time limit.
         starts: ``"batched"``, or ``"independent"`` of ``num_envs``.
+        own_bounds: where bounds of actions differ between agents or components, leave actions in their own units,
+            instead of scaling each to [-1, 1].
         **options: the scenario's own, such as ``n_agents``.
     """
 
@@ -75,6 +77,7 @@ class VmasScenario(TeamEnv):
         seed: Annotated[int | None, SEED] = None,
         max_steps: Annotated[int, COUNT] = 100,
         starts: Literal["batched", "independent"] = "batched",
+        own_bounds: bool = False,
         **options: Any,
     ) -> None:
         if starts not in ("batched", "independent"):
@@ -88,7 +91,10 @@ class VmasScenario(TeamEnv):
         self.observation_sizes = tuple(_flat(observation).shape[-1] for observation in observations)
         spaces = self._simulator.action_space
         self._ranges = ActionRanges(
-            [space.low for space in spaces], [space.high for space in spaces], device=torch.device(device)
+            [space.low for space in spaces],
+            [space.high for space in spaces],
+            device=torch.device(device),
+            own_bounds=own_bounds,
         )
         self.action_sizes = self._ranges.sizes
         spec = TaskSpec(

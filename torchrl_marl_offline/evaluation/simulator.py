@@ -33,11 +33,14 @@ def make_simulator(
     """
     # A published set is named after its publication; its card tells the environment.
     task = dataset.metadata.get("env") or dataset.spec.task
-    env = find_environment(task, dataset.metadata.get("task_options", {}), num_envs=num_envs, device=device)
+    options, spec = dataset.metadata.get("task_options", {}), dataset.task_spec
+    env = find_environment(task, options, num_envs=num_envs, device=device)
     if env is None:
         return None
-    if env.task_spec != replace(dataset.spec, task=env.task_spec.task):
-        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {dataset.spec}; give it its true task's name.")
+    if env.scales_actions and spec.has_component_bounds:  # recorded in their own units
+        env = make_env(task, num_envs=num_envs, device=device, **options | {"own_bounds": True})
+    if env.task_spec.with_bounds_of(spec) != replace(spec, task=env.task_spec.task) or not spec.fits(env.task_spec):
+        raise DatasetError(f"{task} has {env.task_spec}, but the dataset {spec}; give it its true task's name.")
     return env
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import following
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL, WIDTHS
-from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.action_range import ActionRange, component_range
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.distributions import (
@@ -45,6 +46,7 @@ class GaussianHead(nn.Module):
         batch_norm: normalize every agent's observations by the batch.
         centre: where locations start, around which they then are: the middle of bounds that leave 0 out, since a mode
             that is clipped to a bound passes no gradient.
+        halves: the range in whose halves the network says locations and scales; by default they are the action's.
         **network: options of :class:`~torchrl_marl_offline.modules.AgentNetwork`.
 
     Shape:
@@ -59,9 +61,11 @@ class GaussianHead(nn.Module):
         scale: Annotated[float | Scale, POSITIVE] = 1.0,
         batch_norm: bool = False,
         centre: Annotated[float, REAL] = 0.0,
+        halves: ActionRange | None = None,
         **network,
     ) -> None:
         super().__init__()
+        self.halves = halves
         self.centre, self.size = centre, spec.action_size
         self.state_dependent = scale in ("state_dependent", "softplus")
         self.softplus = biased_softplus(1.0) if scale == "softplus" else None
@@ -92,6 +96,10 @@ class GaussianHead(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return loc and scale."""
+        loc, scale = self._of_network(observation)
+        return (loc, scale) if self.halves is None else (self.halves.unscaled(loc), self.halves.spread(scale))
+
+    def _of_network(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         out = self.network(observation)
         if self.state_dependent:
             loc, log_scale = out.chunk(2, -1)
@@ -192,6 +200,11 @@ class ObservationNorm(nn.Module):
         return (observation - self.loc) / self.scale
 
 
+def _centre(spec: TaskSpec) -> float:
+    low, high = spec.action_low, spec.action_high
+    return 0.0 if low <= 0.0 <= high else (low + high) / 2
+
+
 @remembers_build
 @checked
 def make_actor(
@@ -220,7 +233,7 @@ def make_actor(
             out), both the same for a discrete task, or ``"one_step"``, an action of the
             observation and noise, without a density (see :class:`OneStep`).
         scale: standard deviation: a fixed number, ``"learned"``, ``"state_dependent"`` or ``"softplus"``; see
-            :class:`GaussianHead`.
+            :class:`GaussianHead`. Where components have bounds of their own, in halves of each one's range.
         hidden: widths of the hidden layers (the recipe: four of 512).
         share_params: agents share parameters and are told apart by a one-hot id.
         activation: activation of the hidden layers.
@@ -259,10 +272,9 @@ def make_actor(
         head = AgentNetwork(spec.observation_size, spec.action_size, spec.n_agents, **network)
         head = _normalized(head, spec, batch_norm)
     else:
-        low, high = spec.action_low, spec.action_high
-        outside = distribution == "gaussian" and not low <= 0.0 <= high
-        centre = (low + high) / 2 if outside else 0.0
-        head = GaussianHead(spec, scale=scale, batch_norm=batch_norm, centre=centre, **network)
+        halves = component_range(spec) if distribution == "gaussian" else None
+        centre = 0.0 if distribution != "gaussian" or halves is not None else _centre(spec)
+        head = GaussianHead(spec, scale=scale, batch_norm=batch_norm, centre=centre, halves=halves, **network)
     written = [LOGITS if spec.discrete else LOC]
     written += [DRAWN, NOISE] if one_step else [] if spec.discrete else [SCALE]
     keys = {key[1].removeprefix("policy_"): key for key in written}
@@ -272,7 +284,7 @@ def make_actor(
         keys |= {"mask": ACTION_MASK} if spec.has_action_mask else {}
     else:
         distribution_class = {"gaussian": BoundedNormal, "tanh_gaussian": TanhNormal, "one_step": OneStep}[distribution]
-        kwargs |= {"low": spec.action_low, "high": spec.action_high}
+        kwargs |= {"low": following(spec.action_low), "high": following(spec.action_high)}
     return ProbabilisticActor(
         TensorDictModule(ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=written),
         in_keys=keys,

@@ -11,9 +11,10 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import like
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
-from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.action_range import ActionRange, component_range
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.networks import AgentNetwork, mask_logits
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
@@ -36,10 +37,12 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, spec: TaskSpec, latent_size: int, **network) -> None:
         super().__init__()
+        self.shown = component_range(spec)
         self.network = AgentNetwork(spec.observation_size + spec.action_size, 2 * latent_size, spec.n_agents, **network)
 
     def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation."""
+        action = action if self.shown is None else self.shown.scaled(action)
         loc, log_scale = self.network(torch.cat([observation, action], -1)).chunk(2, -1)
         return loc, log_scale.clamp(-4.0, 15.0).exp()  # the released code's
 
@@ -59,12 +62,13 @@ class ActionDecoder(nn.Module):
 
     def __init__(self, spec: TaskSpec, latent_size: int, latent_clip: float, **network) -> None:
         super().__init__()
-        self.latent_size, self.latent_clip, self.range = latent_size, latent_clip, ActionRange.of(spec)
+        self.latent_size, self.latent_clip = latent_size, latent_clip
+        self.range, self.shown = ActionRange.of(spec), component_range(spec)
         self.network = AgentNetwork(spec.observation_size + latent_size, spec.action_size, spec.n_agents, **network)
 
     def forward(self, observation: Tensor, latent: Tensor) -> Tensor:
         """Return the action."""
-        return self.range.unscaled(self.network(torch.cat([observation, latent], -1)).tanh())
+        return self.range.clipped(self.range.unscaled(self.network(torch.cat([observation, latent], -1)).tanh()))
 
 
 class Perturbation(nn.Module):
@@ -81,15 +85,16 @@ class Perturbation(nn.Module):
 
     def __init__(self, spec: TaskSpec, limit: float, **network) -> None:
         super().__init__()
-        self.limit, self.low, self.high = limit * ActionRange.of(spec).half, spec.action_low, spec.action_high
+        self.limit, self.range, self.shown = limit, ActionRange.of(spec), component_range(spec)
         self.network = AgentNetwork(
             spec.observation_size + spec.action_size, spec.action_size, spec.n_agents, **network
         )
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return the changed action."""
-        change = self.network(torch.cat([observation, action], -1)).tanh()
-        return (action + self.limit * change).clamp(self.low, self.high)
+        seen = action if self.shown is None else self.shown.scaled(action)
+        change = self.network(torch.cat([observation, seen], -1)).tanh()
+        return self.range.clipped(action + self.limit * like(self.range.half, action) * change)
 
 
 class BehaviourPolicy(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import FEW, WIDTHS, OneOf
+from torchrl_marl_offline.modules.action_range import component_range
 from torchrl_marl_offline.modules.attention_mixer import AttentionMixer
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
@@ -87,6 +88,7 @@ class CentralizedCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.with_action, self.joint_observation = spec, with_action, joint_observation
+        self.shown = component_range(spec)
         width = spec.n_agents * spec.observation_size if joint_observation else spec.state_size
         width += spec.n_agents * spec.action_size if with_action else 0
         self.network = BatchNorm.before(StackedMLP(width, 1, stack=(num_heads,), **network), width, wanted=batch_norm)
@@ -95,7 +97,7 @@ class CentralizedCritic(nn.Module):
         """Return ``[*B, H]``."""
         x = state.flatten(-2) if self.joint_observation else state
         if self.with_action:
-            x = torch.cat([x, encode_action(action, self.spec, x.dtype).flatten(-2)], -1)
+            x = torch.cat([x, encode_action(action, self.spec, x.dtype, self.shown).flatten(-2)], -1)
         out = self.network(x.reshape(-1, x.shape[-1])).squeeze(-1)  # [H, rows]
         return out.movedim(0, -1).reshape(*x.shape[:-1], -1)
 

@@ -11,8 +11,11 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.modules import TanhNormal as TorchRLTanhNormal
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
+from torchrl_marl_offline.core.component_bounds import ComponentBound, like
 from torchrl_marl_offline.core.noise import exponential_like
 from torchrl_marl_offline.modules.networks import mask_logits, one_hot
+
+Bounding = float | ComponentBound
 
 
 class _ActsByMode:
@@ -49,12 +52,16 @@ class BoundedNormal(_ActsByMode, Independent):
     Args:
         loc: ``[*B, a]``.
         scale: ``[*B, a]``, positive.
-        low: lower bound of every component.
-        high: upper bound of every component.
+        low: lower bound of every component, or of each.
+        high: upper bound. A component whose bounds are equal is that constant, with a density that teaches nothing.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
-        self.low, self.high = low, high
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: Bounding = -1.0, high: Bounding = 1.0) -> None:
+        self.low, self.high, self.action_half = _bounds_of(loc, low, high)
+        if self.action_half is not None:
+            constant = self.action_half <= 0
+            loc = torch.where(constant, self.low, loc)
+            scale = torch.where(constant, torch.ones_like(scale), scale)
         super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
     @property
@@ -81,38 +88,57 @@ class TanhNormal(TorchRLTanhNormal):
     Args:
         loc: before the squashing, ``[*B, a]``.
         scale: ``[*B, a]``, positive.
-        low: lower bound of every component.
-        high: upper bound of every component.
+        low: lower bound of every component, or of each.
+        high: upper bound. A component whose bounds are equal is that constant, with a density that teaches nothing.
 
     Raises:
-        ValueError: where ``low`` is not below ``high``.
+        ValueError: where one number ``low`` is not below one number ``high``.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
-        if not low < high:
-            raise ValueError(f"low must be below high, got {low} and {high}.")
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: Bounding = -1.0, high: Bounding = 1.0) -> None:
         self.tanh_loc, self.upscale, self._event_dims, self.device = False, 5.0, 1, loc.device
-        self.low, self.high = loc.new_full((), low), loc.new_full((), high)
-        self.non_trivial_min, self.non_trivial_max = low != -1.0, high != 1.0
-        self._t = _TanhToBounds(low, high) if self.non_trivial_min or self.non_trivial_max else SafeTanhTransform()
+        lower, upper, self.action_half = _bounds_of(loc, low, high)
+        if self.action_half is not None:
+            constant = self.action_half <= 0
+            loc = torch.where(constant, torch.zeros_like(loc), loc)
+            scale = torch.where(constant, torch.ones_like(scale), scale)
+            self.low, self.high, self.non_trivial_min, self.non_trivial_max = lower, upper, True, True
+        else:
+            if not low < high:
+                raise ValueError(f"low must be below high, got {low} and {high}.")
+            self.low, self.high = loc.new_full((), low), loc.new_full((), high)
+            self.non_trivial_min, self.non_trivial_max = low != -1.0, high != 1.0
+        trivial = not (self.non_trivial_min or self.non_trivial_max)
+        self._t = SafeTanhTransform() if trivial else _TanhToBounds(lower, upper)
         self.update(loc, scale)
 
 
 class _TanhToBounds(SafeTanhTransform):
-    """The squashing, and what brings its [-1, 1] to the bounds."""
+    """The squashing, and what brings its [-1, 1] to the bounds, which rounding does not leave."""
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float | Tensor, high: float | Tensor) -> None:
         super().__init__()
+        self.low, self.high = low, high
         self.middle, self.half = (low + high) / 2, (high - low) / 2
+        self.divisor = self.half
+        if isinstance(self.half, Tensor):
+            self.divisor = torch.where(self.half > 0, self.half, torch.ones_like(self.half))
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.middle + self.half * super()._call(x)
+        return (self.middle + self.half * super()._call(x)).clamp(self.low, self.high)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return super()._inverse((y - self.middle) / self.half)
+        return super()._inverse((y - self.middle) / self.divisor)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return super().log_abs_det_jacobian(x, y) + math.log(self.half)
+        log = self.divisor.log() if isinstance(self.divisor, Tensor) else math.log(self.divisor)
+        return super().log_abs_det_jacobian(x, y) + log
+
+
+def _bounds_of(loc: Tensor, low: Bounding, high: Bounding) -> tuple[float | Tensor, float | Tensor, Tensor | None]:
+    """Return the bounds, and where each component has its own, half of what lies between them."""
+    lower, upper = like(low, loc), like(high, loc)
+    return lower, upper, (upper - lower) / 2 if isinstance(low, ComponentBound) else None
 
 
 class MaskedCategorical(Categorical):
@@ -167,15 +193,18 @@ class OneStep(_ActsByMode, _WithoutDensity, Distribution):
         loc: :math:`f(o, 0)`, ``[*B, a]``.
         drawn: :math:`f(o, z)`, not clipped, ``[*B, a]``.
         noise: z, ``[*B, a]``.
-        low: lower bound of every component.
-        high: upper bound of every component.
+        low: lower bound of every component, or of each.
+        high: upper bound.
     """
 
     has_rsample = True
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, loc: Tensor, drawn: Tensor, noise: Tensor, *, low: float = -1.0, high: float = 1.0) -> None:
-        self.loc, self.drawn, self.noise, self.low, self.high = loc, drawn, noise, low, high
+    def __init__(
+        self, loc: Tensor, drawn: Tensor, noise: Tensor, *, low: Bounding = -1.0, high: Bounding = 1.0
+    ) -> None:
+        self.loc, self.drawn, self.noise = loc, drawn, noise
+        self.low, self.high, self.action_half = _bounds_of(loc, low, high)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     @property

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import FEW, WIDTHS
+from torchrl_marl_offline.modules.action_range import component_range
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import StateConditionedMixer
@@ -131,7 +132,7 @@ class DuplexMixer(StateConditionedMixer):
         n = spec.n_agents
         sizes = (n, n, attention_heads, attention_heads * n)
         super().__init__(n, spec.state_size, sizes, hidden_size=hidden_size, layer_norm=layer_norm)
-        self.spec, self.attention_heads = spec, attention_heads
+        self.spec, self.attention_heads, self.shown = spec, attention_heads, component_range(spec)
         self.of_action = StackedMLP(
             spec.state_size + n * spec.action_size,
             attention_heads * n,
@@ -149,7 +150,7 @@ class DuplexMixer(StateConditionedMixer):
             key: what the state gives for each summand, ``[*B, k]``.
             attention: what it gives for each summand and agent, ``[*B, k * n]``.
         """
-        joint = torch.cat([state, encode_action(action, self.spec, state.dtype).flatten(-2)], -1)
+        joint = torch.cat([state, encode_action(action, self.spec, state.dtype, self.shown).flatten(-2)], -1)
         logits = self.of_action(joint.reshape(-1, joint.shape[-1])).reshape(attention.shape)
         share = (logits.sigmoid() * attention.sigmoid()).unflatten(-1, (self.attention_heads, self.n_agents))
         return (share * (key.abs() + TINY).unsqueeze(-1)).sum(-2).unsqueeze(-1)

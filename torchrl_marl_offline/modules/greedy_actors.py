@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.modules import QValueModule, TanhModule
 
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, TaskSpec
-from torchrl_marl_offline.modules.actors import remembers_build
+from torchrl_marl_offline.modules.action_range import ActionRange
+from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.networks import AgentNetwork
 
 PROPOSAL = (GROUP, "proposal")
@@ -26,9 +28,16 @@ def make_deterministic_actor(spec: TaskSpec, *, hidden: Sequence[int] = (128, 12
     network = AgentNetwork(
         spec.observation_size, spec.action_size, spec.n_agents, hidden=hidden, layer_norm=False, final_scale=0.1
     )
+    proposal = TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[PROPOSAL])
+    if not spec.has_component_bounds:
+        return TensorDictSequential(
+            proposal, TanhModule(in_keys=[PROPOSAL], out_keys=[ACTION], low=spec.action_low, high=spec.action_high)
+        )
+    low, high = (torch.tensor(bound) for bound in (spec.action_low, spec.action_high))
     return TensorDictSequential(
-        TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[PROPOSAL]),
-        TanhModule(in_keys=[PROPOSAL], out_keys=[ACTION], low=spec.action_low, high=spec.action_high),
+        proposal,
+        TanhModule(in_keys=[PROPOSAL], out_keys=[ACTION], low=low, high=high),
+        TensorDictModule(ActionRange.of(spec).clipped, in_keys=[ACTION], out_keys=[ACTION]),  # what rounding added
     )
 
 

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import FEW
+from torchrl_marl_offline.modules.action_range import ActionRange, component_range
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.networks import AgentNetwork, one_hot
 
 
-def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype) -> Tensor:
-    """Return the action as critics read it: one-hot for indices, unchanged otherwise.
+def encode_action(action: Tensor, spec: TaskSpec, dtype: torch.dtype, shown: ActionRange | None = None) -> Tensor:
+    """Return the action as critics read it: one-hot for indices, unchanged or in halves of its range otherwise.
 
     Args:
         action: ``[*B, n]`` integer indices, or ``[*B, n, a]`` floating point (continuous, or already one-hot).
         spec: the task's sizes.
         dtype: dtype of the one-hot code.
+        shown: the range in whose halves continuous actions are shown, see :func:`~.action_range.component_range`.
     """
     if action.is_floating_point():
-        return action
+        return action if shown is None else shown.scaled(action)
     return one_hot(action, spec.action_size, dtype)
 
 
@@ -52,7 +54,7 @@ class LocalCritic(nn.Module):
         **network,
     ) -> None:
         super().__init__()
-        self.spec, self.with_action = spec, with_action
+        self.spec, self.with_action, self.shown = spec, with_action, component_range(spec)
         self.width = spec.observation_size + (spec.action_size if with_action else 0)
         values = AgentNetwork(self.width, 1, spec.n_agents, num_heads=num_heads, **network)
         self.network = BatchNorm.before(values, spec.n_agents, self.width, wanted=batch_norm)
@@ -61,7 +63,7 @@ class LocalCritic(nn.Module):
         """Return what the network reads, ``[*B, n, width]``."""
         if not self.with_action:
             return observation
-        return torch.cat([observation, encode_action(action, self.spec, observation.dtype)], -1)
+        return torch.cat([observation, encode_action(action, self.spec, observation.dtype, self.shown)], -1)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         """Return ``[*B, n, H]``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from tensordict.nn.distributions import Delta as TensorDictDelta
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, OneHotCategorical
@@ -83,6 +84,17 @@ def mode_of(policy: Distribution) -> Tensor:
         raise ValueError(
             f"{type(policy).__name__} has neither a mode nor a mean to act by; give it a property deterministic_sample."
         ) from error
+
+
+def in_halves(policy: Distribution, difference: Tensor) -> Tensor:
+    """Return a difference of actions ``[*B, n, a]`` in halves of each component's own range, where it has one.
+
+    Where one number bounds all components it stays as it is; of a constant nothing is left.
+    """
+    half = getattr(policy, "action_half", None)
+    if half is None:
+        return difference
+    return torch.where(half > 0, difference / torch.where(half > 0, half, torch.ones_like(half)), 0.0)
 
 
 def log_prob_of(policy: Distribution, action: Tensor, *, rule: str) -> Tensor:
@@ -232,7 +244,11 @@ def shifted_sample(policy: Distribution, noise: Tensor, bounds: Bounds | None) -
         action = transform(before)
         log_prob = log_prob - transform.log_abs_det_jacobian(before, action)
         before = action
-    return action if bounds is None else action.clamp(*bounds), log_prob.sum(-1)
+    if bounds is None:
+        return action, log_prob.sum(-1)
+    if isinstance(bounds.low, Tensor) and bounds.low.ndim:  # a component that is a constant has no density
+        log_prob = torch.where(bounds.low < bounds.high, log_prob, 0.0)
+    return action.clamp(*bounds), log_prob.sum(-1)
 
 
 def _root(policy: Distribution) -> Distribution:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
-from torchrl_marl_offline.objectives.action_distributions import differentiable_action, is_discrete
+from torchrl_marl_offline.objectives.action_distributions import differentiable_action, in_halves, is_discrete
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import mean_magnitude
@@ -89,6 +89,6 @@ class TD3BC(PolicyGradient):
             raise ValueError("TD3BC regresses on continuous actions; for a discrete task use BRAC.")
         action, value, metrics = self.ascend(batch)
         size = mean_magnitude(value, batch.counts(value))  # [k]
-        error = (action - batch.action).pow(2).mean(-1)  # [*B, n]
+        error = in_halves(batch.policy, action - batch.action).pow(2).mean(-1)  # [*B, n]
         metrics["action_error"] = batch.mean(error)
         return error - batch.coefficient("alpha") / size * value, metrics

@@ -16,7 +16,7 @@ from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, UNIT
 from torchrl_marl_offline.modules.behaviour import DECODED, LATENT, LATENT_LOC, LATENT_SCALE, PERTURBED
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
-from torchrl_marl_offline.objectives.action_distributions import is_discrete, log_prob_of, mode_of
+from torchrl_marl_offline.objectives.action_distributions import in_halves, is_discrete, log_prob_of, mode_of
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
@@ -69,7 +69,9 @@ class VAELearning(BehaviourLearning):
         loc, scale = found[LATENT_LOC], found[LATENT_SCALE]
         latent = loc + scale * normal_like(loc)
         decoded = batch.behaviour(module="decoder", **{joined(LATENT): latent})[DECODED]
-        error = (decoded - batch.action).pow(2).mean(-1)
+        shown = getattr(batch.behaviour_model["decoder"].module, "shown", None)  # a user's own has none
+        error = (decoded - batch.action if shown is None else shown.scaled(decoded) - shown.scaled(batch.action)).pow(2)
+        error = error.mean(-1)
         return error, 0.5 * (loc.pow(2) + scale.pow(2) - 1 - 2 * scale.log()).mean(-1)
 
 
@@ -175,7 +177,7 @@ class BCQDistillation(BatchConstraint, PolicyExtraction):
         if is_discrete(policy):
             error = -log_prob_of(policy, action, rule=type(self).__name__)  # [*B, n]
         else:
-            error = (mode_of(policy) - action).pow(2).mean(-1)
+            error = in_halves(policy, mode_of(policy) - action).pow(2).mean(-1)
         return error, {name: batch.mean(x) for name, x in zip(self.metrics, (value, error))}
 
 

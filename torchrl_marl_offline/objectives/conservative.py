@@ -87,7 +87,8 @@ class CQL(TD):
         count = self.num_random + (self.num_policy if is_deterministic(policy) else 0)
         shape = (*mode.shape[:-3], count, *mode.shape[-2:])
         uniform = low + (high - low) * uniform_like(mode.expand(shape))
-        volume = (torch.zeros_like(uniform) + (high - low)).log()
+        width = torch.zeros_like(uniform) + (high - low)
+        volume = torch.where(width > 0, width, 1.0).log()  # a component that is a constant has none
         if is_deterministic(policy):
             return uniform, -volume.sum(-1)
         own, log_prob = drawn_actions(policy, self.num_policy, rule="CQL")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.put_back import preserved_buffers, preserved_rng
-from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
+from torchrl_marl_offline.objectives.action_distributions import in_halves, is_discrete, mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
@@ -119,7 +119,7 @@ def chosen_and_recorded(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def distance_of(action: Tensor, recorded: Tensor, batch: Batch) -> Tensor:
     """Return the root mean square between two joint actions, of discrete tasks the share of actions that differ."""
-    difference = (action - recorded).square().mean(-1)  # [*B, n]
+    difference = in_halves(batch.policy, action - recorded).square().mean(-1)  # [*B, n]
     counts = batch.counts(difference)
     if not batch.action.is_floating_point():
         return masked_mean((difference > 0).to(difference.dtype), counts)

@@ -22,6 +22,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.parts import part
+from torchrl_marl_offline.modules.input_norm import seen_by
 from torchrl_marl_offline.objectives.action_distributions import Bounds, bounds_or_none, per_agent
 
 IS_INIT = "is_init"
@@ -334,7 +335,7 @@ class TeamNetworks:
         entries = self._function(mixer).entries(tensordict, **given)
         params = self.loss.target_mixer_network_params if self._mixer_is_trained else None
         with torch.no_grad(), nullcontext() if params is None else parameters_in(mixer, params):
-            return full_precision(module.credit(*entries.values()))
+            return full_precision(module.credit(*seen_by(module, *entries.values())))
 
     # ------------------------------------------------------------------ state values
 

@@ -133,21 +133,24 @@ def make_matd3(
         policy_delay: critic updates for each update of the policy.
     """
     spec = TaskSpec.from_env(env)
-    half = (spec.action_high - spec.action_low) / 2
+    low, high = spec.bounds_like(torch.zeros((), device=env.device))
+    half = (high - low) / 2
     actor = make_deterministic_actor(spec, hidden=hidden).to(env.device)
     critic = make_critic(spec, decomposition="centralized", joint_observation=True, num_heads=1, hidden=hidden)
     loss = TD3Loss(
         actor,
         critic.to(env.device),
-        bounds=(spec.action_low, spec.action_high),
+        bounds=(low, high),
         policy_noise=0.2 * half,
         noise_clip=0.5 * half,
         loss_function="l2",
     )
     loss.set_keys(action=ACTION, reward=TEAM_REWARD, done=DONE, terminated=TERMINATED)
     loss.make_value_estimator(gamma=gamma)
+    # the module takes one sigma, beside deviations of every component
+    size, widths = (1.0, half.tolist()) if spec.has_component_bounds else (half, 1.0)
     gaussian = AdditiveGaussianModule(
-        env.full_action_spec[ACTION], noise * half, noise * half, action_key=ACTION, device=env.device
+        env.full_action_spec[ACTION], noise * size, noise * size, std=widths, action_key=ACTION, device=env.device
     )
     explorer = TensorDictSequential(actor, gaussian)
     optimizer = default_optimizer(loss, lr=lr)

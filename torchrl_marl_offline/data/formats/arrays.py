@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from torchrl_marl_offline.core.callers import outside
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound, as_bound, checked_bounds
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -23,7 +24,7 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL, WIDTHS
 from torchrl_marl_offline.data.formats.episode_lists import end_to_end
 from torchrl_marl_offline.data.quality.loading import load_inspected
 from torchrl_marl_offline.data.transitions.agent_ends import AgentEnds, dead_agents_finding
@@ -62,7 +63,7 @@ def from_arrays(
     agent_mask: Arrays | None = None,
     success: Arrays | None = None,
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[Bound, Bound] | Literal["data"], REAL, BOUNDS] = (-1.0, 1.0),
     task: str | None = None,
     spec: TaskSpec | None = None,
     metadata: dict[str, Any] | None = None,
@@ -101,7 +102,9 @@ def from_arrays(
             the flags.
         success: ``[T]``, true on a row whose next state is a success.
         n_actions: number of discrete actions, where neither ``action_mask`` nor ``spec`` gives it.
-        action_bounds: lower and upper bound of every component of a continuous action.
+        action_bounds: lower and upper bound of a continuous action: of each, one number, one for each component, or a
+            list of these for each agent; or ``"data"``, the range of what was recorded: see
+            :meth:`OfflineDataset.with_bounds`.
         task: the task's name.
         spec: the task's sizes, instead of those of the arrays.
         metadata: JSON-ready; kept beside what is found here. ``"license"`` and ``"citation"`` are shown on the card.
@@ -140,7 +143,7 @@ def _from_flat(
     agent_mask: Array | None,
     success: Array | None,
     n_actions: int | None,
-    action_bounds: tuple[float, float],
+    action_bounds: tuple[Bound, Bound] | Literal["data"],
     task: str | None,
     spec: TaskSpec | None,
     metadata: dict[str, Any] | None,
@@ -198,7 +201,8 @@ def _from_flat(
     if success is not None:
         rows[next_key(SUCCESS)] = _tensor(success, "success", torch.bool, (length,)).unsqueeze(-1)
     if spec is None:
-        spec = _spec_of(rows, n_actions, action_bounds, task)
+        given = (-1.0, 1.0) if isinstance(action_bounds, str) else action_bounds
+        spec = _spec_of(rows, n_actions, given, task)
     usable = torch.ones_like(done) if known_successor else ~(truncated & ~terminated)
     if not usable.all():
         _note(notes, f"{int((~usable).sum())} truncated rows have no recorded successor and do not count in training")
@@ -211,7 +215,10 @@ def _from_flat(
     if values_are_checked() and "source" not in (metadata or {}):  # else a reader's, which load_dataset inspects
         for sentence in notes.get(KEY, []):
             warnings.warn(f"from_arrays: {sentence}; {REMEDY}.", DatasetWarning, outside())
-    return OfflineDataset(data, spec, bad.into({"source": "from_arrays"} | (metadata or {}) | notes))
+    metadata = bad.into({"source": "from_arrays"} | (metadata or {}) | notes)
+    if not isinstance(action_bounds, str):
+        return OfflineDataset(data, spec, metadata)
+    return OfflineDataset(data, spec, metadata, check=False).with_bounds("data")
 
 
 def _note(notes: dict[str, Any], finding: str) -> None:
@@ -329,15 +336,10 @@ def close_last_episode(terminated: torch.Tensor, truncated: torch.Tensor, notes:
 
 
 def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], task: str | None) -> TaskSpec:
-    try:
-        low, high = (float(bound) for bound in bounds)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"action_bounds={bounds} must be two numbers, which every component of an action shares; scale the others "
-            "to them."
-        ) from error
-    if not (low < high and np.isfinite([low, high]).all()):
-        raise DatasetError(f"action_bounds={bounds} must be two finite numbers, the lower one first.")
+    if len(bounds) != 2:
+        raise DatasetError(f"action_bounds={bounds} must be two, the lower one first.")
+    low, high = map(as_bound, bounds)
+    low, high = (float(bound) if isinstance(bound, int) else bound for bound in (low, high))
     action, mask = rows[ACTION], rows.get(ACTION_MASK)
     discrete = not action.is_floating_point()
     if discrete and mask is None and n_actions is None:
@@ -347,6 +349,14 @@ def _spec_of(rows: dict, n_actions: int | None, bounds: tuple[float, float], tas
         size = mask.shape[-1] if mask is not None else n_actions
         if n_actions not in (None, size):
             raise DatasetError(f"n_actions={n_actions}, but action_mask has {size} columns; pass only one of them.")
+    if not discrete:
+        sizes = {"agents": rows[OBSERVATION].shape[1], "components": size}
+        try:
+            low, high = checked_bounds(low, high, names=("The lower one of action_bounds", "the upper one"), **sizes)
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
+    elif isinstance(low, tuple) or isinstance(high, tuple):
+        raise DatasetError("action_bounds= are of continuous actions, and these are indices; leave them out.")
     return TaskSpec(
         n_agents=rows[OBSERVATION].shape[1],
         observation_size=rows[OBSERVATION].shape[2],

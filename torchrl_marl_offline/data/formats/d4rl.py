@@ -9,13 +9,14 @@ timed out does not count in training. Rewards and flags may be columns, ``[T, 1]
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL, WIDTHS
 from torchrl_marl_offline.data.formats.arrays import from_arrays
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.hdf5 import check_arrays, open_hdf5
@@ -43,7 +44,7 @@ def read_d4rl(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[Bound, Bound] | Literal["data"], REAL, BOUNDS] = (-1.0, 1.0),
     n_actions: Annotated[int | None, WIDTHS] = None,
 ) -> OfflineDataset:
     """Read one file.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL
+from torchrl_marl_offline.core.component_bounds import Bound
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data.formats.arrays import from_arrays
 from torchrl_marl_offline.data.formats.content import Content
@@ -42,7 +43,7 @@ def read_minari(
     source: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
+    action_bounds: Annotated[tuple[Bound, Bound] | Literal["data"] | None, REAL, BOUNDS] = None,
     rescale_actions: bool = False,
 ) -> OfflineDataset:
     """Read a Minari dataset.
@@ -58,7 +59,7 @@ def read_minari(
 
     Raises:
         DatasetError: there is no such dataset, it is damaged, its spaces are of another kind, or the components of an
-            action have unequal bounds and neither option is given.
+            action have no bounds and none are given.
         ImportError: minari is not installed.
     """
     with reading(source):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.values import as_array
 
@@ -48,12 +49,12 @@ class Actions:
         return ~(whole & (actions >= 0) & (actions < self.options["n_actions"])).all(-1)
 
 
-def action_reader(space: Any, bounds: tuple[float, float] | None, *, rescale: bool) -> Actions:
+def action_reader(space: Any, bounds: tuple[Bound, Bound] | Literal["data"] | None, *, rescale: bool) -> Actions:
     """Return how to read the actions of a space.
 
     Args:
         space: of Gymnasium.
-        bounds: lower and upper bound of every component, instead of the space's.
+        bounds: lower and upper bound, of all components or of each, instead of the space's; or ``"data"``.
         rescale: map each component of a continuous action to [-1, 1].
 
     Raises:
@@ -77,20 +78,20 @@ def action_reader(space: Any, bounds: tuple[float, float] | None, *, rescale: bo
     low, high = (np.concatenate([getattr(leaf, end).reshape(-1) for leaf in leaves]) for end in ("low", "high"))
     low, high = low.astype(np.float64), high.astype(np.float64)
     if rescale:
+        if isinstance(bounds, str):
+            raise DatasetError('rescale_actions=True needs bounds that do not depend on the data; leave "data" out.')
         if bounds is not None:
-            low, high = np.full_like(low, bounds[0]), np.full_like(high, bounds[1])
+            low, high = np.zeros_like(low) + bounds[0], np.zeros_like(high) + bounds[1]
         if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
             raise DatasetError(f"has actions of {space}; rescale_actions=True needs finite bounds of every component.")
         notes = {"action_rescale": {"low": low.tolist(), "high": high.tolist()}}
         return Actions(None, low, high, True, {"action_bounds": (-1.0, 1.0)}, notes)
     if bounds is None:
-        remedy = "pass action_bounds=(low, high) for all of them, or rescale_actions=True"
         if not (np.isfinite(low) & np.isfinite(high)).all():
-            remedy = "pass action_bounds=(low, high)"
+            remedy = 'pass action_bounds=(low, high), or "data" for the range of what was recorded'
             raise DatasetError(f"has actions of {space} without bounds; {remedy}.")
-        if (low != low[0]).any() or (high != high[0]).any():
-            raise DatasetError(f"has actions of {space} whose components have unequal bounds; {remedy}.")
-        bounds = (float(low[0]), float(high[0]))
+        same = (low == low[0]).all() and (high == high[0]).all()
+        bounds = (float(low[0]), float(high[0])) if same else (tuple(low.tolist()), tuple(high.tolist()))
     return Actions(None, low, high, False, {"action_bounds": bounds})
 
 

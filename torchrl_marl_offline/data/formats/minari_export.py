@@ -146,7 +146,7 @@ def _facts(dataset: OfflineDataset, lengths: torch.Tensor, name: str) -> dict[st
     observation = box | {"shape": [size], "low": [-infinite] * size, "high": [infinite] * size}
     action: dict[str, Any] = {"type": "Discrete", "dtype": "int64", "start": 0, "n": spec.action_size}
     if not spec.discrete:
-        ends = {"low": [spec.action_low] * spec.action_size, "high": [spec.action_high] * spec.action_size}
+        ends = {"low": list(spec.lows[0]), "high": list(spec.highs[0])}
         action = box | {"shape": [spec.action_size]} | ends
     identity = name if re.search(r"-v\d+$", name) else f"{name}-v0"
     facts: dict[str, Any] = {"total_episodes": int((lengths > 0).sum()), "total_steps": int(lengths.sum())}

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL
+from torchrl_marl_offline.core.ranges import BOUNDS, COUNT, REAL
 from torchrl_marl_offline.core.regular_files import files_below, lies_at, require_regular
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import (
@@ -61,7 +62,7 @@ def open_omar_npy(
     *,
     task: str | None = None,
     episode_length: Annotated[int | None, COUNT] = None,
-    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[Bound, Bound], REAL, BOUNDS] = (-1.0, 1.0),
 ) -> RowStream:
     """Open a folder for reading in blocks.
 

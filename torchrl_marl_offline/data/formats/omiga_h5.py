@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL
+from torchrl_marl_offline.core.ranges import BOUNDS, COUNT, REAL
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.hdf5 import check_arrays, open_hdf5
 from torchrl_marl_offline.data.formats.streaming import (
@@ -75,7 +76,7 @@ def open_omiga_h5(
     path: str | Path,
     *,
     task: str | None = None,
-    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[Bound, Bound], REAL, BOUNDS] = (-1.0, 1.0),
     time_limit: Annotated[int | None, COUNT] = 1000,
 ) -> RowStream:
     """Open one of OMIGA's HDF5 files for reading in blocks.

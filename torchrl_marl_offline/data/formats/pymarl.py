@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -33,7 +34,7 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, WIDTHS
+from torchrl_marl_offline.core.ranges import BOUNDS, COUNT, REAL, WIDTHS
 from torchrl_marl_offline.core.regular_files import files_below
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.hdf5 import open_hdf5
@@ -103,7 +104,7 @@ def read_pymarl(
     time_limit: Annotated[int | Literal["auto"] | None, COUNT] = "auto",
     final_row: bool | Literal["auto"] = "auto",
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
+    action_bounds: Annotated[tuple[Bound, Bound] | None, REAL, BOUNDS] = None,
     state: str | None = None,
     legals: str | None = None,
 ) -> OfflineDataset:

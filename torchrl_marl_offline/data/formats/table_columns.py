@@ -197,11 +197,17 @@ def _is_names(value: Any) -> bool:
 
 
 def _are_bounds(value: Any) -> bool:
-    if not (isinstance(value, list | tuple) and len(value) == 2):
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_bound, value))):
         return False
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in value):
-        return False
-    return -_FLOAT32 < value[0] < value[1] < _FLOAT32  # false of NaN
+    low, high = value
+    return isinstance(low, list | tuple) or isinstance(high, list | tuple) or low < high
+
+
+def _is_bound(value: Any) -> bool:
+    """Say whether it is a finite number, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_bound, value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_FLOAT32 < value < _FLOAT32
 
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -213,8 +219,8 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "discrete": ("true or false", lambda value: isinstance(value, bool)),
     "action_bounds": (
-        "two finite numbers, the lower one first,",
-        _are_bounds,
+        'two finite numbers or lists of numbers, the lower one first, or "data"',
+        lambda value: value == "data" or _are_bounds(value),
     ),
     "gaps": ('"refuse", "split" or "ignore"', lambda value: value in ("refuse", "split", "ignore")),
     "episodes_per_file": ("true or false", lambda value: isinstance(value, bool)),

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound, as_bound
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_LOG_PROB,
@@ -32,7 +33,7 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import ONE_SCALE, REAL, WIDTHS, shown
+from torchrl_marl_offline.core.ranges import BOUNDS, REAL, WIDTHS, shown
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data.formats.arrays import from_arrays
 from torchrl_marl_offline.data.formats.content import Content
@@ -84,7 +85,7 @@ def read_table(
     columns: Mapping[str, Any] | str | Path | None = None,
     task: str | None = None,
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float] | None, REAL, ONE_SCALE] = None,
+    action_bounds: Annotated[tuple[Bound, Bound] | Literal["data"] | None, REAL, BOUNDS] = None,
     gaps: Literal["refuse", "split", "ignore"] | None = None,
 ) -> OfflineDataset:
     """Read a table of logs into memory.
@@ -365,13 +366,19 @@ class _Building:
         return indices, {"n_actions": size}
 
     def _reals(self, action: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        bounds = tuple(self.given.options.get("action_bounds", (-1.0, 1.0)))
+        bounds = self.given.options.get("action_bounds", (-1.0, 1.0))
         if action.dtype.kind == "b":
             action = action.astype(np.float32)
         with np.errstate(over="ignore"):
             action = action.astype(np.float32)
         nobody = np.isnan(action)
-        return np.where(nobody, np.float32(min(max(0.0, bounds[0]), bounds[1])), action), {"action_bounds": bounds}
+        rest = np.zeros(action.shape[1:], np.float32)  # of an agent that is not there
+        if not isinstance(bounds, str):
+            low, high = (np.float32(as_bound(bound)) for bound in bounds)
+            if (low.ndim and low.shape[-1] != action.shape[-1]) or (high.ndim and high.shape[-1] != action.shape[-1]):
+                low = high = rest  # refused by from_arrays
+            rest = np.clip(rest, low, high)
+        return np.where(nobody, rest, action), {"action_bounds": bounds}
 
     def _masks(self, acting: np.ndarray, final: np.ndarray) -> dict[str, np.ndarray]:
         values = self.steps.values("action_mask")

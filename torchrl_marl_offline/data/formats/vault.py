@@ -39,9 +39,10 @@ import numpy as np
 import torch
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, ONE_SCALE, REAL, SEED, WIDTHS
+from torchrl_marl_offline.core.ranges import BOUNDS, COUNT, REAL, SEED, WIDTHS
 from torchrl_marl_offline.core.regular_files import files_below, lies_at, read_json
 from torchrl_marl_offline.data.formats.arrays import agent_flags, close_last_episode
 from torchrl_marl_offline.data.formats.content import Content
@@ -93,7 +94,7 @@ def open_vault(
     task: str | None = None,
     seeds: Annotated[Sequence[int] | None, SEED] = None,
     n_actions: Annotated[int | None, WIDTHS] = None,
-    action_bounds: Annotated[tuple[float, float], REAL, ONE_SCALE] = (-1.0, 1.0),
+    action_bounds: Annotated[tuple[Bound, Bound], REAL, BOUNDS] = (-1.0, 1.0),
     time_limit: Annotated[int | None, COUNT] = None,
     episode_length: Annotated[int | None, COUNT] = None,
     state: str | None = None,

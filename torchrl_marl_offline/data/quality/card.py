@@ -143,8 +143,9 @@ def _action_coverage(dataset: OfflineDataset) -> dict[str, Any]:
     if spec.discrete:
         shares = torch.stack([torch.bincount(agent, minlength=spec.action_size) for agent in action.T]) / len(action)
         return {"share": _rounded(shares)}
-    slack = 1e-5 * (spec.action_high - spec.action_low)
-    at_bound = (action <= spec.action_low + slack) | (action >= spec.action_high - slack)
+    low, high = spec.bounds_like(action)
+    slack = 1e-5 * (high - low)
+    at_bound = (action <= low + slack) | (action >= high - slack)
     values = action.double()
     return {
         "mean": _rounded(values.mean(0)),

@@ -94,12 +94,17 @@ def _draw_actions(axis: Axes, dataset: OfflineDataset) -> None:
         axis.set_xticks(range(0, spec.action_size, max(1, spec.action_size // 20)))
     else:
         bins = 40
+        lowest, highest, label = spec.action_low, spec.action_high, "value"
+        if spec.has_component_bounds:  # each in halves of its own range
+            low, high = spec.bounds_like(action)
+            half = ((high - low) / 2).where(low < high, 1.0)
+            action, lowest, highest, label = (action - (low + high) / 2) / half, -1.0, 1.0, "place between its bounds"
         columns = action.flatten(1)  # [T, n * a]
-        counts = [torch.histc(column, bins, spec.action_low, spec.action_high) for column in columns.T]
+        counts = [torch.histc(column, bins, lowest, highest) for column in columns.T]
         density = torch.stack(counts) / len(action)
-        extent = (spec.action_low, spec.action_high, len(columns.T) - 0.5, -0.5)
+        extent = (lowest, highest, len(columns.T) - 0.5, -0.5)
         image = axis.imshow(density.numpy(), cmap=SHADE, vmin=0, aspect="auto", extent=extent)
-        axis.set(title="Share of the values of each action", xlabel="value", ylabel="agent, component")
+        axis.set(title="Share of the values of each action", xlabel=label, ylabel="agent, component")
         names = [f"{agent}, {part}" for agent in range(spec.n_agents) for part in range(spec.action_size)]
         shown = range(0, len(names), max(1, len(names) // 16))
         axis.set_yticks(list(shown), [names[index] for index in shown])

@@ -60,9 +60,8 @@ def outside_bounds(rows: TensorDictBase, spec: TaskSpec, key: NestedKey = ACTION
     """Rows whose continuous action lies outside the task's bounds by more than rounding; none where it is discrete."""
     if spec.discrete:
         return torch.zeros(len(rows), dtype=torch.bool)
-    slack = 1e-5 * (spec.action_high - spec.action_low)
-    low, high = spec.action_low - slack, spec.action_high + slack
     action = rows.get(key)
+    low, high = spec.bounds_with_slack(action)
     # A NaN is not outside: it is counted as not finite.
     return ((action < low) | (action > high)).flatten(1).any(-1)
 

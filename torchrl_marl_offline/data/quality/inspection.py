@@ -172,7 +172,7 @@ def _values(scan: Scan) -> Iterator[Finding]:
 
 def _actions(scan: Scan) -> Iterator[Finding]:
     outside, following = scan.outside
-    bounds = f"[{scan.spec.action_low}, {scan.spec.action_high}]"
+    bounds = scan.spec.bounds_text
     what = f"an action lies outside its bounds {bounds}: {outside} actions, {following} next"
     remedy = "repair clips; rescale the actions or widen the TaskSpec if its bounds are not the task's"
     yield from _finding("action_outside_bounds", "error", scan["action_outside_bounds"], what, remedy)

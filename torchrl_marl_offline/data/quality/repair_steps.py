@@ -165,7 +165,7 @@ def _put_placeholders(rows: TensorDict, spec: TaskSpec, *, following: bool) -> t
 def _clip(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
     for key in (ACTION, next_key(ACTION)):
         job.tally["rows"] += int(defects.outside_bounds(rows, job.spec, key).sum())
-        rows.get(key).clamp_(job.spec.action_low, job.spec.action_high)
+        rows.get(key).clamp_(*job.spec.bounds_like(rows.get(key)))
 
 
 def _mark_ends(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:

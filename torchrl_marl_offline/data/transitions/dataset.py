@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,23 +11,27 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.component_bounds import Bound, as_bound
+from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     MASK,
     OBSERVATION,
     REWARD,
+    STATE,
     SUCCESS,
     TRAJ_IDS,
     TaskSpec,
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import OPEN_UNIT, PREFETCH, SEED, SIZE
+from torchrl_marl_offline.core.ranges import BOUNDS, OPEN_UNIT, PREFETCH, REAL, SEED, SIZE
 from torchrl_marl_offline.data.transitions import storage
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading, values_are_checked
 from torchrl_marl_offline.data.transitions.findings import Inspection
 from torchrl_marl_offline.data.transitions.fingerprints import fingerprint
+from torchrl_marl_offline.data.transitions.recorded_range import clipped_where_nothing_counts, recorded_range
 from torchrl_marl_offline.data.transitions.stored_values import agrees
 from torchrl_marl_offline.data.transitions.validation import check_leaves, check_metadata, validate
 
@@ -136,17 +141,33 @@ class OfflineDataset:
         Raises:
             ValueError: no row counts.
         """
+        return self._moments(OBSERVATION)
+
+    def input_statistics(self) -> InputStatistics:
+        """Return mean and standard deviation of observations and states, by which networks' inputs can be normalized.
+
+        ``make_loss(dataset.spec, inputs=dataset.input_statistics())``. Counted as by :meth:`observation_statistics`; a
+        state of any row that counts.
+
+        Raises:
+            ValueError: no row counts.
+        """
+        observation, state = self._moments(OBSERVATION), self._moments(STATE)
+        return InputStatistics((tuple(observation[0]), tuple(observation[1])), (tuple(state[0]), tuple(state[1])))
+
+    def _moments(self, key: NestedKey) -> tuple[list[float], list[float]]:
         counts, agents = self.data.get(MASK, None), self.data.get(AGENT_MASK, None)
-        observation = self.data.get(OBSERVATION)
-        sums, squares = observation.new_zeros((2, observation.shape[-1]), dtype=torch.float64)
+        rows_of = self.data.get(key)
+        of_agents = rows_of.ndim == 3
+        sums, squares = rows_of.new_zeros((2, rows_of.shape[-1]), dtype=torch.float64)
         number = 0
         for start in range(0, len(self), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            block = observation[rows].as_subclass(torch.Tensor)  # [rows, n, o]
-            kept = torch.ones(block.shape[:2], dtype=torch.bool, device=block.device)
+            block = rows_of[rows].as_subclass(torch.Tensor)  # [rows, n, o] or [rows, s]
+            kept = torch.ones(block.shape[:-1], dtype=torch.bool, device=block.device)
             if counts is not None:
-                kept &= counts[rows].unsqueeze(-1)
-            if agents is not None:
+                kept &= counts[rows].unsqueeze(-1) if of_agents else counts[rows]
+            if agents is not None and of_agents:
                 kept &= agents[rows]
             values = block[kept].double()  # [values, o]
             number += len(values)
@@ -175,6 +196,59 @@ class OfflineDataset:
             lines.append(f"success      {success.float().mean():.4f}")
         lines += [f"finding      {finding}" for finding in self.metadata.get("findings", [])]
         return "\n".join(lines)
+
+    # Bounds
+
+    @checked
+    def with_bounds(self, bounds: Annotated[Literal["data"] | tuple[Bound, Bound], REAL, BOUNDS]) -> OfflineDataset:
+        """Return the same transitions with other bounds of the actions, to which policies and searches then keep.
+
+        With ``"data"`` they are what was recorded, for each agent and component: the lowest and the highest action of
+        the rows and agents that count. A policy of such a dataset never leaves them, wherever it acts; a component that
+        never changed is that constant. What padding and rows that do not count hold is clipped to them.
+
+        The metadata's ``"declared_bounds"`` keep the bounds from before, which are those of the task.
+
+        Args:
+            bounds: ``"data"``, or the lower and the upper bound: of each, one number, one for each component, or a list
+                of these for each agent.
+
+        Raises:
+            DatasetError: actions are indices, or bounds of another shape, or the wrong way round, or recorded actions
+                lie outside of them.
+
+        Example:
+            >>> from torchrl_marl_offline.data import from_arrays
+            >>> dataset = from_arrays(
+            ...     observations=torch.zeros(2, 1, 3),
+            ...     actions=torch.tensor([[[-0.5, 0.25]], [[1.0, 0.25]]]),
+            ...     rewards=torch.ones(2),
+            ...     terminals=torch.tensor([False, True]),
+            ... )
+            >>> narrow = dataset.with_bounds("data").spec
+            >>> narrow.action_low, narrow.action_high
+            ((-0.5, 0.25), (1.0, 0.25))
+        """
+        if self.spec.discrete:
+            raise DatasetError("Bounds are of continuous actions, and these are indices; leave bounds= out.")
+        is_data = isinstance(bounds, str)
+        low, high = recorded_range(self.data, self.spec) if is_data else map(as_bound, bounds)
+        try:
+            spec = replace(self.spec, action_low=low, action_high=high)
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
+        declared = self.metadata.get("declared_bounds", [self.spec.action_low, self.spec.action_high])
+        metadata = self.metadata | {"declared_bounds": declared}
+        data = clipped_where_nothing_counts(self.data, spec) if is_data else self.data
+        return OfflineDataset(data, spec, metadata)
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """The sizes and bounds of the task itself, where :meth:`with_bounds` gave others to the policies."""
+        if "declared_bounds" not in self.metadata:
+            return self.spec
+        low, high = self.metadata["declared_bounds"]
+        return replace(self.spec, action_low=low, action_high=high)
 
     # Parts
 

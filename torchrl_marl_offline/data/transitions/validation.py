@@ -214,9 +214,9 @@ def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
             remedy = "drop those episodes, or correct TaskSpec.action_size"
         else:
             # Recorded actions were clipped in another precision: a rounding error is no defect.
-            slack = 1e-5 * (spec.action_high - spec.action_low)
-            bad = (action < spec.action_low - slack) | (action > spec.action_high + slack)
-            what = f"lies outside its bounds [{spec.action_low}, {spec.action_high}]"
+            low, high = spec.bounds_with_slack(action)
+            bad = (action < low) | (action > high)
+            what = f"lies outside its bounds {spec.bounds_text}"
             remedy = "clip or rescale the actions, or widen the bounds (action_bounds=, or those of spec=)"
         _fail_where(bad, rows, start, key, what, remedy)
 

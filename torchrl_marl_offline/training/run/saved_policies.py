@@ -110,7 +110,8 @@ def load_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Save
     try:
         content = load_plain_tensors(file)
         parameters = _checked_parameters(content)
-        if _entries(content["spec"], _MOST_SIZES) > _MOST_SIZES:
+        most = _MOST_SIZES + 4 * sum(parameter.numel() for parameter in parameters.values())  # bounds [n, a] are two
+        if _entries(content["spec"], most) > most:
             raise ValueError("its spec is no TaskSpec")
         spec = TaskSpec(**content["spec"])
         with _UpTo(parameters.values(), content["options"]):
