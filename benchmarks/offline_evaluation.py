@@ -435,7 +435,7 @@ def quality_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[s
         passed = "" if calibration is None else "passed" if calibration["passed"] else "FAILED"
         numbers = [f"{found[name]:.2f}" for name in MEASURES]
         lines.append(
-            [*(row[name] for name in by), method, found["policies"], *numbers, passed, f"{row['seconds']:.0f}"]
+            [*(row.get(name, "") for name in by), method, found["policies"], *numbers, passed, f"{row['seconds']:.0f}"]
         )
     return markdown([*by, "by", "policies", *MEASURES, "calibration", "CPU s"], lines)
 
