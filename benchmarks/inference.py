@@ -8,9 +8,9 @@ of 1,024. All alternate in one process. From the observation as a tensor (for ON
 - TorchRL actor: the policy on a tensordict, eager;
 - network: the policy's network and clipping alone, eager, in tensors; the floor of eager execution;
 - torch.compile: the actor from tensor to tensor, compiled;
-- torch.export: the ``.pt2`` of :func:`export_policy`, loaded by torch;
+- torch.export: the ``.pt2`` of ``export_policy``, loaded by torch;
 - AOTInductor: that program compiled ahead of time;
-- ONNX Runtime: the ``.onnx`` of :func:`export_policy`.
+- ONNX Runtime: the ``.onnx`` of ``export_policy``.
 
 "Difference" is the largest between an action and the actor's, over 4,096 random states.
 """

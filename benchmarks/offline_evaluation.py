@@ -143,7 +143,8 @@ def recorded_grid(_: Case) -> OfflineDataset:
 
 def recorded_bridge(case: Case) -> OfflineDataset:
     """1,000 recorded episodes of mixed teams; the time limit, which the recording calls an end, is a limit here."""
-    recorded = np.load(_published("bridge/mix.npz"))
+    with np.lib.npyio.NpzFile(_published("bridge/mix.npz"), own_fid=True, allow_pickle=False) as file:
+        recorded = dict(file)
     ended = recorded["terminated"][:, :-1, 0].astype(bool)
     played = np.cumsum(ended, 1) - ended == 0
     limit = np.broadcast_to(np.arange(played.shape[1]) == played.shape[1] - 1, played.shape)

@@ -70,7 +70,7 @@ class Velocity(JointVelocity):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.range = ActionRange(middle=0.0, half=1.0)
+        self.range = ActionRange(-1.0, 1.0, middle=0.0, half=1.0, divisor=1.0)
         self.c = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, seen: Tensor, place: Tensor, time: Tensor) -> Tensor:

@@ -52,7 +52,10 @@ class Exact(nn.Module):
     def __init__(self, *, mean: float = 0.1, deviation: float = 1.0, spec: TaskSpec | None = None) -> None:
         super().__init__()
         self.mean, self.deviation = nn.Parameter(torch.tensor(mean)), deviation
-        self.range, self.beta_range = ActionRange(0.0, 1.0) if spec is None else ActionRange.of(spec), (0.1, 20.0)
+        self.range, self.beta_range = (
+            ActionRange(-1.0, 1.0, middle=0.0, half=1.0, divisor=1.0) if spec is None else ActionRange.of(spec),
+            (0.1, 20.0),
+        )
 
     def means(self, action: Tensor) -> Tensor:
         first = self.mean.expand_as(action[..., :1, :])

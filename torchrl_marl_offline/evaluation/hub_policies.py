@@ -41,9 +41,19 @@ _LAST_ROWS = 5
 _NAME = re.compile(r"[a-z]\w{0,63}", re.ASCII)
 OF_RUNS = frozenset(
     [
-        *("actor_every", "anneal", "batch_size", "capacity", "checkpoint_every", "clip_grad_norm", "cloning"),
+        *("actor_every", "anneal", "batch_size", "bounds", "capacity", "checkpoint_every", "clip_grad_norm", "cloning"),
         *("compile", "dataset", "episodes", "eval_episodes", "eval_every", "exploration", "figures", "from_"),
-        *("grid", "logger", "lr", "num_envs", "offline_fraction", "online", "online_steps", "precision"),
+        *(
+            "grid",
+            "logger",
+            "lr",
+            "normalize_inputs",
+            "num_envs",
+            "offline_fraction",
+            "online",
+            "online_steps",
+            "precision",
+        ),
         *("preset", "profile", "seed", "seeds", "started_with", "steps", "steps_per_round", "task", "tau"),
         *("updates_per_round", "video_every", "video_format", "video_size"),
     ]

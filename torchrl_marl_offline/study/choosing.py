@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import Mode
 from torchrl_marl_offline.core.ranges import (
+    COUNT,
     COUNT_OR_NONE,
     DISCOUNT,
     FEW_OR_NONE,
@@ -120,7 +121,8 @@ class SearchSettings:
             sizes.append(self.trials // self.eta ** len(sizes))
         return sizes
 
-    def steps(self, whole: int) -> list[int]:
+    @checked
+    def steps(self, whole: Annotated[int, COUNT]) -> list[int]:
         """Return how many updates a run of each rung has, where a run has ``whole``.
 
         Raises:
