@@ -56,6 +56,32 @@ def test_grid_mixture_is_legal_and_of_middling_success(tmp_path):
     assert 0.5 < dataset.success().float().mean() < 0.95
 
 
+def test_mixtures_of_memory_hold_good_and_bad_teams(tmp_path):
+    for task, expected in (
+        ("games/recall", 0.3 * 0.925**2 + 0.4 / 4 + 0.3 / 16),
+        ("games/telephone", 0.3 * (0.925 * 0.925 + 0.075 / 3 * 0.075) + 0.4 / 4 + 0.3 / 4),
+    ):
+        returns = record_mixed_skill(task, tmp_path, episodes=4_000).episode_returns()
+        assert set(returns.tolist()) == {0.0, 1.0}
+        assert abs(returns.mean() - expected) < 4 * returns.std() / 4_000**0.5
+
+
+def test_options_of_the_task_belong_to_the_recording(tmp_path):
+    options = {"delay": 2, "prior": (1.0, 2.0, 1.0, 1.0)}
+    plain = record_mixed_skill("games/recall", tmp_path, episodes=4)
+    recorded = record_mixed_skill("games/recall", tmp_path, episodes=4, task_options=options)
+    again = record_mixed_skill("games/recall", tmp_path, episodes=4, task_options=dict(reversed(options.items())))
+    assert (len(plain), len(recorded)) == (24, 12) and (recorded.data == again.data).all()
+    assert len(list(tmp_path.iterdir())) == 2
+    env = make_simulator(recorded, num_envs=2)
+    assert env.delay == 2 and env.prior == (0.2, 0.4, 0.2, 0.2) and make_simulator(plain, num_envs=2).delay == 5
+    with pytest.raises(ValueError, match="task_options of a recording must be JSON-ready"):
+        record_mixed_skill("games/recall", tmp_path, episodes=4, task_options={"prior": torch.ones(4)})
+    with pytest.raises(ValueError, match="games/xor has no option 'delay'"):
+        record_mixed_skill("games/xor", tmp_path, episodes=4, task_options={"delay": 2})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("task", ["mpe/simple_spread", "games/two_step", "games/grid_navigation", "vmas/transport"])
 def test_the_simulator_is_the_one_it_came_from(tmp_path, task):
     dataset = record_mixed_skill(task, tmp_path, episodes=4)
