@@ -160,7 +160,7 @@ def test_exact_values_are_the_best_of_all_policies(task, options):
 
 @pytest.mark.parametrize(("task", "options"), TINY)
 def test_chance_does_not_help_a_team_without_memory(task, options):
-    """Ascent on the exact value of stochastic memory-less teams from many starts comes up to the bound, never beyond."""
+    """Ascent on the exact value of stochastic teams from many starts comes up to the bound, never beyond."""
     plays = EveryPlay(task, options)
     torch.manual_seed(0)
     logits = {
