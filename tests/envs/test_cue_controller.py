@@ -145,5 +145,6 @@ def test_bad_arguments_of_cue_controllers():
         CueController(env, "best")
     with pytest.raises(ValueError, match="epsilon must lie between 0 and 1"):
         CueController(env, epsilon=2.0)
-    with pytest.raises(ValueError, match="CueController plays games/recall and games/telephone, not games/xor"):
-        CueController(make_env("games/xor"))
+    for other, name in ((make_env("games/xor"), "games/xor"), ("games/recall", "'games/recall'")):
+        with pytest.raises(ValueError, match=f"environments of games/recall and games/telephone, not {name}"):
+            CueController(other)

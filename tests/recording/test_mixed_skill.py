@@ -66,6 +66,14 @@ def test_mixtures_of_memory_hold_good_and_bad_teams(tmp_path):
         assert abs(returns.mean() - expected) < 4 * returns.std() / 4_000**0.5
 
 
+def test_what_most_teams_play_in_recall_does_not_remember(tmp_path):
+    data = record_mixed_skill("games/recall", tmp_path, episodes=4_000).data
+    cue, pays = data["state"][:, :4].argmax(-1), data["next", "terminated"].squeeze(-1)
+    action, cue = data[ACTION][pays & (cue != 0)], cue[pays & (cue != 0)].unsqueeze(-1)
+    assert abs((action == cue).float().mean() - (0.3 * 0.925 + 0.3 / 4)) < 0.02
+    assert abs((action == 0).float().mean() - (0.3 * 0.025 + 0.4 + 0.3 / 4)) < 0.02
+
+
 def test_options_of_the_task_belong_to_the_recording(tmp_path):
     options = {"delay": 2, "prior": (1.0, 2.0, 1.0, 1.0)}
     plain = record_mixed_skill("games/recall", tmp_path, episodes=4)

@@ -8,11 +8,12 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT
+from torchrl_marl_offline.envs.base import STEP_COUNT, TeamEnv
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.scripted import Chance
 
@@ -53,7 +54,7 @@ class CueController(TensorDictModuleBase):
     @checked
     def __init__(
         self,
-        env: CueGame,
+        env: EnvBase,
         kind: CueKind = "optimal",
         *,
         epsilon: Annotated[float, UNIT] = 0.0,
@@ -63,7 +64,8 @@ class CueController(TensorDictModuleBase):
             raise ValueError(f"kind must be one of {', '.join(get_args(CueKind))}, got {kind!r}.")
         game = getattr(env, "base_env", env)
         if not isinstance(game, CueGame):
-            raise ValueError(f"CueController plays games/recall and games/telephone, not {env.task_spec.task}.")
+            other = game.task_spec.task if isinstance(game, TeamEnv) else f"{env!r:.60}"
+            raise ValueError(f"CueController plays in environments of games/recall and games/telephone, not {other}.")
         self.in_keys, self.out_keys = [OBSERVATION, STEP_COUNT], [ACTION]
         super().__init__()
         self.kind, self.epsilon = kind, epsilon
@@ -71,7 +73,7 @@ class CueController(TensorDictModuleBase):
         arriving = game.delay - game.task_spec.n_agents + 2  # words, in games/telephone
         wanted = next((count for count in range(self.cues) if self.words**count >= self.cues), 0)
         self.digits = 1 if kind == "memoryless" else min(wanted, arriving)
-        order = torch.tensor(game.prior).argsort(descending=True, stable=True)
+        order = torch.tensor(game.prior, dtype=torch.float64).argsort(descending=True, stable=True)
         self.register_buffer("order", order, persistent=False)  # [C], the cues by falling probability
         self.register_buffer("number", order.argsort(), persistent=False)  # [C], the place of each among them
         self._chance = Chance(seed)
@@ -108,8 +110,9 @@ class CueController(TensorDictModuleBase):
         if self.kind == "memoryless":
             return blank
         before = self._memory
-        follows = begins
-        if before is not None and before.shape == shape and before.device == step.device:
+        if before is None or before.shape != shape or before.device != step.device:
+            before, follows = blank, begins
+        else:
             follows = begins | (step == self._step + 1)
         if not follows.all():
             raise RuntimeError(
@@ -117,7 +120,7 @@ class CueController(TensorDictModuleBase):
                 "begin with env.reset()."
             )
         self._step = step.clone()
-        return blank if before is None or before.shape != shape else torch.where(begins.unsqueeze(-1), 0, before)
+        return torch.where(begins.unsqueeze(-1), blank, before)
 
     def _seen(self, observation: Tensor, memory: Tensor) -> Tensor:
         """Return the number of the cue, ``[*B, n]``, where one is shown, and what is remembered elsewhere."""
