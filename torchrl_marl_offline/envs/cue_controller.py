@@ -109,11 +109,11 @@ class CueController(TensorDictModuleBase):
         begins, blank = step == 0, torch.zeros(shape, dtype=torch.int64, device=step.device)
         if self.kind == "memoryless":
             return blank
-        before = self._memory
-        if before is None or before.shape != shape or before.device != step.device:
+        before, last = self._memory, self._step
+        if before is None or last is None or before.shape != shape or before.device != step.device:
             before, follows = blank, begins
         else:
-            follows = begins | (step == self._step + 1)
+            follows = begins | (step == last + 1)
         if not follows.all():
             raise RuntimeError(
                 "CueController was not asked in the steps before this one, of which it must remember what was seen; "
