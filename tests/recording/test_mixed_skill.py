@@ -83,10 +83,15 @@ def test_options_of_the_task_belong_to_the_recording(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     env = make_simulator(recorded, num_envs=2)
     assert env.delay == 2 and env.prior == (0.2, 0.4, 0.2, 0.2) and make_simulator(plain, num_envs=2).delay == 5
-    with pytest.raises(ValueError, match="task_options of a recording must be JSON-ready"):
-        record_mixed_skill("games/recall", tmp_path, episodes=4, task_options={"prior": torch.ones(4)})
-    with pytest.raises(ValueError, match="games/xor has no option 'delay'"):
-        record_mixed_skill("games/xor", tmp_path, episodes=4, task_options={"delay": 2})
+    for task, wrong, message in (
+        ("games/recall", {"prior": torch.ones(4)}, "task_options of a recording must be JSON-ready"),
+        ("games/recall", {"prior": (1.0, 1.0, float("nan"), 1.0)}, "must be JSON-ready"),
+        ("games/recall", {"seed": 3}, "seed is none of task_options"),
+        ("games/recall", "delay=2", "task_options must be a mapping, as {'max_steps': 20}, got 'delay=2'"),
+        ("games/xor", {"delay": 2}, "games/xor has no option 'delay'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record_mixed_skill(task, tmp_path, episodes=4, task_options=wrong)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -67,13 +68,10 @@ def record_mixed_skill(
 
     Raises:
         DatasetError: if the dataset that is there is damaged, or of the policies of another version.
-        ValueError: if there is no such task, or it has no such option.
+        ValueError: if there is no such task, or it has no such option, or its options are not JSON-ready.
     """
-    options = dict(task_options or {})
-    try:
-        name = mixed_skill_name(task, episodes, seed, options)
-    except TypeError as error:
-        raise ValueError(f"task_options of a recording must be JSON-ready, got {options}.") from error
+    options = _plain_options({} if task_options is None else task_options)
+    name = mixed_skill_name(task, episodes, seed, options)
     env = make_env(task, num_envs=min(num_envs, episodes), seed=seed, **options)
     behaviour, policy = _mixed_skill(env, seed)
     path = user_path(folder) / name
@@ -86,6 +84,18 @@ def record_mixed_skill(
     if dataset.metadata.get("behaviour") != behaviour:
         raise DatasetError(f"{path} was recorded by other policies than those of this version; delete it.")
     return dataset
+
+
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task as what their file will hold."""
+    if not isinstance(options, Mapping):
+        raise ValueError(f"task_options must be a mapping, as {{'max_steps': 20}}, got {options!r:.60}.")
+    if taken := sorted({"num_envs", "seed", "device"} & set(options)):
+        raise ValueError(f"{taken[0]} is none of task_options; a recording has its own, and so has each simulator.")
+    try:
+        return json.loads(json.dumps(dict(options), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task_options of a recording must be JSON-ready, got {options!r:.60}.") from error
 
 
 def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
