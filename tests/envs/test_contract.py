@@ -19,7 +19,9 @@ TASKS = [
     ("games/xor", {}),
     ("games/climb", {"penalty": True}),
     ("games/bridge", {}),
-    ("games/grid_navigation", {"agents": 3}),
+    ("games/grid_navigation", {"agents": 3, "sight": 3}),
+    ("games/recall", {"delay": 3}),
+    ("games/telephone", {"agents": 3, "words": 2, "delay": 3}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),
@@ -28,7 +30,12 @@ TASKS = [
     ("mamujoco/3pusher", {}),
 ]
 IDS = [task for task, _ in TASKS]
-FIXED_LENGTH = ("games/two_step", "games/climb")  # these always terminate, and take no max_steps
+FIXED_LENGTH = (
+    "games/two_step",
+    "games/climb",
+    "games/recall",
+    "games/telephone",
+)  # these always terminate, and take no max_steps
 WITHOUT_CHANCE = ("games/two_step", "games/xor", "games/climb", "games/bridge", "vmas/kinematic_bicycle")
 ONE_STATE = ("games/xor", "games/climb", "vmas/kinematic_bicycle")  # a start looks like any other time
 VMAS = [task for task in list_tasks() if task.startswith("vmas/")]
@@ -324,6 +331,7 @@ def test_missing_library_says_what_to_install(monkeypatch):
     ("task", "options", "message"),
     [
         ("games/grid_navigation", {"agents": 6}, "agents must be one of"),
+        ("games/grid_navigation", {"sight": 0}, "sight must be at least 1"),
         ("games/xor", {"num_envs": 0}, "num_envs must be at least 1"),
         ("games/xor", {"max_steps": 0}, "max_steps must be at least 1"),
         ("mpe/simple_spread", {"integration": "euler"}, "integration must be"),

@@ -123,6 +123,37 @@ def test_observation_and_mask_by_hand():
     assert td[ACTION_MASK][0].int().tolist() == [[1, 0, 1, 0, 1], [1, 1, 1, 1, 0], [1, 1, 0, 1, 1]]
 
 
+def test_sight_hides_what_is_far_and_changes_nothing_else():
+    cells = torch.tensor([[[0, 0], [3, 7], [2, 2]], [[5, 5], [0, 3], [4, 1]]])
+    env = make_env("games/grid_navigation", agents=3, sight=3)
+    td = env.set_state(cells[:1], cells[1:])
+    # Chebyshev distances of the agents: 7, 2 and 5; to the landmarks 5, 3, 4; 2, 4, 6; 3, 2, 2
+    assert td[OBSERVATION][0].tolist() == [
+        [1, 1, 0, 0, 3, 3, 0, 0, 1, 4, 0, 0],
+        [4, 8, 0, 0, 0, 0, 6, 6, 0, 0, 0, 0],
+        [3, 3, 1, 1, 0, 0, 6, 6, 1, 4, 5, 2],
+    ]
+    assert td[STATE][0].tolist() == [1, 1, 4, 8, 3, 3, 6, 6, 1, 4, 5, 2]
+
+
+@pytest.mark.parametrize("agents", [2, 4])
+def test_full_sight_is_no_sight_and_short_sight_is_the_same_game(agents):
+    def play(sight):
+        env = make_env("games/grid_navigation", num_envs=200, seed=0, agents=agents, sight=sight)
+        torch.manual_seed(0)
+        return env, env.rollout(30, break_when_any_done=False)
+
+    env, unlimited = play(None)
+    assert (unlimited == play(env.side - 1)[1]).all()
+    _, short = play(2)
+    others = short.exclude(OBSERVATION, ("next", *OBSERVATION))
+    assert (unlimited.exclude(OBSERVATION, ("next", *OBSERVATION)) == others).all()
+    seen, full = (data[OBSERVATION].unflatten(-1, (-1, 2)) for data in (short, unlimited))
+    near = ((full - full[..., :1, :]).abs().amax(-1, keepdim=True) <= 2).expand_as(full)
+    assert near[..., :1, :].all() and 0.05 < near[..., 1:, :].float().mean() < 0.6
+    assert torch.equal(seen, torch.where(near, full, 0))
+
+
 def _assert_start_rules(agents, landmarks):
     both = torch.cat([agents, landmarks], 1)
     same = (both.unsqueeze(2) == both.unsqueeze(1)).all(-1)

@@ -44,7 +44,11 @@ def test_boards_have_row_0_on_top():
 
 
 @pytest.mark.parametrize(
-    "task", ["mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world", "games/grid_navigation", "games/bridge"]
+    "task",
+    [
+        *("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world"),
+        *("games/grid_navigation", "games/bridge", "games/recall", "games/telephone"),
+    ],
 )
 def test_pictures_show_the_game(task):
     env = make_env(task, num_envs=3, seed=0)
@@ -55,6 +59,23 @@ def test_pictures_show_the_game(task):
     assert not np.array_equal(frames[0], frames[1])
     assert np.array_equal(frames[0], env.render(0, size=96))
     assert np.array_equal(frames[0], TransformedEnv(env, RewardSum(in_keys=[REWARD])).render(size=96))
+
+
+def test_the_picture_of_a_cue_fades_and_shows_the_last_actions():
+    env = make_env("games/recall", num_envs=2)
+    td = env.set_state(torch.tensor([1, 3]))
+    columns, side = 5, 200 / 3.2
+
+    def colour(row, column):
+        frame = env.render(1, size=200)
+        assert frame.shape == (200, round(200 * (columns + 0.2) / 3.2), 3)
+        return tuple(int(each) for each in frame[round((row + 0.6) * side), round((column + 0.6) * side)])
+
+    shown = colour(0, 3)
+    assert max(shown) < 60 and colour(1, 2) == colour(0, 1) == WHITE
+    env.step(td.set(ACTION, torch.tensor([[0, 0], [2, 1]])))
+    assert min(colour(0, 3)) > max(shown), "paler"
+    assert WHITE not in (colour(1, 2), colour(2, 1)) and colour(1, 2) != colour(2, 1) and colour(1, 1) == WHITE
 
 
 def test_a_matrix_game_has_no_picture():

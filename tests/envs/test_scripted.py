@@ -111,6 +111,14 @@ def test_grid_controller_walks_the_shortest_way():
     assert GridController("greedy")(td)[ACTION].tolist() == [[4, 0]]
 
 
+def test_grid_controllers_are_not_blinded():
+    played = []
+    for sight in (None, 1):
+        env = make_env("games/grid_navigation", num_envs=40, seed=0, sight=sight)
+        played.append(env.rollout(30, GridController("optimal", epsilon=0.1, seed=0))[ACTION])
+    assert torch.equal(*played)
+
+
 class _Constant(torch.nn.Module):
     def __init__(self, value):
         super().__init__()

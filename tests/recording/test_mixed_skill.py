@@ -56,6 +56,45 @@ def test_grid_mixture_is_legal_and_of_middling_success(tmp_path):
     assert 0.5 < dataset.success().float().mean() < 0.95
 
 
+def test_mixtures_of_memory_hold_good_and_bad_teams(tmp_path):
+    for task, expected in (
+        ("games/recall", 0.3 * 0.925**2 + 0.4 / 4 + 0.3 / 16),
+        ("games/telephone", 0.3 * (0.925 * 0.925 + 0.075 / 3 * 0.075) + 0.4 / 4 + 0.3 / 4),
+    ):
+        returns = record_mixed_skill(task, tmp_path, episodes=4_000).episode_returns()
+        assert set(returns.tolist()) == {0.0, 1.0}
+        assert abs(returns.mean() - expected) < 4 * returns.std() / 4_000**0.5
+
+
+def test_what_most_teams_play_in_recall_does_not_remember(tmp_path):
+    data = record_mixed_skill("games/recall", tmp_path, episodes=4_000).data
+    cue, pays = data["state"][:, :4].argmax(-1), data["next", "terminated"].squeeze(-1)
+    action, cue = data[ACTION][pays & (cue != 0)], cue[pays & (cue != 0)].unsqueeze(-1)
+    assert abs((action == cue).float().mean() - (0.3 * 0.925 + 0.3 / 4)) < 0.02
+    assert abs((action == 0).float().mean() - (0.3 * 0.025 + 0.4 + 0.3 / 4)) < 0.02
+
+
+def test_options_of_the_task_belong_to_the_recording(tmp_path):
+    options = {"delay": 2, "prior": (1.0, 2.0, 1.0, 1.0)}
+    plain = record_mixed_skill("games/recall", tmp_path, episodes=4)
+    recorded = record_mixed_skill("games/recall", tmp_path, episodes=4, task_options=options)
+    again = record_mixed_skill("games/recall", tmp_path, episodes=4, task_options=dict(reversed(options.items())))
+    assert (len(plain), len(recorded)) == (24, 12) and (recorded.data == again.data).all()
+    assert len(list(tmp_path.iterdir())) == 2
+    env = make_simulator(recorded, num_envs=2)
+    assert env.delay == 2 and env.prior == (0.2, 0.4, 0.2, 0.2) and make_simulator(plain, num_envs=2).delay == 5
+    for task, wrong, message in (
+        ("games/recall", {"prior": torch.ones(4)}, "task_options of a recording must be JSON-ready"),
+        ("games/recall", {"prior": (1.0, 1.0, float("nan"), 1.0)}, "must be JSON-ready"),
+        ("games/recall", {"seed": 3}, "seed is none of task_options"),
+        ("games/recall", "delay=2", "task_options must be a mapping, as {'max_steps': 20}, got 'delay=2'"),
+        ("games/xor", {"delay": 2}, "games/xor has no option 'delay'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record_mixed_skill(task, tmp_path, episodes=4, task_options=wrong)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("task", ["mpe/simple_spread", "games/two_step", "games/grid_navigation", "vmas/transport"])
 def test_the_simulator_is_the_one_it_came_from(tmp_path, task):
     dataset = record_mixed_skill(task, tmp_path, episodes=4)

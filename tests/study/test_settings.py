@@ -13,7 +13,7 @@ from torchrl_marl_offline.core.relevance import conditions_of
 from torchrl_marl_offline.study import StudyError, read_study, with_recordings
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings, run_hints
-from torchrl_marl_offline.study.sources import DatasetSource
+from torchrl_marl_offline.study.sources import DatasetSource, read_source
 
 SHIPPED = Path(__file__).parents[2] / "examples/studies"
 SMALL = """
@@ -134,6 +134,10 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
         ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),
         ({"spread": "task = 'x'\nrepair = true"}, "repair belongs to a source"),
+        (
+            {"spread": "task = 'x'\noptions = {learner = {}}"},
+            "scripted policies play, who have no learner; only task_opt",
+        ),
         ({"study": "seeds = [1, 1]"}, "seeds has 1 twice; leave one out"),
     ],
 )
@@ -332,3 +336,13 @@ def test_a_name_makes_no_folder_outside(tmp_path, name):
 def test_what_means_nothing_is_said_in_a_sentence(tmp_path, given, sentence):
     with pytest.raises(StudyError, match=sentence):
         expand(small(tmp_path, **given))
+
+
+def test_scripted_policies_play_with_the_options_of_the_task(tmp_path):
+    table = {"task": "games/recall", "episodes": 4, "options": {"task_options": {"delay": 2, "cues": 3}}}
+    source = read_source("near", table, tmp_path)
+    spec, rows = source.facts()
+    data = source.load(tmp_path / "data")
+    assert (data.spec, len(data)) == (spec, rows) and spec.action_size == 3 and rows == 12
+    with pytest.raises(ValueError, match="games/recall has no option 'sight'"):
+        read_source("x", {"task": "games/recall", "options": {"task_options": {"sight": 2}}}, tmp_path).facts()

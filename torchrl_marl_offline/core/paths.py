@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 LONGEST_NAME = 200
 """Bytes of a folder's name: those of files and locks beside it are made of it, and a file system allows 255."""
@@ -40,6 +44,17 @@ def folder_name(name: str, what: str) -> str:
     return name
 
 
-def mixed_skill_name(task: str, episodes: int, seed: int) -> str:
-    """Return the name of the folder in which a command keeps what it recorded itself."""
-    return f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
+def mixed_skill_name(task: str, episodes: int, seed: int, options: Mapping[str, Any] | None = None) -> str:
+    """Return the name of the folder in which a command keeps what it recorded itself.
+
+    Args:
+        task: ``"family/task"``.
+        episodes: how many.
+        seed: of the recording.
+        options: of the task; a short sum of them stands in the name.
+    """
+    name = f"{task.replace('/', '-')}-mixed-{episodes}-seed{seed}"
+    if not options:
+        return name
+    said = json.dumps(dict(options), sort_keys=True)
+    return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"

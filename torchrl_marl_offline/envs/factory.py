@@ -67,6 +67,8 @@ _GAMES = {
     "climb": "games:Climb",
     "bridge": "bridge:Bridge",
     "grid_navigation": "grid_navigation:GridNavigation",
+    "recall": "cue_games:Recall",
+    "telephone": "cue_games:Telephone",
 }
 
 FAMILIES: dict[str, Family] = {

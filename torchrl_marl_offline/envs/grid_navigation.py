@@ -49,8 +49,9 @@ class GridNavigation(TeamEnv):
     distinct cells, then landmarks on distinct empty cells farther than 2 from every agent.
 
     Observation of an agent, 4 n: (row, column) + 1 of itself, of the other agents in order, and of the landmarks in
-    order. State, 4 n: the same of all agents, then of the landmarks. (In the recorded game, what is farther than
-    side - 1 in either axis is hidden; on these boards nothing is.)
+    order. State, 4 n: the same of all agents, then of the landmarks. What is farther than ``sight`` in either axis is
+    hidden: its two numbers are 0 in the observation, as no visible ones are. The state, success and moves do not depend
+    on it. (In the recorded game sight is side - 1, so that nothing is hidden, as by default.)
 
     Args:
         num_envs: number of environments.
@@ -58,6 +59,7 @@ class GridNavigation(TeamEnv):
         seed: seed of the starts.
         max_steps: time limit.
         agents: number of agents ``n`` and of landmarks, 2 to 5.
+        sight: Chebyshev distance up to which an agent sees others and landmarks; ``None``: all of the board.
     """
 
     @checked
@@ -69,6 +71,7 @@ class GridNavigation(TeamEnv):
         seed: Annotated[int | None, SEED] = None,
         max_steps: Annotated[int, COUNT] = 50,
         agents: Annotated[int, FEW] = 2,
+        sight: Annotated[int | None, FEW] = None,
     ) -> None:
         if agents not in _SIDES:
             raise ValueError(f"agents must be one of {sorted(_SIDES)} in games/grid_navigation, got {agents!r}.")
@@ -81,7 +84,7 @@ class GridNavigation(TeamEnv):
             has_action_mask=True,
             task="games/grid_navigation",
         )
-        self.side = _SIDES[agents]
+        self.side, self.sight = _SIDES[agents], sight
         super().__init__(
             spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps, has_success=True
         )
@@ -131,8 +134,11 @@ class GridNavigation(TeamEnv):
 
     def _view(self, game: Game) -> View:
         cells = torch.cat([game["agents"], game["landmarks"]], 1).to(self.float_dtype) + 1  # [B, 2 n, 2]
-        observation = cells.index_select(1, self._order).view(self.num_envs, self.task_spec.n_agents, -1)
-        return View(observation, cells.flatten(1), legal_moves(game["agents"], self.side))
+        seen = cells.index_select(1, self._order).unflatten(1, (self.task_spec.n_agents, -1))  # [B, n, 2 n, 2]
+        if self.sight is not None:
+            far = (seen - seen[:, :, :1]).abs().amax(-1, keepdim=True) > self.sight
+            seen = seen.masked_fill(far, 0.0)
+        return View(seen.flatten(2), cells.flatten(1), legal_moves(game["agents"], self.side))
 
     def _scene(self, index: int) -> Scene:
         agents, landmarks = (on_board(self._game[key][index]) for key in ("agents", "landmarks"))

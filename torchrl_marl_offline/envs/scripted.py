@@ -16,7 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, STATE
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, REAL, SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
@@ -26,7 +26,7 @@ SpreadKind = Literal["optimal", "greedy_nearest", "fixed_assignment", "wrong_lan
 GridKind = Literal["optimal", "greedy", "random"]
 
 
-class _Chance:
+class Chance:
     """Random numbers on whatever device they are wanted, from one seed (``None``: torch's global generator)."""
 
     def __init__(self, seed: int | None) -> None:
@@ -34,6 +34,7 @@ class _Chance:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, device: torch.device) -> torch.Generator | None:
+        """Return the generator of a device, or ``None`` for torch's own."""
         if self.seed is None:
             return None
         if device not in self._generators:
@@ -92,7 +93,7 @@ class SpreadController(TensorDictModuleBase):
         super().__init__()
         self.kind, self.gain, self.damping, self.noise = kind, gain, damping, noise
         self.offset = offset or ((0.3, 0.0) if kind == "drift" else (0.0, 0.0))
-        self._chance = _Chance(seed)
+        self._chance = Chance(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
@@ -127,7 +128,7 @@ class SpreadController(TensorDictModuleBase):
 
 
 class GridController(TensorDictModuleBase):
-    """Walks to landmarks in ``games/grid_navigation``; only legal actions are chosen.
+    """Walks to landmarks in ``games/grid_navigation`` by the state, whatever is in sight, by legal moves only.
 
     - ``"optimal"``: the one-to-one assignment of the smallest largest number of steps, ties broken by their sum; of
       agents that aim at the same cell, all but the first take a random legal action, so that they never block
@@ -153,22 +154,20 @@ class GridController(TensorDictModuleBase):
     ) -> None:
         if kind not in get_args(GridKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(GridKind))}, got {kind!r}.")
-        self.in_keys, self.out_keys = [OBSERVATION, ACTION_MASK], [ACTION]
+        self.in_keys, self.out_keys = [STATE, ACTION_MASK], [ACTION]
         super().__init__()
         self.kind, self.epsilon = kind, epsilon
-        self._chance = _Chance(seed)
+        self._chance = Chance(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        observation, mask = tensordict.get(OBSERVATION), tensordict.get(ACTION_MASK)
-        generator = self._chance(observation.device)
+        mask = tensordict.get(ACTION_MASK)
+        generator = self._chance(mask.device)
         # the largest of independent uniform numbers is at a uniformly random legal action
         random = torch.rand(mask.shape, device=mask.device, generator=generator).masked_fill(~mask, -1.0).argmax(-1)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
-        n = observation.shape[-2]
-        agents = observation[..., :2].long()  # [*B, n, 2]
-        landmarks = observation[..., 0, 2 * n :].long().unflatten(-1, (n, 2))  # [*B, n, 2]
+        agents, landmarks = tensordict.get(STATE).long().unflatten(-1, (2, -1, 2)).unbind(-3)  # each [*B, n, 2]
         action = self._walk(agents, landmarks)
         if self.kind == "optimal":
             aim = agents + torch.tensor(MOVES, device=agents.device)[action]
@@ -237,7 +236,7 @@ class MixedSkill(TensorDictModuleBase):
         self.per = per
         self.register_buffer("cumulative", torch.tensor(probabilities).cumsum(0) / sum(probabilities))
         self._skill: Tensor | None = None
-        self._chance = _Chance(seed)
+        self._chance = Chance(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")`` and ``("agents", "skill")``."""

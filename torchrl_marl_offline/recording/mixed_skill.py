@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tensordict.nn import TensorDictModule
 
@@ -17,6 +19,8 @@ from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
+from torchrl_marl_offline.envs.cue_controller import CueController
+from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
@@ -36,6 +40,7 @@ def record_mixed_skill(
     seed: Annotated[int, SEED] = 0,
     num_envs: Annotated[int, SIZE] = 1000,
     progress: bool = False,
+    task_options: Mapping[str, Any] | None = None,
 ) -> OfflineDataset:
     """Record ``task`` with policies of mixed skill, one drawn per episode; a dataset that is there already is loaded.
 
@@ -44,7 +49,10 @@ def record_mixed_skill(
     ==========================  ==============================================================================
     ``mpe/simple_spread``       to fixed landmarks: one straight there (.34), two blown off course by a wind (.33
                                 each), all with action noise .3
-    ``games/grid_navigation``   optimal with a third of its actions random (.4), greedy (.3), random (.3)
+    ``games/grid_navigation``   optimal with a third of its actions random (.4), greedy (.3), random (.3); all of them
+                                know the state, whatever ``sight`` is
+    ``games/recall``,           the best team with memory, with a tenth of its actions random (.3), the best without
+    ``games/telephone``         memory (.4), random (.3)
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
     others                      uniform over the legal actions
     ==========================  ==============================================================================
@@ -56,16 +64,19 @@ def record_mixed_skill(
         seed: of the environment and the policies.
         num_envs: environments stepped at once (at most ``episodes``).
         progress: show a bar on a terminal.
+        task_options: of ``make_env``, as ``{"delay": 20}``, JSON-ready; the dataset's simulator gets them, too.
 
     Raises:
         DatasetError: if the dataset that is there is damaged, or of the policies of another version.
-        ValueError: if there is no such task.
+        ValueError: if there is no such task, or it has no such option, or its options are not JSON-ready.
     """
-    env = make_env(task, num_envs=min(num_envs, episodes), seed=seed)
+    options = _plain_options({} if task_options is None else task_options)
+    name = mixed_skill_name(task, episodes, seed, options)
+    env = make_env(task, num_envs=min(num_envs, episodes), seed=seed, **options)
     behaviour, policy = _mixed_skill(env, seed)
-    path = user_path(folder) / mixed_skill_name(task, episodes, seed)
+    path = user_path(folder) / name
     if not is_dataset_folder(path):
-        facts = {"quality": "mixed", "behaviour": behaviour}
+        facts = {"quality": "mixed", "behaviour": behaviour} | ({"task_options": options} if options else {})
         recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)
         with suppress(FileExistsError):  # another process was faster, with the same seed
             save_inspected(recorded, path)
@@ -73,6 +84,18 @@ def record_mixed_skill(
     if dataset.metadata.get("behaviour") != behaviour:
         raise DatasetError(f"{path} was recorded by other policies than those of this version; delete it.")
     return dataset
+
+
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task as what their file will hold."""
+    if not isinstance(options, Mapping):
+        raise ValueError(f"task_options must be a mapping, as {{'max_steps': 20}}, got {options!r:.60}.")
+    if taken := sorted({"num_envs", "seed", "device"} & set(options)):
+        raise ValueError(f"{taken[0]} is none of task_options; a recording has its own, and so has each simulator.")
+    try:
+        return json.loads(json.dumps(dict(options), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task_options of a recording must be JSON-ready, got {options!r:.60}.") from error
 
 
 def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
@@ -93,6 +116,14 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
             GridController("random", seed=next(seeds)),
         ]
         words = f"optimal with epsilon 0.33, greedy, random, shares {shares}"
+    elif isinstance(env, CueGame):
+        shares = [0.3, 0.4, 0.3]
+        policies = [
+            CueController(env, "optimal", epsilon=0.1, seed=next(seeds)),
+            CueController(env, "memoryless", seed=next(seeds)),
+            CueController(env, "random", seed=next(seeds)),
+        ]
+        words = f"optimal with epsilon 0.1, memoryless, random, shares {shares}"
     elif family == "vmas" and name in SCENARIOS:
         shares = [0.5, 0.5]
         draw = env.full_action_spec[ACTION].rand

@@ -40,7 +40,7 @@ class DatasetSource:
         transitions: to record with one.
         fraction: share of the episodes to train on, drawn by ``seed``; a smaller share lies within a larger one.
         seed: of the recording.
-        options: of ``load_dataset``, or of ``record``.
+        options: of ``load_dataset``, or of ``record``; without a quality ``task_options`` alone, those of ``make_env``.
         settings: run settings of this dataset's runs, e.g. more ``steps``; a method's own win over them.
     """
 
@@ -71,7 +71,7 @@ class DatasetSource:
         name = f"{self.task.replace('/', '-')}-seed{self.seed}"
         with FileLock(folder / f".{name}.lock"):  # the qualities of a task come from one training
             if self.quality is None:
-                return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed)
+                return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed, **self.options)
             place = folder / name
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
@@ -177,6 +177,10 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
         raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")
     if source.quality is not None:
         _check_recording(source, where)
+    elif source.task is not None and (unknown := set(source.options) - {"task_options"}):
+        raise StudyError(
+            f"{where} options: without a quality scripted policies play, who have no {min(unknown)}; only task_options."
+        )
     if source.task is not None and "repair" in table:
         raise StudyError(f"{where} repair belongs to a source; leave it out.")
     return source if source.source is None else replace(source, source=_absolute(source.source, folder))
