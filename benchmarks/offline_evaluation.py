@@ -143,8 +143,8 @@ def recorded_grid(_: Case) -> OfflineDataset:
 
 def recorded_bridge(case: Case) -> OfflineDataset:
     """1,000 recorded episodes of mixed teams; the time limit, which the recording calls an end, is a limit here."""
-    with np.lib.npyio.NpzFile(_published("bridge/mix.npz"), own_fid=True, allow_pickle=False) as file:
-        recorded = dict(file)
+    with _published("bridge/mix.npz").open("rb") as stream:
+        recorded = dict(np.lib.npyio.NpzFile(stream, allow_pickle=False))
     ended = recorded["terminated"][:, :-1, 0].astype(bool)
     played = np.cumsum(ended, 1) - ended == 0
     limit = np.broadcast_to(np.arange(played.shape[1]) == played.shape[1] - 1, played.shape)
