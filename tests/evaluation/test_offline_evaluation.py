@@ -11,11 +11,20 @@ import pytest
 import torch
 from evaluation_toys import ACTIONS, AGENTS, GAMMA, STATES, Game, TablePolicy, drawn_policies, sharp
 from population_toys import make_data
+from tensordict.nn import TensorDictModule
 
-from torchrl_marl_offline import collect, compare_offline, evaluate, make_actor, make_env, select_offline
+from torchrl_marl_offline import (
+    collect,
+    compare_offline,
+    evaluate,
+    from_arrays,
+    make_actor,
+    make_env,
+    select_offline,
+)
 from torchrl_marl_offline.commands import evaluate as command
 from torchrl_marl_offline.commands.evaluate_work import named_policies
-from torchrl_marl_offline.core.layout import ACTION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, TaskSpec
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.data.policy_fit import PolicyError
 from torchrl_marl_offline.envs import SpreadController
@@ -24,9 +33,11 @@ from torchrl_marl_offline.evaluation.held_out import discounted_returns
 from torchrl_marl_offline.evaluation.offline import OfflineEstimate, selection
 from torchrl_marl_offline.evaluation.offline.checks import (
     impossible_values,
+    of_likelihood,
     of_masked_rows,
     of_other_task,
     of_sample_size,
+    unlikely_share,
     unsupported_share,
 )
 from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ
@@ -207,6 +218,37 @@ def test_joint_actions_outside_the_data_are_told(game):
     assert unsupported_share(rows, known, asked, other, seed=0) == 1.0
     found = compare_offline({"odd": TablePolicy(1 - always)}, logs, fitting=QUICK)
     assert any(warning.startswith("odd: 100% of its joint actions") for warning in found.warnings)
+
+
+def test_joint_actions_that_the_clone_finds_unlikely_are_told():
+    team = torch.distributions.Normal(0.0, 0.3)
+    torch.manual_seed(0)
+    logged = team.log_prob(team.sample((4000, 2)))
+
+    def share(actions):
+        return unlikely_share(logged, team.log_prob(actions), discrete=False)
+
+    assert share(team.sample((4000, 2))) == pytest.approx(0.05, abs=0.015)
+    assert share(torch.zeros(100, 2)) == 0.0 and share(torch.full((100, 2), 0.9)) == 1.0
+    chances = torch.tensor([[0.3, 0.1], [0.01, 0.9], [0.9, 0.01], [0.03, 0.03]])
+    assert unlikely_share(chances.log(), chances.log(), discrete=True) == 0.5
+    assert of_likelihood("far", 0.3) is None and of_likelihood("far", 0.31).startswith("far: 31% of its joint actions")
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_policy_far_from_what_the_team_does_here_is_told_apart(far):
+    """States of many numbers: the nearest recorded one is near or far by its state, whatever the action."""
+    torch.manual_seed(0)
+    observations = torch.randn(2000, 2, 20)
+    means = 0.5 * observations[..., :1].sign()
+    rows = {"actions": (means + 0.1 * torch.randn(2000, 2, 1)).clamp(-1, 1), "observations": observations}
+    ends = torch.arange(2000) % 20 == 19
+    logs = from_arrays(**rows, rewards=torch.zeros(2000), terminals=ends)
+    sign = -1 if far else 1
+    policy = TensorDictModule(lambda o: sign * 0.5 * o[..., :1].sign(), in_keys=[OBSERVATION], out_keys=[ACTION])
+    fitting, cloning = FittedQSettings(steps=200, resamples=2, hidden=(8,)), CloningSettings(steps=200, lr=1e-2)
+    facts = compare_offline(policy, logs, fitting=fitting, cloning=cloning).estimates["fqe"]["policy"].facts
+    assert facts["unlikely"] > 0.9 if far else facts["unlikely"] < 0.1
 
 
 def test_weights_that_are_mostly_clipped_are_told(cut):

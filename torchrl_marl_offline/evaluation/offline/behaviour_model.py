@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 @checked
 class CloningSettings:
-    """How the logged team's policies are cloned, where the data has no log-probabilities.
+    """How the logged team's policies are cloned.
+
+    For weights, where the data has no log-probabilities, and for the check whether a policy does what the team might
+    have done.
 
     Args:
         hidden: widths of the actor's hidden layers.
@@ -41,17 +45,47 @@ class CloningSettings:
     lr: Annotated[float, LEARNING_RATE] = 1e-3
 
 
+class BehaviourClone:
+    """The logged team's policies, cloned from its episodes.
+
+    Args:
+        train: what it learns from.
+        settings: how.
+        seed: of its networks and minibatches.
+        progress: show a bar on a terminal.
+    """
+
+    def __init__(self, train: OfflineDataset, settings: CloningSettings, *, seed: int, progress: bool) -> None:
+        with preserved_rng():
+            torch.manual_seed(seed)
+            scale = {} if train.spec.discrete else {"scale": "state_dependent"}
+            norm = train.observation_statistics()
+            actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **scale)
+            self.loss = BehaviourCloning(actor)
+            keys, steps = self.loss.in_keys, settings.steps
+            buffer = train.replay_buffer(batch_size=settings.batch_size, device="cpu", seed=seed, keys=keys)
+            options = {"steps": steps, "log_every": steps, "progress": progress and sys.stderr.isatty()}
+            Trainer(Learner(self.loss, lr=settings.lr), buffer, **options).train()
+
+    @torch.no_grad()
+    def log_probs(self, rows: TensorDictBase, actions: Tensor) -> Tensor:
+        """Return how likely it finds actions ``[T, n(, a)]`` in the states of rows, logarithms ``[T, n]``."""
+        found = [
+            log_prob_of(self.loss.batch(part).policy, action, rule="cloning").double()
+            for part, action in zip(rows.cpu().split(8192), actions.split(8192))
+        ]
+        return torch.cat(found)
+
+
 def behaviour_log_probs(
-    train: OfflineDataset, held_out: OfflineDataset, settings: CloningSettings, *, seed: int, progress: bool
+    train: OfflineDataset, held_out: OfflineDataset, clone: Callable[[], BehaviourClone]
 ) -> tuple[Tensor, Mapping[str, float]]:
     """Return the logged actions' log-probabilities on the held-out rows ``[T, n]``, and how well they are known.
 
     Args:
         train: what a clone learns from.
         held_out: whose rows are asked about; where they have the log-probability of what was logged, it is taken.
-        settings: of the clone.
-        seed: of the clone and its minibatches.
-        progress: show a bar on a terminal.
+        clone: makes a clone, where they have not.
 
     Returns:
         The log-probabilities, and facts: ``behaviour_log_prob`` is their mean over the agents that are there; of a
@@ -62,29 +96,9 @@ def behaviour_log_probs(
     if recorded is not None:
         known = recorded.as_subclass(Tensor).cpu().double()
         return known, {"behaviour_log_prob": _mean(known, held_out)}
-    with preserved_rng():
-        torch.manual_seed(seed)
-        scale = {} if train.spec.discrete else {"scale": "state_dependent"}
-        norm = train.observation_statistics()
-        actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **scale)
-        loss = BehaviourCloning(actor)
-        buffer = train.replay_buffer(batch_size=settings.batch_size, device="cpu", seed=seed, keys=loss.in_keys)
-        options = {"steps": settings.steps, "log_every": settings.steps, "progress": progress and sys.stderr.isatty()}
-        Trainer(Learner(loss, lr=settings.lr), buffer, **options).train()
-    found = {}
-    for name, dataset in (("behaviour_log_prob", held_out), ("behaviour_log_prob_train", train)):
-        found[name] = _log_probs(loss, dataset)
-    facts = {name: _mean(values, dataset) for (name, values), dataset in zip(found.items(), (held_out, train))}
-    return found["behaviour_log_prob"], facts
-
-
-@torch.no_grad()
-def _log_probs(loss: BehaviourCloning, dataset: OfflineDataset) -> Tensor:
-    found = [
-        log_prob_of(loss.batch(rows).policy, rows.get(ACTION), rule="cloning").double()
-        for rows in dataset.data.cpu().split(8192)
-    ]
-    return torch.cat(found)
+    model = clone()
+    own, learned = (model.log_probs(each.data, each.data.get(ACTION).cpu()) for each in (held_out, train))
+    return own, {"behaviour_log_prob": _mean(own, held_out), "behaviour_log_prob_train": _mean(learned, train)}
 
 
 def _mean(values: Tensor, dataset: OfflineDataset) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ CLIPPED = 0.5
 """Largest share of clipped weights that is not warned of."""
 UNSUPPORTED = 0.3
 """Largest share of actions outside the data that is not warned of; of the logged team's own it is about 0.05."""
+RARE = 0.02
+"""Chance under the clone below which an agent's discrete action is unlikely."""
 _COMPARED, _KNOWN = 1000, 4000
 
 
@@ -140,6 +143,34 @@ def _codes(actions: Tensor, discrete: bool, size: int) -> Tensor:
     if not discrete:
         return actions.flatten(1)
     return torch.nn.functional.one_hot(actions, size).float().flatten(1)
+
+
+def unlikely_share(logged: Tensor, policy: Tensor, *, discrete: bool) -> float:
+    """Return which share of a policy's joint actions the logged team's clone finds unlikely.
+
+    The nearest recorded state and action of :func:`unsupported_share` may be near by its state alone, where states have
+    many numbers; this asks for the action in the very state. Continuous joint actions are unlikely where their density
+    is below that of 95 % of the logged ones; discrete ones where an agent's own action has a chance below .02.
+
+    Args:
+        logged: log-probabilities of the logged actions in held-out rows, ``[T, n]``.
+        policy: those of the policy's actions in the same rows.
+        discrete: whether actions are.
+    """
+    if discrete:
+        return (policy < math.log(RARE)).any(-1).double().mean().item()
+    own, found = logged.sum(-1), policy.sum(-1)
+    return (found < own.quantile(0.05) - 1e-6).double().mean().item()
+
+
+def of_likelihood(name: str, share: float) -> str | None:
+    """Return what is to be said of joint actions that the logged team's clone finds unlikely, or ``None``."""
+    if share <= UNSUPPORTED:
+        return None
+    return (
+        f"{name}: {share:.0%} of its joint actions are such as the logged team, by its clone, hardly ever takes "
+        "there: the critics have not seen the like, and mostly overrate it."
+    )
 
 
 def of_support(name: str, share: float) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -18,15 +18,21 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.validation import validate
 from torchrl_marl_offline.evaluation.offline import importance
 from torchrl_marl_offline.evaluation.offline.answers import LOGGED, Candidate, EvaluatedPolicy, as_policies
-from torchrl_marl_offline.evaluation.offline.behaviour_model import CloningSettings, behaviour_log_probs
+from torchrl_marl_offline.evaluation.offline.behaviour_model import (
+    BehaviourClone,
+    CloningSettings,
+    behaviour_log_probs,
+)
 from torchrl_marl_offline.evaluation.offline.checks import (
     LoggedCalibration,
     impossible_values,
     of_clipped,
+    of_likelihood,
     of_masked_rows,
     of_other_task,
     of_sample_size,
     of_support,
+    unlikely_share,
     unsupported_share,
 )
 from torchrl_marl_offline.evaluation.offline.estimates import (
@@ -154,7 +160,8 @@ def compare_offline(
         team_reward: the team's reward is the mean or the sum of the agents'.
         held_out: share of the episodes over whose first steps values are averaged, and on which weights are formed.
         fitting: of the critics.
-        cloning: of the logged team, where its log-probabilities are not in the data.
+        cloning: of the logged team, where its log-probabilities are not in the data, and to tell whether a policy does
+            what that team might have done (for ``"fqe"`` alone with no more updates than the critics).
         weights: ``"joint"``: the product of all agents' ratios. ``"agent"``: each agent's reward weighted by its own
             ratios alone, then averaged (or summed): smaller weights, and right only where no agent's actions change
             what another earns; of ``"is"`` and ``"wis"``.
@@ -197,12 +204,14 @@ def _compare(
     clip: float | None,
     progress: bool,
 ) -> OfflineComparison:
-    if set(methods) & {"is", "wis", "dr"}:
+    weighted = bool(set(methods) & {"is", "wis", "dr"})
+    work.cloning = cloning if weighted else replace(cloning, steps=min(cloning.steps, work.fitting.steps))
+    if weighted:
         work.ask_log_probs()  # refuses policies without any
     if set(methods) & {"fqe", "dr"}:
         work.fit(progress)
-    if set(methods) & {"is", "wis", "dr"}:
-        work.weigh(cloning, clip, progress)
+    if weighted:
+        work.weigh(clip, progress)
     estimates: dict[str, dict[str, OfflineEstimate]] = {}
     differences: dict[str, dict[str, ValueDifference]] = {}
     for method in methods:
@@ -268,6 +277,9 @@ class _Evaluation:
         self.earned = self.rows.returns[self.rows.starts[self.held_out]]  # [H]
         self.source = dataset.data.cpu()
         self.calibration: LoggedCalibration | None = None
+        self.cloning = CloningSettings()
+        self._clone: BehaviourClone | None = None
+        self._logged_log_probs: Tensor | None = None
         self._fitted: FittedQ | None = None
         self._held_out_actions: dict[str, Tensor] = {}
         self._start_values: dict[str, Tensor] = {}
@@ -311,8 +323,10 @@ class _Evaluation:
         mean, logged = (found[each].mean().item() for each in (name, LOGGED))
         share = self._unsupported(name)
         impossible = self._impossible(name)
-        told = [impossible, of_support(name, share)]
-        facts = {"unsupported": share, "logged_value": logged, "episodes": float(len(self.held_out))}
+        unlikely = self._unlikely(name)
+        told = [impossible, of_support(name, share), of_likelihood(name, unlikely)]
+        facts = {"unsupported": share, "unlikely": unlikely, "logged_value": logged}
+        facts["episodes"] = float(len(self.held_out))
         warnings = tuple(filter(None, told))
         told_of_it = {"gains": own[name] - own[LOGGED], "is_possible": impossible is None}
         estimate = OfflineEstimate("fqe", mean, own[name], self.gamma, "t", facts, warnings, **told_of_it)
@@ -328,6 +342,17 @@ class _Evaluation:
         known[self.rows.rows_of(self.train)] = True
         return unsupported_share(self.rows, known, asked, self._here(name, asked)[:, 0], seed=self.seed)
 
+    def _unlikely(self, name: str) -> float:
+        rows, clone = self.source[self.held_out_rows], self._clone_of_logged()
+        if self._logged_log_probs is None:
+            self._logged_log_probs = self._of_living(clone.log_probs(rows, rows.get(ACTION)))
+        own = clone.log_probs(rows, self._held_out_actions[name][:, 0].contiguous())
+        return unlikely_share(self._logged_log_probs, self._of_living(own), discrete=self.dataset.spec.discrete)
+
+    def _of_living(self, log_probs: Tensor) -> Tensor:
+        alive = self.source.get(AGENT_MASK, None)
+        return log_probs if alive is None else torch.where(alive[self.held_out_rows], log_probs, 0.0)
+
     # ------------------------------------------------------------------------ weights
 
     def ask_log_probs(self) -> None:
@@ -335,11 +360,11 @@ class _Evaluation:
         rows = self.source[self.held_out_rows]
         self._log_probs = {name: policy.log_probs(rows) for name, policy in self.policies.items()}
 
-    def weigh(self, cloning: CloningSettings, clip: float | None, progress: bool) -> None:
+    def weigh(self, clip: float | None, progress: bool) -> None:
         """Form the logarithms of all weights, ``[H, T, n + 1]``: of each agent, then of all together."""
         held = self.dataset.select_episodes(self.held_out)
         train = self.dataset.select_episodes(self.train)
-        logged, self._facts = behaviour_log_probs(train, held, cloning, seed=self.seed, progress=progress)
+        logged, self._facts = behaviour_log_probs(train, held, lambda: self._clone_of_logged(progress))
         alive = held.data.get(AGENT_MASK, None)
         for name, own in self._log_probs.items():
             ratios = own - logged
@@ -349,6 +374,12 @@ class _Evaluation:
             found, clipped = importance.log_weights(self._padded(ratios), clip)
             self._logs[name] = found
             self._facts[f"clipped/{name}"] = clipped
+
+    def _clone_of_logged(self, progress: bool = False) -> BehaviourClone:
+        if self._clone is None:
+            train = self.dataset.select_episodes(self.train)
+            self._clone = BehaviourClone(train, self.cloning, seed=self.seed, progress=progress)
+        return self._clone
 
     def _padded(self, values: Tensor) -> Tensor:
         lengths = self.rows.lengths[self.held_out]
