@@ -28,6 +28,7 @@ from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.modules.value_norm import ScaleInvariantValueNorm
@@ -201,6 +202,9 @@ class ActorCritic(Algorithm):
             continuous and the decomposition is not ``"graph"``, which reads pairs of agents.
         distribution: of continuous actions; see :func:`make_actor`.
         scale: the Gaussian's standard deviation; see :func:`make_actor`.
+        memory: what policies, critics and state values remember of an episode: gru, lstm, or window:K, the last K
+            observations; by default nothing. Models of the data's actions have none.
+        memory_size: width of a recurrent memory.
     """
 
     decomposition: Decomposition = "independent"
@@ -218,6 +222,8 @@ class ActorCritic(Algorithm):
     batch_norm: bool | None = False
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian"
     scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned"
+    memory: Memory = None
+    memory_size: MemorySize = 64
 
     def network(self) -> dict[str, Any]:
         """Return what all networks have in common."""
@@ -228,7 +234,7 @@ class ActorCritic(Algorithm):
         batch_norm = self.batch_norm
         if batch_norm is None:
             batch_norm = not spec.discrete and self.decomposition != "graph"
-        shared = {"batch_norm": batch_norm} | self.network()
+        shared = {"batch_norm": batch_norm, "memory": self.memory, "memory_size": self.memory_size} | self.network()
         valued = {"decomposition": self.decomposition, "layer_norm": self.layer_norm} | shared
         found = {"actor": make_actor(spec, distribution=self.distribution, scale=self.scale, **shared)}
         found["critic"] = make_critic(spec, frozen=self.frozen, num_heads=self.num_heads, **valued)
