@@ -185,7 +185,7 @@ def test_critics_of_an_ensemble_remember_each_for_itself() -> None:
             critics = [make_critic(CONTINUOUS, **options) for _ in range(2)]
         alone = [of_critic(critic).batch(batch).live.total for critic in critics]
         for in_a_loop in (False, True):
-            given = critics if joint else [critic.module[:2] for critic in critics]
+            given = critics if joint else [TensorDictSequential(*critic.module[:2]) for critic in critics]
             mixer = None if joint else critics[0].module[2]
             together = of_critic(given, mixer=mixer, deactivate_vmap=in_a_loop)
             rows = together.batch(batch)

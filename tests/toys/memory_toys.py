@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.envs.base import Outcome, TeamEnv, View
 from torchrl_marl_offline.modules import HistoryEncoder, make_value
 
 KINDS = ("gru", "lstm", "window:3")
@@ -131,3 +132,39 @@ def remembered_by_hand(encoder: HistoryEncoder, batch: TensorDict) -> tuple[Tens
                 following.append(by_hand.after([*history, ahead[b, t, agent]], agent))
     shape = (*batch.shape, seen.shape[-2], -1)
     return torch.stack(now).reshape(shape), torch.stack(following).reshape(shape)
+
+
+class CueEnv(TeamEnv):
+    """One of two cues is seen at the first step alone; who names it at the last step, of four, earns 1, else 0.
+
+    Without memory no team earns more than 1/2 on average. The observation has the cue and the step, one-hot.
+    """
+
+    steps = 4
+
+    def __init__(self, num_envs: int, *, seed: int | None = 0) -> None:
+        spec = TaskSpec(n_agents=2, observation_size=6, state_size=6, action_size=2, discrete=True)
+        super().__init__(
+            spec=spec,
+            num_envs=num_envs,
+            device="cpu",
+            seed=seed,
+            max_episode_steps=self.steps,
+            reference_returns=(0.5, 1.0),
+        )
+
+    def _start(self, rows: Tensor | None) -> dict[str, Tensor]:
+        count = self.num_envs if rows is None else len(rows)
+        cue = (self.random.uniform(1, rows=rows)[:, 0] < 0.5).long()
+        return {"cue": cue, "time": torch.zeros(count, dtype=torch.int64)}
+
+    def _advance(self, game: dict[str, Tensor], action: Tensor) -> Outcome:
+        time = game["time"] + 1
+        at_end = time == self.steps
+        reward = ((action == game["cue"].unsqueeze(-1)) & at_end.unsqueeze(-1)).float()
+        return Outcome({"cue": game["cue"], "time": time}, reward, at_end)
+
+    def _view(self, game: dict[str, Tensor]) -> View:
+        cue = torch.nn.functional.one_hot(game["cue"], 2).float() * (game["time"] == 0).unsqueeze(-1)
+        seen = torch.cat([cue, torch.nn.functional.one_hot(game["time"] % self.steps, self.steps).float()], -1)
+        return View(seen.unsqueeze(1).expand(-1, 2, -1).contiguous(), seen)

@@ -22,7 +22,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, SIZE, SIZE_OR_NONE, WIDTHS, OneOf, check_all
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
@@ -118,6 +118,14 @@ class Algorithm(NamedSettings, ABC):
         """Return further options of :class:`OfflineMARLLoss`."""
         return {}
 
+    def sampling(self, batch_size: int) -> dict[str, Any]:
+        """Return further options of the buffer of the data, such as ``slice_len``, for batches of so many rows.
+
+        Raises:
+            ValueError: such batches cannot be drawn.
+        """
+        return {}
+
     def build(self, spec: TaskSpec, *, actor: TensorDictModuleBase | None = None) -> OfflineMARLLoss:
         """Draw the networks for a task and return their loss.
 
@@ -182,7 +190,48 @@ def _dictionary(algorithm: Algorithm, method: str, found: Any, known: Sequence[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorCritic(Algorithm):
+class Remembering(Algorithm):
+    """Base class of algorithms whose networks may have memory.
+
+    Args:
+        memory: what policies, critics and state values remember of an episode: gru, lstm, or window:K, the last K
+            observations; by default nothing. Models of the data's actions have none.
+        memory_size: width of a recurrent memory.
+        slice_len: rows of the slices of episodes that training with memory takes, their burn-in included.
+        burn_in: rows of a slice that memory alone sees, and that count in no loss.
+    """
+
+    memory: Memory = None
+    memory_size: MemorySize = 64
+    slice_len: Annotated[int, SIZE, ReadWith("memory", given=True)] = 32
+    burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("memory", given=True)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory is not None and self.burn_in >= self.slice_len:
+            raise ValueError(
+                f"burn_in={self.burn_in} leaves no row of slice_len={self.slice_len} that counts; make it smaller."
+            )
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What builders of networks are told of memory."""
+        return {"memory": self.memory, "memory_size": self.memory_size}
+
+    def sampling(self, batch_size: int) -> dict[str, Any]:
+        """Return what a buffer of the data is told, so that it draws what memory needs."""
+        if self.memory is None:
+            return {}
+        if batch_size % self.slice_len:
+            raise ValueError(
+                f"Training with memory takes whole slices: batch_size={batch_size} is no multiple of "
+                f"slice_len={self.slice_len}; change one of them."
+            )
+        return {"slice_len": self.slice_len, "burn_in": self.burn_in}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCritic(Remembering):
     """Base class of algorithms with policies and a critic.
 
     Args:
@@ -202,9 +251,6 @@ class ActorCritic(Algorithm):
             continuous and the decomposition is not ``"graph"``, which reads pairs of agents.
         distribution: of continuous actions; see :func:`make_actor`.
         scale: the Gaussian's standard deviation; see :func:`make_actor`.
-        memory: what policies, critics and state values remember of an episode: gru, lstm, or window:K, the last K
-            observations; by default nothing. Models of the data's actions have none.
-        memory_size: width of a recurrent memory.
     """
 
     decomposition: Decomposition = "independent"
@@ -222,8 +268,6 @@ class ActorCritic(Algorithm):
     batch_norm: bool | None = False
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian"
     scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned"
-    memory: Memory = None
-    memory_size: MemorySize = 64
 
     def network(self) -> dict[str, Any]:
         """Return what all networks have in common."""
@@ -234,7 +278,7 @@ class ActorCritic(Algorithm):
         batch_norm = self.batch_norm
         if batch_norm is None:
             batch_norm = not spec.discrete and self.decomposition != "graph"
-        shared = {"batch_norm": batch_norm, "memory": self.memory, "memory_size": self.memory_size} | self.network()
+        shared = {"batch_norm": batch_norm} | self.remembered | self.network()
         valued = {"decomposition": self.decomposition, "layer_norm": self.layer_norm} | shared
         found = {"actor": make_actor(spec, distribution=self.distribution, scale=self.scale, **shared)}
         found["critic"] = make_critic(spec, frozen=self.frozen, num_heads=self.num_heads, **valued)

@@ -44,6 +44,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, T
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPSET
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training.run.saved_policies import BUILDERS, load_policy
 
 if TYPE_CHECKING:
@@ -148,6 +149,11 @@ def export_policy(
     if mode not in get_args(Mode):
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     policy, told = _loaded(policy)
+    if encoder_of(policy) is not None:
+        raise ValueError(
+            "A policy with memory cannot be exported yet: a program would have to be given its memory; export one "
+            "without memory, or act by load_policy()."
+        )
     spec = TaskSpec(**policy.build["spec"])
     arguments = example_inputs(spec, 2)
     metadata = ExportMetadata(

@@ -14,6 +14,7 @@ import torch
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.evaluation import evaluate_held_out, evaluate_population, make_simulator
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
+from torchrl_marl_offline.study.runs import Run, sampling_of
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.objectives import OfflineMARLLoss
-    from torchrl_marl_offline.study.runs import Run
 
 HELD_OUT = "held-out episodes"
 
@@ -65,6 +65,7 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
         seeds=[run.seed for run in runs],
         device=job.device,
         keys=next(iter(losses.values())).in_keys,
+        **sampling_of(settings),
     )
     return Trainer(
         PopulationLearner(

@@ -26,6 +26,12 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
     estimator = getattr(loss, "_value_estimator", None)
     sampler = getattr(buffer, "sampler", None) or getattr(buffer, "member_sampler", None)  # of a population
     sampler = getattr(sampler, "joined", sampler)
+    has_memory = isinstance(loss, OfflineMARLLoss) and loss.has_memory
+    if has_memory and getattr(buffer, "gathers_experience", False):
+        raise ValueError(
+            "Networks with memory learn from recorded data alone: OnlineReplay draws single transitions; build without "
+            "memory, or train on a dataset."
+        )
     of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
     if not of_rows or isinstance(sampler, EpisodeSliceSampler):
         return
@@ -34,7 +40,7 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
             f"{type(estimator).__name__} carries returns from row to row, but the buffer draws single transitions: "
             f"{SLICES}."
         )
-    if isinstance(loss, OfflineMARLLoss) and loss.has_memory:
+    if has_memory:
         raise ValueError(
             "Networks with memory carry what they saw from row to row, but the buffer draws single transitions: "
             f"{SEQUENCES}."
