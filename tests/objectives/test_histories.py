@@ -144,7 +144,9 @@ def test_everything_learns_from_its_own_term(case: Case) -> None:
         found = gradients(loss, batch.clone(), term)
         moved = {name for name, gradient in found.items() if gradient.abs().sum() > 0}
         assert {name.partition(".")[0] for name in moved} <= networks
-        still = {name for name, p in loss.named_parameters() if name.partition(".")[0] in networks and name not in moved}
+        still = {
+            name for name, p in loss.named_parameters() if name.partition(".")[0] in networks and name not in moved
+        }
         assert not [name for name in still if ".cell." in name or "layers.0" in name], still
     assert loss.team.histories.encoders.keys() >= {"actor", "qvalue"}
 

@@ -153,16 +153,26 @@ def test_a_saved_policy_acts_as_it_did(tmp_path, discrete, kind: str) -> None:
     torch.manual_seed(0)
     policy = make_actor(discrete.spec, hidden=(8,), final_scale=5.0, **memory_options(kind))
     loaded = load_policy(save_policy(tmp_path / "policy.pt", policy))
-    found = [evaluate(each, SlotEnv(2), episodes=6, seed=0).returns for each in (policy, loaded)]
+    watched = [Watched(policy), Watched(loaded.policy)]
+    found = [evaluate(each, SlotEnv(2), episodes=6, seed=0, mode="sample").returns for each in watched]
     assert torch.equal(*found)
-    forgetful = make_actor(discrete.spec, hidden=(8,), final_scale=5.0)
-    assert not torch.equal(found[0], evaluate(forgetful, SlotEnv(2), episodes=6, seed=0).returns)
+    for step, other in zip(*(each.steps for each in watched), strict=True):
+        assert all(map(torch.equal, step, other))
 
 
-def test_without_resets_it_is_an_error(discrete) -> None:
-    policy = make_actor(discrete.spec, hidden=(8,), memory="gru")
+def test_recorded_episodes_are_of_policies_with_memory() -> None:
+    """One that names the cue when it is over must have seen it: what was recorded is what it does."""
+    torch.manual_seed(0)
+    policy = Watched(make_actor(CueEnv(2).task_spec, hidden=(8,), memory="gru", memory_size=4))
+    data = collect(CueEnv(2), policy, episodes=4, seed=0)
+    assert [int(begins.sum()) for _, begins, _ in policy.steps] == [2, 0, 0, 0] * 2
+    assert data.n_episodes == 4
+    assert set(data.data.keys(True, True)) == set(collect(CueEnv(2), None, episodes=4).data.keys(True, True))
+
+
+def test_without_resets_it_is_an_error() -> None:
     with pytest.raises(ValueError, match="must be told where episodes begin"):
-        SlotEnv(2).rollout(4, policy)
+        CueEnv(2).rollout(4, make_actor(CueEnv(2).task_spec, hidden=(8,), memory="gru"))
 
 
 def test_every_member_of_a_population_plays_with_its_memory(tmp_path, discrete) -> None:
@@ -196,12 +206,12 @@ class Expert:
         return tensordict.set(("agents", "action"), self.cue)
 
 
-def trained_on_cues(data, memory: dict, **rules) -> float:
+def trained_on_cues(data, memory: dict, *, steps: int = 150, lr: float = 1e-2, **rules) -> float:
     torch.manual_seed(0)
     loss = make_loss(data.spec, hidden=(32,), **memory, **rules)
     slices = {"slice_len": 5, "burn_in": 1} if memory else {}
     buffer = data.replay_buffer(batch_size=200, seed=0, keys=loss.in_keys, **slices)
-    trainer_for(loss, buffer, lr=1e-2, steps=150, progress=False, compile="off").train()
+    trainer_for(loss, buffer, lr=lr, steps=steps, progress=False, compile="off").train()
     return evaluate(loss.actor_network, CueEnv(50), episodes=200, seed=1).mean
 
 
@@ -216,6 +226,7 @@ def test_what_was_seen_long_ago_is_learned_with_memory_alone() -> None:
 @pytest.mark.parametrize("kind", ["gru", "lstm", "window:4"])
 def test_values_of_histories_choose_by_what_was_seen_long_ago(kind: str) -> None:
     random = collect(CueEnv(50), None, episodes=500, seed=0)
-    rules = {"decomposition": "independent", "expectile": 0.8, "temperature": 10.0}
-    assert trained_on_cues(random, memory_options(kind) | {}, **rules) > 0.9
+    rules = {"decomposition": "independent", "expectile": 0.8, "temperature": 10.0, "steps": 500, "lr": 3e-3}
+    memory = {"memory": kind} if kind.startswith("window") else {"memory": kind, "memory_size": 32}
+    assert trained_on_cues(random, memory, **rules) > 0.9
     assert trained_on_cues(random, {}, **rules) < 0.65

@@ -181,7 +181,9 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if values.get("memory") is not None and settings.online is not None:
-        raise SettingsError("--memory is for recorded data alone: going on --online draws single transitions; leave one out.")
+        raise SettingsError(
+            "--memory is for recorded data alone: going on --online draws single transitions; leave one out."
+        )
     if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
         raise SettingsError(
             f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, TaskSpec
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL, WIDTHS
 from torchrl_marl_offline.modules.action_range import ActionRange

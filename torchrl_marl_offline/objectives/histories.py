@@ -30,7 +30,9 @@ SEEN: WeakSet[object] = WeakSet()
 """Those of losses whose first batch was looked at, as in :data:`~torchrl_marl_offline.objectives.series.SEEN`."""
 
 
-SEQUENCES = "sample sequences, as dataset.replay_buffer(batch_size=, slice_len=, burn_in=) does, or build without memory"
+SEQUENCES = (
+    "sample sequences, as dataset.replay_buffer(batch_size=, slice_len=, burn_in=) does, or build without memory"
+)
 """What to do about rows that are no steps of episodes."""
 
 

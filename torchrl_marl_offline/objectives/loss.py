@@ -76,8 +76,11 @@ class OfflineMARLLoss(LossModule):
             numbers ``[*B, n, A]``: its first module takes both, as :func:`~torchrl_marl_offline.make_critic`'s do.
         value: the state-value network of implicit Q-learning.
 
-    Networks may have memory (:class:`~torchrl.modules.LSTMModule`, :class:`~torchrl.modules.GRUModule`), which reads
-    the last batch dimension as time: hidden states that a batch lacks are zeros, as in TorchRL's losses, and where it
+    Networks may have memory: they begin with a :class:`~torchrl_marl_offline.modules.HistoryEncoder`
+    (``make_actor(memory="gru")``), which is unrolled once over the rows ``[*B, T]``, steps of episodes one after
+    another as ``dataset.replay_buffer(slice_len=, burn_in=)`` draws them. Or they have TorchRL's
+    :class:`~torchrl.modules.LSTMModule` or :class:`~torchrl.modules.GRUModule`, which read the last batch dimension as
+    time in each of their passes: hidden states that a batch lacks are zeros, as in TorchRL's losses. Where a batch
     lacks ``"is_init"``, memory starts anew behind every ``done``.
 
     Keyword Args:
@@ -267,7 +270,7 @@ class OfflineMARLLoss(LossModule):
 
     @property
     def has_memory(self) -> bool:
-        """Whether one of the networks has memory: a ``HistoryEncoder``, or TorchRL's ``LSTMModule`` or ``GRUModule``."""
+        """Whether a network has memory: a ``HistoryEncoder``, or TorchRL's ``LSTMModule`` or ``GRUModule``."""
         return bool(self.team.memory)
 
     def _register_bounds(self, action_spec, actor) -> None:

@@ -146,7 +146,7 @@ class EpisodeSliceSampler(FixedSampler):
         return index, _of_slices(storage, index, real.flatten(), last)
 
     def _draw(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draw ``count`` slices of ``size`` rows: starts and lengths of their episodes, and where in these they start."""
+        """Draw ``count`` slices of ``size`` rows: starts and lengths of their episodes, and their starts in these."""
         device = self.starts.device
         episode = torch.randint(len(self.starts), (count,), device=device, generator=self._rng)
         start, length = self.starts.index_select(0, episode), self.lengths.index_select(0, episode)
@@ -273,7 +273,9 @@ def make_replay_buffer(
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
     )
-    storage = DatasetStorage(data, device=device)
+    storage, sampler = DatasetStorage(data, device=device), None
+    if slice_len is not None:
+        sampler = _slice_sampler(data, batch_size, slice_len, burn_in, short_episodes, device)
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()
@@ -281,7 +283,7 @@ def make_replay_buffer(
         generator.manual_seed(seed)
     return buffer_class(
         storage=storage,
-        sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, burn_in, short_episodes, device),
+        sampler=sampler,
         writer=ImmutableDatasetWriter(),
         batch_size=batch_size,
         generator=generator,
