@@ -58,7 +58,7 @@ def difficult(spec, *, seed: int = 0) -> TensorDict:
     return batch
 
 
-def by_hand(self: Histories, clean: TensorDict, source: TensorDict, rows) -> TensorDict:
+def by_hand(self: Histories, clean: TensorDict, source: TensorDict, rows, *, only=None) -> TensorDict:
     """Do what ``prepared`` does, by loops over torch's cells."""
     found = clean.copy()
     for role, encoder in self.encoders.items():

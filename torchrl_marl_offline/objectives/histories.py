@@ -68,13 +68,16 @@ class Histories:
     def __bool__(self) -> bool:
         return bool(self.encoders)
 
-    def prepared(self, clean: TensorDictBase, source: TensorDictBase, rows: Tensor | None) -> TensorDictBase:
+    def prepared(
+        self, clean: TensorDictBase, source: TensorDictBase, rows: Tensor | None, *, only: Role | None = None
+    ) -> TensorDictBase:
         """Return rows whose networks need not look at other rows any more.
 
         Args:
             clean: the rows ``[*B, T]`` of the loss, the time last.
             source: the same with observations also where a row does not count: those of the burn-in.
             rows: which count, ``[*B, T]``; None for all.
+            only: the one network that will be asked, not its target; by default all.
 
         Raises:
             ValueError: they are no steps of episodes, one after another.
@@ -89,8 +92,8 @@ class Histories:
         self._check_first(source, begins, rows)
         found = clean.copy()
         following = found.get("next", None)
-        for role in self.encoders:
-            for target in self._variants(role):
+        for role in self.encoders if only is None else self.encoders.keys() & {only}:
+            for target in self._variants(role) if only is None else (False,):
                 memory = self._unrolled(role, observation, begins, target=target)
                 found.set(self.key(role, target=target), self._features(role, memory))
                 if following is not None:

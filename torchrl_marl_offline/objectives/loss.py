@@ -43,6 +43,7 @@ from torchrl_marl_offline.objectives.fitting import (
     check_returned,
     check_row_mask,
 )
+from torchrl_marl_offline.objectives.histories import Role
 from torchrl_marl_offline.objectives.prepared import check_entries, indexed, rooted, sanitized, with_beginnings
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
@@ -479,6 +480,9 @@ class OfflineMARLLoss(LossModule):
 
     def batch(self, tensordict: TensorDictBase) -> Batch:
         """Return the rows as the rules see them: actions as indices, zeros where a row or an agent does not count."""
+        return self._batch(tensordict)
+
+    def _batch(self, tensordict: TensorDictBase, only: Role | None = None) -> Batch:
         keys = self.tensor_keys
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
         check_entries(tensordict, keys, self._loss_mask_keys())
@@ -487,23 +491,23 @@ class OfflineMARLLoss(LossModule):
         clean = with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean
         if self.team.histories:
             seen = sanitized(tensordict, self.in_keys, None, agent_mask=keys.agent_mask, reward=keys.reward)
-            clean = self.team.histories.prepared(clean, seen, batch.rows)
+            clean = self.team.histories.prepared(clean, seen, batch.rows, only=only)
         return batch if clean is tensordict else Batch(self.team, clean)
 
     @torch.no_grad()
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:
         """Return the mode of the policy, without gradient."""
-        return mode_of(self.team.policy(self._remembered(tensordict)))
+        return mode_of(self.team.policy(self._remembered(tensordict, "actor")))
 
     @torch.no_grad()
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
-        tensordict = self._remembered(tensordict)
+        tensordict = self._remembered(tensordict, "qvalue")
         return self.team.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
 
-    def _remembered(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return rows with what networks with memory read of the rows before."""
-        return self.batch(tensordict).tensordict if self.team.histories else tensordict
+    def _remembered(self, tensordict: TensorDictBase, role: Role) -> TensorDictBase:
+        """Return rows with what a network with memory reads of the rows before."""
+        return self._batch(tensordict, role).tensordict if role in self.team.histories.encoders else tensordict
 
     # ----------------------------------------------------------- loss terms
 
