@@ -22,7 +22,7 @@ from trainers import trainer_for
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION
 from torchrl_marl_offline.data import collect
-from torchrl_marl_offline.evaluation import evaluate, evaluate_population, export_policy
+from torchrl_marl_offline.evaluation import evaluate, evaluate_population
 from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training import (
     CollectorSource,
@@ -182,11 +182,6 @@ def test_every_member_of_a_population_plays_with_its_memory(tmp_path, discrete) 
     for name, evaluation in found.items():
         policy = load_policy(tmp_path / "members" / name).policy
         assert torch.equal(evaluation.returns, evaluate(policy, SlotEnv(2), episodes=6, seed=5).returns)
-
-
-def test_an_export_is_refused(tmp_path, discrete) -> None:
-    with pytest.raises(ValueError, match="A policy with memory cannot be exported yet"):
-        export_policy(make_actor(discrete.spec, memory="gru"), tmp_path / "policy.pt2")
 
 
 # ------------------------------------------------------------------------------ what memory is for
