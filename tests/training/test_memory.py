@@ -22,7 +22,7 @@ from trainers import trainer_for
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION
 from torchrl_marl_offline.data import collect
-from torchrl_marl_offline.evaluation import evaluate, evaluate_population
+from torchrl_marl_offline.evaluation import diagnose, evaluate, evaluate_population
 from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training import (
     CollectorSource,
@@ -32,6 +32,7 @@ from torchrl_marl_offline.training import (
     save_policy,
 )
 from torchrl_marl_offline.training.populations.population import PopulationGradients
+from torchrl_marl_offline.training.run.distributed import ShareOfSampler
 
 RULES = {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr", "memory": "gru", "memory_size": 4}
 SLICES = {"slice_len": 4, "burn_in": 1}
@@ -97,6 +98,42 @@ def test_resume_is_bit_for_bit(tmp_path, discrete) -> None:
     assert again.resume(tmp_path / "parts/checkpoints/checkpoint-000000000004.torchrl") == 4
     again.train()
     assert largest_difference(lone_tensors(whole), lone_tensors(again)) == 0
+
+
+def test_processes_share_sequences_as_they_are(discrete) -> None:
+    """Of equal states of the generator, the two shares are the halves of the joined batch."""
+    whole = discrete.replay_buffer(batch_size=16, seed=1, **SLICES).sample()
+    shares = []
+    for rank in range(2):
+        buffer = discrete.replay_buffer(batch_size=16, seed=1, **SLICES)
+        buffer.set_sampler(ShareOfSampler(buffer.sampler, rank, 2, 16))
+        shares.append(buffer.sample())
+        assert shares[-1].batch_size == (2, 4)
+    for key in whole.keys(True, True):
+        assert torch.equal(torch.cat([share.get(key) for share in shares]), whole.get(key)), key
+
+
+def test_bf16_keeps_memory_in_full_precision(discrete) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        trainer = make_alone(discrete, 0, rules=RULES, steps=3, precision=precision, **SLICES)
+        trainer.train()
+        found.append(lone_tensors(trainer))
+    assert 0 < largest_difference(*found) < 0.05
+    loss = make_loss(discrete.spec, hidden=(8,), **RULES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = discrete.replay_buffer(batch_size=12, seed=0, **SLICES).sample()
+        encoder = loss.team.histories.encoders["actor"]
+        assert encoder.unroll(batch[OBSERVATION], batch[IS_INIT]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["gru", thorough("window:3")])
+def test_a_loss_with_memory_is_diagnosed(discrete, kind: str) -> None:
+    rules = {name: value for name, value in RULES.items() if not name.startswith("memory")} | memory_options(kind)
+    trainer = make_alone(discrete, 0, rules=rules, steps=3, **SLICES)
+    trainer.train()
+    found = diagnose(trainer.loss, discrete, rows=30)
+    assert found.numbers["qvalue_largest"] > 0
 
 
 def test_single_transitions_are_refused_before_training(tmp_path, discrete) -> None:
@@ -205,7 +242,7 @@ def trained_on_cues(data, memory: dict, *, steps: int = 150, lr: float = 1e-2, *
     torch.manual_seed(0)
     loss = make_loss(data.spec, hidden=(32,), **memory, **rules)
     slices = {"slice_len": 5, "burn_in": 1} if memory else {}
-    buffer = data.replay_buffer(batch_size=200, seed=0, keys=loss.in_keys, **slices)
+    buffer = data.replay_buffer(batch_size=400, seed=0, keys=loss.in_keys, **slices)
     trainer_for(loss, buffer, lr=lr, steps=steps, progress=False, compile="off").train()
     return evaluate(loss.actor_network, CueEnv(50), episodes=200, seed=1).mean
 
@@ -221,7 +258,7 @@ def test_what_was_seen_long_ago_is_learned_with_memory_alone() -> None:
 @pytest.mark.parametrize("kind", ["gru", "lstm", "window:4"])
 def test_values_of_histories_choose_by_what_was_seen_long_ago(kind: str) -> None:
     random = collect(CueEnv(50), None, episodes=500, seed=0)
-    rules = {"decomposition": "independent", "expectile": 0.8, "temperature": 10.0, "steps": 500, "lr": 3e-3}
+    rules = {"decomposition": "independent", "expectile": 0.8, "temperature": 10.0, "steps": 900, "lr": 3e-3}
     memory = {"memory": kind} if kind.startswith("window") else {"memory": kind, "memory_size": 32}
     assert trained_on_cues(random, memory, **rules) > 0.9
     assert trained_on_cues(random, {}, **rules) < 0.65

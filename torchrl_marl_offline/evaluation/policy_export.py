@@ -4,9 +4,9 @@ Both formats map ``observation`` ``[B, n, o]`` float32, and ``action_mask`` ``[B
 to ``action``, what is executed: ``[B, n, a]`` float32 within the bounds, or ``[B, n]`` int64, a legal one. ``B`` is
 free. A normalization of observations lies inside. What the file knows of itself is JSON under :data:`METADATA`.
 
-A policy with memory takes, behind the observation, its ``memory`` ``[B, n, S]`` float32, whatever it is where an episode
-begins, and ``is_init`` ``[B, 1]`` bool, true there; it also returns the ``next_memory``, to be given with the next
-observation.
+A policy with memory takes, behind the observation, its ``memory`` ``[B, n, S]`` float32, whatever it is where an
+episode begins, and ``is_init`` ``[B, 1]`` bool, true there; it also returns the ``next_memory``, to be given with the
+next observation.
 
 With torch alone::
 
@@ -190,9 +190,8 @@ def export_policy(
     text = json.dumps(asdict(metadata))
     with _quiet():
         program = trace(policy, arguments, mode=mode)
-        content = (
-            _torch_file(program, text) if format == "torch" else _onnx_file(program, arguments, outputs, text, opset)
-        )
+        is_torch = format == "torch"
+        content = _torch_file(program, text) if is_torch else _onnx_file(program, arguments, outputs, text, opset)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
     return user_path(path)

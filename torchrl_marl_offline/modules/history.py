@@ -24,21 +24,51 @@ MemorySize = Annotated[int, WIDTHS, ReadWith("memory", "gru", "lstm")]
 Role = Literal["policy", "critic", "value"]
 
 
-class _Window(nn.Module):
+class _Cell(nn.Module):
+    """One step of memory, of rows: all agents' of all environments, or those of each agent that has its own weights.
+
+    Attributes:
+        features: width of what a network behind reads, the first of the memory.
+        size: width of the memory.
+        stack: ``(n,)`` where agents have weights of their own; else empty.
+    """
+
+    features: int
+    size: int
+    stack: tuple[int, ...] = ()
+
+    def rows(self, x: Tensor, leading: int = 0) -> Tensor:
+        """Map ``[*leading, *B, n, c]`` to ``[*leading, *stack, rows, c]``."""
+        if self.stack:
+            return x.flatten(leading, -3).transpose(-3, -2) if x.ndim > leading + 2 else x.unsqueeze(-2)
+        return x.flatten(leading, -2)
+
+    def agents(self, rows: Tensor, batch: torch.Size, leading: int = 0) -> Tensor:
+        """Undo :meth:`rows`; ``batch`` is ``[*B, n]``."""
+        rows = rows.transpose(-3, -2) if self.stack else rows
+        return rows.reshape(*rows.shape[:leading], *batch, rows.shape[-1])
+
+    def observe(self, x: Tensor, leading: int = 0) -> Tensor:
+        """Return what :meth:`step` takes of inputs ``[*leading, *B, n, in]``, in rows."""
+        return self.rows(x, leading)
+
+    def step(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        """Return the memory after one more input, rows of each."""
+        raise NotImplementedError
+
+
+class _Window(_Cell):
     """The last ``length`` observations side by side, the newest last, zeros before the episode's beginning."""
 
     def __init__(self, in_features: int, length: int) -> None:
         super().__init__()
         self.in_features, self.size, self.features = in_features, in_features * length, in_features * length
 
-    def observe(self, x: Tensor) -> Tensor:
-        return x
-
     def step(self, inputs: Tensor, memory: Tensor) -> Tensor:
         return torch.cat([memory[..., self.in_features :], inputs], -1)
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(_Cell):
     """A recurrent cell for every agent, with the products of its inputs taken for all steps at once.
 
     The equations are those of :class:`torch.nn.GRUCell` and :class:`torch.nn.LSTMCell`. TorchRL's Python forms of them
@@ -54,36 +84,33 @@ class _Recurrent(nn.Module):
         self.features, self.size = features, features
         self.n_agents, self.share_params = n_agents, share_params
         self.has_ids = share_params and n_agents > 1
-        stack = () if share_params else (n_agents,)
+        self.stack = () if share_params else (n_agents,)
         width = in_features + (n_agents if self.has_ids else 0)
-        self.of_input = StackedLinear(width, self.gates * features, stack)
-        self.of_memory = StackedLinear(features, self.gates * features, stack)
+        self.of_input = StackedLinear(width, self.gates * features, self.stack)
+        self.of_memory = StackedLinear(features, self.gates * features, self.stack)
 
-    def observe(self, x: Tensor) -> Tensor:
-        """Map ``[*B, n, in]`` to ``[*B, n, gates * features]``."""
+    def observe(self, x: Tensor, leading: int = 0) -> Tensor:
+        """Return the products of the inputs, in the precision of these also where products are in a lower one."""
         first = self.of_input
         if self.has_ids:
             weight, of_agent = first.weight.split([first.in_features - self.n_agents, self.n_agents], -2)
             found = project_agents(x, weight, first.bias + of_agent)  # [B, n, gates * features]
-            return found.view(*x.shape[:-1], found.shape[-1]).to(x.dtype)
-        return self._each_agent(first, x)
-
-    def _each_agent(self, layer: StackedLinear, x: Tensor) -> Tensor:
-        """Apply a layer to ``[*B, n, in]``, in the precision of its input also where products are in a lower one."""
-        rows = x.reshape(-1, *x.shape[-2:])
-        found = layer(rows.flatten(0, 1)) if self.share_params else layer(rows.transpose(0, 1)).transpose(0, 1)
-        return found.reshape(*x.shape[:-1], found.shape[-1]).to(x.dtype)
+            return self.rows(found.view(*x.shape[:-1], found.shape[-1]).to(x.dtype), leading)
+        if not self.stack:
+            return self.rows(first(x.flatten(0, -2)).view(*x.shape[:-1], -1).to(x.dtype), leading)
+        found = first(self.rows(x)).transpose(-3, -2).reshape(*x.shape[:-1], first.out_features)
+        return self.rows(found.to(x.dtype), leading)
 
 
 class _GRU(_Recurrent):
     gates = 3
 
     def step(self, inputs: Tensor, memory: Tensor) -> Tensor:
-        of_memory = self._each_agent(self.of_memory, memory)
+        of_memory = self.of_memory(memory).to(memory.dtype)
         reset, update, new = inputs.chunk(3, -1)
         reset_m, update_m, new_m = of_memory.chunk(3, -1)
         new = torch.tanh(new + torch.sigmoid(reset + reset_m) * new_m)
-        return new + torch.sigmoid(update + update_m) * (memory - new)
+        return torch.lerp(new, memory, torch.sigmoid(update + update_m))
 
 
 class _LSTM(_Recurrent):
@@ -95,7 +122,7 @@ class _LSTM(_Recurrent):
 
     def step(self, inputs: Tensor, memory: Tensor) -> Tensor:
         hidden, cell = memory.chunk(2, -1)
-        let_in, forget, new, out = (inputs + self._each_agent(self.of_memory, hidden)).chunk(4, -1)
+        let_in, forget, new, out = (inputs + self.of_memory(hidden).to(memory.dtype)).chunk(4, -1)
         cell = torch.sigmoid(forget) * cell + torch.sigmoid(let_in) * torch.tanh(new)
         return torch.cat([torch.sigmoid(out) * torch.tanh(cell), cell], -1)
 
@@ -157,9 +184,9 @@ class HistoryEncoder(TensorDictModuleBase):
         return (self.memory_key,) if isinstance(self.memory_key, str) else self.memory_key
 
     def _observed(self, observation: Tensor) -> Tensor:
-        """Return what the cell takes of observations ``[*B, n, o]``."""
+        """Return what the cell observes of observations ``[*B, n, o]``."""
         seen = self.inputs(observation)
-        return self.cell.observe(seen.flatten(-2).unsqueeze(-2) if self.joint else seen)
+        return seen.flatten(-2).unsqueeze(-2) if self.joint else seen
 
     def features(self, memory: Tensor) -> Tensor:
         """Return what the network behind reads of memories ``[*B, n, S]``."""
@@ -172,7 +199,8 @@ class HistoryEncoder(TensorDictModuleBase):
 
     def advance(self, observation: Tensor, memory: Tensor) -> Tensor:
         """Return the memory ``[*B, n, S]`` after one more observation ``[*B, n, o]``; each row is for itself."""
-        return self.cell.step(self._observed(observation), memory)
+        cell, inputs = self.cell, self._observed(observation)
+        return cell.agents(cell.step(cell.observe(inputs), cell.rows(memory)), memory.shape[:-1])
 
     def unroll(self, observation: Tensor, is_init: Tensor) -> Tensor:
         """Return the memory after each of the observations, which are steps one after another.
@@ -184,12 +212,15 @@ class HistoryEncoder(TensorDictModuleBase):
         Returns:
             ``[*B, T, n, S]``.
         """
-        memory, found = self.beginning(observation[..., 0, :, :]), []
-        steps = self._observed(observation).unbind(-3)
-        for inputs, begins in zip(steps, is_init.unsqueeze(-1).unbind(-3)):
-            memory = self.cell.step(inputs, torch.where(begins, torch.zeros_like(memory), memory))
+        cell, batch = self.cell, (*observation.shape[:-3], self.n_agents)
+        steps = cell.observe(self._observed(observation).movedim(-3, 0), 1).unbind(0)
+        begins = is_init.movedim(-2, 0).unsqueeze(-1).expand(-1, *batch, 1)
+        memory = cell.rows(self.beginning(observation[..., 0, :, :]))
+        found = []
+        for inputs, anew in zip(steps, cell.rows(begins, 1).unbind(0)):
+            memory = cell.step(inputs, memory.masked_fill(anew, 0.0) if found else memory)
             found.append(memory)
-        return torch.stack(found, -3)
+        return cell.agents(torch.stack(found), torch.Size(batch), 1).movedim(0, -3)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step.
