@@ -403,3 +403,21 @@ def test_a_defect_keeps_its_traceback():
         1 / 0  # noqa: B018
     with pytest.raises(RuntimeError), plain_errors():
         torch.zeros(2) @ torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--slice-len", "16"], "--slice-len is read only with --memory"),
+        (["--memory-size", "8"], "--memory-size is read only with --memory"),
+        (["--memory", "rnn"], "--memory must be 'gru', 'lstm' or 'window:K', got 'rnn'"),
+        (["--memory", "gru", "--batch-size", "250"], "batch_size=250 is no multiple of slice_len=32"),
+        (["--memory", "gru", "--burn-in", "32"], "burn_in=32 leaves no row of slice_len=32 that counts"),
+        (["--memory", "gru", "--online", "mpe/simple_spread"], "--memory is for recorded data alone"),
+    ],
+    ids=" ".join,
+)
+def test_memory_that_cannot_be_had_is_refused_before_anything_is_done(tmp_path, capsys, words, said):
+    line = fail(capsys, "recipe", *words, "--output", str(tmp_path / "run"))
+    assert said in line
+    assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, SIZE, SIZE_OR_NONE, WIDTHS, OneOf, check_all
@@ -118,7 +119,8 @@ class Algorithm(NamedSettings, ABC):
         """Return further options of :class:`OfflineMARLLoss`."""
         return {}
 
-    def sampling(self, batch_size: int) -> dict[str, Any]:
+    @checked
+    def sampling(self, batch_size: Annotated[int, SIZE]) -> dict[str, Any]:
         """Return further options of the buffer of the data, such as ``slice_len``, for batches of so many rows.
 
         Raises:
@@ -218,7 +220,8 @@ class Remembering(Algorithm):
         """What builders of networks are told of memory."""
         return {"memory": self.memory, "memory_size": self.memory_size}
 
-    def sampling(self, batch_size: int) -> dict[str, Any]:
+    @checked
+    def sampling(self, batch_size: Annotated[int, SIZE]) -> dict[str, Any]:
         """Return what a buffer of the data is told, so that it draws what memory needs."""
         if self.memory is None:
             return {}

@@ -297,7 +297,7 @@ def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
     if origin is Annotated:
         named = next((extra for extra in hint.__metadata__ if isinstance(extra, OneOf)), None)
         if named is not None:
-            is_one = isinstance(value, str) and value in named
+            is_one = value in named if isinstance(value, str) else value is None and NoneType in get_args(parts[0])
             return None if is_one else _Refusal(_either(tuple(named.names)), value, True)
         own = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), legal)
         found = _refusal(value, parts[0], own)
