@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from memory_toys import KINDS, CueEnv, memory_options
@@ -17,6 +19,7 @@ from population_toys import (
 )
 from selection import thorough
 from tensordict import TensorDict
+from torchrl.objectives import SoftUpdate
 from trainers import trainer_for
 
 from torchrl_marl_offline.algorithms import make_loss
@@ -33,6 +36,7 @@ from torchrl_marl_offline.training import (
 )
 from torchrl_marl_offline.training.populations.population import PopulationGradients
 from torchrl_marl_offline.training.run.distributed import ShareOfSampler
+from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
 RULES = {"decomposition": "mixer", "value_learning": "iql", "extraction": "awr", "memory": "gru", "memory_size": 4}
 SLICES = {"slice_len": 4, "burn_in": 1}
@@ -60,9 +64,19 @@ def test_a_member_of_a_population_is_the_run_alone(kind: str, is_discrete: bool)
 
 def test_compiled_equals_eager(discrete) -> None:
     """The traced operations one by one, of a run alone and of a population, bit for bit."""
+    found = []
+    for kind in (Gradients, partial(CompiledGradients, backend=None)):
+        torch.manual_seed(0)
+        loss = make_loss(discrete.spec, hidden=(8,), **RULES)
+        updater = SoftUpdate(loss, tau=0.5)
+        metrics = kind(loss)(discrete.replay_buffer(batch_size=12, seed=0, **SLICES).sample())
+        found.append(metrics | {name: p.grad for name, p in loss.named_parameters()})
+        assert updater is not None
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
     trainers = []
     for compiled in (False, True):
-        trainer = make_population(discrete, (0, 1), rules=RULES, steps=5, **SLICES)
+        trainer = make_population(discrete, (0, 1), rules=RULES, steps=2, **SLICES)
         generators = trainer.buffer.noise_generators
         trainer.learner.gradients = PopulationGradients(
             trainer.learner.population, compiled=compiled, backend=None, generators=generators
