@@ -446,3 +446,21 @@ def test_bounds_of_the_data_and_normalized_inputs_hold_offline_and_online(tmp_pa
     assert main(["evaluate", "later", "--episodes", "2"]) == 0
     with pytest.raises(SystemExit):
         main(["train", "recipe", "--bounds", "narrow"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--slice-len", "16"], "--slice-len is read only with --memory"),
+        (["--memory-size", "8"], "--memory-size is read only with --memory"),
+        (["--memory", "rnn"], "--memory must be 'gru', 'lstm' or 'window:K', got 'rnn'"),
+        (["--memory", "gru", "--batch-size", "250"], "batch_size=250 is no multiple of slice_len=32"),
+        (["--memory", "gru", "--burn-in", "32"], "burn_in=32 leaves no row of slice_len=32 that counts"),
+        (["--memory", "gru", "--online", "mpe/simple_spread"], "--memory is for recorded data alone"),
+    ],
+    ids=" ".join,
+)
+def test_memory_that_cannot_be_had_is_refused_before_anything_is_done(tmp_path, capsys, words, said):
+    line = fail(capsys, "recipe", *words, "--output", str(tmp_path / "run"))
+    assert said in line
+    assert not (tmp_path / "run").exists()

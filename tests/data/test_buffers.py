@@ -246,3 +246,75 @@ def test_a_key_that_is_not_there_is_named_beside_those_that_are():
         episodes([3]).replay_buffer(batch_size=2, keys=["foo"])
     with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
         episodes([3]).replay_buffer(batch_size=2, device="cuda:99")
+
+
+# ------------------------------------------------------------------ sequences for networks with memory
+
+
+@pytest.fixture
+def lengths_and_sequences():
+    """Episodes of 3, 9 and 5 rows, whose rows are told apart by their rewards."""
+    lengths = [3, 9, 5]
+    rows = sum(lengths)
+    ends = torch.zeros(rows, dtype=torch.bool)
+    ends[torch.tensor(lengths).cumsum(0) - 1] = True
+    dataset = from_arrays(
+        observations=torch.arange(rows * 2.0).reshape(rows, 2, 1),
+        actions=torch.zeros(rows, 2, 1),
+        rewards=torch.arange(float(rows)).unsqueeze(-1).expand(rows, 2),
+        terminals=ends,
+    )
+    return lengths, dataset
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_sequences_stay_in_their_episodes(lengths_and_sequences, burn_in: int) -> None:
+    lengths, dataset = lengths_and_sequences
+    buffer = dataset.replay_buffer(batch_size=6 * 400, slice_len=6, burn_in=burn_in, seed=0)
+    batch = buffer.sample()
+    assert batch.batch_size == (400, 6)
+    row = batch["next", "agents", "reward"][..., 0, 0].long()
+    starts = torch.tensor([0, 3, 12])
+    episode = (row.unsqueeze(-1) >= starts).sum(-1) - 1
+    assert (episode == episode[:, :1]).all()
+    time, length = row - starts[episode], torch.tensor(lengths)[episode]
+    counts, begins = batch["collector", "mask"], batch["is_init"].squeeze(-1)
+    assert not counts[:, :burn_in].any()
+    # consecutive where they are of the episode, behind copies of its first row and before copies of its last
+    step = time[:, 1:] - time[:, :-1]
+    padded = ((time[:, 1:] == 0) & (step == 0)) | (time[:, :-1] == length[:, :-1] - 1)
+    assert ((step == 1) | padded).all()
+    assert torch.equal(begins.sum(-1), (time == 0).any(-1).long())
+    assert (time[begins] == 0).all()
+    assert set(row[counts].tolist()) == set(range(sum(lengths)))
+    done = batch["next", "done"].squeeze(-1)
+    assert (done & counts).sum(-1).eq(1).all()
+    assert not (counts[:, 1:] & done[:, :-1] & counts[:, :-1]).any()
+
+
+def test_memory_begins_behind_copies_of_a_first_row(lengths_and_sequences) -> None:
+    _, dataset = lengths_and_sequences
+    buffer = dataset.replay_buffer(batch_size=6 * 200, slice_len=6, burn_in=2, seed=0)
+    batch = buffer.sample()
+    at_start = (batch["next", "agents", "reward"][:, 2, 0, 0] == 3.0).nonzero()[:, 0]  # the second episode's first row
+    assert len(at_start)
+    chosen = batch[at_start[0]]
+    assert chosen["next", "agents", "reward"][:3, 0, 0].tolist() == [3.0, 3.0, 3.0]
+    assert chosen["is_init"].squeeze(-1).tolist()[2:] == [True, False, False, False]
+    assert chosen["collector", "mask"].tolist() == [False, False, True, True, True, True]
+
+
+def test_sequences_come_again_from_the_buffers_state(lengths_and_sequences) -> None:
+    _, dataset = lengths_and_sequences
+    buffers = [dataset.replay_buffer(batch_size=12, slice_len=6, burn_in=2, seed=seed) for seed in (0, 1)]
+    buffers[0].sample()
+    buffers[1].load_state_dict(buffers[0].state_dict())
+    assert torch.equal(*(buffer.sample()["next", "agents", "reward"] for buffer in buffers))
+
+
+def test_a_burn_in_of_all_rows_or_of_no_slices_is_refused(lengths_and_sequences) -> None:
+    _, dataset = lengths_and_sequences
+    with pytest.raises(ValueError, match="burn_in=6 leaves no row of slice_len=6 that counts"):
+        dataset.replay_buffer(batch_size=12, slice_len=6, burn_in=6)
+    with pytest.raises(ValueError, match="burn_in is read only with slice_len"):
+        dataset.replay_buffer(batch_size=12, burn_in=2)

@@ -12,7 +12,7 @@ from export_toys import CASES, CONTINUOUS, MASKED, NORM, Case, Exported, act
 from selection import some_of
 from tensordict.nn import TensorDictModule, TensorDictSequential
 
-from torchrl_marl_offline import save_policy
+from torchrl_marl_offline import make_actor, save_policy
 from torchrl_marl_offline.commands.export import main
 from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.evaluation.agent_export import (
@@ -144,6 +144,13 @@ def test_what_cannot_be_written_is_said_before_the_first_file(tmp_path, monkeypa
     with pytest.raises(ImportError, match="needs onnx and onnxscript"):
         export_agent_policies(policy, tmp_path / "p")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_with_memory_is_not_split(tmp_path):
+    policy = make_actor(TaskSpec(2, 3, 6, 1), hidden=(4,), memory="gru", memory_size=4)
+    with pytest.raises(ValueError, match="with memory is exported as a team's"):
+        export_agent_policies(policy, tmp_path / "p", formats=["torch"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_bounds_are_those_of_the_agent():

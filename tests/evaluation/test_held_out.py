@@ -9,6 +9,8 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.objectives import LossModule
 
+from torchrl_marl_offline.algorithms import make_loss
+from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.evaluation import IllegalActionError, evaluate_held_out
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
 
@@ -142,3 +144,22 @@ def test_a_loss_stands_for_its_actor():
             self.convert_to_functional(actor, "actor_network", create_target_params=False)
 
     assert evaluate_held_out(ActorLoss(), make_dataset()).agreement == pytest.approx(4 / 8)
+
+
+@pytest.mark.parametrize("batch_size", [4096, 8])
+def test_a_policy_with_memory_goes_along_the_episodes(batch_size: int) -> None:
+    """Episodes of unequal lengths: what is proposed is what the loss's one pass over time says."""
+    lengths = torch.tensor([3, 6, 1, 4])
+    ends = torch.zeros(14, dtype=torch.bool)
+    ends[lengths.cumsum(0) - 1] = True
+    torch.manual_seed(0)
+    dataset = from_arrays(
+        observations=torch.randn(14, 2, 3), actions=torch.rand(14, 2, 1), rewards=torch.zeros(14, 2), terminals=ends
+    )
+    rules = {"memory": "lstm", "memory_size": 4, "hidden": (8,), "decomposition": "mixer"}
+    loss = make_loss(dataset.spec, **rules)
+    found = evaluate_held_out(loss, dataset, qvalue=loss.qvalue, batch_size=batch_size)
+    mode = loss.policy_action(dataset.data)
+    error = (mode - dataset.data["agents", "action"]).abs().mean().item()
+    assert found.error == pytest.approx(error, rel=1e-5)
+    assert found.calibration is not None

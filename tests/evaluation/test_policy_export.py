@@ -14,8 +14,9 @@ import processes
 import pytest
 import torch
 from export_toys import CASES, CONTINUOUS, FORMATS, MASKED, NORM, Case, Exported, act
-from selection import some_of
+from selection import some_of, thorough
 from tensordict import TensorDict
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import (
@@ -30,7 +31,7 @@ from torchrl_marl_offline import (
     save_policy,
 )
 from torchrl_marl_offline.commands.export import main
-from torchrl_marl_offline.core.layout import ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.evaluation.policy_export import ExecutedAction, example_inputs, export_policy
 from torchrl_marl_offline.training import Learner
 from torchrl_marl_offline.training.run.saved_policies import BUILDERS
@@ -368,3 +369,44 @@ def test_an_executed_action_is_a_function_of_tensors():
     policy = Case("make_actor", MASKED).build()
     inputs = example_inputs(MASKED, 8)
     assert torch.equal(ExecutedAction(policy)(**inputs), act(policy, inputs))
+
+
+# ------------------------------------------------------------------------------ memory
+
+MEMORIES = [("gru", CONTINUOUS), ("lstm", MASKED), ("window:3", CONTINUOUS)]
+
+
+@pytest.mark.parametrize(("memory", "spec"), MEMORIES, ids=[name for name, _ in MEMORIES])
+@pytest.mark.parametrize("format", ["torch", thorough("onnx")])
+def test_a_policy_with_memory_goes_on_from_the_memory_that_it_returned(tmp_path, memory, spec, format):
+    """1,000 steps of two environments, whose episodes begin anew at different times."""
+    torch.manual_seed(0)
+    sizes = {} if memory.startswith("window") else {"memory_size": 6}
+    policy = make_actor(spec, hidden=(16,), memory=memory, final_scale=3.0, observation_norm=NORM, **sizes)
+    exported = export(policy, tmp_path / ("policy.pt2" if format == "torch" else "policy.onnx"), format)
+    assert exported.metadata["outputs"] == ["action", "next_memory"]
+    size = policy.module[0].module[0].memory_size
+    steps = example_inputs(spec, 2000, generator=torch.Generator().manual_seed(1), memory_size=size)
+    begins = torch.rand(1000, 2, 1, generator=torch.Generator().manual_seed(2)) < 0.02
+    begins[0] = True
+    carried, own = torch.full((2, spec.n_agents, size), 7.0), None
+    assert exported.metadata["inputs"] == list(steps)
+    largest = 0.0
+    for time in range(1000):
+        rows = slice(2 * time, 2 * time + 2)
+        inputs = {name: value[rows] for name, value in steps.items()} | {"memory": carried, "is_init": begins[time]}
+        action, carried = exported.all_outputs(inputs)
+        td = TensorDict({OBSERVATION: inputs["observation"], "is_init": begins[time]}, [2])
+        if "action_mask" in inputs:
+            td.set(ACTION_MASK, inputs["action_mask"])
+        if own is not None:
+            td.set(("agents", "policy_memory"), own)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            out = policy(td)
+        own = out["next", "agents", "policy_memory"]
+        largest = max(largest, (carried - own).abs().max().item())
+        if spec.discrete:
+            assert torch.equal(action, out[ACTION])
+        else:
+            largest = max(largest, (action - out[ACTION]).abs().max().item())
+    assert largest < 1e-5

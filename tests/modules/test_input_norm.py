@@ -68,6 +68,8 @@ def test_statistics_survive_a_file_and_wrong_ones_are_refused(tmp_path) -> None:
             InputStatistics(moments, INPUTS.state)
     with pytest.raises(ValueError, match="inputs= has 4 numbers for the observation, but it has 6"):
         make_loss(TaskSpec(3, 6, 5, 2), inputs=INPUTS)
+    with pytest.raises(ValueError, match="Inputs of networks with memory are not normalized"):
+        make_loss(SPEC, inputs=INPUTS, memory="gru", hidden=(8,))
 
 
 def test_given_policies_keep_their_own_normalization() -> None:

@@ -170,3 +170,29 @@ def test_there_is_memory(monkeypatch):
     monkeypatch.delattr("os.sysconf")  # and as on Windows
     with pytest.raises(StudyError, match="say how much to use by --memory"):
         free_memory("cpu")
+
+
+def with_memory(folder, **settings):
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    return expand(read_study(write_study(folder, STUDY.replace("hidden = [16]\n", "hidden = [16]\n" + lines))))
+
+
+def test_runs_with_memory_take_slices(tmp_path):
+    runs = with_memory(tmp_path / "a", memory="gru", memory_size=8)
+    assert {(run.settings["slice_len"], run.settings["burn_in"]) for run in runs} == {(32, 8)}
+    runs = with_memory(tmp_path / "b", memory="window:3", slice_len=16, burn_in=0)
+    assert {(run.settings["slice_len"], run.settings["burn_in"]) for run in runs} == {(16, 0)}
+    assert not any("memory_size" in run.settings for run in runs)
+    assert not any("slice_len" in run.settings for run in expand(read_study(write_study(tmp_path / "c"))))
+    with pytest.raises(StudyError, match="batch_size=32 is no multiple of slice_len=20"):
+        with_memory(tmp_path / "d", memory="gru", slice_len=20)
+
+
+def test_what_a_member_with_memory_takes_is_estimated():
+    spec = TaskSpec(n_agents=2, observation_size=3, state_size=4, action_size=2)
+    found = [
+        estimate_member(make_loss(spec, hidden=(8,), **options), lambda rows: made_up_batch(spec, rows), 64)
+        for options in ({}, {"memory": "gru", "memory_size": 16})
+    ]
+    assert found[1].activations > found[0].activations
+    assert found[1].parameters > found[0].parameters

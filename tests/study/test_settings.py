@@ -43,7 +43,8 @@ def test_defaults_are_the_papers(tmp_path):
     training = {"steps": 500_000, "batch_size": 640, "lr": 3e-4, "tau": 0.005, "actor_every": 1}
     training |= {"clip_grad_norm": 0.0, "precision": "fp32"}
     loss = {name: list(value) if isinstance(value, tuple) else value for name, value in settings_of("recipe").items()}
-    del loss["alpha"]  # which only BRAC reads
+    for name in ("alpha", "memory_size", "slice_len", "burn_in"):  # which only BRAC and networks with memory read
+        del loss[name]
     assert first.settings == {"algorithm": "recipe", **training, **loss}
     assert (study.evaluation.every, study.evaluation.episodes, study.evaluation.modes) == (50_000, 10, ("mode",))
     assert study.settings.name == "study" and study.settings.output == tmp_path / "runs/study"

@@ -89,6 +89,12 @@ class Exported:
         (action,) = self.session.run(["action"], {name: value.numpy() for name, value in inputs.items()})
         return torch.from_numpy(action)
 
+    def all_outputs(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        if hasattr(self, "module"):
+            return list(self.module(*inputs.values()))
+        found = self.session.run(self.metadata["outputs"], {name: value.numpy() for name, value in inputs.items()})
+        return [torch.from_numpy(each) for each in found]
+
 
 def act(policy, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the policy executes, by the library's keys."""

@@ -70,19 +70,37 @@ def make_member(data: OfflineDataset, member: int, **rules: Any):
 
 
 def make_population(
-    data: OfflineDataset, members: Sequence[int], output=None, *, rules=None, rates=RATES, slice_len=None, **options
+    data: OfflineDataset,
+    members: Sequence[int],
+    output=None,
+    *,
+    rules=None,
+    rates=RATES,
+    slice_len=None,
+    burn_in=None,
+    **options,
 ) -> Trainer:
     losses = {f"m{member}": make_member(data, member, **(rules or {})) for member in members}
-    buffer = PopulationBuffer(data.data, batch_size=12, seeds=[SEEDS[m] for m in members], slice_len=slice_len)
+    slices = {"slice_len": slice_len, "burn_in": burn_in}
+    buffer = PopulationBuffer(data.data, batch_size=12, seeds=[SEEDS[m] for m in members], **slices)
     options = {"steps": 20, "log_every": 7, "progress": False, "tau": 0.05} | options
     return trainer_for(losses, buffer, lr=[rates[member] for member in members], output=output, **options)
 
 
 def make_alone(
-    data: OfflineDataset, member: int, output=None, *, rules=None, rates=RATES, slice_len=None, **options
+    data: OfflineDataset,
+    member: int,
+    output=None,
+    *,
+    rules=None,
+    rates=RATES,
+    slice_len=None,
+    burn_in=None,
+    **options,
 ) -> Trainer:
     loss = make_member(data, member, **(rules or {}))
-    buffer = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[member], slice_len=slice_len)
+    slices = {"slice_len": slice_len, "burn_in": burn_in}
+    buffer = make_replay_buffer(data.data, batch_size=12, seed=SEEDS[member], **slices)
     options = {"steps": 20, "log_every": 7, "progress": False, "tau": 0.05} | options
     torch.manual_seed(SEEDS[member])  # of the noise
     return trainer_for(loss, buffer, lr=rates[member], output=output, **options)

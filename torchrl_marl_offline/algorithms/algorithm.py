@@ -20,15 +20,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, WIDTHS, OneOf, check_all
+from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, SIZE, SIZE_OR_NONE, WIDTHS, OneOf, check_all
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
+from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.modules.input_norm import normalize_inputs
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
@@ -122,6 +124,15 @@ class Algorithm(NamedSettings, ABC):
         """Return further options of :class:`OfflineMARLLoss`."""
         return {}
 
+    @checked
+    def sampling(self, batch_size: Annotated[int, SIZE]) -> dict[str, Any]:
+        """Return further options of the buffer of the data, such as ``slice_len``, for batches of so many rows.
+
+        Raises:
+            ValueError: such batches cannot be drawn.
+        """
+        return {}
+
     def build(
         self,
         spec: TaskSpec,
@@ -197,7 +208,49 @@ def _dictionary(algorithm: Algorithm, method: str, found: Any, known: Sequence[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorCritic(Algorithm):
+class Remembering(Algorithm):
+    """Base class of algorithms whose networks may have memory.
+
+    Args:
+        memory: what policies, critics and state values remember of an episode: gru, lstm, or window:K, the last K
+            observations; by default nothing. Models of the data's actions have none.
+        memory_size: width of a recurrent memory.
+        slice_len: rows of the slices of episodes that training with memory takes, their burn-in included.
+        burn_in: rows of a slice that memory alone sees, and that count in no loss.
+    """
+
+    memory: Memory = None
+    memory_size: MemorySize = 64
+    slice_len: Annotated[int, SIZE, ReadWith("memory", given=True)] = 32
+    burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("memory", given=True)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory is not None and self.burn_in >= self.slice_len:
+            raise ValueError(
+                f"burn_in={self.burn_in} leaves no row of slice_len={self.slice_len} that counts; make it smaller."
+            )
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What builders of networks are told of memory."""
+        return {"memory": self.memory, "memory_size": self.memory_size}
+
+    @checked
+    def sampling(self, batch_size: Annotated[int, SIZE]) -> dict[str, Any]:
+        """Return what a buffer of the data is told, so that it draws what memory needs."""
+        if self.memory is None:
+            return {}
+        if batch_size % self.slice_len:
+            raise ValueError(
+                f"Training with memory takes whole slices: batch_size={batch_size} is no multiple of "
+                f"slice_len={self.slice_len}; change one of them."
+            )
+        return {"slice_len": self.slice_len, "burn_in": self.burn_in}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCritic(Remembering):
     """Base class of algorithms with policies and a critic.
 
     Args:
@@ -244,7 +297,7 @@ class ActorCritic(Algorithm):
         batch_norm = self.batch_norm
         if batch_norm is None:
             batch_norm = not spec.discrete and self.decomposition != "graph"
-        shared = {"batch_norm": batch_norm} | self.network()
+        shared = {"batch_norm": batch_norm} | self.remembered | self.network()
         valued = {"decomposition": self.decomposition, "layer_norm": self.layer_norm} | shared
         found = {"actor": make_actor(spec, distribution=self.distribution, scale=self.scale, **shared)}
         found["critic"] = make_critic(spec, frozen=self.frozen, num_heads=self.num_heads, **valued)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from torchrl_marl_offline.algorithms.algorithm import Algorithm, Networks
+from torchrl_marl_offline.algorithms.algorithm import Networks, Remembering
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.actors import make_actor
@@ -14,7 +14,7 @@ from torchrl_marl_offline.objectives.extraction import Cloning
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloningBaseline(Algorithm, name="cloning"):
+class CloningBaseline(Remembering, name="cloning"):
     r"""Behaviour cloning with the recipe's actor: :math:`-\log \pi_a(u_a | o_a)` (:class:`Cloning`).
 
     Args:
@@ -29,7 +29,8 @@ class CloningBaseline(Algorithm, name="cloning"):
 
     def networks(self, spec: TaskSpec) -> Networks:
         """Draw the policies."""
-        return {"actor": make_actor(spec, hidden=self.hidden, share_params=self.share_params, scale=self.scale)}
+        shared = {"hidden": self.hidden, "share_params": self.share_params}
+        return {"actor": make_actor(spec, scale=self.scale, **shared, **self.remembered)}
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:
         """Return cloning alone."""

@@ -43,7 +43,7 @@ class MACFlow(ActorCritic, name="mac_flow"):
     sees that agent's observation and noise alone, with a time of its own; this one is joint, as in the paper. What is
     executed as the mode is the action without noise, as in the released discrete code; ``"sample"`` executes one of
     noise, as in the continuous. Discrete: the flow's action is a legal one; the critic's gradient goes straight through
-    the policies' choice, where the released code's has none; times are not embedded. No memory.
+    the policies' choice, where the released code's has none; times are not embedded. No memory by default.
 
     Args:
         alpha: of :class:`FlowDistillation`.
@@ -84,7 +84,7 @@ class MACFlow(ActorCritic, name="mac_flow"):
 class MACFlowDiscrete(MACFlow, name="mac_flow_discrete"):
     """:class:`MACFlow` with the settings of its release for discrete actions.
 
-    The released one has memory; this one has none.
+    The released one has memory, by a recurrent network; here ``memory="gru"`` asks for it.
     """
 
     gamma: Annotated[float, DISCOUNT] = setting(0.99, member=True)

@@ -165,6 +165,7 @@ class Comparison:
         logger = RunLogger.named(names, place, name=f"{self.folder.name}-{name}")
         logger.log_config(asdict(settings) | {"algorithm": name} | self.plan.of_method(name))
         options = {"device": settings.device, "seed": settings.seed, "keys": loss.in_keys}
+        options |= self.plan.sampling(name)
         trainer = Trainer(
             Learner(loss, lr=settings.lr, **self._of_learner(name)),
             self.data.replay_buffer(batch_size=settings.batch_size, **options),
@@ -192,7 +193,7 @@ class Comparison:
         runs = members(self.plan, differing)
         losses = {member: own.loss(name, self.data.spec, inputs=self.inputs) for member, own in runs.items()}
         keys, seeds = next(iter(losses.values())).in_keys, [own.run.seed for own in runs.values()]
-        options = {"seeds": seeds, "device": settings.device, "keys": keys}
+        options = {"seeds": seeds, "device": settings.device, "keys": keys} | self.plan.sampling(name)
         buffer = PopulationBuffer(self.data.data, batch_size=settings.batch_size, **options)
         rates = [own.run.lr for own in runs.values()]
         learner = PopulationLearner(losses, lr=rates, **self._of_learner(name))

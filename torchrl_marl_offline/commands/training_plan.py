@@ -100,6 +100,14 @@ class TrainingPlan:
         found = data.input_statistics()
         return found if self.run.normalize_inputs == "on" or found.are_badly_scaled else None
 
+    def sampling(self, name: str) -> dict[str, Any]:
+        """Return what the buffer of a method's run is told beside its rows and seed.
+
+        Raises:
+            ValueError: batches of this size cannot be drawn.
+        """
+        return make_algorithm(name, **self.of_method(name)).sampling(self.run.batch_size)
+
     def write(self, folder: Path) -> None:
         """Write the plan of a new run to its folder, which must be new; one that goes on has it there."""
         if self.run.resume is None:
@@ -196,8 +204,14 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     try:
         check_all(kind, values, name=flag)
         check_read(kind, list(asked), values, name=flag)
+        if values.get("memory") is not None:
+            plan.sampling(parsed.algorithm)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    if values.get("memory") is not None and settings.online is not None:
+        raise SettingsError(
+            "--memory is for recorded data alone: going on --online draws single transitions; leave one out."
+        )
     if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
         raise SettingsError(
             f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."

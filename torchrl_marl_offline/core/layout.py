@@ -53,6 +53,8 @@ TRAJ_IDS = ("collector", "traj_ids")
 MASK = ("collector", "mask")
 HAS_NEXT_ACTION = ("collector", "has_next_action")
 SUCCESS = "success"
+IS_INIT = "is_init"
+"""``[*B, 1]`` bool, where an episode begins: TorchRL's name, read by networks with memory."""
 
 
 def joined(key: str | tuple[str, ...]) -> str:

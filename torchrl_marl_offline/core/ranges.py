@@ -26,6 +26,7 @@ import argparse
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -129,9 +130,14 @@ class OneOf:
 
     Attributes:
         names: as they are when a value is checked.
+        pattern: a regular expression of all of them, where one has a number in it; ``names`` then only show them.
     """
 
     names: Collection[str]
+    pattern: str | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.names if self.pattern is None else re.fullmatch(self.pattern, value) is not None
 
 
 REAL = Range()
@@ -291,7 +297,7 @@ def _refusal(value: Any, hint: Any, legal: Range | None) -> _Refusal | None:
     if origin is Annotated:
         named = next((extra for extra in hint.__metadata__ if isinstance(extra, OneOf)), None)
         if named is not None:
-            is_one = isinstance(value, str) and value in named.names
+            is_one = value in named if isinstance(value, str) else value is None and NoneType in get_args(parts[0])
             return None if is_one else _Refusal(_either(tuple(named.names)), value, True)
         own = next((extra for extra in hint.__metadata__ if isinstance(extra, Range)), legal)
         found = _refusal(value, parts[0], own)

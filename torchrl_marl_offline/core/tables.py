@@ -154,7 +154,7 @@ class _Told:
             if isinstance(extra, Range):
                 _bound(schema, extra.as_schema())
             elif isinstance(extra, OneOf):
-                schema["enum"] = list(extra.names)
+                schema |= {"enum": list(extra.names)} if extra.pattern is None else {"pattern": f"^({extra.pattern})$"}
             elif extra is ONCE:
                 schema["uniqueItems"] = True
         return schema

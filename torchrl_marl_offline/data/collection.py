@@ -27,7 +27,7 @@ from torchrl_marl_offline.core.layout import (
 )
 from torchrl_marl_offline.core.ranges import COUNT, SEED
 from torchrl_marl_offline.core.usable_mask import usable_mask
-from torchrl_marl_offline.data.policy_fit import fitted
+from torchrl_marl_offline.data.policy_fit import Carried, fitted
 from torchrl_marl_offline.data.transitions.assembly import assemble, open_masks_of_the_dead, open_unused_masks
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
@@ -87,7 +87,7 @@ def collect(
         if seed is not None:
             torch.manual_seed(seed)
             env.set_seed(seed)
-        _roll_out(env, fitted(policy or random_policy(env), env), recording, progress)
+        _roll_out(env, fitted(policy or random_policy(env), env), Carried(policy), recording, progress)
     facts = {"source": "collect", "task": spec.task, "seed": seed, "exploration": exploration}
     facts["num_envs"] = len(recording)
     return as_dataset(recording.rows(), spec, facts | (metadata or {}))
@@ -176,16 +176,17 @@ class _Recording:
         return torch.stack(self.steps).transpose(0, 1).reshape(-1)[active]
 
 
-def _roll_out(env: EnvBase, policy: Policy, recording: _Recording, progress: bool) -> None:
+def _roll_out(env: EnvBase, policy: Policy, carried: Carried, recording: _Recording, progress: bool) -> None:
     with tqdm(
         total=int(recording.shares.sum()),
         disable=None if progress else True,  # None: no bar where the output is not a terminal
         unit="episode" if recording.by_episode else "step",
         desc="collect",
     ) as bar:
-        tensordict = env.reset()
+        tensordict = carried.begin(env.reset())
         while recording.open.any():
             step, tensordict = env.step_and_maybe_reset(policy(tensordict))
+            tensordict = carried.onward(step, tensordict)
             bar.update(recording.add(step))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchrl_marl_offline.core.layout import OBSERVATION, TaskSpec
+import torch
+from tensordict import unravel_key
+
+from torchrl_marl_offline.core.layout import DONE, IS_INIT, OBSERVATION, TaskSpec, next_key
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
@@ -18,6 +21,43 @@ _SIZES = ("observation_size", "action_size", "discrete")
 
 class PolicyError(ValueError):
     """A policy was made for other sizes than the environment's; the message names both."""
+
+
+class Carried:
+    """What a policy with memory, a :class:`~torchrl_marl_offline.modules.HistoryEncoder` or TorchRL's, carries along.
+
+    It reads ``"is_init"``, where an episode begins, and its hidden states, which it wrote under ``"next"`` in the step
+    before. Of a policy without memory nothing is done.
+
+    Args:
+        network: the policy, or what of it has ``in_keys`` and ``out_keys``.
+    """
+
+    def __init__(self, network: Any) -> None:
+        module = getattr(network, "policy", network)  # of a policy that was loaded
+        reads = [unravel_key(key) for key in getattr(module, "in_keys", ())]
+        writes = {unravel_key(key) for key in getattr(module, "out_keys", ())}
+        self.needs_beginnings = IS_INIT in reads
+        self.states = [key for key in reads if next_key(key) in writes] if self.needs_beginnings else []
+
+    def begin(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Say, in what ``env.reset()`` returned, that all episodes begin."""
+        if self.needs_beginnings:
+            tensordict.set(IS_INIT, torch.ones(*tensordict.batch_size, 1, dtype=torch.bool, device=tensordict.device))
+        return tensordict
+
+    def onward(self, step: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
+        """Hand on the hidden states, and where an episode ended that the next one begins.
+
+        Args:
+            step: what the environment's step returned, ``"next"`` in it.
+            following: what the policy reads then, environments that were done being reset.
+        """
+        if self.needs_beginnings:
+            following.set(IS_INIT, step.get(next_key(DONE)).reshape(*following.batch_size, -1).any(-1, keepdim=True))
+        for key in self.states:
+            following.set(key, step.get(next_key(key)))
+        return following
 
 
 def fitted(policy: Policy, env: EnvBase) -> Policy:

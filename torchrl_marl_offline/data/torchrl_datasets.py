@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves
     from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 
-_BUFFER_OPTIONS = ("slice_len", "short_episodes", "seed", "keys", "prefetch")
+_BUFFER_OPTIONS = ("slice_len", "burn_in", "short_episodes", "seed", "keys", "prefetch")
 
 
 class OfflineExperienceReplay(BaseDatasetExperienceReplay):

@@ -39,6 +39,7 @@ from torchrl_marl_offline.evaluation.policy_export import (
     write_program,
 )
 from torchrl_marl_offline.modules.actors import DRAWN, NOISE
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training.run.saved_policies import BUILDERS
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def export_agent_policies(
     if "onnx" in formats:
         require_onnx()
     policy, told = loaded_with_metadata(policy)
+    if encoder_of(policy) is not None:
+        raise ValueError("A policy with memory is exported as a team's, not agent by agent; leave --per-agent out.")
     own = [agent_policy(policy, agent) for agent in range(policy.build["spec"]["n_agents"])]
     start, rows = _without_suffix(path), []
     for agent, each in enumerate(own):

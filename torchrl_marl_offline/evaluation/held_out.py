@@ -6,8 +6,9 @@ proposes nothing illegal, and whether Q agrees with the returns that were earned
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -17,10 +18,26 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, MASK, REWARD, TERMINATED, next_key
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    IS_INIT,
+    MASK,
+    REWARD,
+    TERMINATED,
+    TRAJ_IDS,
+    next_key,
+)
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE
-from torchrl_marl_offline.evaluation.in_environments import Policy, raise_on_illegal_action, raise_on_non_finite_action
+from torchrl_marl_offline.data.policy_fit import Carried
+from torchrl_marl_offline.evaluation.in_environments import (
+    LOGITS,
+    Policy,
+    raise_on_illegal_action,
+    raise_on_non_finite_action,
+)
 from torchrl_marl_offline.training.run.saved_policies import bare
 
 if TYPE_CHECKING:
@@ -106,7 +123,7 @@ def evaluate_held_out(
         gamma: discount of the returns.
         team_reward: whether the team's reward is the mean or the sum over agents, as in the loss.
         bins: number of rows of the calibration table.
-        batch_size: transitions a pass.
+        batch_size: transitions a pass; of a policy with memory whole episodes of about as many.
         device: where the policy and ``qvalue`` live; by default the dataset's.
 
     Raises:
@@ -132,9 +149,10 @@ def evaluate_held_out(
     modes, values, checked = [], [], 0
     with preserved_rng(), evaluation_mode(policy):
         torch.manual_seed(0)
-        for start in range(0, len(data), batch_size):
-            batch = data[start : start + batch_size].to(device or data.device or "cpu")
-            mode, legal = _propose(policy, batch)
+        carried = Carried(policy)
+        for rows in _blocks(dataset, batch_size, whole_episodes=carried.needs_beginnings):
+            batch = data[rows].to(device or data.device or "cpu")
+            mode, legal = _propose(partial(_along_episodes, policy, carried), batch)
             modes.append(mode.cpu())
             checked += legal
             if qvalue is not None:
@@ -146,6 +164,40 @@ def evaluate_held_out(
     return HeldOutEvaluation(
         int(counted.sum()), **matches, checked_actions=checked, illegal_actions=0, calibration=calibration
     )
+
+
+def _blocks(dataset: OfflineDataset, batch_size: int, *, whole_episodes: bool) -> Iterator[slice]:
+    """Cut the rows into blocks; of whole episodes as many as have so many rows together, or one."""
+    if not whole_episodes:
+        yield from (slice(start, start + batch_size) for start in range(0, len(dataset.data), batch_size))
+        return
+    start = end = 0
+    for length in dataset.episode_lengths.tolist():
+        if end > start and end + length - start > batch_size:
+            yield slice(start, end)
+            start = end
+        end += length
+    yield slice(start, end)
+
+
+def _along_episodes(policy: Policy, carried: Carried, rows: TensorDictBase) -> TensorDictBase:
+    """Ask a policy in rows ``[b]``; one with memory step by step, in all their episodes, which are whole, at once."""
+    if not carried.needs_beginnings:
+        return policy(rows)
+    lengths = torch.unique_consecutive(rows.get(TRAJ_IDS), return_counts=True)[1]
+    lengths, order = lengths.sort(descending=True, stable=True)
+    starts = torch.cat([lengths.new_zeros(1), lengths[order.argsort()].cumsum(0)[:-1]])[order]
+    found, index, states = [], [], {}
+    for time in range(int(lengths[0])):
+        going_on = int((lengths > time).sum())  # the first ones, since the longest come first
+        index.append(starts[:going_on] + time)
+        step = rows[index[-1]]
+        step.set(IS_INIT, torch.full((going_on, 1), time == 0, device=lengths.device))
+        step.update({key: state[:going_on] for key, state in states.items()})
+        step = policy(step)
+        states = {key: step.get(next_key(key)) for key in carried.states}
+        found.append(step.select(ACTION, LOGITS, ACTION_MASK, AGENT_MASK, strict=False))
+    return torch.cat(found)[torch.cat(index).argsort()]
 
 
 def _propose(policy: Policy, batch: TensorDictBase) -> tuple[Tensor, int]:

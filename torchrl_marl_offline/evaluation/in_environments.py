@@ -23,7 +23,7 @@ from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DONE, GROUP, REWARD, SUCCESS, next_key
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
-from torchrl_marl_offline.data.policy_fit import fitted
+from torchrl_marl_offline.data.policy_fit import Carried, fitted
 from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
 from torchrl_marl_offline.training.run.saved_policies import bare
 
@@ -180,7 +180,8 @@ def evaluate_population(
     quota = spread_over_slots(episodes, slots // count).repeat(count)
     with explored(env, mode, seed), evaluation_mode(population.template.actor_network):
         # a member that diverged is left out by itself: it does not end the others
-        finished, has_success = run_episodes(population.act, env, quota, must_be_finite=False)
+        carried = Carried(population.template.actor_network)
+        finished, has_success = run_episodes(population.act, env, quota, carried=carried, must_be_finite=False)
     found, per_member = {}, slots // count
     for index, name in enumerate(population.members):
         rows = [row for slot in finished[index * per_member : (index + 1) * per_member] for row in slot]
@@ -203,9 +204,16 @@ def spread_over_slots(episodes: int, slots: int) -> Tensor:
 
 
 def run_episodes(
-    policy: Policy, env: EnvBase, quota: Tensor, *, must_be_finite: bool = True
+    policy: Policy, env: EnvBase, quota: Tensor, *, carried: Carried | None = None, must_be_finite: bool = True
 ) -> tuple[list[list[EpisodeRow]], bool]:
     """Step until each slot has run its quota of episodes; slots that are through keep stepping and are not read.
+
+    Args:
+        policy: writes actions.
+        env: of batch size ``[slots]``.
+        quota: episodes of each slot, ``[slots]``.
+        carried: what the policy carries from step to step; by default what it says itself.
+        must_be_finite: refuse actions that are not.
 
     Returns:
         For each slot its episodes as (return, length, success), and whether the task has a signal of success.
@@ -214,8 +222,8 @@ def run_episodes(
     longest = getattr(env, "max_episode_steps", None)
     finished: list[list[EpisodeRow]] = [[] for _ in range(slots)]
     missing, time, began = sum(wanted), 0, [0] * slots
-    act = fitted(policy, env)
-    tensordict = env.reset()
+    act, carried = fitted(policy, env), Carried(policy) if carried is None else carried
+    tensordict = carried.begin(env.reset())
     total = torch.zeros(slots, dtype=torch.float64, device=env.device)
     succeeded = torch.zeros(slots, dtype=torch.bool, device=env.device)
     has_success = False
@@ -245,7 +253,7 @@ def run_episodes(
                 began[slot] = time
             total.masked_fill_(done, 0)
             succeeded.masked_fill_(done, False)
-        tensordict = following
+        tensordict = carried.onward(tensordict, following)
     return finished, has_success
 
 

@@ -4,6 +4,10 @@ Both formats map ``observation`` ``[B, n, o]`` float32, and ``action_mask`` ``[B
 to ``action``, what is executed: ``[B, n, a]`` float32 within the bounds, or ``[B, n]`` int64, a legal one. ``B`` is
 free. A normalization of observations lies inside. What the file knows of itself is JSON under :data:`METADATA`.
 
+A policy with memory takes, behind the observation, its ``memory`` ``[B, n, S]`` float32, whatever it is where an
+episode begins, and ``is_init`` ``[B, 1]`` bool, true there; it also returns the ``next_memory``, to be given with the
+next observation.
+
 With torch alone::
 
     files = {"torchrl_marl_offline.json": ""}
@@ -40,10 +44,11 @@ from torchrl.envs import set_exploration_type
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.files import replacing_file
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, IS_INIT, OBSERVATION, TaskSpec, next_key
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPSET
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training.run.saved_policies import BUILDERS, load_policy
 
 if TYPE_CHECKING:
@@ -78,6 +83,27 @@ class ExecutedAction(nn.Module):
             td.set(ACTION_MASK, action_mask)
         with set_exploration_type(EXPLORATION[self.mode]):
             return self.policy(td).get(ACTION)
+
+
+class RememberingAction(ExecutedAction):
+    """A policy with memory as a function of tensors, one step of it.
+
+    Shape:
+        observation ``[B, n, o]``, memory ``[B, n, S]`` and ``is_init`` ``[B, 1]`` (and a mask ``[B, n, A]``) to the
+        action and the memory after the step.
+    """
+
+    def forward(
+        self, observation: Tensor, memory: Tensor, is_init: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the action and the next memory."""
+        key = encoder_of(self.policy).memory_key
+        td = TensorDict({OBSERVATION: observation, key: memory, IS_INIT: is_init}, observation.shape[:1])
+        if action_mask is not None:
+            td.set(ACTION_MASK, action_mask)
+        with set_exploration_type(EXPLORATION[self.mode]):
+            out = self.policy(td)
+        return out.get(ACTION), out.get(next_key(key))
 
 
 @dataclass(frozen=True)
@@ -150,8 +176,11 @@ def export_policy(
     if mode not in get_args(Mode):
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     policy, told = loaded_with_metadata(policy)
-    arguments = example_inputs(TaskSpec(**policy.build["spec"]), 2)
-    return write_program(ExecutedAction(policy, mode=mode), arguments, path, format=format, opset=opset, told=told)
+    encoder = encoder_of(policy)
+    memory = None if encoder is None else encoder.memory_size
+    arguments = example_inputs(TaskSpec(**policy.build["spec"]), 2, memory_size=memory)
+    executed = (ExecutedAction if encoder is None else RememberingAction)(policy, mode=mode)
+    return write_program(executed, arguments, path, format=format, opset=opset, told=told)
 
 
 def write_program(
@@ -176,10 +205,11 @@ def write_program(
         agent: whose policy it is; ``None`` of the team's.
     """
     build = action.policy.build
+    outputs = ["action", "next_memory"] if isinstance(action, RememberingAction) else ["action"]
     metadata = ExportMetadata(
         spec=build["spec"],
         inputs=list(arguments),
-        outputs=["action"],
+        outputs=outputs,
         mode=action.mode,
         agent=agent,
         build={"builder": build["builder"], "options": build["options"]},
@@ -189,21 +219,28 @@ def write_program(
     text = json.dumps(asdict(metadata))
     with quiet():
         program = trace(action, arguments)
-        content = _torch_file(program, text) if format == "torch" else _onnx_file(program, arguments, text, opset)
+        is_torch = format == "torch"
+        content = _torch_file(program, text) if is_torch else _onnx_file(program, arguments, outputs, text, opset)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
     return user_path(path)
 
 
-def example_inputs(spec: TaskSpec, rows: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def example_inputs(
+    spec: TaskSpec, rows: int, *, generator: torch.Generator | None = None, memory_size: int | None = None
+) -> dict[str, Tensor]:
     """Return random inputs of an exported policy by name; every mask has a legal action.
 
     Args:
         spec: the task.
         rows: the batch size ``B``.
         generator: of the random numbers.
+        memory_size: of a policy with memory.
     """
     inputs = {"observation": torch.randn(rows, spec.n_agents, spec.observation_size, generator=generator)}
+    if memory_size is not None:
+        inputs["memory"] = torch.randn(rows, spec.n_agents, memory_size, generator=generator)
+        inputs["is_init"] = torch.rand(rows, 1, generator=generator) < 0.5
     if spec.discrete and spec.has_action_mask:
         score = torch.rand(rows, spec.n_agents, spec.action_size, generator=generator)
         inputs["action_mask"] = (score < 0.5) | (score == score.amin(-1, keepdim=True))
@@ -252,7 +289,9 @@ def _torch_file(program: ExportedProgram, metadata: str) -> bytes:
     return content.getvalue()
 
 
-def _onnx_file(program: ExportedProgram, inputs: dict[str, Tensor], metadata: str, opset: int) -> bytes:
+def _onnx_file(
+    program: ExportedProgram, inputs: dict[str, Tensor], outputs: list[str], metadata: str, opset: int
+) -> bytes:
     require_onnx()
     model = torch.onnx.export(
         program,
@@ -260,7 +299,7 @@ def _onnx_file(program: ExportedProgram, inputs: dict[str, Tensor], metadata: st
         verbose=False,
         opset_version=opset,
         input_names=list(inputs),
-        output_names=["action"],
+        output_names=outputs,
         dynamic_shapes=tuple({0: "batch"} for _ in inputs),
     )
     model.model.metadata_props[METADATA] = metadata

@@ -21,7 +21,7 @@ from torchrl_marl_offline.core.outputs import VideoFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FRAMES, PIXELS, SEED, SIZE
-from torchrl_marl_offline.data.policy_fit import fitted
+from torchrl_marl_offline.data.policy_fit import Carried, fitted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +109,8 @@ def record_video(
     with preserved_rng(), evaluation_mode(policy), set_exploration_type(EXPLORATION[mode]):
         torch.manual_seed(seed)
         env.set_seed(seed)
-        act = fitted(policy, env)
-        tensordict = env.reset()
+        act, carried = fitted(policy, env), Carried(policy)
+        tensordict = carried.begin(env.reset())
         frames, returns = [env.render(index, size=size)], [0.0]
         while len(frames) < max_frames:
             # without a reset, so that the last frame shows the end
@@ -119,7 +119,7 @@ def record_video(
             returns.append(returns[-1] + tensordict.get(next_key(REWARD))[index].double().mean().item())
             if bool(tensordict.get(next_key(DONE))[index]):
                 break
-            tensordict = env.maybe_reset(env.step_mdp(tensordict))
+            tensordict = carried.onward(tensordict, env.maybe_reset(env.step_mdp(tensordict)))
     if caption:
         frames = [_captioned(frame, step, total) for step, (frame, total) in enumerate(zip(frames, returns))]
     write = write_gif if path.suffix.lower() == ".gif" else write_mp4

@@ -24,6 +24,7 @@ from torchrl_marl_offline.modules.distributions import (
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
 from torchrl_marl_offline.modules.flow import JointVelocity, make_flow
 from torchrl_marl_offline.modules.graph import GraphCritic
+from torchrl_marl_offline.modules.history import HistoryEncoder
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedLayerNorm, StackedLinear, StackedMLP
 from torchrl_marl_offline.modules.sequential import SequentialPolicy, make_sequential_policy
@@ -43,6 +44,7 @@ __all__ = [
     "GaussianHead",
     "GraphCritic",
     "GreedyCritic",
+    "HistoryEncoder",
     "HyperNetworkMixer",
     "JointVelocity",
     "LinearMixer",

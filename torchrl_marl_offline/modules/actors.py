@@ -13,7 +13,7 @@ from torchrl.modules import ProbabilisticActor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.component_bounds import following
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, TaskSpec
 from torchrl_marl_offline.core.noise import normal_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL, WIDTHS
 from torchrl_marl_offline.modules.action_range import ActionRange, component_range
@@ -26,6 +26,7 @@ from torchrl_marl_offline.modules.distributions import (
     OneStepCategorical,
     TanhNormal,
 )
+from torchrl_marl_offline.modules.history import Memory, MemorySize, behind, remembering
 from torchrl_marl_offline.modules.networks import AgentNetwork, StackedMLP
 
 Scale = Literal["learned", "state_dependent", "softplus"]
@@ -219,6 +220,8 @@ def make_actor(
     batch_norm: bool = False,
     final_scale: Annotated[float, NON_NEGATIVE] = 0.01,
     observation_norm: Annotated[tuple[Sequence[float], Sequence[float]] | None, REAL] = None,
+    memory: Memory = None,
+    memory_size: MemorySize = 64,
 ) -> ProbabilisticActor:
     """Build the agents' policies as a TorchRL actor.
 
@@ -243,6 +246,10 @@ def make_actor(
         final_scale: scale of the last layer at initialization.
         observation_norm: ``(loc, scale)``, a number for each component of an observation, which the networks then see
             as ``(observation - loc) / scale``; :meth:`OfflineDataset.observation_statistics` of the data.
+        memory: what the policies remember of an episode: ``"gru"``, ``"lstm"``, ``"window:K"`` (the last ``K``
+            observations), or None; see :class:`~torchrl_marl_offline.modules.HistoryEncoder`. The policy then also
+            reads ``"is_init"`` and ``("agents", "policy_memory")``, and writes the latter under ``"next"``.
+        memory_size: width of the recurrent memory.
 
     Raises:
         TypeError: for a normalization that is not of plain numbers.
@@ -264,6 +271,12 @@ def make_actor(
     if distribution not in get_args(Distribution):
         raise ValueError(f"distribution must be 'gaussian', 'tanh_gaussian' or 'one_step', got {distribution!r}.")
     one_step = distribution == "one_step"
+    if memory is not None:  # observations are normalized on their way into the memory
+        inputs, observation_norm = ObservationNorm.before(nn.Identity(), observation_norm, spec), None
+    else:
+        inputs = None
+    remembered = {"role": "policy", "share_params": share_params, "inputs": inputs}
+    encoder, read, spec = remembering(spec, memory, memory_size, **remembered)
     if one_step and batch_norm:
         raise ValueError("batch_norm=True does not go with distribution='one_step', which also reads noise.")
     if one_step:
@@ -286,7 +299,7 @@ def make_actor(
         distribution_class = {"gaussian": BoundedNormal, "tanh_gaussian": TanhNormal, "one_step": OneStep}[distribution]
         kwargs |= {"low": following(spec.action_low), "high": following(spec.action_high)}
     return ProbabilisticActor(
-        TensorDictModule(ObservationNorm.before(head, observation_norm, spec), in_keys=[OBSERVATION], out_keys=written),
+        behind(encoder, TensorDictModule(ObservationNorm.before(head, observation_norm, spec), [read], written)),
         in_keys=keys,
         out_keys=[ACTION],
         distribution_class=distribution_class,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.checked import checked
@@ -18,6 +19,7 @@ from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.duplex import DuelingCritic, DuplexMixer, GreedyCritic
 from torchrl_marl_offline.modules.graph import GraphCritic
+from torchrl_marl_offline.modules.history import HistoryEncoder, Memory, MemorySize, behind, remembering
 from torchrl_marl_offline.modules.local_critic import LocalCritic, encode_action
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer, LinearMixer, SumMixer
 from torchrl_marl_offline.modules.networks import StackedMLP
@@ -121,6 +123,8 @@ def make_critic(
     activation: str = "gelu",
     layer_norm: bool = True,
     batch_norm: bool = False,
+    memory: Memory = None,
+    memory_size: MemorySize = 64,
 ) -> TensorDictModuleBase:
     r"""Build the action-value module of a value decomposition.
 
@@ -167,6 +171,9 @@ def make_critic(
         layer_norm: layer normalization in the critic and in the hypernetworks.
         batch_norm: normalize the critic's inputs by the batch, see :class:`~torchrl_marl_offline.modules.BatchNorm`;
             not a graph's.
+        memory: what local critics remember of an episode, see :func:`make_actor`; a centralized one remembers the joint
+            observation, and reads it beside the state, or, with ``joint_observation``, in its place. Mixers have none.
+        memory_size: width of the recurrent memory.
 
     Raises:
         ValueError: for an unknown decomposition, or mixer options where there is no mixer that they change.
@@ -184,11 +191,12 @@ def make_critic(
             raise ValueError(f"{option}= goes with decomposition={known}, not {decomposition!r}.")
     network = {"num_heads": num_heads, "hidden": hidden, "activation": activation, "layer_norm": layer_norm}
     network |= _normalized(decomposition, batch_norm)
+    remembered = {"memory": memory, "memory_size": memory_size}
     if decomposition == "centralized":
-        return _centralized(spec, joint_observation=joint_observation, **network)
-    local = _local(spec, decomposition, share_params=share_params, **network)
+        return _centralized(spec, joint_observation=joint_observation, **remembered, **network)
+    encoder, local = _local(spec, decomposition, share_params=share_params, **remembered, **network)
     if decomposition in ("graph", "independent"):
-        return local
+        return behind(encoder, local)
     if mixer is None:
         options = {"hidden_size": mixer_hidden_size, "layer_norm": layer_norm}
         sizes = {"embed_size": embed_size, "attention_heads": attention_heads}
@@ -197,7 +205,7 @@ def make_critic(
         mixer.requires_grad_(False)
     in_keys = [LOCAL_ACTION_VALUE, STATE] if getattr(mixer, "needs_state", True) else [LOCAL_ACTION_VALUE]
     in_keys += {"qatten": [OBSERVATION], "qplex": [ACTION, LOCAL_ADVANTAGE]}.get(decomposition, [])
-    return TensorDictSequential(local, TensorDictModule(mixer, in_keys=in_keys, out_keys=[ACTION_VALUE]))
+    return behind(encoder, local, TensorDictModule(mixer, in_keys=in_keys, out_keys=[ACTION_VALUE]))
 
 
 @remembers_build
@@ -212,7 +220,9 @@ def make_value(
     activation: str = "gelu",
     layer_norm: bool = True,
     batch_norm: bool = False,
-) -> TensorDictModule:
+    memory: Memory = None,
+    memory_size: MemorySize = 64,
+) -> TensorDictModuleBase:
     """Build the state-value module that goes with :func:`make_critic`, for implicit Q-learning.
 
     With ``centralized`` and ``graph`` it writes the team's value at ``"state_value"`` ``[*B, 1]``; with all others,
@@ -222,12 +232,16 @@ def make_value(
     _check_decomposition(decomposition)
     network = {"hidden": hidden, "activation": activation, "layer_norm": layer_norm, "num_heads": 1}
     network |= _normalized(decomposition, batch_norm)
+    remembered = {"memory": memory, "memory_size": memory_size}
     if decomposition == "centralized":
-        return _centralized(spec, with_action=False, joint_observation=joint_observation, **network)
+        return _centralized(spec, with_action=False, joint_observation=joint_observation, **remembered, **network)
     network["share_params"] = share_params
+    encoder, read, sizes = remembering(spec, memory, memory_size, role="value", share_params=share_params)
     if decomposition == "graph":
-        return TensorDictModule(GraphCritic(spec, with_action=False, **network), [OBSERVATION], [VALUE])
-    return TensorDictModule(LocalCritic(spec, with_action=False, **network), [OBSERVATION], [LOCAL_VALUE])
+        value = TensorDictModule(GraphCritic(sizes, with_action=False, **network), [read], [VALUE])
+    else:
+        value = TensorDictModule(LocalCritic(sizes, with_action=False, **network), [read], [LOCAL_VALUE])
+    return behind(encoder, value)
 
 
 def _check_decomposition(decomposition: str) -> None:
@@ -241,24 +255,62 @@ def _normalized(decomposition: str, batch_norm: bool) -> dict[str, bool]:
     return {"batch_norm": True} if batch_norm else {}
 
 
-def _centralized(spec: TaskSpec, *, with_action: bool = True, joint_observation: bool, **network) -> TensorDictModule:
+def _centralized(
+    spec: TaskSpec,
+    *,
+    with_action: bool = True,
+    joint_observation: bool,
+    memory: str | None,
+    memory_size: int,
+    **network,
+) -> TensorDictModuleBase:
     source = OBSERVATION if joint_observation else STATE
-    critic = CentralizedCritic(spec, with_action=with_action, joint_observation=joint_observation, **network)
-    if with_action:
-        return TensorDictModule(critic, in_keys=[source, ACTION], out_keys=[ACTION_VALUE])
-    return TensorDictModule(critic, in_keys=[source], out_keys=[VALUE])
+    encoder, sizes = None, spec
+    if memory is not None:
+        role = "critic" if with_action else "value"
+        encoder, history, _ = remembering(spec, memory, memory_size, role=role, joint=True)
+        beside = 0 if joint_observation else spec.state_size
+        sizes = dataclasses.replace(spec, state_size=encoder.feature_size + beside)
+        joint_observation = False
+    critic = CentralizedCritic(sizes, with_action=with_action, joint_observation=joint_observation, **network)
+    in_keys = [source, ACTION] if with_action else [source]
+    if encoder is not None:
+        critic = critic if source == OBSERVATION else BesideState(critic)
+        in_keys = [history, *in_keys[source == OBSERVATION :]]
+    module = TensorDictModule(critic, in_keys=in_keys, out_keys=[ACTION_VALUE if with_action else VALUE])
+    return behind(encoder, module)
 
 
-def _local(spec: TaskSpec, decomposition: Decomposition, **network) -> TensorDictModule:
-    """Return what stands before the mixer, or the whole critic of a decomposition without one."""
-    in_keys = [OBSERVATION, ACTION]
+class BesideState(nn.Module):
+    """A centralized critic of what the team remembers and of the state.
+
+    Shape:
+        history ``[*B, F]``, state ``[*B, s]`` and what the critic reads behind its state.
+    """
+
+    def __init__(self, critic: CentralizedCritic) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, history: Tensor, state: Tensor, *action: Tensor) -> Tensor:
+        """Return ``[*B, H]``."""
+        return self.critic(torch.cat([history, state], -1), *action)
+
+
+def _local(
+    spec: TaskSpec, decomposition: Decomposition, *, memory: str | None, memory_size: int, share_params: bool, **network
+) -> tuple[HistoryEncoder | None, TensorDictModule]:
+    """Return what stands before the mixer, or the whole critic of a decomposition without one; and what remembers."""
+    network["share_params"] = share_params
+    encoder, read, sizes = remembering(spec, memory, memory_size, role="critic", share_params=share_params)
+    in_keys = [read, ACTION]
     if decomposition == "graph":
-        return TensorDictModule(GraphCritic(spec, **network), in_keys=in_keys, out_keys=[ACTION_VALUE])
+        return encoder, TensorDictModule(GraphCritic(sizes, **network), in_keys=in_keys, out_keys=[ACTION_VALUE])
     if decomposition != "qplex":
-        return TensorDictModule(LocalCritic(spec, **network), in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE])
+        return encoder, TensorDictModule(LocalCritic(sizes, **network), in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE])
     in_keys += [ACTION_MASK] if spec.has_action_mask else []
-    critic = GreedyCritic(spec, **network) if spec.discrete else DuelingCritic(spec, **network)
-    return TensorDictModule(critic, in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE, LOCAL_ADVANTAGE])
+    critic = GreedyCritic(sizes, **network) if spec.discrete else DuelingCritic(sizes, **network)
+    return encoder, TensorDictModule(critic, in_keys=in_keys, out_keys=[LOCAL_ACTION_VALUE, LOCAL_ADVANTAGE])
 
 
 def _make_mixer(

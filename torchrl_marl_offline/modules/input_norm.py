@@ -13,6 +13,7 @@ from torchrl_marl_offline.core.component_bounds import ComponentBound
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.actors import ObservationNorm
+from torchrl_marl_offline.modules.history import encoder_of
 
 
 class InputNorm:
@@ -57,7 +58,7 @@ def normalize_inputs(networks: Mapping[str, TensorDictModuleBase], statistics: I
         spec: the task's sizes.
 
     Raises:
-        ValueError: the statistics are of another task, or the policies not of :func:`make_actor`.
+        ValueError: the statistics are of another task, the policies not of :func:`make_actor`, or a network has memory.
     """
     sizes = {"observation": spec.observation_size, "state": spec.state_size}
     for name, size in sizes.items():
@@ -66,6 +67,10 @@ def normalize_inputs(networks: Mapping[str, TensorDictModuleBase], statistics: I
             raise ValueError(
                 f"inputs= has {found} numbers for the {name}, but it has {size}; take input_statistics() of this task."
             )
+    if any(encoder_of(network) is not None for network in networks.values()):
+        raise ValueError(
+            "Inputs of networks with memory are not normalized; leave inputs= (--normalize-inputs) or memory= out."
+        )
     for name, network in networks.items():
         if name == "actor":
             _normalize_policy(network, statistics, spec)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
@@ -265,8 +265,7 @@ class Batch:
         behind, front = tuple(range(batch, batch + samples)), tuple(range(samples))
         first = not networks.rows_are_independent
         actions = actions.movedim(behind, front) if first else actions
-        keys = [*networks.critic.in_keys, *(networks.mixer.in_keys if networks.mixer is not None else ())]
-        keys = [key for key in map(unravel_key, keys) if key != networks.action_key]
+        keys = networks.keys_of_values(self.tensordict, target=target)
         rows = repeated(self.tensordict, keys, *counts, first=first)
         if samples == 1:
             values = networks.critic_outputs(rows, actions, target=target, detach=detach)[0]

@@ -23,6 +23,7 @@ from torchrl_marl_offline.core.functional_parameters import (
     fit_batch_sizes,
     parameters_in,
 )
+from torchrl_marl_offline.core.layout import IS_INIT
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, REAL, check, declared
 from torchrl_marl_offline.core.synchronized import is_shared, share_of_mean, share_of_sum
@@ -42,10 +43,11 @@ from torchrl_marl_offline.objectives.fitting import (
     check_returned,
     check_row_mask,
 )
+from torchrl_marl_offline.objectives.histories import Role
 from torchrl_marl_offline.objectives.prepared import check_entries, indexed, rooted, sanitized, with_beginnings
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
-from torchrl_marl_offline.objectives.team import IS_INIT, TeamNetworks, lacking
+from torchrl_marl_offline.objectives.team import TeamNetworks, lacking
 from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning, no_local_value
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
@@ -75,8 +77,11 @@ class OfflineMARLLoss(LossModule):
             numbers ``[*B, n, A]``: its first module takes both, as :func:`~torchrl_marl_offline.make_critic`'s do.
         value: the state-value network of implicit Q-learning.
 
-    Networks may have memory (:class:`~torchrl.modules.LSTMModule`, :class:`~torchrl.modules.GRUModule`), which reads
-    the last batch dimension as time: hidden states that a batch lacks are zeros, as in TorchRL's losses, and where it
+    Networks may have memory: they begin with a :class:`~torchrl_marl_offline.modules.HistoryEncoder`
+    (``make_actor(memory="gru")``), which is unrolled once over the rows ``[*B, T]``, steps of episodes one after
+    another as ``dataset.replay_buffer(slice_len=, burn_in=)`` draws them. Or they have TorchRL's
+    :class:`~torchrl.modules.LSTMModule` or :class:`~torchrl.modules.GRUModule`, which read the last batch dimension as
+    time in each of their passes: hidden states that a batch lacks are zeros, as in TorchRL's losses. Where a batch
     lacks ``"is_init"``, memory starts anew behind every ``done``.
 
     Keyword Args:
@@ -266,7 +271,7 @@ class OfflineMARLLoss(LossModule):
 
     @property
     def has_memory(self) -> bool:
-        """Whether one of the networks has TorchRL's ``LSTMModule`` or ``GRUModule``."""
+        """Whether a network has memory: a ``HistoryEncoder``, or TorchRL's ``LSTMModule`` or ``GRUModule``."""
         return bool(self.team.memory)
 
     def _register_bounds(self, action_spec, actor) -> None:
@@ -379,6 +384,7 @@ class OfflineMARLLoss(LossModule):
                 # state values are mixed without an action
                 next_keys += [*value_keys, *(k for k in mixer_keys if unravel_key(k) not in {*produced, action})]
             keys += [("next", key) for key in next_keys]
+        keys += [("next", self.tensor_keys.done)] if self.team.histories else []
         own = {unravel_key(key) for name in self.team.memory for key in (name, ("next", name))}
         self._in_keys = [key for key in dict.fromkeys(map(unravel_key, keys)) if key not in own]
 
@@ -474,23 +480,34 @@ class OfflineMARLLoss(LossModule):
 
     def batch(self, tensordict: TensorDictBase) -> Batch:
         """Return the rows as the rules see them: actions as indices, zeros where a row or an agent does not count."""
+        return self._batch(tensordict)
+
+    def _batch(self, tensordict: TensorDictBase, only: Role | None = None) -> Batch:
         keys = self.tensor_keys
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
         check_entries(tensordict, keys, self._loss_mask_keys())
         batch = Batch(self.team, tensordict)
         clean = sanitized(tensordict, self.in_keys, batch.rows, agent_mask=keys.agent_mask, reward=keys.reward)
         clean = with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean
+        if self.team.histories:
+            seen = sanitized(tensordict, self.in_keys, None, agent_mask=keys.agent_mask, reward=keys.reward)
+            clean = self.team.histories.prepared(clean, seen, batch.rows, only=only)
         return batch if clean is tensordict else Batch(self.team, clean)
 
     @torch.no_grad()
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:
         """Return the mode of the policy, without gradient."""
-        return mode_of(self.team.policy(tensordict))
+        return mode_of(self.team.policy(self._remembered(tensordict, "actor")))
 
     @torch.no_grad()
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
+        tensordict = self._remembered(tensordict, "qvalue")
         return self.team.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
+
+    def _remembered(self, tensordict: TensorDictBase, role: Role) -> TensorDictBase:
+        """Return rows with what a network with memory reads of the rows before."""
+        return self._batch(tensordict, role).tensordict if role in self.team.histories.encoders else tensordict
 
     # ----------------------------------------------------------- loss terms
 

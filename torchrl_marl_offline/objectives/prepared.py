@@ -9,9 +9,8 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
-from torchrl_marl_offline.core.layout import joined
+from torchrl_marl_offline.core.layout import IS_INIT, joined
 from torchrl_marl_offline.objectives.series import is_readable
-from torchrl_marl_offline.objectives.team import IS_INIT
 
 
 class LossKeys(Protocol):

@@ -30,7 +30,7 @@ def needs_series(estimator: ValueEstimatorBase | None) -> bool:
 
 
 def check_series(
-    tensordict: TensorDictBase, cut: Tensor, keys: list[NestedKey], *, estimator: ValueEstimatorBase
+    tensordict: TensorDictBase, cut: Tensor, keys: list[NestedKey], *, carrier: str, remedy: str = SLICES
 ) -> None:
     """Refuse a batch whose neighbours, along its last dimension, are not consecutive steps of one episode.
 
@@ -41,7 +41,8 @@ def check_series(
         tensordict: the batch ``[*B]``, the time last; episodes or slices may lie end to end.
         cut: ``[*B]`` bool, after which rows the series is cut anyway.
         keys: entries whose next values are in the batch too.
-        estimator: for the message.
+        carrier: for the message, what carries what.
+        remedy: for the message.
 
     Raises:
         ValueError: it is none; the message says what to sample.
@@ -55,8 +56,8 @@ def check_series(
             break
     if row is not None:
         raise ValueError(
-            f"{type(estimator).__name__} carries returns from row to row, but rows {row} and {row + 1} of the batch "
-            f"are not consecutive steps of one episode: {SLICES}."
+            f"{carrier} from row to row, but rows {row} and {row + 1} of the batch are not consecutive steps of one "
+            f"episode: {remedy}."
         )
 
 

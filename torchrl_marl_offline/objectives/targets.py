@@ -90,7 +90,7 @@ def _series_ends(batch: Batch, terminated: Tensor, estimator: ValueEstimatorBase
         loss, rows, ended = batch.networks.loss, batch.rows, cut.all(-1)
         ended = ended if rows is None else ended | ~rows
         keys = [key for key in loss.in_keys if key != unravel_key(loss.tensor_keys.action)]
-        check_series(batch.tensordict, ended, keys, estimator=estimator)
+        check_series(batch.tensordict, ended, keys, carrier=f"{type(estimator).__name__} carries returns")
         SEEN.add(batch.networks)  # once: to look at values waits for a GPU
     return cut
 

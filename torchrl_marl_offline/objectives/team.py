@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -20,13 +20,12 @@ from torchrl.modules import Actor, Delta, GRUModule, LSTMModule
 from torchrl.objectives.common import LossModule
 
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
-from torchrl_marl_offline.core.layout import joined
+from torchrl_marl_offline.core.layout import IS_INIT, joined
 from torchrl_marl_offline.core.parts import part
+from torchrl_marl_offline.modules.history import HistoryEncoder
 from torchrl_marl_offline.modules.input_norm import seen_by
 from torchrl_marl_offline.objectives.action_distributions import Bounds, bounds_or_none, per_agent
-
-IS_INIT = "is_init"
-"""Where an episode begins, of TorchRL's networks with memory."""
+from torchrl_marl_offline.objectives.histories import Histories
 
 
 class Values(NamedTuple):
@@ -143,6 +142,8 @@ class TeamNetworks:
         is_ensemble: whether the critic is a list, or copies, of networks.
         is_deterministic: whether the actor writes one action, without a distribution.
         memory: what networks with memory read beside their input.
+        has_torchrl_memory: whether one has TorchRL's ``LSTMModule`` or ``GRUModule``.
+        histories: what networks behind a :class:`~torchrl_marl_offline.modules.HistoryEncoder` read of the past.
     """
 
     def __init__(self, loss: LossModule, *, is_ensemble: bool, bounds_given: bool) -> None:
@@ -151,17 +152,25 @@ class TeamNetworks:
         self.actor, self.critic, self.value, self.mixer, self.behaviour_model = (
             held.get(f"{name}_network") for name in ("actor", "qvalue", "value", "mixer", "behaviour")
         )
-        self.memory = memory_keys(self.actor, self.critic, self.value, self.mixer, self.behaviour_model)
+        networks = (self.actor, self.critic, self.value, self.mixer, self.behaviour_model)
+        self.memory = memory_keys(*networks)
+        self.has_torchrl_memory = bool(_with_memory(networks, LSTMModule, GRUModule))
+        self.histories = Histories(loss, {"actor": self.actor, "qvalue": self.critic, "value": self.value})
+        # the networks as functions of rows: behind what remembers for them, where there is any
+        heads = self.histories.heads
+        self._actor_head, self._critic_head = heads.get("actor", self.actor), heads.get("qvalue", self.critic)
+        self._value_head = heads.get("value", self.value)
         self.is_deterministic = self.actor is not None and is_deterministic_actor(self.actor)
-        self.rows_are_independent = rows_are_independent(self.critic) and rows_are_independent(self.mixer)
+        self.rows_are_independent = rows_are_independent(self._critic_head) and rows_are_independent(self.mixer)
         module = getattr(self.mixer, "module", self.mixer)
         self._mixer_accepts_heads = bool(getattr(module, "accepts_heads", False))
         self._mixer_is_trained = "mixer_network_params" in loss._modules
         self._functions_cache: dict[int, Network] = {}
         self._heads: list[TensorDictModuleBase] | None = None
-        if isinstance(self.actor, TensorDictSequential) and _ends_in_its_distribution(self.actor):
-            self._heads = list(self.actor.module)[:-1]
-        for module in (self.actor, self.critic, self.value, self.mixer, self.behaviour_model, *(self._heads or ())):
+        actor, critic, value = self._actor_head, self._critic_head, self._value_head
+        if isinstance(actor, TensorDictSequential) and _ends_in_its_distribution(actor):
+            self._heads = list(actor.module)[:-1]
+        for module in (actor, critic, value, self.mixer, self.behaviour_model, *(self._heads or ())):
             if module is not None:
                 self._function(module)
         self.take_keys()
@@ -206,6 +215,12 @@ class TeamNetworks:
             )
         return self._is_team
 
+    def keys_of_values(self, tensordict: TensorDictBase, *, target: bool) -> list[NestedKey]:
+        """Return what critic and mixer read of rows beside the action."""
+        keys = [*self._critic_head.in_keys, *(self.mixer.in_keys if self.mixer is not None else ())]
+        found = [key for key in map(unravel_key, keys) if key != self.action_key]
+        return found + self.histories.keys(tensordict, "qvalue", target=target)
+
     # ---------------------------------------------------------------- action values
 
     def action_value(
@@ -231,7 +246,7 @@ class TeamNetworks:
         """
         if self.critic is None:
             raise ValueError("The loss has no critic; a rule that asks it must not declare needs_critic = False.")
-        function = self._function(self.critic)
+        function = self._function(self._critic_head)
         if self.action_key not in function.reads:
             raise ValueError(
                 f"The critic reads {self.critic.in_keys}, not the action {self.loss.tensor_keys.action!r}; name its "
@@ -240,13 +255,12 @@ class TeamNetworks:
         params = self.loss.target_qvalue_network_params if target else self.loss.qvalue_network_params
         params = params.detach() if detach else params
         given = {self._action_name: action}
+        given |= self.histories.features(tensordict, "qvalue", target=target, detach=detach)
         with part("forward target critic" if target else "forward critic"):
             if self.is_ensemble:
-                found = self._of_ensemble(
-                    TensorDict(function.entries(tensordict, **given), tensordict.batch_size), params
-                )
+                found = self._of_ensemble(function.entries(tensordict, **given), tensordict.batch_size, params)
             else:
-                found = function(params, tensordict, **given)
+                found = self._behind(self.critic, function, params, tensordict, **given)
         if self._is_team is None:
             _ = self.is_team  # says what to name
         # A critic learns by its values alone (QPLEX's authors detach the advantages); a policy, by all that it moves.
@@ -256,18 +270,41 @@ class TeamNetworks:
         check_values("critic", self.critic, self._value_key, values, tensordict, "H", of_team=self.is_central)
         return values.unsqueeze(-2) if self.is_central else values, beside  # [*B, H] -> [*B, 1, H]
 
-    def _of_ensemble(self, inputs: TensorDict, params: TensorDictBase) -> dict[NestedKey, Tensor]:
-        """Return the outputs of all critics of an ensemble with their heads side by side, ``[*B, (n,) E * H]``."""
-        network, loss = self.critic, self.loss
+    def _behind(
+        self,
+        network: TensorDictModuleBase,
+        function: Network,
+        params: TensorDictBase,
+        tensordict: TensorDictBase,
+        **given: Tensor | None,
+    ) -> Mapping[NestedKey, Tensor]:
+        """Evaluate a network, or the part of it that stands behind its memory, under the network's parameters."""
+        if function.module is network:
+            return function(params, tensordict, **given)
+        with parameters_in(network, params):
+            return function(None, tensordict, **given)
 
-        def one(inputs: TensorDictBase, params: TensorDictBase) -> TensorDictBase:
+    def _of_ensemble(
+        self, entries: dict[NestedKey, Tensor], batch_size: torch.Size, params: TensorDictBase
+    ) -> dict[NestedKey, Tensor]:
+        """Return the outputs of all critics of an ensemble with their heads side by side, ``[*B, (n,) E * H]``."""
+        network, head, loss = self.critic, self._critic_head, self.loss
+        encoder = self.histories.encoders.get("qvalue")
+        # every critic has a memory of its own
+        own = {} if encoder is None else {unravel_key(encoder.history_key): None}
+        own = {key: entries.pop(key).movedim(-2, 0) for key in own}
+        inputs = TensorDict(entries, batch_size)
+
+        def one(inputs: TensorDictBase, params: TensorDictBase, *of_member: Tensor) -> TensorDictBase:
             with parameters_in(network, params):
-                return network(inputs)
+                return head(inputs.copy().update(dict(zip(own, of_member))) if own else inputs)
 
         if loss.deactivate_vmap:
-            stacked = torch.stack([one(inputs.copy(), member) for member in tree_of(params).unbind(0)])
+            members = zip(tree_of(params).unbind(0), *own.values())
+            stacked = torch.stack([one(inputs.copy(), *each) for each in members])
         else:
-            stacked = torch.vmap(one, (None, 0), randomness=loss.vmap_randomness)(inputs, params)
+            in_dims = (None, 0, *(0 for _ in own))
+            stacked = torch.vmap(one, in_dims, randomness=loss.vmap_randomness)(inputs, params, *own.values())
         keys = [self._value_key, *(key for key in self._beside if key != self.action_key)]
         found = {key: full_precision(stacked.get(key)) for key in keys}  # [E, *B, (n,) H]
         return {key: value.movedim(0, -2).flatten(-2) for key, value in found.items()}
@@ -351,7 +388,8 @@ class TeamNetworks:
             raise ValueError("The loss has no state-value network; a rule that asks it declares needs_value = True.")
         params = loss.target_value_network_params if target else loss.value_network_params
         with part("forward value"):
-            found = self._function(self.value)(params, tensordict)
+            given = self.histories.features(tensordict, "value", target=target)
+            found = self._behind(self.value, self._function(self._value_head), params, tensordict, **given)
         total = found.get(unravel_key(keys.state_value))
         if total is not None:
             check_values("state-value network", self.value, keys.state_value, total, tensordict, "1", of_team=True)
@@ -395,8 +433,9 @@ class TeamNetworks:
         return policy
 
     def _distribution(self, tensordict: TensorDictBase) -> Distribution:
-        actor = self.actor
-        inputs = TensorDict(self._function(actor).entries(tensordict), tensordict.batch_size)
+        actor = self._actor_head
+        given = self.histories.features(tensordict, "actor")
+        inputs = TensorDict(self._function(actor).entries(tensordict, **given), tensordict.batch_size)
         if self.is_deterministic:
             action = self._function(actor)(None, inputs).get(self.action_key)
             if action is None:
@@ -447,10 +486,14 @@ def lacking(loss: LossModule, key: NestedKey, tensordict: TensorDictBase) -> str
 
 
 def memory_keys(*networks: TensorDictModuleBase | None) -> frozenset[NestedKey]:
-    """Return what TorchRL's networks with memory read beside their input: hidden states, and where episodes begin."""
+    """Return what networks with memory read beside their input: hidden states, and where episodes begin."""
+    found = _with_memory(networks, LSTMModule, GRUModule, HistoryEncoder)
+    return frozenset(unravel_key(key) for module in found for key in module.in_keys[1:])
+
+
+def _with_memory(networks: Sequence[TensorDictModuleBase | None], *kinds: type) -> list[TensorDictModuleBase]:
     modules = [module for network in networks if network is not None for module in network.modules()]
-    recurrent = [module for module in modules if isinstance(module, (LSTMModule, GRUModule))]
-    return frozenset(unravel_key(key) for module in recurrent for key in module.in_keys[1:])
+    return [module for module in modules if isinstance(module, kinds)]
 
 
 def rows_are_independent(network: TensorDictModuleBase | None) -> bool:

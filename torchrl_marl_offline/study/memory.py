@@ -111,8 +111,8 @@ def made_up_batch(spec: TaskSpec, rows: int) -> TensorDict:
         leaves[ACTION_MASK] = torch.ones(*agents, spec.action_size, dtype=torch.bool)
     leaves |= {next_key(key): value.clone() for key, value in leaves.items() if key[0] != "collector"}
     leaves[next_key(REWARD)] = torch.randn(*agents, 1)
-    for name in ("done", "terminated", "truncated"):
-        leaves["next", name] = torch.zeros(rows, 1, dtype=torch.bool)
+    for name in ("done", "terminated", "truncated"):  # every row is an episode, for networks with memory
+        leaves["next", name] = torch.full((rows, 1), name == "done")
     batch = TensorDict({}, [rows])
     for key, value in leaves.items():
         batch.set(key, value)

@@ -169,9 +169,22 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         check_all(ALGORITHMS[algorithm], settings)
         check_all(TrainingSettings, settings)
+        if settings.get("memory") is not None:
+            sampling_of(settings)
     except ValueError as error:
         raise StudyError(f"A run of {algorithm}: {error}") from None
     return settings
+
+
+def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the buffer of a run is told beside its rows and seed.
+
+    Raises:
+        ValueError: batches of this size cannot be drawn.
+    """
+    of_training = {f.name for f in fields(TrainingSettings)} | {"algorithm"}
+    own = {name: value for name, value in settings.items() if name not in of_training}
+    return algorithms.make_algorithm(settings["algorithm"], **own).sampling(settings["batch_size"])
 
 
 def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]] | None = None) -> bool:

@@ -16,6 +16,7 @@ from torchrl_marl_offline.evaluation import evaluate_held_out, evaluate_populati
 from torchrl_marl_offline.study.choosing_checks import check_held_out
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.run_estimates import estimate_members, save_estimates
+from torchrl_marl_offline.study.runs import Run, sampling_of
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.objectives import OfflineMARLLoss
-    from torchrl_marl_offline.study.runs import Run
 
 HELD_OUT = "held-out episodes"
 
@@ -85,6 +85,7 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
         seeds=[run.seed for run in runs],
         device=job.device,
         keys=next(iter(losses.values())).in_keys,
+        **sampling_of(settings),
     )
     return Trainer(
         PopulationLearner(

@@ -22,6 +22,7 @@ from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training.run.checkpoints import BufferState, check_generator, restore_generator
 
 if TYPE_CHECKING:
@@ -307,6 +308,11 @@ class CollectorSource:
     ) -> None:
         if exploration not in EXPLORATION:
             raise ValueError(f"exploration must be 'mode' or 'sample', got {exploration!r}.")
+        if encoder_of(policy if isinstance(policy, torch.nn.Module) else None) is not None:
+            raise ValueError(
+                "A policy with memory cannot learn online yet: rounds of experience do not carry its memory; build it "
+                "without memory, or train on a dataset."
+            )
         self.env, self.policy, self.seed = env, policy, seed
         self.steps_per_round, self.exploration = steps_per_round, exploration
         self._rounds: Iterator[TensorDictBase] | None = None

@@ -17,8 +17,18 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.devices import check_device_is_there
-from torchrl_marl_offline.core.layout import AGENT_MASK, DONE, HAS_NEXT_ACTION, MASK, TRAJ_IDS, TRUNCATED, next_key
-from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE
+from torchrl_marl_offline.core.layout import (
+    AGENT_MASK,
+    DONE,
+    HAS_NEXT_ACTION,
+    IS_INIT,
+    MASK,
+    TRAJ_IDS,
+    TRUNCATED,
+    next_key,
+)
+from torchrl_marl_offline.core.ranges import PREFETCH, SEED, SIZE, SIZE_OR_NONE
+from torchrl_marl_offline.core.relevance import ReadWith
 
 if TYPE_CHECKING:
     from tensordict import NestedKey
@@ -48,6 +58,8 @@ class DatasetStorage(TensorStorage):
         """Return the rows at ``index``; ``index_select`` beats advanced indexing."""
         if isinstance(index, tuple) and len(index) == 1:
             index = index[0]
+        if isinstance(index, torch.Tensor) and index.ndim == 2 and index.dtype != torch.bool:
+            return self.get(index.flatten()).reshape(index.shape)
         if not isinstance(index, torch.Tensor) or index.ndim != 1 or index.dtype == torch.bool:
             return super().get(index)
         # Building the TensorDict anew takes two thirds of the time of TensorDict.apply.
@@ -57,7 +69,7 @@ class DatasetStorage(TensorStorage):
     def leaf(self, key: NestedKey, index: torch.Tensor) -> torch.Tensor | None:
         """Return the rows of one leaf, or ``None`` where it is not kept."""
         values = self._storage.get(key, None)
-        return None if values is None else values.index_select(0, index)
+        return None if values is None else values.index_select(0, index.flatten()).unflatten(0, index.shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows and their keys."""
@@ -125,22 +137,62 @@ class EpisodeSliceSampler(FixedSampler):
 
     def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
         """Return the rows ``[batch_size]`` of ``batch_size // slice_len`` slices, and what the slices add to them."""
-        count, size, device = batch_size // len(self.time), len(self.time), self.starts.device
-        episode = torch.randint(len(self.starts), (count,), device=device, generator=self._rng)
-        start, length = self.starts.index_select(0, episode), self.lengths.index_select(0, episode)
-        room = (length - size).clamp_min(0)  # the last start within the episode
-        drawn = torch.rand(count, dtype=torch.float64, device=device, generator=self._rng)
-        start_time = torch.minimum((drawn * (room + 1)).long(), room)
+        size = len(self.time)
+        start, length, start_time = self._draw(batch_size // size, size)
         time = start_time.unsqueeze(1) + self.time  # [slices, slice_len]
         index = (start.unsqueeze(1) + torch.minimum(time, (length - 1).unsqueeze(1))).flatten()
         real = self.time < length.unsqueeze(1)
         last = (self.time == (length.clamp_max(size) - 1).unsqueeze(1)).reshape(-1, 1)
-        done = storage.leaf(next_key(DONE), index)
-        return index, {
-            MASK: real.flatten() & storage.leaf(MASK, index),
-            next_key(TRUNCATED): last,
-            next_key(DONE): last if done is None else last | done,
-        }
+        return index, _of_slices(storage, index, real.flatten(), last)
+
+    def _draw(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw ``count`` slices of ``size`` rows: starts and lengths of their episodes, and their starts in these."""
+        device = self.starts.device
+        episode = torch.randint(len(self.starts), (count,), device=device, generator=self._rng)
+        start, length = self.starts.index_select(0, episode), self.lengths.index_select(0, episode)
+        room = (length - size).clamp_min(0)  # the last start within the episode
+        drawn = torch.rand(count, dtype=torch.float64, device=device, generator=self._rng)
+        return start, length, torch.minimum((drawn * (room + 1)).long(), room)
+
+
+class SequenceSampler(EpisodeSliceSampler):
+    """Draws slices of episodes for networks with memory: the rows that count, and rows before them that are seen alone.
+
+    The part of a slice that counts is drawn as the whole of one by :class:`EpisodeSliceSampler`, so that an episode's
+    first rows count as often as there. The rows before it are those of the episode; where it has none, they are copies
+    of its first one, behind which ``"is_init"`` lets memory begin.
+
+    Args:
+        starts: see :class:`EpisodeSliceSampler`.
+        lengths: see there.
+        slice_len: rows of a slice, those of the burn-in included.
+        burn_in: its first rows, which do not count.
+    """
+
+    def __init__(self, starts: torch.Tensor, lengths: torch.Tensor, slice_len: int, burn_in: int) -> None:
+        super().__init__(starts, lengths, slice_len)
+        self.burn_in = burn_in
+
+    def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
+        """Return the rows ``[S, slice_len]`` of ``S = batch_size // slice_len`` slices, and what these add to them."""
+        size = len(self.time) - self.burn_in
+        start, length, start_time = (each.unsqueeze(1) for each in self._draw(batch_size // len(self.time), size))
+        time = start_time + self.time - self.burn_in  # [S, slice_len], within the episode
+        index = start + torch.minimum(time.clamp_min(0), length - 1)
+        counts = (self.time >= self.burn_in) & (time < length)
+        last = time == torch.minimum(length, start_time + size) - 1
+        found = _of_slices(storage, index, counts, last.unsqueeze(-1))
+        return index, found | {IS_INIT: (time == 0).unsqueeze(-1)}
+
+
+def _of_slices(storage: DatasetStorage, index: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> dict:
+    """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``."""
+    done = storage.leaf(next_key(DONE), index)
+    return {
+        MASK: counts & storage.leaf(MASK, index),
+        next_key(TRUNCATED): last,
+        next_key(DONE): last if done is None else last | done,
+    }
 
 
 class RowSampler(FixedSampler):
@@ -166,6 +218,7 @@ def make_replay_buffer(
     batch_size: Annotated[int | None, SIZE],
     device: torch.device | str | None = None,
     slice_len: Annotated[int | None, SIZE] = None,
+    burn_in: Annotated[int | None, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = None,
     short_episodes: Literal["pad", "drop"] = "pad",
     seed: Annotated[int | None, SEED] = None,
     keys: Sequence[NestedKey] | None = None,
@@ -182,11 +235,17 @@ def make_replay_buffer(
     ``[batch_size]``, slice after slice (``sample.reshape(-1, slice_len)``); the last row of a slice is marked
     ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's.
 
+    With ``burn_in`` too, which may be 0, samples are sequences for networks with memory, ``[batch_size // slice_len,
+    slice_len]``: the first ``burn_in`` rows of each are seen and count in no loss (``("collector", "mask")`` is false),
+    and ``"is_init"`` says where an episode begins. The part that counts starts uniformly within its episode; where
+    that has fewer than ``burn_in`` rows before, copies of its first row stand there, which are forgotten.
+
     Args:
         data: transitions ``[T]``, or a dataset.
         batch_size: rows of a sample; ``None``: ``sample(n)`` says.
         device: put all of it on that device once; by default sampling reads where it lies, a memory map included.
-        slice_len: rows of a slice; must divide ``batch_size``.
+        slice_len: rows of a slice, its burn-in included; must divide ``batch_size``.
+        burn_in: rows of a slice that memory alone sees, fewer than ``slice_len``.
         short_episodes: what becomes of episodes shorter than ``slice_len``: ``"pad"`` repeats their last row, with
             ``("collector", "mask")`` false; ``"drop"`` never samples them.
         seed: of the generator; by default one is drawn from the operating system.
@@ -214,7 +273,9 @@ def make_replay_buffer(
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
     )
-    storage = DatasetStorage(data, device=device)
+    storage, sampler = DatasetStorage(data, device=device), None
+    if slice_len is not None:
+        sampler = _slice_sampler(data, batch_size, slice_len, burn_in, short_episodes, device)
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()
@@ -222,7 +283,7 @@ def make_replay_buffer(
         generator.manual_seed(seed)
     return buffer_class(
         storage=storage,
-        sampler=None if slice_len is None else _slice_sampler(data, batch_size, slice_len, short_episodes, device),
+        sampler=sampler,
         writer=ImmutableDatasetWriter(),
         batch_size=batch_size,
         generator=generator,
@@ -239,21 +300,32 @@ def _transitions(data: TensorDictBase | Transitions) -> TensorDictBase:
 
 
 def _slice_sampler(
-    data: TensorDictBase, batch_size: int, slice_len: int, short_episodes: str, device: torch.device
+    data: TensorDictBase,
+    batch_size: int,
+    slice_len: int,
+    burn_in: int | None,
+    short_episodes: str,
+    device: torch.device,
 ) -> EpisodeSliceSampler:
     if batch_size is None or slice_len < 1 or batch_size % slice_len:
         raise ValueError(f"slice_len={slice_len} must divide batch_size={batch_size}; change one of them.")
     if short_episodes not in ("pad", "drop"):
         raise ValueError(f"short_episodes must be 'pad' or 'drop', got {short_episodes!r}.")
+    if burn_in is not None and burn_in >= slice_len:
+        raise ValueError(f"burn_in={burn_in} leaves no row of slice_len={slice_len} that counts; make it smaller.")
     lengths = torch.unique_consecutive(data.get(TRAJ_IDS), return_counts=True)[1]
     starts = lengths.cumsum(0) - lengths
     if short_episodes == "drop":
-        kept = lengths >= slice_len
+        rows = slice_len - (burn_in or 0)
+        kept = lengths >= rows
         if not kept.any():
             longest = int(lengths.max())
-            raise ValueError(f"No episode has {slice_len} rows, the longest has {longest}; use short_episodes='pad'.")
+            raise ValueError(f"No episode has {rows} rows, the longest has {longest}; use short_episodes='pad'.")
         starts, lengths = starts[kept], lengths[kept]
-    return EpisodeSliceSampler(starts.to(device), lengths.to(device), slice_len)
+    starts, lengths = starts.to(device), lengths.to(device)
+    if burn_in is None:
+        return EpisodeSliceSampler(starts, lengths, slice_len)
+    return SequenceSampler(starts, lengths, slice_len, burn_in)
 
 
-__all__ = ["DatasetStorage", "EpisodeSliceSampler", "RowSampler", "make_replay_buffer"]
+__all__ = ["DatasetStorage", "EpisodeSliceSampler", "RowSampler", "SequenceSampler", "make_replay_buffer"]

@@ -25,7 +25,8 @@ from torchrl_marl_offline.core.layout import (
     next_key,
 )
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import BOUNDS, OPEN_UNIT, PREFETCH, REAL, SEED, SIZE
+from torchrl_marl_offline.core.ranges import BOUNDS, OPEN_UNIT, PREFETCH, REAL, SEED, SIZE, SIZE_OR_NONE
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.transitions import storage
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, reading, values_are_checked
@@ -359,6 +360,7 @@ class OfflineDataset:
         batch_size: Annotated[int, SIZE],
         device: torch.device | str | None = None,
         slice_len: Annotated[int | None, SIZE] = None,
+        burn_in: Annotated[int | None, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = None,
         short_episodes: Literal["pad", "drop"] = "pad",
         seed: Annotated[int | None, SEED] = None,
         keys: Sequence[NestedKey] | None = None,
@@ -370,6 +372,7 @@ class OfflineDataset:
             batch_size=batch_size,
             device=device,
             slice_len=slice_len,
+            burn_in=burn_in,
             short_episodes=short_episodes,
             seed=seed,
             keys=keys,

@@ -72,7 +72,7 @@ class EvaluatedPolicy:
         if made_for is not None and any(getattr(made_for, size) != getattr(self.spec, size) for size in sizes):
             raise PolicyError(misfit(made_for, self.spec).replace("the environment has", "the data has"))
         if isinstance(self.module, torch.nn.Module) and hasattr(self.module, "in_keys") and memory_keys(self.module):
-            raise ValueError(f"{name} has memory (an LSTMModule or a GRUModule), which single logged rows do not show.")
+            raise ValueError(f"{name} has memory, which single logged rows do not show.")
         self._try(dataset.data[:1])
 
     def _try(self, row: TensorDictBase) -> None:

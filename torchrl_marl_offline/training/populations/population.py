@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
     TensorDictModule,
@@ -29,9 +29,11 @@ from torchrl_marl_offline.core.functional_parameters import (
 from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
 from torchrl_marl_offline.core.parts import COMPILED, part
 from torchrl_marl_offline.core.put_back import preserved_rng
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, SIZE_OR_NONE
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, RowSampler, make_replay_buffer
 from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.populations.alike import first_difference
 from torchrl_marl_offline.training.populations.own_coefficients import attributes_refused
 from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
@@ -107,10 +109,11 @@ class Population(nn.Module):
     def _check_without_memory(losses: Mapping[str, LossModule]) -> None:
         """Refuse TorchRL's networks with memory, which look at where episodes begin: no map over members can."""
         for member, loss in losses.items():
-            if getattr(loss, "has_memory", False):
+            if isinstance(loss, OfflineMARLLoss) and loss.team.has_torchrl_memory:
                 raise ValueError(
-                    f"{member} has a network with memory (an LSTMModule or a GRUModule), which cannot be trained in a "
-                    "population; train its losses one by one, with Trainer."
+                    f"{member} has a network with memory of TorchRL (an LSTMModule or a GRUModule), which cannot be "
+                    "trained in a population; build it with memory='gru' or 'lstm', or train its losses one by one, "
+                    "with Trainer."
                 )
 
     @staticmethod
@@ -177,12 +180,15 @@ class Population(nn.Module):
         params = self.template.actor_network_params
         names = dict(named_tensors(params, "actor_network_params"))
         tensors = {name: tensor.detach() for name, tensor in self.tensors().items() if name in names}
-        inputs = [tensordict.get(key).unflatten(0, (len(self), -1)) for key in head.in_keys]
+        # at an episode's beginning there is no memory yet
+        given = {key: tensordict.get(key, None) for key in map(unravel_key, head.in_keys)}
+        keys = [key for key, value in given.items() if value is not None]
+        inputs = [given[key].unflatten(0, (len(self), -1)) for key in keys]
 
         def one(tensors: dict[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
             own = GivenTensors.like(params, {id(names[name]): tensor for name, tensor in tensors.items()})
             with parameters_in(self.template.actor_network, own):
-                out = head(TensorDict(dict(zip(head.in_keys, inputs)), [inputs[0].shape[0]]))
+                out = head(TensorDict(dict(zip(keys, inputs)), [inputs[0].shape[0]]))
             return [out.get(key) for key in head.out_keys]
 
         found = torch.vmap(one, randomness="different")(tensors, inputs)  # of policies that are functions of noise
@@ -326,11 +332,11 @@ def population_gradients(population: Population, precision: Precision) -> Gradie
     """Return the function from stacked tensors, batches ``[P, B]`` and noise ``[P, ...]`` to metrics and gradients."""
     loss = population.template
     keys: list[str] = []
+    rows: list[int] = []  # of a member's batch, [B], or [S, T] of sequences
 
     def member(tensors: dict[str, Tensor], leaves: dict[NestedKey, Tensor], noise: list[Tensor] | None):
-        batch_size = [next(iter(leaves.values())).shape[0]]
         with tensors_in(loss, tensors), noise_given(noise):
-            output = loss(TensorDict(leaves, batch_size))
+            output = loss(TensorDict(leaves, rows[:]))
         metrics = {k: v for k, v in output.items() if v.numel() == 1}
         keys[:] = metrics
         return total_loss(output), [value.detach().reshape(()) for value in metrics.values()]
@@ -338,6 +344,7 @@ def population_gradients(population: Population, precision: Precision) -> Gradie
     def function(tensors: Mapping[str, Tensor], batch: TensorDictBase, noise: list[Tensor] | None) -> Differentiated:
         trainable = {name: t.detach().requires_grad_() for name, t in tensors.items() if t.requires_grad}
         leaves = {key: batch.get(key) for key in batch.keys(True, True)}
+        rows[:] = batch.batch_size[1:]
         in_dims = (0, 0, None if noise is None else 0)
         with in_precision(precision, batch.device):
             total, values = torch.vmap(member, in_dims, randomness="different")({**tensors, **trainable}, leaves, noise)
@@ -361,6 +368,7 @@ class PopulationBuffer:
         device: put the data there once.
         keys: leaves to keep; see :func:`make_replay_buffer`.
         slice_len: rows of a slice of an episode; see :func:`make_replay_buffer`.
+        burn_in: rows of it that memory alone sees; see there. Samples are then ``[P, B // slice_len, slice_len]``.
         rows: for each member the numbers ``[R]`` of the rows from which it draws, any of them more than once: those of
             episodes drawn with replacement, for instance. By default all rows. Not with ``slice_len``.
         own: for each member further leaves ``[T]`` that it alone sees, in the place of the data's where these have
@@ -382,10 +390,11 @@ class PopulationBuffer:
         device: torch.device | str | None = None,
         keys: Sequence[NestedKey] | None = None,
         slice_len: Annotated[int | None, SIZE] = None,
+        burn_in: Annotated[int | None, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = None,
         rows: Sequence[Tensor] | None = None,
         own: Sequence[TensorDictBase] | None = None,
     ) -> None:
-        options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len}
+        options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len, "burn_in": burn_in}
         first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
         storage, device = first.storage, first.storage.device
         self.storage, self.batch_size = storage, batch_size
@@ -408,16 +417,16 @@ class PopulationBuffer:
         return self._samplers[0]
 
     def sample(self) -> TensorDictBase:
-        """Return ``[P, B]``."""
+        """Return ``[P, B]``, or sequences ``[P, S, slice_len]``."""
         drawn = [self._draw(*each) for each in zip(self._samplers, self.generators)]
         rows = self.storage.get(torch.cat([index for index, _ in drawn]))
         for key in drawn[0][1]:
             rows.set(key, torch.cat([info[key] for _, info in drawn]))
         if self._own is not None:
             for key in self._own[0].keys(True, True):
-                parts = [leaves.get(key).index_select(0, index) for leaves, (index, _) in zip(self._own, drawn)]
+                parts = [leaves.get(key)[index] for leaves, (index, _) in zip(self._own, drawn)]
                 rows.set(key, torch.cat(parts))
-        return rows.reshape(len(self.generators), self.batch_size)
+        return rows.reshape(len(self.generators), -1, *rows.batch_size[1:])
 
     def _draw(self, sampler: Sampler, generator: torch.Generator) -> tuple[Tensor, dict]:
         self.storage._rng = sampler._rng = generator  # the two places where samplers of TorchRL look

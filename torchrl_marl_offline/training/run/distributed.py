@@ -246,8 +246,9 @@ class ShareOfSampler(Sampler):
         """Draw ``batch_size`` rows and return the own ``batch_size / count`` of them."""
         self.joined._rng = self._rng
         index, info = self.joined.sample(storage, batch_size)
-        rows = len(index[0] if isinstance(index, tuple) else index)  # the last batch of an epoch may be smaller
-        self._check(rows)
+        first = index[0] if isinstance(index, tuple) else index
+        rows = len(first)  # the last batch of an epoch may be smaller; of sequences [S, T] it is S
+        self._check(first.numel() if isinstance(first, Tensor) else rows)
         size = rows // self.count
         own = slice(self.rank * size, (self.rank + 1) * size)
 

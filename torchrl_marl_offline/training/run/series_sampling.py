@@ -1,10 +1,12 @@
-"""TD(1) and TD(lambda) want slices of episodes: what a buffer draws is held against that before training starts."""
+"""TD(1), TD(lambda) and memory want slices of episodes: what a buffer draws is held to that before training starts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, EpisodeSliceSampler
+from torchrl_marl_offline.objectives.histories import SEQUENCES
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.objectives.series import SLICES, needs_series
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_draws_series(loss: LossModule, buffer: Any) -> None:
-    """Refuse single transitions of a dataset for a loss whose returns run on from row to row.
+    """Refuse single transitions of a dataset for a loss whose returns, or whose memory, run on from row to row.
 
     Args:
         loss: the loss, or a population's first member.
@@ -24,9 +26,22 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
     estimator = getattr(loss, "_value_estimator", None)
     sampler = getattr(buffer, "sampler", None) or getattr(buffer, "member_sampler", None)  # of a population
     sampler = getattr(sampler, "joined", sampler)
+    has_memory = isinstance(loss, OfflineMARLLoss) and loss.has_memory
+    if has_memory and getattr(buffer, "gathers_experience", False):
+        raise ValueError(
+            "Networks with memory learn from recorded data alone: OnlineReplay draws single transitions; build without "
+            "memory, or train on a dataset."
+        )
     of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
-    if needs_series(estimator) and of_rows and not isinstance(sampler, EpisodeSliceSampler):
+    if not of_rows or isinstance(sampler, EpisodeSliceSampler):
+        return
+    if needs_series(estimator):
         raise ValueError(
             f"{type(estimator).__name__} carries returns from row to row, but the buffer draws single transitions: "
             f"{SLICES}."
+        )
+    if has_memory:
+        raise ValueError(
+            "Networks with memory carry what they saw from row to row, but the buffer draws single transitions: "
+            f"{SEQUENCES}."
         )
