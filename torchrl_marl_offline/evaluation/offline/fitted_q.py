@@ -69,7 +69,8 @@ class FittedQSettings:
         decomposition: of :func:`~torchrl_marl_offline.make_critic`. ``"independent"`` critics value each agent's own
             reward; the team's value is their mean (or sum).
         hidden: widths of the critics' hidden layers.
-        steps: updates of every critic.
+        steps: updates of every critic. Values come from the ends of episodes step by step: many small updates were
+            measured to be better than few large ones (``benchmarks/RESULTS.md``).
         batch_size: rows of an update.
         lr: Adam's learning rate.
         tau: rate of the target networks.
@@ -81,8 +82,8 @@ class FittedQSettings:
 
     decomposition: Decomposition = "mixer"
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
-    steps: Annotated[int, COUNT] = 2000
-    batch_size: Annotated[int, SIZE] = 256
+    steps: Annotated[int, COUNT] = 4000
+    batch_size: Annotated[int, SIZE] = 64
     lr: Annotated[float, LEARNING_RATE] = 1e-3
     tau: Annotated[float, RATE] = 0.05
     resamples: Annotated[int, FEW] = 5
