@@ -136,7 +136,7 @@ def test_episodes_of_unequal_length():
         ({"n_actions": 2}, r"\('agents', 'action'\) lies outside 0..1"),
         ({"n_actions": 4, "action_mask": np.ones((5, 2, 3))}, "n_actions=4, but action_mask has 3 columns"),
         ({"action_mask": np.zeros((5, 2, 3))}, "allows no action at all"),
-        ({"actions": np.full((5, 2, 1), 1.5), "n_actions": None}, r"lies outside its bounds \[-1.0, 1.0\]"),
+        ({"actions": np.full((5, 2, 1), 1.5), "n_actions": None}, r"lies outside its bounds \[-1, 1\]"),
         ({"rewards": np.array([0, 0, np.nan, 0, 0])}, r"\('next', 'agents', 'reward'\) is NaN .*first at row 2"),
     ],
 )

@@ -152,7 +152,7 @@ def test_continuous_bounds():
     dataset.data["agents", "action"][1] = 1.0 + 1e-6  # rounding
     validate(dataset)
     dataset.data["agents", "action"][1] = 1.01
-    with pytest.raises(DatasetError, match=r"outside its bounds \[-1.0, 1.0\].* row 1.*clip"):
+    with pytest.raises(DatasetError, match=r"outside its bounds \[-1, 1\].* row 1.*clip"):
         validate(dataset)
 
 

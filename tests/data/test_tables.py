@@ -286,7 +286,7 @@ WRONG = {
         {},
         "'state' differs from that of another agent",
     ),
-    "actions out of bounds": (long_log(action=[1.5] * 10), {}, r"outside its bounds \[-1.0, 1.0\]"),
+    "actions out of bounds": (long_log(action=[1.5] * 10), {}, r"outside its bounds \[-1, 1\]"),
     "two columns of one name": (None, "episode,step,obs,obs,action,reward\n0,0,1,2,0.5,1\n", "has two columns 'obs'"),
     "no header": (None, "0,0,0.5,1\n0,1,0.25,1\n", "has numbers in its first line"),
     "an empty file": (None, "", "is empty, which names no columns|begins with"),

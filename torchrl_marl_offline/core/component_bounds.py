@@ -86,9 +86,9 @@ def numbers_of(bound: Bound) -> Iterator[float]:
 
 
 def as_text(low: Bound, high: Bound) -> str:
-    """Return both bounds as a sentence has them: ``"[-1.0, 1.0]"``, or the numbers between which those of all lie."""
+    """Return both bounds as a sentence has them: ``"[-1, 1]"``, or the numbers between which those of all lie."""
     if not isinstance(low, tuple) and not isinstance(high, tuple):
-        return f"[{low}, {high}]"
+        return f"[{low:g}, {high:g}]"
     return f"[{min(numbers_of(low)):g}, {max(numbers_of(high)):g}], each component in its own part"
 
 
