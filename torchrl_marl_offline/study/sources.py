@@ -79,7 +79,7 @@ class DatasetSource:
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
 
-    def _read(self, **how: bool) -> OfflineDataset:
+    def _read(self, **how: Any) -> OfflineDataset:
         try:
             return load_dataset(self.source, **how, **self.options)
         except TypeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.core.layout import TaskSpec
     from torchrl_marl_offline.data import OfflineDataset
 
-Candidate = Policy | LossModule | SavedPolicy | str | Path
+Candidate: TypeAlias = Policy | LossModule | SavedPolicy | str | Path
 READ = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 BLOCK = 8192
 _SIZES = ("observation_size", "action_size", "discrete", "n_agents")
@@ -58,7 +58,7 @@ class EvaluatedPolicy:
     def __init__(self, name: str, candidate: Candidate, dataset: OfflineDataset, mode: Mode) -> None:
         self.name, self.mode, self.spec = name, mode, dataset.spec
         loaded = load_policy(candidate) if isinstance(candidate, str | Path) else candidate
-        made_for = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
+        made_for: TaskSpec | None = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
         self._loss = loaded if isinstance(loaded, LossModule) else None
         self.task = None if made_for is None else made_for.task
         self.module: Any = loaded.policy if isinstance(loaded, SavedPolicy) else loaded
