@@ -100,6 +100,9 @@ def test_files_of_agents_and_what_is_said_of_them(tmp_path, case, formats):
             for rows in (50, 1):
                 alone = {name: value[:rows, agent].contiguous() for name, value in inputs.items()}
                 torch.testing.assert_close(exported(alone), act(policy, inputs)[:rows, agent], rtol=1e-6, atol=1e-6)
+            if not case.spec.discrete:
+                far = exported({"observation": 100 * torch.randn(1000, 4)})
+                assert (far >= torch.tensor(output["low"])).all() and (far <= torch.tensor(output["high"])).all()
 
 
 def test_a_policy_that_draws_is_split_too():
