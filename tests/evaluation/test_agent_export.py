@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ from torchrl_marl_offline.evaluation.agent_export import (
     signature,
 )
 from torchrl_marl_offline.evaluation.policy_export import example_inputs
+
+UNEQUAL = replace(
+    CONTINUOUS,
+    action_low=((0.0, -0.3), (-5.0, 0.7), (100.0, -1e-3)),
+    action_high=((5.0, 0.3), (-4.0, 0.7), (300.0, 1e-3)),
+)
+"""Each agent and component has its own bounds; one never changes."""
 
 
 @pytest.mark.parametrize("case", [*CASES, Case("make_actor", MASKED, {"share_params": False})], ids=str)
@@ -56,6 +64,7 @@ def test_parameters_of_other_agents_are_left_out():
             (Case("make_actor", MASKED, {"observation_norm": NORM}), ["torch", "onnx"]),
             (Case("make_actor", CONTINUOUS, {"share_params": False}), ["torch", "onnx"]),
             (Case("make_actor", CONTINUOUS, {"batch_norm": True}), ["onnx"]),
+            (Case("make_actor", UNEQUAL, {"observation_norm": NORM}), ["torch", "onnx"]),
             (Case("make_greedy_actor", MASKED), ["torch"]),
         ],
         every=3,
@@ -83,13 +92,17 @@ def test_files_of_agents_and_what_is_said_of_them(tmp_path, case, formats):
             assert output == {"name": "action", "shape": ["batch"], "dtype": "int64", "n_actions": 5}
             assert each["inputs"][1] == {"name": "action_mask", "shape": ["batch", 5], "dtype": "bool"}
         else:
-            assert (output["shape"], output["low"], output["high"]) == (["batch", 2], [-0.5] * 2, [2.0] * 2)
+            own = (list(case.spec.lows[agent]), list(case.spec.highs[agent]))
+            assert (output["shape"], output["low"], output["high"]) == (["batch", 2], *own)
         for format in formats:
             exported = Exported(tmp_path / each["files"][format])
             assert exported.metadata["agent"] == agent and exported.metadata["policy"] == {"step": 7}
             for rows in (50, 1):
                 alone = {name: value[:rows, agent].contiguous() for name, value in inputs.items()}
-                torch.testing.assert_close(exported(alone), act(policy, inputs)[:rows, agent], rtol=0.0, atol=1e-6)
+                torch.testing.assert_close(exported(alone), act(policy, inputs)[:rows, agent], rtol=1e-6, atol=1e-6)
+            if not case.spec.discrete:
+                far = exported({"observation": 100 * torch.randn(1000, 4)})
+                assert (far >= torch.tensor(output["low"])).all() and (far <= torch.tensor(output["high"])).all()
 
 
 def test_a_policy_that_draws_is_split_too():

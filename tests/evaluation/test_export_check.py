@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data_toys import recording
-from export_toys import CONTINUOUS, MASKED, Case
+from export_toys import CONTINUOUS, MASKED, NORM, Case
 from selection import some_of
 
 from torchrl_marl_offline import export_policy, from_arrays, load_dataset, make_actor, save_policy
@@ -150,6 +150,7 @@ def test_the_command_verifies_what_it_wrote_and_what_was_there(tmp_path, capsys)
 def test_what_the_command_cannot_do_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
     logged(MASKED).save(tmp_path / "logs")
     save_policy(tmp_path / "policy.pt", Case("make_actor", CONTINUOUS).build())
+    (tmp_path / "notes.csv").write_text("mine")
     before = sorted(tmp_path.iterdir())
     for arguments, status, sentence in (
         (["--verify", str(tmp_path / "logs"), "--format", "torch"], 1, "the data has 3 agents, observations of 4"),
@@ -157,6 +158,12 @@ def test_what_the_command_cannot_do_is_said_before_anything_is_written(tmp_path,
         (["--verify", "x", "--mode", "sample"], 2, "--mode sample draws them anew each time"),
         (["--existing", "x.onnx"], 2, "--existing names what --verify SOURCE looks at"),
         (["--verify", "x", "--existing", "x.onnx", "--per-agent"], 2, "leave other options out"),
+        (["--verify", "x", "--existing", "x.onnx", "--format", "onnx"], 2, "leave other options out"),
+        (["--verify", "x", "--existing", "x.onnx", "--opset", "18"], 2, "leave other options out"),
+        (["--verify", "x", "--existing", "x.onnx", "--output", "y"], 2, "leave other options out"),
+        (["--format", "torch", "--output", str(tmp_path / "y.onnx")], 1, "is to be written as torch, .pt2; name it so"),
+        (["--format", "torch", "--output", str(tmp_path / "notes.csv")], 1, "is a file that no export wrote"),
+        (["--per-agent", "--output", str(tmp_path / "notes.csv")], 1, "is a file that no export wrote"),
     ):
         try:
             assert main([str(tmp_path), *arguments]) == status
@@ -169,7 +176,22 @@ def test_what_the_command_cannot_do_is_said_before_anything_is_written(tmp_path,
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main([str(tmp_path), "--verify", str(tmp_path / "logs"), "--existing", "x.onnx"]) == 1
     assert "needs onnxruntime" in capsys.readouterr().err
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "notes.csv").read_text() == "mine"
+
+
+def test_a_policy_of_the_datas_bounds_is_verified_on_the_logs_and_a_name_gets_its_ending(tmp_path, capsys):
+    data = logged()
+    data.save(tmp_path / "logs")
+    narrow = data.with_bounds("data")
+    save_policy(tmp_path / "policy.pt", Case("make_actor", narrow.spec, {"observation_norm": NORM}).build())
+    arguments = ["--per-agent", "--format", "torch", "--output", str(tmp_path / "robot")]
+    assert main([str(tmp_path), *arguments, "--verify", str(tmp_path / "logs")]) == 0
+    assert capsys.readouterr().out.count("  ok") == 4 and (tmp_path / "robot.pt2").is_file()
+    wide = Case("make_actor", CONTINUOUS).build()
+    assert verify_export(wide, [export_policy(wide, tmp_path / "wide.pt2")], narrow, decisions=1).passed
+    beyond = replace(narrow.spec, action_high=(2.0, 2.5))
+    with pytest.raises(PolicyError, match=r"in \[-0\.\d+, 2\.5\], each component .*, the data has .* in \[-0.5, 2\]"):
+        verify_export(Case("make_actor", beyond).build(), [], narrow)
 
 
 @pytest.mark.thorough

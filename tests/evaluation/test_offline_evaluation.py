@@ -31,6 +31,7 @@ from torchrl_marl_offline.envs import SpreadController
 from torchrl_marl_offline.evaluation import CloningSettings, FittedQSettings, LoggedCalibration, simulated_value
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
 from torchrl_marl_offline.evaluation.offline import OfflineEstimate, selection
+from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
 from torchrl_marl_offline.evaluation.offline.checks import (
     impossible_values,
     of_likelihood,
@@ -405,6 +406,22 @@ def test_continuous_policies_of_other_bounds_are_refused():
     other = replace(logs.spec, action_low=-2.0, action_high=2.0)
     with pytest.raises(PolicyError, match=r"in \[-2, 2\] .*, the data has .* in \[-1, 1\]"):
         compare_offline(actor(other), logs)
+
+
+def test_policies_whose_bounds_lie_within_the_tasks_are_evaluated():
+    logs = collect(make_env("mpe/simple_spread", num_envs=4, seed=0), episodes=8, seed=0)
+    narrow = logs.select_episodes(range(2)).with_bounds("data")
+    inner = narrow.spec.with_bounds_of(
+        replace(logs.spec, action_low=-0.5, action_high=(0.5,) * (logs.spec.action_size - 1) + (0.25,))
+    )
+    policies = {"data": actor(narrow.spec), "inner": actor(inner)}
+    found = compare_offline(policies, logs, by=("fqe", "wis"), mode="sample", fitting=QUICK, cloning=CLONED)
+    assert {name for each in found.estimates.values() for name in each} == set(policies)
+    compare_offline({"wide": actor(logs.spec)}, logs.with_bounds("data"), fitting=QUICK)  # the task has its bounds
+    log_probs = EvaluatedPolicy("inner", policies["inner"], logs, "sample").log_probs(logs.data)
+    low, high = inner.bounds_with_slack(logs.data[ACTION])
+    outside = ((logs.data[ACTION] < low) | (logs.data[ACTION] > high)).any(-1)
+    assert outside.any() and torch.equal(log_probs == -torch.inf, outside)  # it never does these
 
 
 def test_policies_of_other_sizes_are_refused(cut):

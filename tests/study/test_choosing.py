@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
+from population_toys import make_data
 from study_toys import STUDY, quietly, write_study
 
 from torchrl_marl_offline import OfflineDataset
@@ -61,6 +62,15 @@ def searching(ranges: str = RANGE, search: str = "trials = 9") -> str:
         (searching("temperature = { low = 1 }"), r"\[ranges\] temperature has no high; give it low and high\."),
         (searching("num_heads = { low = 1.5, high = 3 }"), r"num_heads low must be a whole number, got 1\.5\."),
         (searching("steps = [10, 20]"), r"\[ranges\] steps: how long trials train is what the rungs of \[search\] say"),
+        (
+            searching("threshold = { low = 0.1, high = 0.2 }"),
+            r"\[ranges\] threshold reaches no method: each sets it itself or",
+        ),
+        (
+            searching().replace("[methods.mix]\n", "[methods.mix]\ntemperature = 3\n"),
+            r"\[ranges\] temperature reaches no method",
+        ),
+        (searching("temperature = [1]"), r"hold 1 settings, \[search\] asks for 9 trials; give them more values\."),
         (STUDY + "[offline]\nseed = 1\n", r"Nothing is estimated .* \[offline\] says nothing; give \[study\] select"),
     ],
 )
@@ -79,11 +89,37 @@ def test_a_search_that_cannot_be_made_is_refused_in_a_sentence(tmp_path, text, s
         ),
         ("dr", "held_out = 0.5\nweights = 'agent'", r"'dr' needs the weights of the joint action"),
         ("wis", "held_out = 0.5\nhorizon = 'endless'", r"'wis' weighs what episodes earned"),
+        (
+            "fqe",
+            "weights = 'agent'",
+            r"\[offline\] weights is read where runs are estimated by 'wis' or 'dr', and these .* 'fqe'",
+        ),
+        ("fqe", "clip = 2.0", r"\[offline\] clip is read where runs are estimated by 'wis' or 'dr'"),
+        ("fqe", "cloning.steps = 3", r"\[offline\] cloning is read where"),
+        ("wis", "mode = 'sample'\nfitting.steps = 3", r"\[offline\] fitting is read where .* 'fqe' or 'dr', .* 'wis'"),
     ],
 )
 def test_an_estimate_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_path, select, offline, sentence):
     text = STUDY.replace("steps = 40", f'steps = 40\nselect = "{select}"') + f"\n[offline]\n{offline}\n"
     refused(tmp_path, text, sentence)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("bond = 'data'", r"\[datasets.logs\] options: got an unexpected keyword argument 'bond'\."),
+        ("inspect = false", r"\[datasets.logs\] options: inspect is none of a study's"),
+        ("strict = true", r"\[datasets.logs\] options: strict is none of a study's"),
+    ],
+)
+def test_options_of_a_source_are_refused_before_anything_is_trained(tmp_path, options, sentence):
+    make_data(episodes=20).save(tmp_path / "logs")
+    text = STUDY.partition("[datasets.spread]")[0] + f'[datasets.logs]\nsource = "../logs"\noptions.{options}\n'
+    refused(tmp_path / "study", text, sentence)
+    of_task = STUDY.replace("episodes = 20", "episodes = 20\noptions.bounds = 'data'")
+    refused(
+        tmp_path / "study", of_task, r"\[datasets.spread\] options: a task that is recorded without a quality has none"
+    )
 
 
 def test_policies_without_log_probabilities_are_refused_for_weights_alone(tmp_path):

@@ -127,7 +127,7 @@ TAKEN = {
         "grid.hidden = [[64], [64, 64]]",
         "on.spread.lr = 1",
     ),
-    "datasets.spread": ("options.task_options.a = [1]", "fraction = 1", 'name = "a"'),
+    "datasets.spread": ('quality = "medium"\noptions.levels = { medium = 1.0 }', "fraction = 1", 'name = "a"'),
     "grid": ("lr = [1, 2]", "svn = [true, false]"),
 }
 

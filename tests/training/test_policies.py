@@ -14,13 +14,15 @@ import processes
 import pytest
 import torch
 from selection import some_of
+from tensordict import TensorDict
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_marl_offline as marl
 from torchrl_marl_offline import evaluate as evaluate_function
 from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.commands import COMMANDS, main
-from torchrl_marl_offline.core.layout import ACTION
+from torchrl_marl_offline.core.layout import ACTION, TaskSpec
 from torchrl_marl_offline.recording import make_online_learner
 
 TASKS = ["mpe/simple_spread", "games/grid_navigation", "games/two_step", "vmas/balance"]
@@ -62,6 +64,19 @@ def test_a_trainer_leaves_its_newest_policy(tmp_path):
             policy(dataset.data.clone())["agents", "loc"] for policy in (loss.actor_network, saved.policy)
         )
     assert torch.equal(trained, loaded)
+
+
+def test_a_loaded_policy_acts_row_by_row_and_stays_as_it_is(tmp_path):
+    actor = make_actor(TaskSpec(2, 3, 6, 2), hidden=(8,), batch_norm=True, final_scale=1.0)
+    rows = TensorDict({("agents", "observation"): 3 + torch.randn(20, 2, 3)}, [20])
+    actor(rows.clone())  # its statistics are of these
+    saved = load_policy(save_policy(tmp_path / "policy.pt", actor))
+    before = {name: value.clone() for name, value in saved.policy.state_dict().items()}
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        together, alone = saved(rows.clone())["agents", "action"], saved(rows[:1].clone())["agents", "action"]
+    torch.testing.assert_close(alone, together[:1])
+    assert all(torch.equal(value, before[name]) for name, value in saved.policy.state_dict().items())
+    assert saved.policy.training  # to be trained on
 
 
 def test_what_cannot_be_saved_or_loaded_is_named(tmp_path):

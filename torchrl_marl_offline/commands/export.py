@@ -40,16 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     parsed = parser.parse_args(arguments)
+    writing = (parsed.output, parsed.format, parsed.opset, parsed.per_agent or None)
+    if parsed.existing is not None and (parsed.verify is None or any(option is not None for option in writing)):
+        parser.error(
+            "--existing names what --verify SOURCE looks at, and nothing is written then; leave other options out"
+        )
     if parsed.format is None:
         parsed.format = "both" if parsed.per_agent or parsed.verify is not None else "torch"
     if parsed.opset is not None and parsed.format == "torch":
         parser.error("--opset is read only with --format onnx or both; leave it out")
     if parsed.verify is not None and parsed.mode != "mode":
         parser.error("--verify compares actions, and --mode sample draws them anew each time; leave one of them out")
-    if parsed.existing is not None and (parsed.verify is None or parsed.per_agent or parsed.output is not None):
-        parser.error(
-            "--existing names what --verify SOURCE looks at, and nothing is written then; leave other options out"
-        )
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
 
 
@@ -66,7 +67,11 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["torch", "onnx", "both"],
         help="(default: torch; both with --per-agent or --verify)",
     )
-    parser.add_argument("--output", type=user_path, help="the file; by default beside the policy, .pt2 or .onnx")
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        help="the file, .pt2 or .onnx, which is added to other names; by default beside the policy",
+    )
     parser.add_argument("--per-agent", action="store_true", help="also write each agent's own policy")
     parser.add_argument("--verify", metavar="SOURCE", help="logged rows to run the files on, as for load_dataset")
     parser.add_argument(

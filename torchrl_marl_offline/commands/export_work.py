@@ -49,15 +49,18 @@ def _logged(parsed: argparse.Namespace, saved: SavedPolicy, formats: Sequence[Fo
 def _outputs(parsed: argparse.Namespace, source: Path, formats: Sequence[Format]) -> dict[Format, Path]:
     """Return the file of each format; ``--output`` is one of them, or what their names begin with."""
     here = Path(parsed.policy.name.partition("@")[0])  # not into the cache folder
+    ends = parsed.output is not None and parsed.output.suffix in SUFFIXES.values()
+    if parsed.output is not None and not ends and parsed.output.is_file():
+        what = "the policy that is exported" if parsed.output.samefile(source) else "a file that no export wrote"
+        raise ValueError(f"--output {parsed.output} is {what}; name another file.")
     outputs: dict[Format, Path] = {}
     for format in formats:
         suffix = SUFFIXES[format]
         if parsed.output is None:
             outputs[format] = Path(f"{here}{suffix}") if named_on_hub(parsed.policy) else source.with_suffix(suffix)
-        elif len(formats) == 1:
-            outputs[format] = parsed.output
         else:
-            ends = parsed.output.suffix in SUFFIXES.values()
+            if ends and len(formats) == 1 and parsed.output.suffix != suffix:
+                raise ValueError(f"--output {parsed.output} is to be written as {format}, {suffix}; name it so.")
             outputs[format] = (parsed.output.with_suffix("") if ends else parsed.output).with_name(
                 (parsed.output.stem if ends else parsed.output.name) + suffix
             )

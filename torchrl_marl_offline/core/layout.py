@@ -141,10 +141,10 @@ class TaskSpec:
         Names of tasks are not looked at.
         """
         here, there = (replace(spec, task=None).with_bounds_of(task) for spec in (self, task))
-        if here != there:
-            return False
-        if self.discrete:
-            return True
+        return here == there and (self.discrete or self.keeps_within(task))
+
+    def keeps_within(self, task: TaskSpec) -> bool:
+        """Say whether the bounds of continuous actions lie within a task's, which has as many agents and components."""
         lows, highs = (
             [[number for row in rows for number in row] for rows in pair]
             for pair in ((self.lows, task.lows), (self.highs, task.highs))

@@ -114,8 +114,7 @@ def misfit(made_for: TaskSpec, here: TaskSpec) -> str:
 
 
 def _sizes(spec: TaskSpec) -> str:
-    bounds = f"[{spec.action_low:g}, {spec.action_high:g}]"
-    of_numbers = f"actions of {spec.action_size} numbers in {bounds}"
+    of_numbers = f"actions of {spec.action_size} numbers in {spec.bounds_text}"
     actions = f"{spec.action_size} discrete actions" if spec.discrete else of_numbers
     masked = " with a mask" if spec.has_action_mask else ""
     name = f" ({spec.task})" if spec.task else ""

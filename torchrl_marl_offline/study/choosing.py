@@ -30,6 +30,9 @@ SelectBy = Literal["return", "fqe", "wis", "dr"]
 ESTIMATES = ("fqe", "wis", "dr")
 """Those that need no simulator."""
 
+READ_BY = {"weights": ("wis", "dr"), "clip": ("wis", "dr"), "cloning": ("wis", "dr"), "fitting": ("fqe", "dr")}
+"""By which of them a key of ``[offline]`` is read; all others by all."""
+
 
 @dataclass(frozen=True)
 @checked

@@ -87,7 +87,9 @@ def _check_policy(run: Run, spec: TaskSpec, study: Study) -> None:
         torch.manual_seed(0)
         loss = make_loss(spec, **run.loss_settings)
         try:
-            policy = EvaluatedPolicy(run.method, loss, SimpleNamespace(data=rows, spec=spec), study.offline.mode)
+            policy = EvaluatedPolicy(
+                run.method, loss, SimpleNamespace(data=rows, spec=spec, task_spec=spec), study.offline.mode
+            )
             if study.estimated_by != "fqe":
                 policy.log_probs(rows)
         except (ValueError, TypeError) as error:

@@ -97,9 +97,20 @@ def expand(study: Study) -> list[Run]:
     dataset. What a search draws is in :mod:`~torchrl_marl_offline.study.search`.
     """
     resolved: dict[str, dict[str, Any]] = {}  # the same settings, on every dataset
-    runs = [run for case in cases(study) if not case.ranges for run in _runs_of(case, study.settings.seeds, resolved)]
+    known = list(cases(study))
+    _check_reached(study, known)
+    runs = [run for case in known if not case.ranges for run in _runs_of(case, study.settings.seeds, resolved)]
     check_names(runs)
     return runs
+
+
+def _check_reached(study: Study, known: Sequence[Case]) -> None:
+    """Raise for a setting of ``[ranges]`` that is drawn for no method, so that nothing is searched."""
+    for name in study.ranges:
+        if not any(name in case.ranges for case in known):
+            raise StudyError(
+                f"[ranges] {name} reaches no method: each sets it itself or does not read it; leave one of them out."
+            )
 
 
 def check_names(runs: Sequence[Run]) -> None:

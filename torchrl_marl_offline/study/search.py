@@ -104,9 +104,10 @@ def draw_trials(case: Case, search: SearchSettings) -> list[Trial]:
         trials.setdefault(key, Trial(len(trials), given, settings))
         if len(trials) == search.trials:
             return list(trials.values())
+    remedy = f"ask for {len(trials)}, or try them all in a [grid]" if len(trials) > 1 else "give them more values"
     raise StudyError(
         f"The ranges of {case.method} on {case.dataset} hold {len(trials)} settings, [search] asks for {search.trials} "
-        f"trials; ask for {max(2, len(trials))}, or try them all in a [grid]."
+        f"trials; {remedy}."
     )
 
 

@@ -107,7 +107,7 @@ def draw_points(
     chances = {key: random.Random(f"{seed}/{name}/{key}") for key in space}
     while True:
         yield {
-            key: of.draw(number_kind(hints[key]), chances[key])
+            key: of.draw(number_kind(hints[key]) or float, chances[key])
             if isinstance(of, ValueRange)
             else chances[key].choice(of)
             for key, of in space.items()

@@ -36,7 +36,15 @@ from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
 from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings
 from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
-from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings, SelectBy, estimated_by, with_tuples
+from torchrl_marl_offline.study.choosing import (
+    ESTIMATES,
+    READ_BY,
+    OfflineSettings,
+    SearchSettings,
+    SelectBy,
+    estimated_by,
+    with_tuples,
+)
 from torchrl_marl_offline.study.search_space import ValueRange, number_kind, read_space
 from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
 
@@ -272,12 +280,26 @@ def read_study(path: str | Path) -> Study:
         offline=OfflineSettings.of(content.get("offline", {})),
     )
     _check_search(study)
-    if study.estimated_by is None and "offline" in content:
+    _check_offline(study, content.get("offline"))
+    return study
+
+
+def _check_offline(study: Study, given: Mapping[str, Any] | None) -> None:
+    """Refuse a table ``[offline]`` of which nothing, or a key of which nothing, is read."""
+    by = study.estimated_by  # which refuses two words
+    if given is None:
+        return
+    if by is None:
         raise StudyError(
             'Nothing is estimated from held-out episodes, so that [offline] says nothing; give [study] select = "fqe", '
             "or leave it out."
         )
-    return study
+    unread = next((key for key in given if by not in READ_BY.get(key, ESTIMATES)), None)
+    if unread is not None:
+        raise StudyError(
+            f"[offline] {unread} is read where runs are estimated by {' or '.join(map(repr, READ_BY[unread]))}, and "
+            f"these are by {by!r}; leave it out."
+        )
 
 
 def _check_search(study: Study) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from torchrl_marl_offline.evaluation.simulator import find_environment, make_sim
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
 from torchrl_marl_offline.study.checking import StudyError
+
+_NO_OPTIONS = {"source", "repair", "strict", "inspect", "codes"}  # of load_dataset, which a study calls in several ways
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class DatasetSource:
 
     def _load_whole(self, folder: Path) -> OfflineDataset:
         if self.source is not None:
-            return load_dataset(self.source, repair=self.repair, **self.options)
+            return self._read(repair=self.repair)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.task.replace('/', '-')}-seed{self.seed}"
         with FileLock(folder / f".{name}.lock"):  # the qualities of a task come from one training
@@ -75,6 +78,13 @@ class DatasetSource:
             place = folder / name
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
+
+    def _read(self, **how: Any) -> OfflineDataset:
+        try:
+            return load_dataset(self.source, **how, **self.options)
+        except TypeError as error:
+            where, reason = table_name("datasets", self.name), re.sub(r"^[\w.]+\(\) ", "", str(error)).rstrip(".")
+            raise StudyError(f"{where} options: {reason}.") from error
 
     def recorded(self) -> DatasetSource | None:
         """Return the same task and quality as data to record, in the place of a published set.
@@ -105,7 +115,7 @@ class DatasetSource:
             names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
             sizes = {name: getattr(card, name) for name in names}
             return TaskSpec(task=card.env, **sizes), self._share_of(card.seeds * card.transitions)
-        dataset = load_dataset(self.source, inspect=False, **self.options)
+        dataset = self._read(inspect=False)
         return dataset.spec, self._share_of(len(dataset))
 
     def has_simulator(self) -> bool:
@@ -115,7 +125,7 @@ class DatasetSource:
         if self.source.partition(":")[0] in SOURCES:
             card = card_of(self.source)
             return card.env is not None and find_environment(card.env, card.env_options, num_envs=1) is not None
-        return make_simulator(load_dataset(self.source, inspect=False, **self.options), num_envs=1) is not None
+        return make_simulator(self._read(inspect=False), num_envs=1) is not None
 
     def episodes_before(self) -> int | None:
         """Return how many episodes there will be, where that can be said without making or fetching the data."""
@@ -123,7 +133,7 @@ class DatasetSource:
             return self._share_of(self.episodes) if self.quality is None else None
         if self.source.partition(":")[0] in SOURCES:
             return None
-        return self._share_of(load_dataset(self.source, inspect=False, **self.options).n_episodes)
+        return self._share_of(self._read(inspect=False).n_episodes)
 
     def _share_of(self, rows: int) -> int:
         return max(1, round(self.fraction * rows))
@@ -175,6 +185,13 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
     of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
     if source.source is not None and of_recording:
         raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")
+    kept = sorted(_NO_OPTIONS & set(source.options))
+    if source.source is not None and kept:
+        raise StudyError(
+            f"{where} options: {kept[0]} is none of a study's (repair is a key of the table); leave it out."
+        )
+    if source.task is not None and source.quality is None and source.options:
+        raise StudyError(f"{where} options: a task that is recorded without a quality has none; leave them out.")
     if source.quality is not None:
         _check_recording(source, where)
     elif source.task is not None and (unknown := set(source.options) - {"task_options"}):

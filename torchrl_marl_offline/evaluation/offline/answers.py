@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -29,9 +29,10 @@ from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_p
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torchrl_marl_offline.core.layout import TaskSpec
     from torchrl_marl_offline.data import OfflineDataset
 
-Candidate = Policy | LossModule | SavedPolicy | str | Path
+Candidate: TypeAlias = Policy | LossModule | SavedPolicy | str | Path
 READ = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 BLOCK = 8192
 _SIZES = ("observation_size", "action_size", "discrete", "n_agents")
@@ -48,7 +49,8 @@ class EvaluatedPolicy:
         mode: ``"mode"``, its deterministic action, or ``"sample"``, draws from it.
 
     Raises:
-        PolicyError: it was made for other sizes than the data's, or its answer is no action of the task.
+        PolicyError: it was made for other sizes than the data's, or for bounds beyond the task's (those of a policy of
+            ``bounds="data"`` lie within), or its answer is no action of the task.
         TypeError: it is no policy.
         ValueError: it has memory, which single rows do not show.
     """
@@ -56,7 +58,7 @@ class EvaluatedPolicy:
     def __init__(self, name: str, candidate: Candidate, dataset: OfflineDataset, mode: Mode) -> None:
         self.name, self.mode, self.spec = name, mode, dataset.spec
         loaded = load_policy(candidate) if isinstance(candidate, str | Path) else candidate
-        made_for = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
+        made_for: TaskSpec | None = loaded.spec if isinstance(loaded, SavedPolicy) else spec_of(loaded)
         self._loss = loaded if isinstance(loaded, LossModule) else None
         self.task = None if made_for is None else made_for.task
         self.module: Any = loaded.policy if isinstance(loaded, SavedPolicy) else loaded
@@ -68,9 +70,9 @@ class EvaluatedPolicy:
                 raise TypeError(f"{name} is a {type(loaded).__name__} without an actor; give the policy itself.")
         if not callable(self.module):
             raise TypeError(f"{name} is a {type(loaded).__name__}, no policy; give a module, a file or a run's folder.")
-        sizes = _SIZES if self.spec.discrete else (*_SIZES, "action_low", "action_high")
-        if made_for is not None and any(getattr(made_for, size) != getattr(self.spec, size) for size in sizes):
-            raise PolicyError(misfit(made_for, self.spec).replace("the environment has", "the data has"))
+        if made_for is not None and not _can_act_in(made_for, dataset.task_spec):
+            raise PolicyError(misfit(made_for, dataset.task_spec).replace("the environment has", "the data has"))
+        self._own_spec = self.spec if made_for is None else made_for
         if isinstance(self.module, torch.nn.Module) and hasattr(self.module, "in_keys") and memory_keys(self.module):
             raise ValueError(f"{name} has memory, which single logged rows do not show.")
         self._try(dataset.data[:1])
@@ -176,6 +178,8 @@ class EvaluatedPolicy:
     def log_probs(self, rows: TensorDictBase) -> Tensor:
         """Return how likely each agent was to do what was logged, ``[T, n]`` logarithms; a single action: 0 or -inf.
 
+        What lies outside the policy's own bounds it never does: -inf.
+
         Raises:
             ValueError: a continuous policy that is deterministic, or has no density.
         """
@@ -202,7 +206,17 @@ class EvaluatedPolicy:
                     found.append(log_prob_of(policy, part.get(ACTION), rule=self.name))
                 except NotImplementedError as error:
                     raise ValueError(f"{self.name} has samples but no density; evaluate it by 'fqe'.") from error
-        return torch.cat(found).double()
+        log_prob = torch.cat(found).double()
+        if self.spec.discrete:
+            return log_prob
+        low, high = self._own_spec.bounds_with_slack(logged)
+        return log_prob.masked_fill(((logged < low) | (logged > high)).any(-1), -torch.inf)
+
+
+def _can_act_in(made_for: TaskSpec, task: TaskSpec) -> bool:
+    """Say whether a policy's sizes are a task's, and its bounds lie within the task's, as those of data do."""
+    same = all(getattr(made_for, size) == getattr(task, size) for size in _SIZES)
+    return same and (task.discrete or made_for.keeps_within(task))
 
 
 def _plain(states: TensorDictBase) -> TensorDict:

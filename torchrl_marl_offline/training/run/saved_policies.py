@@ -16,6 +16,7 @@ from torchrl_marl_offline.core.hub_client import named_on_hub
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
+from torchrl_marl_offline.core.put_back import evaluation_mode
 from torchrl_marl_offline.core.regular_files import lies_at, require_regular
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.greedy_actors import make_deterministic_actor, make_greedy_actor
@@ -43,7 +44,8 @@ class SavedPolicy:
     """What :func:`load_policy` returns: the policy, which it also is as a function, and what is known of it.
 
     Attributes:
-        policy: reads observations and writes ``("agents", "action")``.
+        policy: reads observations and writes ``("agents", "action")``. It can be trained on; to act with it by itself,
+            call its ``eval()`` first.
         spec: the task it was made for.
         metadata: what :func:`save_policy` was told.
     """
@@ -53,8 +55,9 @@ class SavedPolicy:
     metadata: dict[str, Any]
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the policy's action into a tensordict."""
-        return self.policy(tensordict)
+        """Write the policy's action into a tensordict, in evaluation: a row's action does not depend on others."""
+        with evaluation_mode(self.policy):
+            return self.policy(tensordict)
 
 
 def bare(policy: Any) -> Any:
