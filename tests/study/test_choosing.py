@@ -95,7 +95,6 @@ def test_a_search_that_cannot_be_made_is_refused_in_a_sentence(tmp_path, text, s
             r"\[offline\] weights is read where runs are estimated by 'wis' or 'dr', and these .* 'fqe'",
         ),
         ("fqe", "clip = 2.0", r"\[offline\] clip is read where runs are estimated by 'wis' or 'dr'"),
-        ("fqe", "cloning.steps = 3", r"\[offline\] cloning is read where"),
         ("wis", "mode = 'sample'\nfitting.steps = 3", r"\[offline\] fitting is read where .* 'fqe' or 'dr', .* 'wis'"),
     ],
 )

@@ -30,7 +30,7 @@ SelectBy = Literal["return", "fqe", "wis", "dr"]
 ESTIMATES = ("fqe", "wis", "dr")
 """Those that need no simulator."""
 
-READ_BY = {"weights": ("wis", "dr"), "clip": ("wis", "dr"), "cloning": ("wis", "dr"), "fitting": ("fqe", "dr")}
+READ_BY = {"weights": ("wis", "dr"), "clip": ("wis", "dr"), "fitting": ("fqe", "dr")}
 """By which of them a key of ``[offline]`` is read; all others by all."""
 
 
@@ -52,7 +52,7 @@ class OfflineSettings:
         weights: of the joint action, or of each agent for its own reward.
         clip: largest importance weight.
         fitting: of the critics, ``[offline.fitting]``.
-        cloning: of the logged team, where its log-probabilities are not in the data, ``[offline.cloning]``.
+        cloning: of the logged team, ``[offline.cloning]``; see :func:`~torchrl_marl_offline.compare_offline`.
     """
 
     held_out: Annotated[float, OPEN_UNIT] = 0.3
