@@ -13,17 +13,20 @@ Stages, each resumable; a job is a case (and a decomposition), and none is done 
 - ``policies``: train them and simulate them; files in ``--output``, drawn again where they are missing;
 - ``budget``: fitted Q evaluation of 8 policies of two cases, by updates and batch;
 - ``decompositions``: of 8 policies of each case, by each decomposition;
-- ``all``: of every policy, by ``--best``; where policies draw, by importance sampling and doubly robust as well.
+- ``all``: of every policy, by ``--best``; where policies draw, by importance sampling and doubly robust as well;
+- ``ranking``: of the recorded StarCraft battles ``3m`` (``pymarl/smac-3m-medium.h5``), whose game is not here: policies
+  without a truth.
 
-Arithmetic, in updates of a critic (2 x 64, batch 256; about half an update of a whole algorithm each):
+Arithmetic, in updates of a critic (2 x 64, batches of 64, 4,000 each; about half an update of a whole algorithm):
 
-    policies        9 cases x 11 to 15 trainings x 1,000 updates             120,000 (whole updates)
-    budget          2 cases x 9 x 5 resamples x (500 .. 4,000) x 2 batches   1,350,000, half of them at batch 64
-    decompositions  9 cases x 4 x 9 x 5 resamples x 2,000                    3,240,000
-    all             9 cases x 23 to 31 x 5 resamples x 2,000                 2,400,000
+    policies        9 cases x 11 to 15 trainings x 1,000 updates           120,000 (whole updates, batches of 128)
+    budget          2 cases x 9 policies x 5 resamples x 22,000          1,980,000
+    decompositions  9 cases x 4 x 9 policies x 5 resamples x 4,000       6,480,000
+    all             9 cases x 23 to 31 policies x 5 resamples x 4,000    4,860,000
+    ranking         1 x 23 policies x 5 resamples x 4,000                  460,000
 
-One core makes about 2 million of these in three hours: three sessions of three hours, or as many cores. ``--cases`` and
-``--stages`` choose a part; what is there is reported.
+Compiled, centralized critics of all policies of a case took 2 minutes of one core, mixers 3 to 4 times as long; so all
+of it takes about three hours. ``--cases`` and ``--stages`` choose a part; what is there is reported.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ BUDGETS: list[dict[str, Any]] = [
     {"batch_size": 64, "steps": 2000, "tau": 0.2},
     {"batch_size": 64, "steps": 2000, "lr": 3e-3},
 ]
-STAGES = ("policies", "budget", "decompositions", "all")
+STAGES = ("policies", "budget", "decompositions", "all", "ranking")
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -233,6 +236,14 @@ CASES: dict[str, Case] = {
 }
 
 
+def recorded_battles(_: Case) -> OfflineDataset:
+    """2,000 recorded episodes of a medium team, without the game."""
+    return load_dataset(f"pymarl:{_published('pymarl/smac-3m-medium.h5')}")
+
+
+WITHOUT_TRUTH: dict[str, Case] = {"3m": Case("smac/3m", {}, 0.99, "sample", recorded_battles)}
+
+
 def halves(case: Case) -> tuple[OfflineDataset, OfflineDataset]:
     """Return the episodes that policies learn from, and those that judge them."""
     with torch.random.fork_rng(devices=[]):
@@ -259,7 +270,7 @@ def build(spec: TaskSpec, name: str, gamma: float) -> OfflineMARLLoss | None:
 
 def policy_files(folder: Path, name: str) -> dict[str, Path]:
     """Return the files of a case's policies, trained where they are missing."""
-    case, path = CASES[name], folder / "policies" / name.replace(", ", "_")
+    case, path = (CASES | WITHOUT_TRUTH)[name], folder / "policies" / name.replace(", ", "_")
     if not (path / "complete").exists():
         path.mkdir(parents=True, exist_ok=True)
         data, _ = halves(case)
@@ -334,10 +345,10 @@ def simulate(folder: str, case: str) -> Row:
 
 def judge(folder: str, case: str, policies: list[str], methods: list[str], **fitting: Any) -> Row:
     """Estimate policies of a case from its second half."""
-    here, files = CASES[case], policy_files(Path(folder), case)
+    here, files = (CASES | WITHOUT_TRUTH)[case], policy_files(Path(folder), case)
     _, logs = halves(here)
     began = time.process_time()
-    chosen = {name: files[name] for name in policies}
+    chosen = {name: files[name] for name in policies or files}
     found = compare_offline(
         chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, fitting=FittedQSettings(**fitting)
     )
@@ -404,10 +415,33 @@ def report(rows: Sequence[Row]) -> None:
         chosen = [row for row in rows if row["stage"] == stage]
         if chosen:
             print(f"\n{stage}\n{quality_table(chosen, truths, by)}\n{means_table(chosen, truths, by[1:])}")
+    ranked = [row for row in rows if row["stage"] == "ranking"]
+    if ranked:
+        print(f"\nranking\n{ranking_table(ranked)}")
     chosen = [row for row in rows if row["stage"] == "all"]
     if chosen:
         print(f"\nall\n{quality_table(chosen, truths, ('case',))}\n{means_table(chosen, truths, ())}")
         print(f"\nwarnings\n{warnings_table(chosen, truths)}")
+
+
+def ranking_table(rows: Sequence[Row]) -> str:
+    """Policies without a truth, the best estimate first, and what the calibration says."""
+    text = []
+    for row in rows:
+        found = row["found"]
+        estimates = sorted(found["methods"]["fqe"].items(), key=lambda each: -each[1]["value"])
+        lines = []
+        for name, each in estimates:
+            better = each["better"]
+            interval = f"{each['value']:.2f} [{each['value_low']:.2f}, {each['value_high']:.2f}]"
+            gain = f"{better['mean']:+.2f} [{better['low']:+.2f}, {better['high']:+.2f}]"
+            outside = [f"{each['unsupported']:.2f}", f"{each['unlikely']:.2f}"]
+            lines.append([name, interval, gain, f"{better['probability']:.2f}", *outside])
+        header = ["policy", "value", "better than logged by", "P(better)", "unsupported", "unlikely"]
+        calibration = found["calibration"]
+        text.append(f"{row['case']}: logged {found['logged']['value']:.4g}; calibration {calibration}")
+        text.append(markdown(header, lines))
+    return "\n".join(text)
 
 
 def cases_table(truths: Mapping[str, Row]) -> str:
@@ -503,13 +537,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--best", choices=DECOMPOSITIONS, default="mixer", help="decomposition of the stage all")
+    parser.add_argument(
+        "--best", choices=DECOMPOSITIONS, default="centralized", help="decomposition of the stages all and ranking"
+    )
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--report", action="store_true", help="train nothing: report what is there")
     args = parser.parse_args()
     if not args.report:
         base = {"folder": str(args.output)}
-        for stage in args.stages:
+        if "ranking" in args.stages:
+            options = {"policies": [], "methods": ["fqe"], "decomposition": args.best}
+            jobs = [base | {"stage": "ranking", "case": case} | options for case in WITHOUT_TRUTH]
+            run_jobs(work, jobs, workers=1, results=args.results)
+        for stage in [stage for stage in args.stages if stage != "ranking"]:
             for case in args.cases:
                 first = [base | {"stage": "policies", "case": case}]
                 (made,) = run_jobs(work, first, workers=1, results=args.results)
