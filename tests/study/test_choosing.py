@@ -117,7 +117,7 @@ def test_options_of_a_source_are_refused_before_anything_is_trained(tmp_path, op
     refused(tmp_path / "study", text, sentence)
     of_task = STUDY.replace("episodes = 20", "episodes = 20\noptions.bounds = 'data'")
     refused(
-        tmp_path / "study", of_task, r"\[datasets.spread\] options: a task that is recorded without a quality has none"
+        tmp_path / "study", of_task, r"\[datasets.spread\] options: without a quality scripted policies play"
     )
 
 

@@ -190,8 +190,6 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
         raise StudyError(
             f"{where} options: {kept[0]} is none of a study's (repair is a key of the table); leave it out."
         )
-    if source.task is not None and source.quality is None and source.options:
-        raise StudyError(f"{where} options: a task that is recorded without a quality has none; leave them out.")
     if source.quality is not None:
         _check_recording(source, where)
     elif source.task is not None and (unknown := set(source.options) - {"task_options"}):
