@@ -468,11 +468,15 @@ def quality_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[s
     for row, method, found in _qualities(rows, truths):
         calibration = row["found"]["calibration"]
         passed = "" if calibration is None else "passed" if calibration["passed"] else "FAILED"
-        numbers = [f"{found[name]:.2f}" for name in MEASURES]
+        numbers = [_short(found[name]) for name in MEASURES]
         lines.append(
             [*(row.get(name, "") for name in by), method, found["policies"], *numbers, passed, f"{row['seconds']:.0f}"]
         )
     return markdown([*by, "by", "policies", *MEASURES, "calibration", "CPU s"], lines)
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if abs(number) < 100 else f"{number:.0e}"
 
 
 def means_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[str]) -> str:

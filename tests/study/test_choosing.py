@@ -116,9 +116,7 @@ def test_options_of_a_source_are_refused_before_anything_is_trained(tmp_path, op
     text = STUDY.partition("[datasets.spread]")[0] + f'[datasets.logs]\nsource = "../logs"\noptions.{options}\n'
     refused(tmp_path / "study", text, sentence)
     of_task = STUDY.replace("episodes = 20", "episodes = 20\noptions.bounds = 'data'")
-    refused(
-        tmp_path / "study", of_task, r"\[datasets.spread\] options: without a quality scripted policies play"
-    )
+    refused(tmp_path / "study", of_task, r"\[datasets.spread\] options: without a quality scripted policies play")
 
 
 def test_policies_without_log_probabilities_are_refused_for_weights_alone(tmp_path):
