@@ -139,8 +139,8 @@ def test_the_logged_policy_itself_has_equal_weights(cut):
     with torch.no_grad():
         chances = policy.get_dist(logs.data.clone()).log_prob(logs.data[ACTION])
     logs.data.set(("agents", "action_log_prob"), chances)
-    options = {"gamma": GAMMA, "mode": "sample", "fitting": QUICK, "held_out": 0.5}
-    found = compare_offline({"same": policy}, logs, by=["is", "wis", "dr"], **options)
+    options = {"gamma": GAMMA, "mode": "sample", "held_out": 0.5}
+    found = compare_offline({"same": policy}, logs, by=["is", "wis", "dr"], fitting=QUICK, **options)
     for method in ("is", "wis"):
         estimate, better = found.estimates[method]["same"], found.differences[method]["same"]
         assert estimate.mean == pytest.approx(found.logged.mean) and estimate.facts["ess"] == pytest.approx(20)
@@ -499,6 +499,10 @@ def test_the_command_says_how_much_better(files, capsys):
         (["a.pt", "--gamma", "0.9"], "--gamma is of --dataset SOURCE"),
         (["a.pt", "b.pt"], "One policy is played at a time"),
         (["a.pt", "a.pt", "--dataset", "logs"], "A policy is given twice"),
+        (
+            ["a.pt", "--dataset", "logs", "--by", "wis", "--steps", "3"],
+            "--steps is read by fqe and dr alone, and --by is wis",
+        ),
     ],
 )
 def test_options_of_one_kind_do_not_go_with_the_other(files, capsys, monkeypatch, arguments, message):
@@ -511,3 +515,16 @@ def test_a_run_named_as_the_logged_team_is_told_by_its_path():
     assert list(named_policies([Path("runs/a"), Path("runs/b.pt")])) == ["a", "b"]
     assert list(named_policies([Path("runs/logged"), Path("runs/b")])) == ["runs/logged", "runs/b"]
     assert list(named_policies([Path("logged")])) == ["./logged"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": "fqe", "clip": 2.0}, r"clip= is read by 'is' and 'wis' and 'dr' alone, and by= is fqe; leave it out"),
+        ({"by": "fqe", "weights": "agent"}, "weights= is read by 'is' and 'wis' alone"),
+        ({"by": ("is", "wis"), "fitting": QUICK}, "fitting= is read by 'fqe' and 'dr' alone, and by= is is, wis"),
+    ],
+)
+def test_what_no_estimate_reads_is_refused(cut, options, said):
+    with pytest.raises(ValueError, match=said):
+        compare_offline(TablePolicy(sharp(drawn_policies(1))), cut, gamma=GAMMA, **options)

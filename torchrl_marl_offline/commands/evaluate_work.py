@@ -47,7 +47,12 @@ def run(parsed: argparse.Namespace) -> None:
 def _from_data(parsed: argparse.Namespace) -> None:
     """Compare policies with the team that logged the data, and print what was found."""
     given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
-    fitting = replace(FittedQSettings(), **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and parsed.by is not None and not {"fqe", "dr"} & set(parsed.by):
+        raise ValueError(
+            f"--{min(given)} is read by fqe and dr alone, and --by is {' '.join(parsed.by)}; leave it out."
+        )
+    fitting = replace(FittedQSettings(), **given)
     options: dict[str, Any] = {
         "mode": parsed.mode,
         "seed": parsed.seed,

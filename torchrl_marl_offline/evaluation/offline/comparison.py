@@ -182,6 +182,7 @@ def compare_offline(
         >>> print(found.table())                                                                     # doctest: +SKIP
     """
     methods = checked_methods(by, horizon, weights)
+    _check_read(methods, weights=weights, clip=clip, fitting=fitting)
     if not isinstance(dataset, OfflineDataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}; give what load_dataset() or from_arrays() returned.")
     validate(dataset)
@@ -223,6 +224,15 @@ def _compare(
     warnings = tuple(dict.fromkeys([*work.general_warnings(methods), *told]))
     best = work.rows.returns[work.rows.starts].max().item()
     return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, work.gamma, warnings)
+
+
+def _check_read(methods: Sequence[str], *, weights: str, clip: float | None, fitting: FittedQSettings) -> None:
+    """Refuse what was given and no estimate reads."""
+    given = {"weights": weights != "joint", "clip": clip is not None, "fitting": fitting != FittedQSettings()}
+    read_by = {"weights": ("is", "wis"), "clip": ("is", "wis", "dr"), "fitting": ("fqe", "dr")}
+    for name in (name for name, is_given in given.items() if is_given and not set(read_by[name]) & set(methods)):
+        readers = " and ".join(map(repr, read_by[name]))
+        raise ValueError(f"{name}= is read by {readers} alone, and by= is {', '.join(methods)}; leave it out.")
 
 
 def checked_methods(by: Any, horizon: str, weights: str) -> list[str]:
