@@ -163,7 +163,7 @@ def recorded_bridge(case: Case) -> OfflineDataset:
         actions=recorded["actions"][:, :-1, :, 0][played],
         rewards=reward.astype(np.float32),
         terminals=(ended & ~limit)[played],
-        truncations=(limit & (ended | True))[played],
+        truncations=limit[played],
         spec=case.env(1).task_spec,
     )
 
@@ -491,7 +491,9 @@ def means_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[str
             values = [each[name] for each in found if not math.isnan(each[name])]
             interval = mean_confidence_interval(values) if len(values) > 1 else None
             cells.append(
-                f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]" if interval else f"{values[0]:.2f}"
+                f"{_short(interval.mean)} [{_short(interval.low)}, {_short(interval.high)}]"
+                if interval
+                else _short(values[0])
             )
         lines.append([*key, len(found), *cells])
     return markdown([*by, "by", "cases", *MEASURES], lines)

@@ -17,6 +17,7 @@ from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
 from torchrl_marl_offline.evaluation.offline import FittedQSettings, compare_offline
 from torchrl_marl_offline.evaluation.offline.answers import LOGGED
+from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.evaluation.video import check_video_path, record_video
 from torchrl_marl_offline.training.run.saved_policies import load_policy
@@ -48,7 +49,7 @@ def _from_data(parsed: argparse.Namespace) -> None:
     """Compare policies with the team that logged the data, and print what was found."""
     given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
     given = {name: value for name, value in given.items() if value is not None}
-    if given and parsed.by is not None and not {"fqe", "dr"} & set(parsed.by):
+    if given and parsed.by is not None and not set(BY_CRITICS) & set(parsed.by):
         raise ValueError(
             f"--{min(given)} is read by fqe and dr alone, and --by is {' '.join(parsed.by)}; leave it out."
         )

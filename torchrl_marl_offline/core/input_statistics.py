@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from torchrl_marl_offline.core.files import replacing_file
+from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.regular_files import read_json
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
@@ -55,8 +54,7 @@ class InputStatistics:
 
     def save(self, path: Path) -> None:
         """Write a JSON file, in one step."""
-        with replacing_file(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self)))
+        write_json_atomic(path, self)
 
     @classmethod
     def load(cls, path: Path) -> InputStatistics:

@@ -219,13 +219,6 @@ def _is_close(found: Tensor, wanted: Tensor) -> bool:
     return bool(((found - wanted).abs() <= TOLERANCE * wanted.abs().clamp_min(1.0)).all())
 
 
-def action_bounds(spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Return lower and upper bounds of continuous actions, ``[n, a]`` each."""
-    shape = (spec.n_agents, spec.action_size)
-    low, high = (np.broadcast_to(np.asarray(bound, float), shape) for bound in (spec.action_low, spec.action_high))
-    return low, high
-
-
 def signature(spec: TaskSpec, arguments: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return names, shapes and types of an agent's program, and its bounds or its number of actions, JSON-ready.
 
@@ -240,7 +233,7 @@ def signature(spec: TaskSpec, arguments: Mapping[str, Tensor]) -> dict[str, Any]
     if spec.discrete:
         action = {"name": "action", "shape": ["batch"], "dtype": "int64", "n_actions": spec.action_size}
     else:
-        low, high = (bound[0].tolist() for bound in action_bounds(spec))
+        low, high = list(spec.lows[0]), list(spec.highs[0])
         action = {"name": "action", "shape": ["batch", spec.action_size], "dtype": "float32", "low": low, "high": high}
     return {"inputs": inputs, "outputs": [action]}
 

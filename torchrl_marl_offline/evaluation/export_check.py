@@ -18,7 +18,6 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import POSITIVE, SIZE
-from torchrl_marl_offline.evaluation.agent_export import action_bounds
 from torchrl_marl_offline.evaluation.offline.answers import BLOCK, READ, Candidate, EvaluatedPolicy
 from torchrl_marl_offline.evaluation.policy_export import METADATA, quiet
 from torchrl_marl_offline.evaluation.run_report import format_table
@@ -266,8 +265,8 @@ class _Comparison:
 
     def __init__(self, exported: ExportedFile, dataset: OfflineDataset, tolerance: float) -> None:
         self.exported, self.spec, self.tolerance = exported, dataset.spec, tolerance
-        low, high = (torch.tensor(np.abs(bound)) for bound in action_bounds(dataset.spec))
-        self.size = torch.maximum(low, high).clamp_min(1.0)  # [n, a]
+        bounds = torch.tensor([self.spec.lows, self.spec.highs], dtype=torch.float64)
+        self.size = bounds.abs().amax(0).clamp_min(1.0)  # [n, a]
         self.decisions = self.equal = self.ties = 0
         self.difference = self.excess = 0.0
 

@@ -21,6 +21,7 @@ from torchrl_marl_offline.core.ranges import (
 )
 from torchrl_marl_offline.core.tables import ONCE
 from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings
+from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS, BY_WEIGHTS
 from torchrl_marl_offline.evaluation.offline.horizon import Horizon
 from torchrl_marl_offline.study.checking import StudyError
 
@@ -30,7 +31,8 @@ SelectBy = Literal["return", "fqe", "wis", "dr"]
 ESTIMATES = ("fqe", "wis", "dr")
 """Those that need no simulator."""
 
-READ_BY = {"weights": ("wis", "dr"), "clip": ("wis", "dr"), "fitting": ("fqe", "dr")}
+_WEIGHED = tuple(word for word in ESTIMATES if word in BY_WEIGHTS)
+READ_BY = {"weights": _WEIGHED, "clip": _WEIGHED, "fitting": BY_CRITICS}
 """By which of them a key of ``[offline]`` is read; all others by all."""
 
 

@@ -36,6 +36,8 @@ from torchrl_marl_offline.evaluation.offline.checks import (
     unsupported_share,
 )
 from torchrl_marl_offline.evaluation.offline.estimates import (
+    BY_CRITICS,
+    BY_WEIGHTS,
     Method,
     OfflineEstimate,
     ValueDifference,
@@ -205,11 +207,11 @@ def _compare(
     clip: float | None,
     progress: bool,
 ) -> OfflineComparison:
-    weighted = bool(set(methods) & {"is", "wis", "dr"})
+    weighted = bool(set(methods) & set(BY_WEIGHTS))
     work.cloning = cloning if weighted else replace(cloning, steps=min(cloning.steps, work.fitting.steps))
     if weighted:
         work.ask_log_probs()  # refuses policies without any
-    if set(methods) & {"fqe", "dr"}:
+    if set(methods) & set(BY_CRITICS):
         work.fit(progress)
     if weighted:
         work.weigh(clip, progress)
@@ -229,7 +231,7 @@ def _compare(
 def _check_read(methods: Sequence[str], *, weights: str, clip: float | None, fitting: FittedQSettings) -> None:
     """Refuse what was given and no estimate reads."""
     given = {"weights": weights != "joint", "clip": clip is not None, "fitting": fitting != FittedQSettings()}
-    read_by = {"weights": ("is", "wis"), "clip": ("is", "wis", "dr"), "fitting": ("fqe", "dr")}
+    read_by = {"weights": ("is", "wis"), "clip": BY_WEIGHTS, "fitting": BY_CRITICS}
     for name in (name for name, is_given in given.items() if is_given and not set(read_by[name]) & set(methods)):
         readers = " and ".join(map(repr, read_by[name]))
         raise ValueError(f"{name}= is read by {readers} alone, and by= is {', '.join(methods)}; leave it out.")

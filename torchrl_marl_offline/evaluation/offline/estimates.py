@@ -14,6 +14,8 @@ from torchrl_marl_offline.core.ranges import OPEN_UNIT
 from torchrl_marl_offline.evaluation.statistics import Interval, student_t_probability, student_t_quantile
 
 Method = Literal["fqe", "is", "wis", "dr"]
+BY_CRITICS, BY_WEIGHTS = ("fqe", "dr"), ("is", "wis", "dr")
+"""Methods that train critics, and those that weigh what was earned."""
 ROUNDING = 1e-6
 """Relative difference of two estimates that rounding may make."""
 
