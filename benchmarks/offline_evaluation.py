@@ -14,6 +14,7 @@ Stages, each resumable; a job is a case (and a decomposition), and none is done 
 - ``budget``: fitted Q evaluation of 8 policies of two cases, by updates and batch;
 - ``decompositions``: of 8 policies of each case, by each decomposition;
 - ``all``: of every policy, by ``--best``; where policies draw, by importance sampling and doubly robust as well;
+- ``models``: of every policy, by play in learned models;
 - ``ranking``: of the recorded StarCraft battles ``3m`` (``pymarl/smac-3m-medium.h5``), whose game is not here: policies
   without a truth.
 
@@ -23,6 +24,7 @@ Arithmetic, in updates of a critic (2 x 64, batches of 64, 4,000 each; about hal
     budget          2 cases x 9 policies x 5 resamples x 22,000          1,980,000
     decompositions  9 cases x 4 x 9 policies x 5 resamples x 4,000       6,480,000
     all             9 cases x 23 to 31 policies x 5 resamples x 4,000    4,860,000
+    models          9 cases x 5 models x 4,000                             180,000 (2 networks of 2 x 128, 256 rows)
     ranking         1 x 23 policies x 5 resamples x 4,000                  460,000
 
 Compiled, centralized critics of all policies of a case took 2 minutes of one core, mixers 3 to 4 times as long; so all
@@ -65,7 +67,12 @@ from torchrl_marl_offline.algorithms import settings_of
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.envs import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import VmasHeuristic
-from torchrl_marl_offline.evaluation import FittedQSettings, mean_confidence_interval, simulated_value
+from torchrl_marl_offline.evaluation import (
+    FittedQSettings,
+    LearnedModelSettings,
+    mean_confidence_interval,
+    simulated_value,
+)
 from torchrl_marl_offline.training import Learner
 from torchrl_marl_offline.training.run.saved_policies import load_policy, save_policy
 
@@ -82,7 +89,7 @@ BUDGETS: list[dict[str, Any]] = [
     {"batch_size": 64, "steps": 2000, "tau": 0.2},
     {"batch_size": 64, "steps": 2000, "lr": 3e-3},
 ]
-STAGES = ("policies", "budget", "decompositions", "all", "ranking")
+STAGES = ("policies", "budget", "decompositions", "all", "models", "ranking")
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -343,15 +350,16 @@ def simulate(folder: str, case: str) -> Row:
     }
 
 
-def judge(folder: str, case: str, policies: list[str], methods: list[str], **fitting: Any) -> Row:
-    """Estimate policies of a case from its second half."""
+def judge(folder: str, case: str, policies: list[str], methods: list[str], **settings: Any) -> Row:
+    """Estimate policies of a case from its second half, by critics or by models."""
     here, files = (CASES | WITHOUT_TRUTH)[case], policy_files(Path(folder), case)
     _, logs = halves(here)
     began = time.process_time()
     chosen = {name: files[name] for name in policies or files}
-    found = compare_offline(
-        chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, fitting=FittedQSettings(**fitting)
-    )
+    options = {"modelling": LearnedModelSettings(**settings)}
+    if methods != ["model"]:
+        options = {"fitting": FittedQSettings(**settings)}
+    found = compare_offline(chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, **options)
     return {"found": found.to_dict(), "seconds": time.process_time() - began}
 
 
@@ -418,10 +426,11 @@ def report(rows: Sequence[Row]) -> None:
     ranked = [row for row in rows if row["stage"] == "ranking"]
     if ranked:
         print(f"\nranking\n{ranking_table(ranked)}")
-    chosen = [row for row in rows if row["stage"] == "all"]
+    chosen = [row for row in rows if row["stage"] in ("all", "models")]
     if chosen:
+        chosen.sort(key=lambda row: list(CASES).index(row["case"]))
         print(f"\nall\n{quality_table(chosen, truths, ('case',))}\n{means_table(chosen, truths, ())}")
-        print(f"\nwarnings\n{warnings_table(chosen, truths)}")
+        print(f"\nwarnings\n{warnings_table([row for row in chosen if row['stage'] == 'all'], truths)}")
 
 
 def ranking_table(rows: Sequence[Row]) -> str:
@@ -466,7 +475,7 @@ def quality_table(rows: Sequence[Row], truths: Mapping[str, Row], by: Sequence[s
     """Every job by itself."""
     lines = []
     for row, method, found in _qualities(rows, truths):
-        calibration = row["found"]["calibration"]
+        calibration = row["found"]["model_calibration" if method == "model" else "calibration"]
         passed = "" if calibration is None else "passed" if calibration["passed"] else "FAILED"
         numbers = [_short(found[name]) for name in MEASURES]
         lines.append(
@@ -534,6 +543,8 @@ def jobs_of(stage: str, case: str, truth: Mapping[str, Sequence[float]], best: s
     elif stage == "all":
         methods = ["fqe", "is", "wis", "dr"] if CASES[case].mode == "sample" else ["fqe"]
         yield {"policies": sorted(truth), "methods": methods, "decomposition": best}
+    elif stage == "models":
+        yield {"policies": sorted(truth), "methods": ["model"]}
 
 
 def main() -> None:

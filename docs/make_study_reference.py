@@ -68,6 +68,7 @@ TABLES = (
     ),
     ("[offline.fitting]", "FittingTable", ""),
     ("[offline.cloning]", "CloningTable", ""),
+    ("[offline.modelling]", "ModellingTable", ""),
     ("Settings of runs", "RunSettings", "Names before a text are those of the algorithms that have the setting."),
 )
 

@@ -326,7 +326,7 @@ def test_discrete_actions_with_masks_and_rows_that_training_leaves_out(horizon):
         ({}, {}, "at least one policy"),
         ({"logged": SpreadController()}, {}, "name of the data's own team"),
         ({"a": 3}, {}, "policies must be a function"),
-        (SpreadController(), {"by": ["guess"]}, "by must be 'fqe', 'is', 'wis' or 'dr'"),
+        (SpreadController(), {"by": ["guess"]}, "by must be 'fqe', 'is', 'wis', 'dr' or 'model'"),
         (SpreadController(), {"by": "wis"}, "policy takes one continuous action, which has no density"),
         (SpreadController(), {"by": "dr", "mode": "sample"}, "policy gives no log-probabilities"),
         (SpreadController(), {"by": "wis", "horizon": "endless"}, "weighs what episodes earned"),
@@ -501,7 +501,7 @@ def test_the_command_says_how_much_better(files, capsys):
         (["a.pt", "a.pt", "--dataset", "logs"], "A policy is given twice"),
         (
             ["a.pt", "--dataset", "logs", "--by", "wis", "--steps", "3"],
-            "--steps is read by fqe and dr alone, and --by is wis",
+            "--steps is read by fqe and dr and model alone, and --by is wis",
         ),
     ],
 )

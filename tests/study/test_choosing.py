@@ -48,7 +48,10 @@ def searching(ranges: str = RANGE, search: str = "trials = 9") -> str:
             r"trials = 32 are too few for rungs = 4 with eta = 3, .* take 3 or fewer rungs",
         ),
         (searching(search="updates = 40"), r"\[search\] updates = 40 are too few for 3 rungs; give 96 or more\."),
-        (searching(search="trials = 9\nby = 'agreement'"), r"\[search\] by must be one of return, fqe, wis, dr, got"),
+        (
+            searching(search="trials = 9\nby = 'agreement'"),
+            r"\[search\] by must be one of return, fqe, wis, dr, model, got",
+        ),
         (searching("temperature = [1, 2]"), r"hold 2 settings, \[search\] asks for 9 trials; ask for 2, or .*\[grid\]"),
         (
             searching("temperature = { low = 3, high = 1 }"),

@@ -25,7 +25,9 @@ from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, FEW, PIXELS, SEED,
 
 OF_PLAYING = {"env": None, "episodes": 1000, "num_envs": 200, "video": None, "video_size": None, "device": "cpu"}
 """Options of an evaluation in an environment, with their defaults."""
-OF_DATA = ("by", "decomposition", "steps", "resamples", "gamma")
+OF_LEARNING = ("decomposition", "steps", "resamples")
+"""Options of what learns from the data: critics, or models of the task."""
+OF_DATA = ("by", *OF_LEARNING, "gamma")
 """Options of an evaluation from logged data, whose defaults are those of ``compare_offline``."""
 
 
@@ -79,10 +81,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--by",
         nargs="+",
-        choices=["fqe", "is", "wis", "dr"],
-        help="fitted Q evaluation, importance sampling (plain, weighted), doubly robust (default: fqe)",
+        choices=["fqe", "is", "wis", "dr", "model"],
+        help="fitted Q evaluation, importance sampling (plain, weighted), doubly robust, learned models (default: fqe)",
     )
     group.add_argument("--decomposition", help="of the critics (default: mixer)")
-    group.add_argument("--steps", type=argument(Annotated[int, COUNT]), help="updates of the critics")
+    group.add_argument("--steps", type=argument(Annotated[int, COUNT]), help="updates of the critics or models")
     group.add_argument("--resamples", type=argument(Annotated[int, FEW]), help="of the episodes, for the interval")
     group.add_argument("--gamma", type=argument(Annotated[float, DISCOUNT]), help="discount")

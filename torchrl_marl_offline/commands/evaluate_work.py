@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_marl_offline.commands.evaluate import OF_DATA, OF_PLAYING
+from torchrl_marl_offline.commands.evaluate import OF_DATA, OF_LEARNING, OF_PLAYING
 from torchrl_marl_offline.commands.options import flag
 from torchrl_marl_offline.commands.script_settings import check_device
 from torchrl_marl_offline.data.policy_fit import PolicyError, misfit
 from torchrl_marl_offline.data.registry import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.in_environments import Evaluation, evaluate
-from torchrl_marl_offline.evaluation.offline import FittedQSettings, compare_offline
+from torchrl_marl_offline.evaluation.offline import FittedQSettings, LearnedModelSettings, compare_offline
 from torchrl_marl_offline.evaluation.offline.answers import LOGGED
-from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS
+from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS, BY_MODELS
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.evaluation.video import check_video_path, record_video
 from torchrl_marl_offline.training.run.saved_policies import load_policy
@@ -47,19 +47,17 @@ def run(parsed: argparse.Namespace) -> None:
 
 def _from_data(parsed: argparse.Namespace) -> None:
     """Compare policies with the team that logged the data, and print what was found."""
-    given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and parsed.by is not None and not set(BY_CRITICS) & set(parsed.by):
-        raise ValueError(
-            f"--{min(given)} is read by fqe and dr alone, and --by is {' '.join(parsed.by)}; leave it out."
-        )
-    fitting = replace(FittedQSettings(), **given)
-    options: dict[str, Any] = {
-        "mode": parsed.mode,
-        "seed": parsed.seed,
-        "progress": not parsed.json,
-        "fitting": fitting,
-    }
+    asked = set(parsed.by or ["fqe"])
+    options: dict[str, Any] = {"mode": parsed.mode, "seed": parsed.seed, "progress": not parsed.json}
+    parts = {"fitting": (BY_CRITICS, FittedQSettings()), "modelling": (BY_MODELS, LearnedModelSettings())}
+    read = {name: settings for name, (methods, settings) in parts.items() if set(methods) & asked}
+    for name in (name for name in OF_LEARNING if getattr(parsed, name) is not None):
+        readers = [part for part in parts if hasattr(parts[part][1], name)]
+        if not set(readers) & set(read):
+            methods = " and ".join(method for part in readers for method in parts[part][0])
+            raise ValueError(f"--{name} is read by {methods} alone, and --by is {' '.join(asked)}; leave it out.")
+        for part in set(readers) & set(read):
+            options[part] = replace(options.get(part, read[part]), **{name: getattr(parsed, name)})
     options |= {name: getattr(parsed, name) for name in ("by", "gamma") if getattr(parsed, name) is not None}
     loaded = {name: load_policy(path) for name, path in named_policies(parsed.policy).items()}
     found = compare_offline(loaded, load_dataset(parsed.dataset), **options)

@@ -15,6 +15,7 @@ from torchrl_marl_offline.evaluation.in_environments import (
 from torchrl_marl_offline.evaluation.offline import (
     CloningSettings,
     FittedQSettings,
+    LearnedModelSettings,
     LoggedCalibration,
     OfflineComparison,
     OfflineEstimate,
@@ -47,6 +48,7 @@ __all__ = [
     "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
+    "LearnedModelSettings",
     "LoggedCalibration",
     "OfflineComparison",
     "OfflineEstimate",

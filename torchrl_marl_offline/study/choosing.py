@@ -20,19 +20,22 @@ from torchrl_marl_offline.core.ranges import (
     SEVERAL,
 )
 from torchrl_marl_offline.core.tables import ONCE
-from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings
-from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS, BY_WEIGHTS
+from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings, LearnedModelSettings
+from torchrl_marl_offline.evaluation.offline.estimates import BY_CRITICS, BY_MODELS, BY_WEIGHTS
 from torchrl_marl_offline.evaluation.offline.horizon import Horizon
 from torchrl_marl_offline.study.checking import StudyError
 
-SelectBy = Literal["return", "fqe", "wis", "dr"]
+SelectBy = Literal["return", "fqe", "wis", "dr", "model"]
 """The words of :func:`~torchrl_marl_offline.select_offline`."""
 
-ESTIMATES = ("fqe", "wis", "dr")
+ESTIMATES = ("fqe", "wis", "dr", "model")
 """Those that need no simulator."""
 
+PARTS: dict[str, type] = {"fitting": FittedQSettings, "cloning": CloningSettings, "modelling": LearnedModelSettings}
+"""Tables of ``[offline]``."""
+
 _WEIGHED = tuple(word for word in ESTIMATES if word in BY_WEIGHTS)
-READ_BY = {"weights": _WEIGHED, "clip": _WEIGHED, "fitting": BY_CRITICS}
+READ_BY = {"weights": _WEIGHED, "clip": _WEIGHED, "fitting": BY_CRITICS, "modelling": BY_MODELS}
 """By which of them a key of ``[offline]`` is read; all others by all."""
 
 
@@ -55,6 +58,7 @@ class OfflineSettings:
         clip: largest importance weight.
         fitting: of the critics, ``[offline.fitting]``.
         cloning: of the logged team, ``[offline.cloning]``; see :func:`~torchrl_marl_offline.compare_offline`.
+        modelling: of the task, ``[offline.modelling]``.
     """
 
     held_out: Annotated[float, OPEN_UNIT] = 0.3
@@ -68,17 +72,17 @@ class OfflineSettings:
     clip: Annotated[float | None, POSITIVE] = None
     fitting: FittedQSettings = FittedQSettings()  # noqa: RUF009
     cloning: CloningSettings = CloningSettings()  # noqa: RUF009
+    modelling: LearnedModelSettings = LearnedModelSettings()  # noqa: RUF009
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> OfflineSettings:
         """Return the settings that a table of a file says."""
-        kinds = {"fitting": FittedQSettings, "cloning": CloningSettings}
-        parts = {name: kind(**with_tuples(table.get(name, {}))) for name, kind in kinds.items()}
+        parts = {name: kind(**with_tuples(table.get(name, {}))) for name, kind in PARTS.items()}
         return cls(**{**table, **parts})
 
     def comparison(self) -> dict[str, Any]:
         """Return the options of :func:`~torchrl_marl_offline.compare_offline`."""
-        names = ("seed", "gamma", "mode", "horizon", "team_reward", "weights", "clip", "fitting", "cloning")
+        names = ("seed", "gamma", "mode", "horizon", "team_reward", "weights", "clip", *PARTS)
         return {name: getattr(self, name) for name in names} | {"held_out": self.scored}
 
 

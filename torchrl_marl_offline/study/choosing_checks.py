@@ -12,6 +12,7 @@ from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
 from torchrl_marl_offline.evaluation.offline.comparison import FEWEST_EPISODES, checked_methods
+from torchrl_marl_offline.evaluation.offline.estimates import BY_WEIGHTS
 from torchrl_marl_offline.study.checking import StudyError, study_errors
 from torchrl_marl_offline.study.memory import made_up_batch
 
@@ -90,7 +91,7 @@ def _check_policy(run: Run, spec: TaskSpec, study: Study) -> None:
             policy = EvaluatedPolicy(
                 run.method, loss, SimpleNamespace(data=rows, spec=spec, task_spec=spec), study.offline.mode
             )
-            if study.estimated_by != "fqe":
+            if study.estimated_by in BY_WEIGHTS:
                 policy.log_probs(rows)
         except (ValueError, TypeError) as error:
             key = f"[study] select = {study.estimated_by!r}"

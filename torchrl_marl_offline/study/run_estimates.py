@@ -110,8 +110,8 @@ def estimate_members(
         found = compare_offline(losses, held_out, by=by, **settings.comparison())
         runs = {name: _of_run(found.estimates[by][name], found.differences[by][name]) for name in names}
         logged, best = [found.logged.mean, *found.logged.interval], found.best_of_data
-        if found.calibration is not None:
-            verdict, passed = found.calibration.verdict(), found.calibration.passed
+        if (checked := found.calibration_of(by)) is not None:
+            verdict, passed = found.verdict(by), checked.passed
         of_runs = {warning for run in runs.values() for warning in run.warnings}
         told = tuple(warning for warning in found.warnings if warning not in {*of_runs, verdict})
     return JobEstimates(by, settings.gamma, logged, best, verdict, passed, told, runs)

@@ -34,10 +34,10 @@ from torchrl_marl_offline.core.ranges import (
 )
 from torchrl_marl_offline.core.regular_files import read_text
 from torchrl_marl_offline.core.tables import ONCE, Key, check_keys, keys_of, table_name, table_type, validated
-from torchrl_marl_offline.evaluation.offline import CloningSettings, FittedQSettings
 from torchrl_marl_offline.study.checking import StudyError, check_metric, study_errors
 from torchrl_marl_offline.study.choosing import (
     ESTIMATES,
+    PARTS,
     READ_BY,
     OfflineSettings,
     SearchSettings,
@@ -402,7 +402,7 @@ def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
     for table in (study, search):
         table["seeds"] = table["seeds"]._replace(hint=Annotated[int, FEW] | table["seeds"].hint)
     offline = keys_of(OfflineSettings)
-    for name, kind in (("fitting", FittedQSettings), ("cloning", CloningSettings)):
+    for name, kind in PARTS.items():
         part = table_type(f"{name.capitalize()}Table", keys_of(kind), _opening(kind))
         offline[name] = Key(part, text=offline[name].text)
     method = keys_of(MethodTable)

@@ -137,12 +137,16 @@ class EvaluatedPolicy:
     def _once(self, states: TensorDictBase) -> Tensor:
         found = []
         for start in range(0, len(states), BLOCK):
-            answer = self.module(_plain(states[start : start + BLOCK]))
-            self._check_answer(answer)
-            raise_on_non_finite_action(answer)
-            raise_on_illegal_action(answer)
-            found.append(answer.get(ACTION))
+            found.append(self.checked_answer(_plain(states[start : start + BLOCK])).get(ACTION))
         return torch.cat(found)
+
+    def checked_answer(self, states: TensorDictBase) -> TensorDictBase:
+        """Return what it writes into states ``[k]``, within :meth:`ready`; errors as of :meth:`actions`."""
+        answer = self.module(states)
+        self._check_answer(answer)
+        raise_on_non_finite_action(answer)
+        raise_on_illegal_action(answer)
+        return answer
 
     def _check_answer(self, answer: Any) -> None:
         """Refuse what is no action of the task at all.

@@ -77,16 +77,20 @@ class LoggedCalibration:
         means = predicted.mean().item(), earned.mean().item()
         return cls(*means, bias, half, deviation, correlation.item(), count, passed)
 
-    def verdict(self) -> str:
-        """Say in a sentence whether the estimator works on this dataset."""
+    def verdict(self, judged: str = "Calibration", of: str = "the logged team's value is estimated as") -> str:
+        """Say in a sentence whether the estimator works on this dataset.
+
+        Args:
+            judged: what passed or failed.
+            of: what was predicted.
+        """
         facts = (
-            f"the logged team's value is estimated as {self.predicted:.4g}, it earned {self.earned:.4g} (bias "
-            f"{self.bias:+.3g} ± {self.half_width:.2g}, returns deviate by {self.deviation:.3g}, {self.episodes} "
-            "held-out episodes)"
+            f"{of} {self.predicted:.4g}, it earned {self.earned:.4g} (bias {self.bias:+.3g} ± {self.half_width:.2g}, "
+            f"returns deviate by {self.deviation:.3g}, {self.episodes} held-out episodes)"
         )
         if self.passed:
-            return f"Calibration: passed, {facts}."
-        return f"Calibration: FAILED, {facts}; do not trust values of this dataset: train longer, or log more episodes."
+            return f"{judged}: passed, {facts}."
+        return f"{judged}: FAILED, {facts}; do not trust values of this dataset: train longer, or log more episodes."
 
 
 def impossible_values(name: str, values: Tensor, rows: EvaluationRows, gamma: float) -> str | None:
@@ -180,6 +184,16 @@ def of_support(name: str, share: float) -> str | None:
     return (
         f"{name}: {share:.0%} of its joint actions are farther from the data than the logged team's are (5% of whose "
         "own are): nothing in the data says what they earn, so that its value is a guess."
+    )
+
+
+def of_imagination(name: str, share: float, low: float, high: float) -> str | None:
+    """Return what is to be said of play that leaves what learned models know, or ``None``."""
+    if share <= UNSUPPORTED:
+        return None
+    return (
+        f"{name}: {share:.0%} of its episodes in the learned models leave what the data tells: it earns {low:.4g} if "
+        f"there the worst happens, which is the estimate, and {high:.4g} if the best does."
     )
 
 

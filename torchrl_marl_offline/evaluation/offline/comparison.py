@@ -27,6 +27,7 @@ from torchrl_marl_offline.evaluation.offline.checks import (
     LoggedCalibration,
     impossible_values,
     of_clipped,
+    of_imagination,
     of_likelihood,
     of_masked_rows,
     of_other_task,
@@ -37,6 +38,7 @@ from torchrl_marl_offline.evaluation.offline.checks import (
 )
 from torchrl_marl_offline.evaluation.offline.estimates import (
     BY_CRITICS,
+    BY_MODELS,
     BY_WEIGHTS,
     Method,
     OfflineEstimate,
@@ -45,12 +47,15 @@ from torchrl_marl_offline.evaluation.offline.estimates import (
 )
 from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ, FittedQSettings
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows, Horizon, evaluation_rows
+from torchrl_marl_offline.evaluation.offline.imagined_play import ImaginedGame, ImaginedPlay
+from torchrl_marl_offline.evaluation.offline.learned_model import LearnedModel, LearnedModelSettings
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.objectives.functional import team_reward as team_reward_of
 
 REPLICATES = 1000
 """Resamples of the held-out episodes for what needs no training."""
 _FEWEST = 4
+REPLAYED = ("The learned models", "the actions of held-out episodes, replayed in them, earn")
 FEWEST_EPISODES = 2 * _FEWEST
 """Without which nothing is estimated: half of them for the critics, half to average over."""
 
@@ -69,6 +74,8 @@ class OfflineComparison:
             ``horizon="endless"`` where time limits ended episodes.
         gamma: discount.
         warnings: sentences, each a reason not to trust some of it.
+        model_calibration: what learned models say that the logged actions of held-out episodes earn against what they
+            earned; ``None`` without ``"model"``.
     """
 
     estimates: Mapping[str, Mapping[str, OfflineEstimate]]
@@ -78,6 +85,7 @@ class OfflineComparison:
     calibration: LoggedCalibration | None
     gamma: float
     warnings: tuple[str, ...]
+    model_calibration: LoggedCalibration | None = None
 
     def table(self) -> str:
         """Return what was found, in lines of a terminal's width."""
@@ -97,9 +105,21 @@ class OfflineComparison:
         for name, estimate in effective.items():
             size, count = estimate.facts["ess"], estimate.facts["episodes"]
             lines.append(f"Effective sample size of {name}: {size:.1f} of {count:.0f} episodes.")
-        if self.calibration is not None:
-            lines.append(self.calibration.verdict())
+        lines += filter(None, dict.fromkeys(self.verdict(method) for method in self.estimates))
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+
+    def calibration_of(self, method: str) -> LoggedCalibration | None:
+        """Return the check of a method on the logged team; ``None`` where it has none."""
+        if method in BY_MODELS:
+            return self.model_calibration
+        return self.calibration if method in BY_CRITICS else None
+
+    def verdict(self, method: str) -> str:
+        """Say in a sentence whether a method works on this dataset; empty where that was not checked."""
+        found = self.calibration_of(method)
+        if found is None:
+            return ""
+        return found.verdict(*REPLAYED) if method in BY_MODELS else found.verdict()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, JSON-ready."""
@@ -110,9 +130,10 @@ class OfflineComparison:
             }
             for method, found in self.estimates.items()
         }
-        calibration = None if self.calibration is None else vars(self.calibration)
+        checks = {"calibration": self.calibration, "model_calibration": self.model_calibration}
+        judged = {name: None if check is None else vars(check) for name, check in checks.items()}
         facts = {"logged": self.logged.summary(), "best_of_data": self.best_of_data, "gamma": self.gamma}
-        return facts | {"methods": methods, "calibration": calibration, "warnings": list(self.warnings)}
+        return facts | {"methods": methods, **judged, "warnings": list(self.warnings)}
 
 
 def _ends(low: float, high: float) -> str:
@@ -132,6 +153,7 @@ def compare_offline(
     held_out: Annotated[float, OPEN_UNIT] = 0.25,
     fitting: FittedQSettings = FittedQSettings(),  # noqa: B008
     cloning: CloningSettings = CloningSettings(),  # noqa: B008
+    modelling: LearnedModelSettings = LearnedModelSettings(),  # noqa: B008
     weights: Literal["joint", "agent"] = "joint",
     clip: Annotated[float | None, POSITIVE] = None,
     seed: Annotated[int, SEED] = 0,
@@ -154,7 +176,8 @@ def compare_offline(
         by: of ``"fqe"``, fitted Q evaluation, see :mod:`~.fitted_q`; ``"is"``, ``"wis"`` and ``"dr"``, per-decision
             importance sampling, its self-normalized form, and weighted doubly robust, see :mod:`~.importance`. These
             need log-probabilities: of the policies, and of the logged team (``("agents", "action_log_prob")`` in the
-            data, or a clone). ``"dr"`` trains critics, too.
+            data, or a clone). ``"dr"`` trains critics, too. ``"model"``: what the policies earn in models of the task
+            that are learned from the data, see :mod:`~.learned_model` and :mod:`~.imagined_play`.
         gamma: discount. At 1, values of tasks without an end are not bounded.
         mode: evaluate the policies' deterministic actions, or what they draw.
         horizon: ``"episode"``: time limits are ends, as of what an episode earns; ``"endless"``: they are bootstrapped,
@@ -164,6 +187,7 @@ def compare_offline(
         fitting: of the critics.
         cloning: of the logged team, where its log-probabilities are not in the data, and to tell whether a policy does
             what that team might have done (for ``"fqe"`` alone with no more updates than the critics).
+        modelling: of the task, by ``"model"``.
         weights: ``"joint"``: the product of all agents' ratios. ``"agent"``: each agent's reward weighted by its own
             ratios alone, then averaged (or summed): smaller weights, and right only where no agent's actions change
             what another earns; of ``"is"`` and ``"wis"``.
@@ -184,7 +208,7 @@ def compare_offline(
         >>> print(found.table())                                                                     # doctest: +SKIP
     """
     methods = checked_methods(by, horizon, weights)
-    _check_read(methods, weights=weights, clip=clip, fitting=fitting)
+    _check_read(methods, weights=weights, clip=clip, fitting=fitting, modelling=modelling)
     if not isinstance(dataset, OfflineDataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}; give what load_dataset() or from_arrays() returned.")
     validate(dataset)
@@ -195,7 +219,7 @@ def compare_offline(
     with preserved_rng():
         named = as_policies(policies, dataset, mode)  # a file's networks are drawn before they are filled
         torch.manual_seed(seed)
-        work = _Evaluation(dataset, named, horizon, gamma, team_reward, held_out, seed, fitting)
+        work = _Evaluation(dataset, named, horizon, gamma, team_reward, held_out, seed, fitting, modelling)
         return _compare(work, methods, cloning, weights, clip, progress)
 
 
@@ -215,6 +239,8 @@ def _compare(
         work.fit(progress)
     if weighted:
         work.weigh(clip, progress)
+    if set(methods) & set(BY_MODELS):
+        work.learn_model(progress)
     estimates: dict[str, dict[str, OfflineEstimate]] = {}
     differences: dict[str, dict[str, ValueDifference]] = {}
     for method in methods:
@@ -225,13 +251,17 @@ def _compare(
     told = [warning for found in estimates.values() for estimate in found.values() for warning in estimate.warnings]
     warnings = tuple(dict.fromkeys([*work.general_warnings(methods), *told]))
     best = work.rows.returns[work.rows.starts].max().item()
-    return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, work.gamma, warnings)
+    told = warnings, work.model_calibration
+    return OfflineComparison(estimates, differences, work.logged(), best, work.calibration, work.gamma, *told)
 
 
-def _check_read(methods: Sequence[str], *, weights: str, clip: float | None, fitting: FittedQSettings) -> None:
+def _check_read(
+    methods: Sequence[str], *, weights: str, clip: float | None, fitting: FittedQSettings, modelling: Any
+) -> None:
     """Refuse what was given and no estimate reads."""
     given = {"weights": weights != "joint", "clip": clip is not None, "fitting": fitting != FittedQSettings()}
-    read_by = {"weights": ("is", "wis"), "clip": BY_WEIGHTS, "fitting": BY_CRITICS}
+    given["modelling"] = modelling != LearnedModelSettings()
+    read_by = {"weights": ("is", "wis"), "clip": BY_WEIGHTS, "fitting": BY_CRITICS, "modelling": BY_MODELS}
     for name in (name for name, is_given in given.items() if is_given and not set(read_by[name]) & set(methods)):
         readers = " and ".join(map(repr, read_by[name]))
         raise ValueError(f"{name}= is read by {readers} alone, and by= is {', '.join(methods)}; leave it out.")
@@ -247,7 +277,9 @@ def checked_methods(by: Any, horizon: str, weights: str) -> list[str]:
     if not methods or set(methods) - set(get_args(Method)):
         known = ", ".join(map(repr, get_args(Method)))
         raise ValueError(f"by must be some of {known}, got {by!r}.")
-    weighted = [method for method in methods if method != "fqe"]
+    if horizon == "endless" and set(methods) & set(BY_MODELS):
+        raise ValueError("'model' plays whole episodes, which end with them; use horizon='episode', or by='fqe'.")
+    weighted = [method for method in methods if method in BY_WEIGHTS]
     if horizon == "endless" and weighted:
         raise ValueError(
             f"{weighted[0]!r} weighs what episodes earned, which ends with them; use horizon='episode', or by='fqe'."
@@ -270,6 +302,7 @@ class _Evaluation:
         held_out: float,
         seed: int,
         fitting: FittedQSettings,
+        modelling: LearnedModelSettings,
     ) -> None:
         self.dataset, self.policies, self.horizon = dataset, policies, horizon
         self.gamma, self.how, self.seed, self.fitting = gamma, how, seed, fitting
@@ -288,13 +321,17 @@ class _Evaluation:
         self.held_out_rows = self.rows.rows_of(self.held_out)
         self.earned = self.rows.returns[self.rows.starts[self.held_out]]  # [H]
         self.source = dataset.data.cpu()
+        self.modelling = modelling
         self.calibration: LoggedCalibration | None = None
+        self.model_calibration: LoggedCalibration | None = None
         self.cloning = CloningSettings()
         self._clone: BehaviourClone | None = None
         self._logged_log_probs: Tensor | None = None
         self._fitted: FittedQ | None = None
         self._held_out_actions: dict[str, Tensor] = {}
         self._start_values: dict[str, Tensor] = {}
+        self._played: dict[str, ImaginedPlay] = {}
+        self._played_from: Tensor | None = None
         self._log_probs: dict[str, Tensor] = {}
         self._logs: dict[str, Tensor] = {}
         self._facts: dict[str, float] = {}
@@ -364,6 +401,36 @@ class _Evaluation:
     def _of_living(self, log_probs: Tensor) -> Tensor:
         alive = self.source.get(AGENT_MASK, None)
         return log_probs if alive is None else torch.where(alive[self.held_out_rows], log_probs, 0.0)
+
+    # ------------------------------------------------------------------------ learned models
+
+    def learn_model(self, progress: bool) -> None:
+        """Learn models of the task, hold them against held-out episodes, and let all policies play in them."""
+        g, settings = torch.Generator().manual_seed(self.seed), self.modelling
+        count = len(self.train)
+        drawn = self.train[torch.randint(count, (settings.resamples, count), generator=g)]
+        starts = torch.randint(len(self.held_out), (settings.resamples, settings.episodes), generator=g)
+        how = {"seed": self.seed, "progress": progress}
+        model = LearnedModel(self.source, self.rows, drawn, settings, **how)
+        game = ImaginedGame(model, self.source, self.rows, self.held_out, gamma=self.gamma, seed=self.seed)
+        self.model_calibration = game.replay()
+        self._played = {name: game.play(policy, starts) for name, policy in self.policies.items()}
+        self._played_from = self.earned[starts].mean(1)
+
+    def by_model(self, name: str) -> tuple[OfflineEstimate, ValueDifference]:
+        """Return what a policy earns in the learned models, and its difference to what the logged team earned."""
+        play, earned = self._played[name], self._played_from
+        low, high = play.lows.mean().item(), play.highs.mean().item()
+        facts = {"outside": play.outside, "imagined": play.plain.mean().item(), "ceiling": high}
+        facts["episodes"] = float(len(self.held_out))
+        warnings = tuple(filter(None, [of_imagination(name, play.outside, low, high)]))
+        told = {"gains": play.lows - earned, "ceilings": play.highs}
+        estimate = OfflineEstimate("model", low, play.lows, self.gamma, "t", facts, warnings, **told)
+        mean = self.earned.mean().item()
+        worse, better = (
+            paired_difference(end, values, mean, earned, "t") for end, values in ((low, play.lows), (high, play.highs))
+        )
+        return estimate, worse._replace(high=better.high)
 
     # ------------------------------------------------------------------------ weights
 
@@ -464,6 +531,8 @@ class _Evaluation:
 
     def estimate(self, method: str, name: str, weights: str) -> tuple[OfflineEstimate, ValueDifference]:
         """Return a policy's estimate and its difference to the logged team."""
+        if method == "model":
+            return self.by_model(name)
         return self.by_fqe(name) if method == "fqe" else self.by_weights(method, name, weights)
 
     def general_warnings(self, methods: Sequence[str]) -> list[str]:
@@ -472,6 +541,8 @@ class _Evaluation:
         told = [one for one in (of_masked_rows(self.source, self.rows.lengths), *others) if one]
         if self.calibration is not None and not self.calibration.passed:
             told.append(self.calibration.verdict())
+        if self.model_calibration is not None and not self.model_calibration.passed:
+            told.append(self.model_calibration.verdict(*REPLAYED))
         if self._fitted is not None and self.calibration is None:
             told.append(
                 "Values are of the task without its time limit, and no episode earned such a return: they cannot be "

@@ -13,9 +13,9 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import OPEN_UNIT
 from torchrl_marl_offline.evaluation.statistics import Interval, student_t_probability, student_t_quantile
 
-Method = Literal["fqe", "is", "wis", "dr"]
-BY_CRITICS, BY_WEIGHTS = ("fqe", "dr"), ("is", "wis", "dr")
-"""Methods that train critics, and those that weigh what was earned."""
+Method = Literal["fqe", "is", "wis", "dr", "model"]
+BY_CRITICS, BY_WEIGHTS, BY_MODELS = ("fqe", "dr"), ("is", "wis", "dr"), ("model",)
+"""Methods that train critics, those that weigh what was earned, and those that learn models of the task."""
 ROUNDING = 1e-6
 """Relative difference of two estimates that rounding may make."""
 
@@ -46,7 +46,7 @@ class OfflineEstimate:
     :class:`~torchrl_marl_offline.evaluation.Evaluation` measures, except with ``gamma=1``.
 
     Attributes:
-        method: ``"fqe"``, ``"is"``, ``"wis"``, ``"dr"``, or ``"data"`` for the logged team's own mean.
+        method: ``"fqe"``, ``"is"``, ``"wis"``, ``"dr"``, ``"model"``, or ``"data"`` for the logged team's own mean.
         mean: the estimate.
         values: ``[R]`` the estimates of the resamples of episodes, each by its resample alone.
         gamma: discount.
@@ -56,6 +56,8 @@ class OfflineEstimate:
         warnings: sentences, each a reason not to trust it; empty where none was found.
         gains: ``[R]`` the same minus what the logged team has by the same resample; ``None`` without such a team.
         is_possible: whether the mean ``|V|`` of its critics is one that the rewards of the data allow.
+        ceilings: ``[R]`` of ``"model"``, whose ``mean`` and ``values`` take the worst for what the data leaves open:
+            the same with the best. The interval reaches from the lower end of ``values`` to the upper end of these.
     """
 
     method: str
@@ -67,6 +69,7 @@ class OfflineEstimate:
     warnings: tuple[str, ...] = ()
     gains: Tensor | None = None
     is_possible: bool = True
+    ceilings: Tensor | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -76,7 +79,10 @@ class OfflineEstimate:
     @checked
     def confidence_interval(self, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
         """Return the estimate with its interval over resamples of episodes; NaN for the ends of a single one."""
-        return spread(self.mean, self.values, self.interval_by, level)
+        found = spread(self.mean, self.values, self.interval_by, level)
+        if self.ceilings is None:
+            return found
+        return found._replace(high=spread(self.ceilings.mean().item(), self.ceilings, self.interval_by, level).high)
 
     def summary(self) -> dict[str, float]:
         """Return the scalars of a table's row."""

@@ -64,7 +64,7 @@ def select_offline(
     candidates: Mapping[str, Candidate],
     dataset: OfflineDataset,
     *,
-    by: Literal["fqe", "wis", "dr", "return"] = "fqe",
+    by: Literal["fqe", "wis", "dr", "model", "return"] = "fqe",
     env: EnvBase | None = None,
     episodes: Annotated[int, SIZE] = 100,
     **options: Any,
@@ -92,10 +92,15 @@ def select_offline(
         comparison = compare_offline(candidates, dataset, by=by, **options)
         estimates, told = comparison.estimates[by], list(comparison.warnings)
     ranking = tuple(sorted(estimates, key=lambda name: _worst_last(estimates[name].mean)))
-    is_clear = len(ranking) == 1 or estimates[ranking[0]].interval[0] > estimates[ranking[1]].mean
+    is_clear = len(ranking) == 1 or estimates[ranking[0]].interval[0] > _at_best(estimates[ranking[1]])
     if not is_clear:
         told.append(f"{ranking[0]} and {ranking[1]} cannot be told apart by {by!r}: their intervals overlap.")
     return OfflineSelection(ranking[0], ranking, estimates, is_clear, comparison, tuple(told))
+
+
+def _at_best(estimate: OfflineEstimate) -> float:
+    """Return an estimate, with the best for what the data leaves open."""
+    return estimate.mean if estimate.ceilings is None else estimate.ceilings.mean().item()
 
 
 def _worst_last(mean: float) -> tuple[bool, float]:

@@ -1,0 +1,167 @@
+"""Values of policies in models of the task that are learned from logs: states, models, play, what is left open."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+
+from torchrl_marl_offline import compare_offline, from_arrays, make_actor, save_policy, select_offline
+from torchrl_marl_offline.commands import evaluate as command
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, next_key
+from torchrl_marl_offline.evaluation import LearnedModelSettings
+from torchrl_marl_offline.evaluation.offline.horizon import evaluation_rows
+from torchrl_marl_offline.evaluation.offline.imagined_play import ImaginedGame
+from torchrl_marl_offline.evaluation.offline.learned_model import LearnedModel
+from torchrl_marl_offline.evaluation.offline.state_columns import StateColumns
+
+PLACES, STEPS, GAMMA = 5, 6, 0.9
+QUICK = LearnedModelSettings(hidden=(32,), steps=200, batch_size=64, lr=2e-2, resamples=2, episodes=20, trusted=0.999)
+
+
+def corridor(episodes=200, seed=0, left=True):
+    """Two agents on places 0 to 4: both to the right is a step to the right, else one to the left; 1 at the end."""
+    g = torch.Generator().manual_seed(seed)
+    observations, followings, actions, rewards, terminals, limits = [], [], [], [], [], []
+    for _ in range(episodes):
+        place = 2
+        for step in range(STEPS):
+            joint = torch.randint(2, (2,), generator=g) if left else torch.ones(2, dtype=torch.int64)
+            following = max(0, min(PLACES - 1, place + (1 if joint.all() else -1)))
+            observations.append([[place, step], [PLACES - 1 - place, step]])
+            followings.append([[following, step + 1], [PLACES - 1 - following, step + 1]])
+            actions.append(joint.tolist())
+            ended = following == PLACES - 1
+            rewards.append(float(ended))
+            terminals.append(ended)
+            limits.append(step == STEPS - 1 and not ended)
+            place = following
+            if ended:
+                break
+    return from_arrays(
+        observations=torch.tensor(observations).float(),
+        next_observations=torch.tensor(followings).float(),
+        actions=torch.tensor(actions),
+        rewards=torch.tensor(rewards),
+        terminals=torch.tensor(terminals),
+        truncations=torch.tensor(limits),
+        n_actions=2,
+    )
+
+
+def always(action):
+    return TensorDictModule(
+        lambda o: torch.full(o.shape[:-1], action, dtype=torch.int64), in_keys=[OBSERVATION], out_keys=[ACTION]
+    )
+
+
+@pytest.fixture(scope="module")
+def logs():
+    return corridor()
+
+
+def test_states_are_their_independent_columns_and_back():
+    torch.manual_seed(0)
+    place = torch.randn(50, 3)
+    observation = torch.stack([place, place - place[:, :1]], 1)  # the second sees them relative to the first number
+    mask = torch.rand(50, 2, 4) > 0.5
+    rows = TensorDict({}, [50])
+    for key, values in ((OBSERVATION, observation), (STATE, observation.flatten(1) * 3 + 1), (ACTION_MASK, mask)):
+        rows.set(key, values).set(next_key(key), values.flip(0))
+    columns = StateColumns(rows, seed=0)
+    numbers = columns.of(rows)
+    assert numbers.shape == (50, 3 + 8)
+    back = columns.states(numbers)
+    torch.testing.assert_close(back.get(OBSERVATION), observation, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back.get(STATE), rows.get(STATE), atol=1e-5, rtol=0)
+    assert torch.equal(back.get(ACTION_MASK), mask | ~mask.any(-1, keepdim=True))
+    torch.testing.assert_close(columns.of(rows, is_next=True), numbers.flip(0), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def found(logs):
+    return compare_offline({"right": always(1), "left": always(0)}, logs, by="model", gamma=GAMMA, modelling=QUICK)
+
+
+def test_models_play_as_the_task_does(found):
+    """Both to the right: a reward in the second step; otherwise none."""
+    right, left = (found.estimates["model"][name] for name in ("right", "left"))
+    assert right.mean == pytest.approx(GAMMA, abs=0.05) and left.mean == pytest.approx(0, abs=0.05)
+    assert right.facts["outside"] < 0.1 and not right.warnings
+    assert right.interval[0] <= right.mean <= right.interval[1]
+    assert found.model_calibration.passed and found.calibration is None
+    assert "The learned models: passed" in found.table()
+    better = found.differences["model"]["right"]
+    assert better.probability > 0.9
+    assert better.mean == pytest.approx(right.mean - found.logged.mean)
+    assert found.to_dict()["model_calibration"]["passed"]
+
+
+def test_the_best_is_chosen_by_models_and_draws_are_equal_for_equal_seeds(logs, found):
+    state = torch.get_rng_state()
+    options = {"by": "model", "gamma": GAMMA, "modelling": QUICK}
+    chosen = select_offline({"right": always(1), "left": always(0)}, logs, **options)
+    assert chosen.best == "right" and chosen.is_clear
+    assert torch.equal(chosen.estimates["right"].values, found.estimates["model"]["right"].values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_was_never_done_is_left_open():
+    """Logs of a team that always goes right: of going left nothing is known, and all is possible."""
+    rights = corridor(40, left=False)
+    found = compare_offline({"left": always(0), "right": always(1)}, rights, by="model", gamma=GAMMA, modelling=QUICK)
+    left, right = (found.estimates["model"][name] for name in ("left", "right"))
+    assert right.facts["outside"] == 0 and right.mean == pytest.approx(GAMMA, abs=0.05)
+    assert left.facts["outside"] == 1 and "100% of its episodes in the learned models leave" in left.warnings[0]
+    assert left.warnings[0] in found.warnings
+
+
+def test_models_that_learned_nothing_fail_their_calibration(logs):
+    idle = LearnedModelSettings(hidden=(4,), steps=1, batch_size=4, resamples=2, episodes=4)
+    found = compare_offline(always(1), logs, by="model", gamma=GAMMA, modelling=idle)
+    assert not found.model_calibration.passed
+    assert any(warning.startswith("The learned models: FAILED") for warning in found.warnings)
+
+
+def test_continuous_changes_are_learned_with_their_spread():
+    torch.manual_seed(0)
+    place = torch.randn(2000, 1, 1)
+    action = torch.rand(2000, 1, 1) * 2 - 1
+    following = place + action + 0.5 * torch.randn(2000, 1, 1)
+    ends = torch.arange(2000) % 2 == 1
+    rows = {"observations": place, "next_observations": following, "actions": action}
+    logs = from_arrays(**rows, rewards=following[:, 0, 0], terminals=ends)
+    rows = evaluation_rows(logs, horizon="episode", gamma=GAMMA, how="mean")
+    settings = LearnedModelSettings(hidden=(32,), steps=300, batch_size=64, lr=1e-2, resamples=2)
+    episodes = torch.arange(logs.n_episodes)
+    model = LearnedModel(logs.data, rows, episodes.expand(2, -1), settings, seed=0, progress=False)
+    asked = torch.zeros(2, 2000, 1), torch.full((2, 2000, 1, 1), 0.5)
+    after, reward, ended = model.step(*asked)
+    assert after.mean().item() == pytest.approx(0.5, abs=0.1) and after.std().item() == pytest.approx(0.5, abs=0.1)
+    torch.testing.assert_close(reward, after.squeeze(-1), atol=0.2, rtol=0)
+    assert ended.float().mean().item() == pytest.approx(0.5, abs=0.15)
+    game = ImaginedGame(model, logs.data, rows, episodes, gamma=GAMMA, seed=0)
+    near, far = (model.disagreement(torch.zeros(1, 1), torch.full((1, 1, 1), a)).item() for a in (0.0, 50.0))
+    assert near <= game.limit < far
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "model", "horizon": "endless"}, "'model' plays whole episodes"),
+        ({"by": "fqe", "modelling": QUICK}, "modelling= is read by 'model' alone"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_at_once(logs, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare_offline(always(1), logs, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*repeat an earlier one")
+def test_the_command_evaluates_by_models(tmp_path, capsys, logs):
+    logs.save(tmp_path / "logs")
+    save_policy(tmp_path / "policy.pt", make_actor(logs.spec, hidden=(8,)))
+    arguments = [str(tmp_path / "policy.pt"), "--dataset", str(tmp_path / "logs"), "--by", "model", "--steps", "3"]
+    assert command.main([*arguments, "--resamples", "2"]) == 0
+    assert "The learned models:" in capsys.readouterr().out
+    assert command.main([*arguments, "--decomposition", "vdn"]) == 1
+    assert "--decomposition is read by fqe and dr alone" in capsys.readouterr().err
