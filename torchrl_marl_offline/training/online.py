@@ -63,7 +63,7 @@ class OnlineReplay:
             which take part in checkpoints.
         capacity: transitions that are kept for sampling.
         batch_size: rows of a sample, drawn uniformly with replacement.
-        slice_len: for networks with memory: samples are sequences, ``[batch_size // slice_len, slice_len]``, as those of
+        slice_len: for networks with memory: samples are sequences, ``[batch_size // slice_len, slice_len]``, as of
             ``dataset.replay_buffer(batch_size=, slice_len=, burn_in=)``; no slice crosses an episode. An episode is
             sampled as far as it is in the ring: see
             :class:`~torchrl_marl_offline.data.transitions.ring_sequences.RingSequenceSampler`. Episodes that rounds
@@ -77,8 +77,8 @@ class OnlineReplay:
         offline_fraction: that share, in (0, 1); with ``slice_len``, of the slices.
         offline_until: the number of samples over which the share falls linearly to 0; by default it stays.
         prepare: applied to the rows of a round before they enter the ring, for instance to add the team's reward.
-        keys: leaves of the prepared rows that samples hold; by default all (with ``offline``, both need the same). Masks
-            of rows and agents always stay, because a loss reads them where they are.
+        keys: leaves of the prepared rows that samples hold; by default all (with ``offline``, both need the same).
+            Masks of rows and agents always stay, because a loss reads them where they are.
         keep_all: keep the whole journal; otherwise files go once ``2 * capacity`` newer transitions are there and the
             newest checkpoint does not need them, so that this one can always be resumed, and older ones until
             ``capacity`` transitions after them.
