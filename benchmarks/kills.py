@@ -4,10 +4,10 @@
 
 Eight kinds of work, small: converting a dataset, recording one of graded quality, training a run, a population, a
 study, and both stages of fine-tuning (on recorded data; online in ``vmas/balance``, without memory and with it). Each
-is a process that gets SIGKILL at a moment drawn uniformly over what it takes undisturbed, and is started again by the same
-command until it has ended by itself. Then every file must be there that the undisturbed job wrote, and none besides (no
-hidden folder, no temporary file), with the same content, bit for bit: bytes of datasets and tables, tensors of
-checkpoints and policies. Only measured seconds, process numbers and the names of the folders may differ.
+is a process that gets SIGKILL at a moment drawn uniformly over what it takes undisturbed, and is started again by the
+same command until it has ended by itself. Then every file must be there that the undisturbed job wrote, and none
+besides (no hidden folder, no temporary file), with the same content, bit for bit: bytes of datasets and tables, tensors
+of checkpoints and policies. Only measured seconds, process numbers and the names of the folders may differ.
 
 Processes are forked from one that has imported everything, since importing takes seconds; torch has one thread.
 """

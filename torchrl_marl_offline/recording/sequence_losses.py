@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictParams
 from torchrl.objectives import TD3Loss
 from torchrl.objectives.multiagent import QMixerLoss
 
@@ -69,9 +70,20 @@ class OfSequences:
 class SequenceQMixerLoss(OfSequences, QMixerLoss):
     """TorchRL's loss of QMIX, for local values of histories."""
 
+    policy_encoder: HistoryEncoder
+    policy_encoder_params: TensorDictParams
+    target_policy_encoder_params: TensorDictParams
+
 
 class SequenceTD3Loss(OfSequences, TD3Loss):
     """TorchRL's loss of TD3, for a policy and critics of histories. The critics share what they remember."""
+
+    policy_encoder: HistoryEncoder
+    policy_encoder_params: TensorDictParams
+    target_policy_encoder_params: TensorDictParams
+    critic_encoder: HistoryEncoder
+    critic_encoder_params: TensorDictParams
+    target_critic_encoder_params: TensorDictParams
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the policy's term, whose gradient is the policy's alone."""
