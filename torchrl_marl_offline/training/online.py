@@ -184,6 +184,8 @@ class OnlineReplay:
     def experience(self, transitions: Annotated[int | None, COUNT] = None) -> OfflineDataset:
         """Return all episodes so far, in the order of their rounds, or those within the first ``transitions`` rows.
 
+        Those that rounds cut apart are an episode for each part, which ends in a truncation.
+
         Raises:
             ValueError: the first of them have left the journal.
         """
