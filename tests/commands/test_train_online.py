@@ -214,10 +214,13 @@ def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.slow
-def test_killed_online_it_goes_on_without_loss(tmp_path):
+@pytest.mark.parametrize(
+    "memory", [[], ["--memory", "gru", "--memory-size", "4", "--slice-len", "8", "--burn-in", "2"]]
+)
+def test_killed_online_it_goes_on_without_loss(tmp_path, memory):
     many = ["--online-steps" if word == "--online-steps" else word for word in FEW]
     many[many.index("40")] = "4000"
-    options = ["recipe", "--online", TASK, *OFFLINE, *many, "--checkpoint-every", "10", "--output", "killed"]
+    options = ["recipe", "--online", TASK, *OFFLINE, *many, *memory, "--checkpoint-every", "10", "--output", "killed"]
     process = start(*options, cwd=tmp_path)
     checkpoints = CheckpointManager(tmp_path / "killed" / "online" / "checkpoints")
     while process.poll() is None and len(checkpoints.checkpoints()) < 3:
