@@ -250,6 +250,7 @@ def test_masks_of_rows_and_agents_are_in_every_sample_whichever_keys_are_named(t
     assert {True, False} == set(mixed[:16][MASK].tolist())
     assert mixed[:16][AGENT_MASK].all() and (mixed[16:][AGENT_MASK] == dead).all()  # recorded ones all live
     assert HAS_NEXT_ACTION in mixed.keys(True)
+    assert AGENT_MASK not in offline.data.keys(True)
 
 
 def test_a_mixed_replay_goes_on_with_the_batches_that_would_have_come(tmp_path):

@@ -308,6 +308,7 @@ class OnlineReplay:
             masks = [key for key in MASKS if rows.get(key, None) is not None]
             found = rows.select(*self.keys, *masks, *([] if self.slice_len is None else [TRAJ_IDS]))
         if self._is_mixed:  # in one part of a batch as in the other
+            found = found.copy()
             for key in (AGENT_MASK, next_key(AGENT_MASK)):
                 if found.get(key, None) is None:
                     found.set(key, torch.ones(rows.get(ACTION).shape[:2], dtype=torch.bool, device=rows.device))
