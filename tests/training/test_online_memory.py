@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_toys import UnevenEnv, memory_options
+from memory_toys import CueEnv, UnevenEnv, memory_options
 from population_toys import largest_difference, lone_tensors
 from selection import thorough
 from torchrl.objectives import SoftUpdate
@@ -13,6 +13,7 @@ from trainers import trainer_for
 from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import EPISODE, EPISODE_STEP, IS_INIT, MASK, OBSERVATION, REWARD, next_key
 from torchrl_marl_offline.data import collect
+from torchrl_marl_offline.evaluation import evaluate
 from torchrl_marl_offline.training import CollectorSource, OnlineReplay
 
 STEPS = 4
@@ -189,3 +190,17 @@ def test_another_length_of_slices_is_no_run_to_go_on_with(tmp_path) -> None:
 def test_slices_that_do_not_fit_are_refused_at_once(tmp_path, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_replay(tmp_path, lambda number: None, small_loss(UnevenEnv(2).task_spec), **options)
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_online_to_act_by_what_it_saw(tmp_path) -> None:
+    """Without memory no team earns more than a half."""
+    env = CueEnv(16)
+    torch.manual_seed(0)
+    rules = {"decomposition": "independent", "expectile": 0.8, "temperature": 3.0, "hidden": (32,)}
+    loss = make_loss(env.task_spec, memory="window:4", **rules)
+    source = CollectorSource(env, loss.actor_network, steps_per_round=4, exploration="sample")
+    sizes = {"capacity": 4000, "batch_size": 200, "slice_len": 5, "burn_in": 1, "update_to_data": 1 / 64}
+    replay = make_replay(tmp_path, source, loss, **sizes)
+    trainer_for(loss, replay, lr=3e-3, steps=400, progress=False, compile="off").train()
+    assert evaluate(loss.actor_network, CueEnv(50), episodes=200, seed=1).mean > 0.9
