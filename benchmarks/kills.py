@@ -2,12 +2,12 @@
 
     python benchmarks/kills.py
 
-Seven kinds of work, small: converting a dataset, recording one of graded quality, training a run, a population, a
-study, and both stages of fine-tuning (on recorded data; online, with collectors in ``vmas/balance``). Each is a
-process that gets SIGKILL at a moment drawn uniformly over what it takes undisturbed, and is started again by the same
-command until it has ended by itself. Then every file must be there that the undisturbed job wrote, and none besides (no
-hidden folder, no temporary file), with the same content, bit for bit: bytes of datasets and tables, tensors of
-checkpoints and policies. Only measured seconds, process numbers and the names of the folders may differ.
+Eight kinds of work, small: converting a dataset, recording one of graded quality, training a run, a population, a
+study, and both stages of fine-tuning (on recorded data; online in ``vmas/balance``, without memory and with it). Each
+is a process that gets SIGKILL at a moment drawn uniformly over what it takes undisturbed, and is started again by the
+same command until it has ended by itself. Then every file must be there that the undisturbed job wrote, and none
+besides (no hidden folder, no temporary file), with the same content, bit for bit: bytes of datasets and tables, tensors
+of checkpoints and policies. Only measured seconds, process numbers and the names of the folders may differ.
 
 Processes are forked from one that has imported everything, since importing takes seconds; torch has one thread.
 """
@@ -38,6 +38,7 @@ import torch
 from measuring import machine, markdown
 
 import torchrl_marl_offline as marl
+from torchrl_marl_offline.algorithms import make_algorithm
 from torchrl_marl_offline.commands.data import main as data_command
 from torchrl_marl_offline.study import run_study
 from torchrl_marl_offline.study.jobs import run_job
@@ -143,11 +144,12 @@ def finetune_offline(folder: Path) -> None:
     _go_on(marl.Trainer(marl.Learner(loss), buffer, steps=60 // SHARE, **_settings(folder / "run", loss)))
 
 
-def finetune_online(folder: Path) -> None:
-    """Learn from rounds of seven steps, which end in the middle of episodes; some old data in each batch."""
+def finetune_online(folder: Path, **memory: Any) -> None:
+    """Learn from rounds of seven steps, which end in the middle of episodes."""
     env = marl.make_env("vmas/balance", num_envs=4, max_steps=30)
     torch.manual_seed(0)
-    loss = marl.make_loss(env.task_spec, hidden=(8,), decomposition="vdn")
+    algorithm = make_algorithm(hidden=(8,), decomposition="vdn", **memory)
+    loss = algorithm.build(env.task_spec)
     source = CollectorSource(env, loss.actor_network, steps_per_round=7, exploration="sample", seed=3)
     replay = marl.OnlineReplay(
         source,
@@ -158,15 +160,21 @@ def finetune_online(folder: Path) -> None:
         keys=loss.in_keys,
         keep_all=False,
         seed=4,
+        **algorithm.sampling(16),
     )
     _go_on(
         marl.Trainer(
-            marl.Learner(loss),
+            marl.Learner(loss, **({"compile": "off"} if memory else {})),
             replay,
             steps=40 // SHARE,
             **(_settings(folder / "run", loss) | {"evaluators": {}, "keep_best": None, "eval_every": None}),
         )
     )
+
+
+def finetune_online_with_memory(folder: Path) -> None:
+    """The same with recurrent networks, which learn from sequences across the ends of rounds."""
+    finetune_online(folder, memory="gru", memory_size=4, slice_len=8, burn_in=2)
 
 
 JOBS: dict[str, Job] = {
@@ -177,6 +185,7 @@ JOBS: dict[str, Job] = {
     "study": study,
     "fine-tuning, offline": finetune_offline,
     "fine-tuning, online": finetune_online,
+    "fine-tuning, online, memory": finetune_online_with_memory,
 }
 
 

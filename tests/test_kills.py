@@ -1,4 +1,4 @@
-"""Seven kinds of work, killed twice each at random moments and run again: nothing is lost, nothing is left over.
+"""Eight kinds of work, killed twice each at random moments and run again: nothing is lost, nothing is left over.
 
 ``benchmarks/kills.py`` does the same with more kills.
 """
@@ -24,7 +24,7 @@ def test_whatever_is_killed_and_run_again_ends_as_if_nobody_had_disturbed_it(tmp
     done = processes.run(*command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) == 7 and all(int(row[3]) == 2 and row[5] == "0 |" for row in rows)
+    assert len(rows) == 8 and all(int(row[3]) == 2 and row[5] == "0 |" for row in rows)
 
 
 def test_the_comparison_sees_content_leftovers_and_no_measured_seconds(tmp_path, monkeypatch):

@@ -456,7 +456,10 @@ def test_bounds_of_the_data_and_normalized_inputs_hold_offline_and_online(tmp_pa
         (["--memory", "rnn"], "--memory must be 'gru', 'lstm' or 'window:K', got 'rnn'"),
         (["--memory", "gru", "--batch-size", "250"], "batch_size=250 is no multiple of slice_len=32"),
         (["--memory", "gru", "--burn-in", "32"], "burn_in=32 leaves no row of slice_len=32 that counts"),
-        (["--memory", "gru", "--online", "mpe/simple_spread"], "--memory is for recorded data alone"),
+        (
+            ["--memory", "gru", "--online", "mpe/simple_spread", "--steps-per-round", "2", "--capacity", "2000"],
+            "--capacity 2000 holds no more than --burn-in 8 rows of each of --num-envs 256 environments",
+        ),
     ],
     ids=" ".join,
 )

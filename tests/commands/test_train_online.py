@@ -153,6 +153,28 @@ def test_what_does_not_fit_is_said_before_anything_is_done(finished, tmp_path, m
         assert not list(tmp_path.iterdir()), given
 
 
+def test_memory_goes_on_online_and_from_a_run(tmp_path, capsys):
+    folder, more = tmp_path / "run", tmp_path / "more"
+    memory = ["--memory", "gru", "--memory-size", "8", "--slice-len", "8", "--burn-in", "2", "--hidden", "16"]
+    few = [*FEW[:-4], "--online-steps", "4", "--batch-size", "32"]
+    given = [*memory, "--episodes", "12", "--steps", "2", *few, "--offline-fraction", "0.5"]
+    assert main(["train", "recipe", "--online", "games/recall", *given, "--output", str(folder)]) == 0
+    policy = load_policy(folder).policy
+    assert policy.build["options"]["memory"] == "gru"
+    of_policy = ["--online", "games/recall", "--from", str(folder / "online" / "policy.pt"), *few]
+    capsys.readouterr()
+    assert main(["train", "omar", *of_policy, "--output", str(tmp_path / "refused")]) == 1
+    assert "policy.pt has a memory, gru; give --memory gru" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    given = ["--online", "games/recall", "--from", str(folder), *few[:-2], "--output", str(more)]
+    assert main(["train", *given]) == 0
+    assert json.loads((more / "config.json").read_text())["settings"]["memory"] == "gru"
+    old, new = state_of(folder / "online"), state_of(more / "online")
+    moved = [name for name in old if "of_memory" in name and not torch.equal(old[name], new[name])]
+    assert any(name.startswith("actor") for name in moved) and any(name.startswith("qvalue") for name in moved)
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("change", [{"settings": {"nope": 1}}, {"settings": [1]}, {"preset": "huge"}, {"lr": "x"}])
 def test_a_run_whose_settings_are_damaged_is_refused_as_a_start(finished, tmp_path, change, capsys):
     folder = tmp_path / "damaged"
@@ -192,10 +214,13 @@ def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.slow
-def test_killed_online_it_goes_on_without_loss(tmp_path):
+@pytest.mark.parametrize(
+    "memory", [[], ["--memory", "gru", "--memory-size", "4", "--slice-len", "8", "--burn-in", "2"]]
+)
+def test_killed_online_it_goes_on_without_loss(tmp_path, memory):
     many = ["--online-steps" if word == "--online-steps" else word for word in FEW]
     many[many.index("40")] = "4000"
-    options = ["recipe", "--online", TASK, *OFFLINE, *many, "--checkpoint-every", "10", "--output", "killed"]
+    options = ["recipe", "--online", TASK, *OFFLINE, *many, *memory, "--checkpoint-every", "10", "--output", "killed"]
     process = start(*options, cwd=tmp_path)
     checkpoints = CheckpointManager(tmp_path / "killed" / "online" / "checkpoints")
     while process.poll() is None and len(checkpoints.checkpoints()) < 3:

@@ -33,6 +33,7 @@ from torchrl_marl_offline import (
 from torchrl_marl_offline.commands.export import main
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.evaluation.policy_export import ExecutedAction, example_inputs, export_policy
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training import Learner
 from torchrl_marl_offline.training.run.saved_policies import BUILDERS
 
@@ -373,19 +374,26 @@ def test_an_executed_action_is_a_function_of_tensors():
 
 # ------------------------------------------------------------------------------ memory
 
-MEMORIES = [("gru", CONTINUOUS), ("lstm", MASKED), ("window:3", CONTINUOUS)]
+OF_ACTOR = {"final_scale": 3.0, "observation_norm": NORM}
+MEMORIES = [
+    ("gru", Case("make_actor", CONTINUOUS, OF_ACTOR)),
+    ("lstm", Case("make_actor", MASKED, OF_ACTOR)),
+    ("window:3", Case("make_actor", CONTINUOUS, OF_ACTOR)),
+    ("gru", Case("make_deterministic_actor", CONTINUOUS)),
+    ("gru", Case("make_greedy_actor", MASKED)),
+]
 
 
-@pytest.mark.parametrize(("memory", "spec"), MEMORIES, ids=[name for name, _ in MEMORIES])
+@pytest.mark.parametrize(("memory", "case"), MEMORIES, ids=lambda each: str(each)[:30])
 @pytest.mark.parametrize("format", ["torch", thorough("onnx")])
-def test_a_policy_with_memory_goes_on_from_the_memory_that_it_returned(tmp_path, memory, spec, format):
+def test_a_policy_with_memory_goes_on_from_the_memory_that_it_returned(tmp_path, memory, case, format):
     """1,000 steps of two environments, whose episodes begin anew at different times."""
     torch.manual_seed(0)
-    sizes = {} if memory.startswith("window") else {"memory_size": 6}
-    policy = make_actor(spec, hidden=(16,), memory=memory, final_scale=3.0, observation_norm=NORM, **sizes)
+    spec, sizes = case.spec, {} if memory.startswith("window") else {"memory_size": 6}
+    policy = BUILDERS[case.builder](spec, hidden=(16,), memory=memory, **sizes, **case.options)
     exported = export(policy, tmp_path / ("policy.pt2" if format == "torch" else "policy.onnx"), format)
     assert exported.metadata["outputs"] == ["action", "next_memory"]
-    size = policy.module[0].module[0].memory_size
+    size = encoder_of(policy).memory_size
     steps = example_inputs(spec, 2000, generator=torch.Generator().manual_seed(1), memory_size=size)
     begins = torch.rand(1000, 2, 1, generator=torch.Generator().manual_seed(2)) < 0.02
     begins[0] = True

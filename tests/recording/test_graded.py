@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import time
 from pathlib import Path
@@ -31,6 +32,9 @@ SMALL = {
     "progress": False,
     "learner": {"hidden": (16,)},
 }
+
+
+NEWER = {"memory", "memory_size", "slice_len", "burn_in"}
 
 
 def history(*returns: float) -> list[dict[str, float]]:
@@ -138,6 +142,18 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     record("games/xor", tmp_path, qualities=["random"], **SMALL)
     with pytest.raises(DatasetError, match="recording with another seed, updates"):
         record("games/xor", tmp_path, qualities=["random"], **(SMALL | {"seed": 4, "updates": 61}))
+
+
+def test_a_recording_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
+    record("games/xor", tmp_path, qualities=["random"], **SMALL)
+    path = tmp_path / "recording.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in told.items() if name not in NEWER}))
+    assert told.keys() > NEWER
+    assert list(record("games/xor", tmp_path, qualities=["random"], **SMALL)) == ["random"]
+    memory = {"memory": "gru", "slice_len": 8, "burn_in": 2}
+    with pytest.raises(DatasetError, match="recording with another burn_in, memory, slice_len"):
+        record("games/xor", tmp_path, qualities=["random"], **(SMALL | memory))
 
 
 @pytest.mark.parametrize("quality", ["good", "medium-good", "expert-"])

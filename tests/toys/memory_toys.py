@@ -168,3 +168,27 @@ class CueEnv(TeamEnv):
         cue = torch.nn.functional.one_hot(game["cue"], 2).float() * (game["time"] == 0).unsqueeze(-1)
         seen = torch.cat([cue, torch.nn.functional.one_hot(game["time"] % self.steps, self.steps).float()], -1)
         return View(seen.unsqueeze(1).expand(-1, 2, -1).contiguous(), seen)
+
+
+class UnevenEnv(TeamEnv):
+    """Episodes of 3 or 5 steps, whose observations are numbers that do not come twice.
+
+    An agent is rewarded by the index of its action.
+    """
+
+    def __init__(self, num_envs: int, *, seed: int | None = 0) -> None:
+        spec = TaskSpec(n_agents=2, observation_size=3, state_size=2, action_size=3, discrete=True)
+        super().__init__(spec=spec, num_envs=num_envs, device="cpu", seed=seed, max_episode_steps=5)
+
+    def _start(self, rows: Tensor | None) -> dict[str, Tensor]:
+        drawn = self.random.uniform(2, rows=rows).float()
+        return {"number": drawn[:, 0], "length": 3 + 2 * (drawn[:, 1] < 0.5).long(), "time": torch.zeros(len(drawn))}
+
+    def _advance(self, game: dict[str, Tensor], action: Tensor) -> Outcome:
+        time = game["time"] + 1
+        return Outcome(game | {"time": time}, action.float(), time == game["length"])
+
+    def _view(self, game: dict[str, Tensor]) -> View:
+        number, time = game["number"], game["time"]
+        seen = torch.stack([number, torch.sin(7 * number + time), time / 5], -1)
+        return View(torch.stack([seen, -seen], 1), torch.stack([number, time], -1))

@@ -11,7 +11,17 @@ from tensordict import TensorDict
 from trainers import trainer_for
 
 from torchrl_marl_offline import BRAC, TD, OfflineMARLLoss, collect, evaluate, make_actor, make_critic, make_env
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    HAS_NEXT_ACTION,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    next_key,
+)
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.recording.learners import (
     TEAM_REWARD,
@@ -216,6 +226,31 @@ def test_a_share_of_every_batch_is_offline_and_can_fall_to_nothing(tmp_path):
     assert shares(constant, 6) == [2] * 6
     falling = make_replay(tmp_path / "b", batch_size=8, offline=offline_data(), offline_fraction=0.5, offline_until=4)
     assert shares(falling, 6) == [4, 3, 2, 1, 0, 0]  # 8 * 0.5 * (1 - sample / 4)
+
+
+def test_masks_of_rows_and_agents_are_in_every_sample_whichever_keys_are_named(tmp_path):
+    dead, keys = torch.tensor([True, False]), [ACTION, next_key(REWARD)]
+
+    def source(number):
+        dataset = collect(make_env("games/xor", num_envs=2), episodes=2, seed=number)
+        dataset.data[MASK][::2] = False
+        for key in (AGENT_MASK, next_key(AGENT_MASK)):
+            dataset.data[key] = dead.repeat(len(dataset), 1)
+        return dataset
+
+    def replay(name, **options):
+        sizes = {"capacity": 100, "batch_size": 32, "update_to_data": 1.0, "seed": 5, "keys": keys}
+        return OnlineReplay(source, journal=tmp_path / name, **sizes, **options)
+
+    alone = replay("alone").sample()
+    assert {True, False} == set(alone[MASK].tolist()) and (alone[AGENT_MASK] == dead).all()
+    offline = offline_data()
+    offline.data[MASK][1::2] = False
+    mixed = replay("mixed", offline=offline, offline_fraction=0.5).sample()
+    assert {True, False} == set(mixed[:16][MASK].tolist())
+    assert mixed[:16][AGENT_MASK].all() and (mixed[16:][AGENT_MASK] == dead).all()  # recorded ones all live
+    assert HAS_NEXT_ACTION in mixed.keys(True)
+    assert AGENT_MASK not in offline.data.keys(True)
 
 
 def test_a_mixed_replay_goes_on_with_the_batches_that_would_have_come(tmp_path):

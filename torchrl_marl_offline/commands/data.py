@@ -91,7 +91,7 @@ def add_recording(command: argparse.ArgumentParser) -> None:
     transitions = argument(Annotated[int, COUNT])
     command.add_argument("--transitions", type=transitions, default=100_000, help="of every quality but medium-replay")
     command.add_argument("--seed", type=argument(Annotated[int, RUN_SEED]), default=0)
-    _add_options(command, "a setting of the recording, e.g. updates=20000 or num_envs=128")
+    _add_options(command, "a setting of the recording, e.g. updates=20000, num_envs=128 or memory=gru")
 
 
 _READER_OPTION = "an option of the reader, e.g. time_limit=50 or time_limit=null"

@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.data import load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import evaluate, plot_learning_curves
+from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
     CheckpointManager,
@@ -72,6 +73,20 @@ def _check_task(of_policy: TaskSpec, spec: TaskSpec, file: Path) -> None:
         raise SettingsError(f"--from {file} was made for {of_policy}, but the task has {spec}; name another policy.")
 
 
+def _check_memory(actor: TensorDictModuleBase, plan: TrainingPlan) -> None:
+    """Refuse a policy with memory for a run whose batches are single transitions.
+
+    Raises:
+        SettingsError: no memory was asked for.
+    """
+    encoder = encoder_of(actor)
+    if encoder is not None and not plan.sampling(plan.algorithm):
+        raise SettingsError(
+            f"--from {plan.run.from_} has a memory, {encoder.kind}; give --memory {encoder.kind}, so that critics have "
+            "one and batches are slices of episodes."
+        )
+
+
 def whole_loss(plan: TrainingPlan) -> CheckpointManager | None:
     """Return the checkpoints of a run of the same algorithm, all of whose networks a run goes on with."""
     start = plan.run.from_
@@ -97,6 +112,7 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
         actor = starting_policy(settings.from_, spec, settings.device)
     begun = folder if earlier is None else earlier.directory.parent
     if actor is not None:
+        _check_memory(actor, plan)
         spec = spec.with_bounds_of(TaskSpec(**actor.build["spec"]))
     elif settings.from_ is not None:
         spec = _bounded(spec, begun if earlier is not None else folder / "online")
@@ -189,7 +205,7 @@ class Stages:
     def offline(self, data: OfflineDataset) -> None:
         """Make the updates on recorded data."""
         settings = self.settings
-        options = {"device": settings.device, "seed": settings.seed, "keys": self.loss.in_keys}
+        options = {"device": settings.device, "seed": settings.seed, "keys": self.loss.in_keys} | self._sampling()
         self._train("offline", data.replay_buffer(batch_size=settings.batch_size, **options), settings.steps)
 
     def online(self, data: OfflineDataset | None) -> None:
@@ -215,6 +231,7 @@ class Stages:
             keep_all=False,
             device=settings.device,
             seed=settings.seed,
+            **self._sampling(),
         )
         print(f"\nexploration: {EXPLORES[settings.exploration]}")
         began = time.perf_counter()
@@ -252,6 +269,9 @@ class Stages:
         trainer.train()
         logger.close()
         return trainer, before
+
+    def _sampling(self) -> dict[str, Any]:
+        return self.plan.sampling(self.plan.algorithm)
 
     def _own_settings(self) -> Mapping[str, Any]:
         return self.plan.of_method(self.plan.algorithm)

@@ -209,15 +209,22 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if values.get("memory") is not None and settings.online is not None:
-        raise SettingsError(
-            "--memory is for recorded data alone: going on --online draws single transitions; leave one out."
-        )
+        _check_ring(settings, values["burn_in"])
     if twice := sorted({word.partition("=")[0] for word in settings.grid} & {*asked, *given}):
         raise SettingsError(
             f"{flag(twice[0])} is given beside --grid {twice[0]}=..., which has its values; leave it out."
         )
     members(plan, settings.grid)
     return plan
+
+
+def _check_ring(settings: TrainSettings, burn_in: int) -> None:
+    """Refuse a ring in which no row of an episode that has lost its beginning has the burn-in's rows before it."""
+    if settings.capacity <= burn_in * settings.num_envs:
+        raise SettingsError(
+            f"--capacity {settings.capacity} holds no more than --burn-in {burn_in} rows of each of --num-envs "
+            f"{settings.num_envs} environments, behind which none would count; raise it."
+        )
 
 
 def _plan_to_go_on_with(folder: Path) -> TrainingPlan:

@@ -16,6 +16,8 @@ from torchrl_marl_offline.core.layout import (
     ACTION_MASK,
     AGENT_MASK,
     DONE,
+    EPISODE,
+    EPISODE_STEP,
     OBSERVATION,
     REWARD,
     STATE,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 Policy = Callable[[TensorDictBase], TensorDictBase]
 
 _HERE = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
-_KEPT = (*_HERE, ACTION, *map(next_key, (*_HERE, REWARD, TERMINATED, TRUNCATED, SUCCESS)))
+_NEXT = (*_HERE, REWARD, TERMINATED, TRUNCATED, SUCCESS)
+KEPT = (*_HERE, ACTION, EPISODE, EPISODE_STEP, *map(next_key, _NEXT))
+"""What a dataset keeps of the steps of an environment, where they have it."""
 
 
 @checked
@@ -104,7 +108,7 @@ def as_dataset(
         metadata: of the dataset.
         check: whether to look at every value.
     """
-    rows = {key: steps.get(key) for key in _KEPT if steps.get(key, None) is not None}
+    rows = {key: steps.get(key) for key in KEPT if steps.get(key, None) is not None}
     terminated, truncated = (rows.pop(next_key(key)).squeeze(-1) for key in (TERMINATED, TRUNCATED))
     if STATE not in rows:  # the joint observation
         for key, source in ((STATE, OBSERVATION), (next_key(STATE), next_key(OBSERVATION))):
@@ -158,7 +162,7 @@ class _Recording:
         """Keep one step of all slots; return the progress, in episodes or transitions."""
         before = int(self.contributed.sum())
         done = step.get(next_key(DONE)).reshape(-1).cpu()
-        self.steps.append(step.select(*_KEPT, strict=False).to("cpu").clone())
+        self.steps.append(step.select(*KEPT, strict=False).to("cpu").clone())
         self.active.append(self.open)
         self.age += 1
         if self.limit is not None and int(self.age.max()) >= self.limit and not done[self.age >= self.limit].all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +14,20 @@ import torch
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import write_json_atomic
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE
+from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.regular_files import read_json
+from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.collection import collect
 from torchrl_marl_offline.data.published.cards import list_datasets
 from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
+from torchrl_marl_offline.data.transitions.buffers import check_slices
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.evaluation.in_environments import evaluate
+from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.run.logging import read_csv
@@ -57,9 +60,16 @@ class RecordSettings:
         eval_episodes: episodes that measure a snapshot.
         levels: mean returns that ``"medium"`` and ``"expert"`` should have, or empty: then the expert is the best
             snapshot and medium the first that gains a third of the way from random play to it.
-        compile: run the loss through :func:`torch.compile`.
+        compile: run the loss through :func:`torch.compile`; with memory, ``record`` leaves it off by default, since the
+            whole loop over a slice would be compiled.
         task_options: of ``make_env``.
-        learner: options of :func:`~.online_learners.make_matd3` or :func:`~.online_learners.make_qmix`.
+        learner: options of :func:`~torchrl_marl_offline.recording.learners.make_matd3` or
+            :func:`~torchrl_marl_offline.recording.learners.make_qmix`.
+        memory: what the recorded team remembers of an episode: gru, lstm, or window:K, the last K observations; by
+            default nothing.
+        memory_size: width of a recurrent memory.
+        slice_len: rows of the slices of episodes that training with memory takes, their burn-in included.
+        burn_in: rows of a slice that memory alone sees, and that count in no loss.
     """
 
     task: str
@@ -75,6 +85,28 @@ class RecordSettings:
     compile: bool = True
     task_options: Mapping[str, Any] = field(default_factory=dict)
     learner: Mapping[str, Any] = field(default_factory=dict)
+    memory: Memory = None
+    memory_size: MemorySize = 64
+    slice_len: Annotated[int, SIZE, ReadWith("memory", given=True)] = 32
+    burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("memory", given=True)] = 8
+
+    def __post_init__(self) -> None:
+        if taken := sorted({"memory", "memory_size"} & set(self.learner)):
+            raise ValueError(f"{taken[0]} is a setting of the recording, not of its learner; give it beside updates.")
+        if self.memory is not None:
+            check_slices(self.batch_size, self.slice_len, self.burn_in)
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What the learner is told of memory."""
+        if self.memory is None:
+            return {}
+        return {"memory": self.memory} | ({} if self.memory.startswith("window") else {"memory_size": self.memory_size})
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the replay is told of memory."""
+        return {} if self.memory is None else {"slice_len": self.slice_len, "burn_in": self.burn_in}
 
 
 @checked
@@ -100,10 +132,11 @@ def record(
     ``A-B``               equal numbers of episodes of the qualities ``A`` and ``B``, e.g. ``medium-expert``
     ====================  =========================================================================================
 
-    MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`). The
-    folder holds a dataset per quality, ``behaviour/`` with the training's curves (``eval.csv``), checkpoints,
-    experience and snapshots, ``policies/`` with the two that were recorded, and ``recording.json``. Called again it
-    goes on where it was interrupted or killed; what is there already is loaded.
+    MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`); with
+    ``memory`` they act and learn by histories, and the data is of a team that remembers. The folder holds a dataset per
+    quality, ``behaviour/`` with the training's curves (``eval.csv``), checkpoints, experience and snapshots,
+    ``policies/`` with the two that were recorded, and ``recording.json``. Called again it goes on where it was
+    interrupted or killed; what is there already is loaded.
 
     Args:
         task: ``"family/task"``, as for ``make_env``.
@@ -130,6 +163,7 @@ def record(
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+    settings.setdefault("compile", settings.get("memory") is None)
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
     recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
     if any(quality != "random" and not is_dataset_folder(user_path(folder) / quality) for quality in base):
@@ -155,6 +189,9 @@ def published_levels(task: str) -> dict[str, float]:
     return levels if len(levels) == 2 else {}
 
 
+_DEFAULTS = {each.name: each.default for each in fields(RecordSettings) if each.default is not MISSING}
+
+
 class _Recording:
     """One folder: the training, its snapshots, and the datasets that come from them."""
 
@@ -163,7 +200,7 @@ class _Recording:
         self.behaviour, self.policies = folder / "behaviour", folder / "behaviour" / "snapshots"
         torch.manual_seed(settings.seed)
         self.env = make_env(settings.task, num_envs=settings.num_envs, **settings.task_options)
-        self.learner: OnlineLearner = make_online_learner(self.env, **settings.learner)
+        self.learner: OnlineLearner = make_online_learner(self.env, **settings.learner, **settings.remembered)
         self.warm_up = math.ceil(5000 / (settings.num_envs * self.env.max_episode_steps))  # rounds of random play
         self.replay: OnlineReplay | None = None
         self._claim()  # after everything that could be refused
@@ -185,6 +222,7 @@ class _Recording:
             keys=self.learner.keys,
             device=self.env.device,
             seed=settings.seed,
+            **settings.sampling,
         )
         trainer = Trainer(
             Learner(
@@ -310,7 +348,7 @@ class _Recording:
         if not path.exists():
             self.policies.mkdir(parents=True, exist_ok=True)
             write_json_atomic(path, told)
-        elif (there := read_json(path)) != told:
+        elif (there := _DEFAULTS | read_json(path)) != told:  # earlier versions had fewer settings
             differing = sorted(key for key in told | there if told.get(key) != there.get(key))
             raise DatasetError(
                 f"{self.folder} holds a recording with another {', '.join(differing)} "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import nn
 from torchrl.modules import AdditiveGaussianModule, EGreedyModule
 from torchrl.objectives import LossModule, TD3Loss
 from torchrl.objectives.multiagent import QMixerLoss
@@ -35,7 +36,9 @@ from torchrl_marl_offline.modules.greedy_actors import (
     make_deterministic_actor,
     make_greedy_actor,
 )
+from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
+from torchrl_marl_offline.recording.sequence_losses import SequenceQMixerLoss, SequenceTD3Loss
 from torchrl_marl_offline.training.step.optimizer import default_optimizer
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ class OnlineLearner:
 
     Attributes:
         name: of the method.
-        loss: for a :class:`~torchrl_marl_offline.Trainer`; wants :func:`with_team_reward` of the rows.
+        loss: for a :class:`~torchrl_marl_offline.Trainer`; wants :func:`with_team_reward` of the rows, and with memory
+            sequences ``[S, T]``.
         actor: the greedy policy; with the noise of a recorded behaviour in ``explorer``.
         explorer: ``actor`` and noise, where TorchRL's exploration type is ``RANDOM``.
         optimizer: of the loss's parameters.
@@ -118,11 +122,15 @@ def make_matd3(
     gamma: Annotated[float, DISCOUNT] = 0.95,
     noise: Annotated[float, NON_NEGATIVE] = 0.3,
     policy_delay: Annotated[int, COUNT] = 2,
+    memory: Memory = None,
+    memory_size: MemorySize = 64,
 ) -> OnlineLearner:
     """Build MATD3: decentralized deterministic policies and two centralized critics of the team's mean reward.
 
     The loss is TorchRL's :class:`~torchrl.objectives.TD3Loss`. Agents share parameters and are told apart by a one-hot
-    id; the critics read the joint observation and the joint action.
+    id; the critics read the joint observation and the joint action. With memory it learns from sequences
+    (:class:`~torchrl_marl_offline.recording.sequence_losses.SequenceTD3Loss`), and the critics remember the joint
+    observation.
 
     Args:
         env: the task, with continuous actions.
@@ -131,20 +139,17 @@ def make_matd3(
         gamma: discount.
         noise: standard deviation of the exploration, and of a recorded behaviour, in halves of the action range.
         policy_delay: critic updates for each update of the policy.
+        memory: what policies and critics remember of an episode, see :func:`~torchrl_marl_offline.make_actor`.
+        memory_size: width of the recurrent memory.
     """
     spec = TaskSpec.from_env(env)
     low, high = spec.bounds_like(torch.zeros((), device=env.device))
     half = (high - low) / 2
-    actor = make_deterministic_actor(spec, hidden=hidden).to(env.device)
-    critic = make_critic(spec, decomposition="centralized", joint_observation=True, num_heads=1, hidden=hidden)
-    loss = TD3Loss(
-        actor,
-        critic.to(env.device),
-        bounds=(low, high),
-        policy_noise=0.2 * half,
-        noise_clip=0.5 * half,
-        loss_function="l2",
-    )
+    actor = make_deterministic_actor(spec, hidden=hidden, memory=memory, memory_size=memory_size).to(env.device)
+    shape = {"decomposition": "centralized", "joint_observation": True, "num_heads": 1, "hidden": hidden}
+    critic = make_critic(spec, memory=memory, memory_size=memory_size, **shape).to(env.device)
+    options = {"bounds": (low, high), "policy_noise": 0.2 * half, "noise_clip": 0.5 * half, "loss_function": "l2"}
+    loss = TD3Loss(actor, critic, **options) if memory is None else _of_histories(actor, critic, **options)
     loss.set_keys(action=ACTION, reward=TEAM_REWARD, done=DONE, terminated=TERMINATED)
     loss.make_value_estimator(gamma=gamma)
     # the module takes one sigma, beside deviations of every component
@@ -154,9 +159,9 @@ def make_matd3(
     )
     explorer = TensorDictSequential(actor, gaussian)
     optimizer = default_optimizer(loss, lr=lr)
-    policy = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
+    policy = [p for p in actor.parameters() if p.requires_grad]
     delay = DelayedUpdates(optimizer, policy, every=policy_delay)
-    return OnlineLearner("MATD3", loss, actor, explorer, optimizer, lambda share: None, delay)
+    return OnlineLearner(_named("MATD3", memory), loss, actor, explorer, optimizer, lambda share: None, delay)
 
 
 @checked
@@ -167,12 +172,15 @@ def make_qmix(
     lr: Annotated[float, LEARNING_RATE] = 1e-3,
     gamma: Annotated[float, DISCOUNT] = 0.95,
     noise: Annotated[float, NON_NEGATIVE] = 0.05,
+    memory: Memory = None,
+    memory_size: MemorySize = 64,
 ) -> OnlineLearner:
     """Build QMIX: greedy policies over local action values, trained through a monotonic mixer.
 
     The loss is TorchRL's :class:`~torchrl.objectives.QMixerLoss`, the mixer
     :class:`~torchrl_marl_offline.HyperNetworkMixer`. Exploration is epsilon-greedy over the legal actions, from 1 down
-    to ``noise``.
+    to ``noise``. With memory it learns from sequences
+    (:class:`~torchrl_marl_offline.recording.sequence_losses.SequenceQMixerLoss`); the mixer has none.
 
     Args:
         env: the task, with discrete actions.
@@ -180,13 +188,20 @@ def make_qmix(
         lr: Adam's learning rate.
         gamma: discount.
         noise: the last epsilon, which is also that of a recorded behaviour.
+        memory: what the local values remember of an episode, see :func:`~torchrl_marl_offline.make_actor`.
+        memory_size: width of the recurrent memory.
     """
     spec = TaskSpec.from_env(env)
     mask = ACTION_MASK if spec.has_action_mask else None
-    actor = make_greedy_actor(spec, hidden=hidden).to(env.device)
+    actor = make_greedy_actor(spec, hidden=hidden, memory=memory, memory_size=memory_size).to(env.device)
     network = HyperNetworkMixer(spec.n_agents, spec.state_size)
     mixer = TensorDictModule(network, in_keys=[CHOSEN_ACTION_VALUE, STATE], out_keys=["chosen_action_value"])
-    loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
+    if memory is None:
+        loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
+    else:
+        encoder, *values = actor.module
+        networks, encoders = (TensorDictSequential(*values), mixer.to(env.device)), {"policy_encoder": encoder}
+        loss = SequenceQMixerLoss(*networks, encoders=encoders, action_space="categorical")
     loss.set_keys(
         action_value=ACTION_VALUE,
         local_value=CHOSEN_ACTION_VALUE,
@@ -206,4 +221,17 @@ def make_qmix(
         greedy.eps.fill_(1.0 + (noise - 1.0) * min(share, 1.0))
 
     explorer = TensorDictSequential(actor, greedy)
-    return OnlineLearner("QMIX", loss, actor, explorer, optimizer, set_exploration)
+    return OnlineLearner(_named("QMIX", memory), loss, actor, explorer, optimizer, set_exploration)
+
+
+def _named(method: str, memory: str | None) -> str:
+    return method if memory is None else f"{method} with memory ({memory})"
+
+
+def _of_histories(actor: TensorDictSequential, critic: TensorDictSequential, **options: Any) -> SequenceTD3Loss:
+    """Return the loss of a policy and a critic, each with an encoder as its first part."""
+    (of_policy, *policy), (of_critic, value) = actor.module, critic.module
+    # TorchRL's loss gives the critics what the policy's network reads, and its action
+    passed_on = TensorDictModule(nn.Identity(), in_keys=[of_critic.history_key], out_keys=[of_critic.history_key])
+    encoders = {"policy_encoder": of_policy, "critic_encoder": of_critic}
+    return SequenceTD3Loss(TensorDictSequential(passed_on, *policy), value, encoders=encoders, **options)

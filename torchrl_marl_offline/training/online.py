@@ -5,24 +5,36 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import EXPLORATION
-from torchrl_marl_offline.core.layout import DONE, TRAJ_IDS, TRUNCATED
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    AGENT_MASK,
+    DONE,
+    EPISODE,
+    EPISODE_STEP,
+    TRAJ_IDS,
+    TRUNCATED,
+    next_key,
+)
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
-from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, UNIT
-from torchrl_marl_offline.data.collection import as_dataset
-from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SIZE, SIZE_OR_NONE, UNIT
+from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.data.collection import KEPT, as_dataset
+from torchrl_marl_offline.data.policy_fit import Carried, fitted
+from torchrl_marl_offline.data.transitions.buffers import MASKS, check_slices, make_replay_buffer
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
+from torchrl_marl_offline.data.transitions.ring_sequences import InSlices, RingSequenceSampler
 from torchrl_marl_offline.envs.base import EpisodesLostError
 from torchrl_marl_offline.envs.episodes import flat_tensors, load_episodes, put_flat_tensors, save_episodes
-from torchrl_marl_offline.modules.history import encoder_of
 from torchrl_marl_offline.training.run.checkpoints import BufferState, check_generator, restore_generator
 
 if TYPE_CHECKING:
@@ -51,14 +63,22 @@ class OnlineReplay:
             which take part in checkpoints.
         capacity: transitions that are kept for sampling.
         batch_size: rows of a sample, drawn uniformly with replacement.
+        slice_len: for networks with memory: samples are sequences, ``[batch_size // slice_len, slice_len]``, as of
+            ``dataset.replay_buffer(batch_size=, slice_len=, burn_in=)``; no slice crosses an episode. An episode is
+            sampled as far as it is in the ring: see
+            :class:`~torchrl_marl_offline.data.transitions.ring_sequences.RingSequenceSampler`. Episodes that rounds
+            cut apart are known by ``("collector", "episode")`` and ``("collector", "step")`` of the source's rows, as
+            :class:`CollectorSource` writes them; without these, what a source returns are whole episodes.
+        burn_in: rows of a slice that memory alone sees, and that count in no loss; fewer than ``slice_len``.
         update_to_data: samples for each transition, for instance 1/32; the rest of a division is kept.
         journal: folder of the experience's files.
         offline: a dataset that every batch takes a share of, through TorchRL's
             :class:`~torchrl.data.OfflineToOnlineReplayBuffer`; by default batches are online experience alone.
-        offline_fraction: that share, in (0, 1).
+        offline_fraction: that share, in (0, 1); with ``slice_len``, of the slices.
         offline_until: the number of samples over which the share falls linearly to 0; by default it stays.
         prepare: applied to the rows of a round before they enter the ring, for instance to add the team's reward.
         keys: leaves of the prepared rows that samples hold; by default all (with ``offline``, both need the same).
+            Masks of rows and agents always stay, because a loss reads them where they are.
         keep_all: keep the whole journal; otherwise files go once ``2 * capacity`` newer transitions are there and the
             newest checkpoint does not need them, so that this one can always be resumed, and older ones until
             ``capacity`` transitions after them.
@@ -69,7 +89,8 @@ class OnlineReplay:
         rounds: rounds gathered so far.
         transitions: transitions gathered so far, those included that have left the ring.
         samples: batches drawn so far.
-        episodes: episodes gathered so far; ``("collector", "traj_ids")`` counts through all rounds.
+        episodes: episodes gathered so far, those that rounds cut apart once for each part; numbers at
+            ``("collector", "traj_ids")`` go through all rounds.
 
     Example:
         >>> CheckpointManager("runs/offline/checkpoints").load(loss=loss)               # doctest: +SKIP
@@ -80,7 +101,8 @@ class OnlineReplay:
         >>> Trainer(loss, replay, steps=10_000, output="runs/online").train()            # doctest: +SKIP
 
     Raises:
-        ValueError: a round is larger than ``capacity``, or ``update_to_data`` is not above 0.
+        ValueError: a round is larger than ``capacity``, ``update_to_data`` is not above 0, or batches are no whole
+            slices.
     """
 
     gathers_experience = True
@@ -95,6 +117,8 @@ class OnlineReplay:
         batch_size: Annotated[int, SIZE],
         update_to_data: Annotated[float, POSITIVE],
         journal: str | Path,
+        slice_len: Annotated[int | None, SIZE] = None,
+        burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = 0,
         offline: OfflineDataset | None = None,
         offline_fraction: Annotated[float, UNIT] = 0.5,
         offline_until: Annotated[int | None, COUNT] = None,
@@ -109,23 +133,38 @@ class OnlineReplay:
         self.prepare, self.keys = prepare, keys
         self.device = torch.device(device)
         self.batch_size, self.offline_until = batch_size, offline_until
-        storage = LazyTensorStorage(capacity, device=self.device)
+        self.slice_len, self.burn_in = slice_len, burn_in
+        self._is_mixed = offline is not None
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
-        self._offline = offline and make_replay_buffer(
-            self._prepared(offline.data), batch_size=None, device=self.device, seed=seed + 1, buffer_class=ReplayBuffer
-        )
-        if offline is None:
-            self._buffer = self._mixed = TensorDictReplayBuffer(storage=storage)
-        else:
+        self._offline, self._mixed, self._buffer = None, None, self._make_ring()
+        if offline is not None:
+            self._offline = self._make_offline(offline, seed + 1)
             self._mixed = OfflineToOnlineReplayBuffer(
-                self._offline, online_storage=storage, offline_fraction=offline_fraction
+                self._offline, online_storage=self._buffer.storage, offline_fraction=offline_fraction
             )
-            self._buffer = self._mixed.online_buffer
+            self._mixed._online_buffer = self._buffer  # its own leaves out what slices say of their rows
         self._buffer.set_rng(self._generator)
         self.rounds, self.transitions, self.episodes, self.samples, self._credit = 0, 0, 0, 0, 0.0
         self._files: list[dict[str, Any]] = []  # name, first row, number of rows, first episode
         self._unsaved: list[OfflineDataset] = []
         self._saved = 0  # transitions at the checkpoint before
+
+    def _make_ring(self) -> TensorDictReplayBuffer:
+        storage = LazyTensorStorage(self.capacity, device=self.device)
+        if self.slice_len is None:
+            self._sequences = None
+            return (ReplayBuffer if self._is_mixed else TensorDictReplayBuffer)(storage=storage)
+        check_slices(self.batch_size, self.slice_len, self.burn_in)
+        self._sequences = RingSequenceSampler(self.capacity, self.slice_len, self.burn_in, device=self.device)
+        return TensorDictReplayBuffer(storage=storage, sampler=InSlices(self._sequences))
+
+    def _make_offline(self, offline: OfflineDataset, seed: int) -> ReplayBuffer:
+        rows, options = self._prepared(offline.data), {"batch_size": None, "device": self.device, "seed": seed}
+        if self.slice_len is None:
+            return make_replay_buffer(rows, buffer_class=ReplayBuffer, **options)
+        buffer = make_replay_buffer(rows, slice_len=self.slice_len, burn_in=self.burn_in, **options)
+        buffer.set_sampler(InSlices(buffer.sampler))
+        return buffer
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -135,14 +174,17 @@ class OnlineReplay:
         while self._credit < 1 - 1e-9:  # sums of fractions miss whole numbers by a hair
             self._gather()
         self._credit -= 1
-        if self._offline is not None and self.offline_until is not None:
+        if self._mixed is not None and self.offline_until is not None:
             self._mixed.anneal(self.samples, self.offline_until)
         self.samples += 1
-        return self._mixed.sample(self.batch_size)
+        source = self._buffer if self._mixed is None else self._mixed
+        return source.sample(self.batch_size // (self.slice_len or 1))  # of slices it counts these
 
     @checked
     def experience(self, transitions: Annotated[int | None, COUNT] = None) -> OfflineDataset:
         """Return all episodes so far, in the order of their rounds, or those within the first ``transitions`` rows.
+
+        Those that rounds cut apart are an episode for each part, which ends in a truncation.
 
         Raises:
             ValueError: the first of them have left the journal.
@@ -165,6 +207,8 @@ class OnlineReplay:
             "credit": self._credit,
             "capacity": self.capacity,
             "batch_size": self.batch_size,
+            "slice_len": self.slice_len,
+            "burn_in": self.burn_in,
             "update_to_data": self.update_to_data,
             "files": [dict(file) for file in self._files],
             "generator": self._generator.get_state(),
@@ -184,11 +228,12 @@ class OnlineReplay:
         for file in self._in_ring(state["files"], state["transitions"]):
             self._read(file)
         check_generator(self._generator, state["generator"])
-        for name in ("capacity", "batch_size", "update_to_data"):
-            if state.get(name, getattr(self, name)) != getattr(self, name):
-                raise ValueError(
-                    f"{name} was {state[name]} and is {getattr(self, name)} now; go on with that of the run"
-                )
+        earlier = {name: getattr(self, name) for name in ("capacity", "batch_size", "update_to_data")}
+        earlier |= {"slice_len": None, "burn_in": 0}  # what earlier versions did not save
+        for name, default in earlier.items():
+            if state.get(name, default) != getattr(self, name):
+                was = state.get(name, default)
+                raise ValueError(f"{name} was {was} and is {getattr(self, name)} now; go on with that of the run")
         if (state["offline"] is None) != (self._offline is None):
             raise ValueError("offline data is in only one of the checkpoint and this run")
         if self._offline is not None:
@@ -213,6 +258,8 @@ class OnlineReplay:
             self._buffer.writer._cursor = needed[0]["first"] % self.capacity
         for file in needed:
             self._extend(self._read(file).data, file["episode"])
+        if self._sequences is not None and needed:
+            self._sequences.look(self.transitions)
         restore_generator(self._generator, state["generator"])
         if self._offline is not None:
             BufferState(self._offline).load_state_dict(state["offline"])
@@ -238,16 +285,34 @@ class OnlineReplay:
         self.rounds += 1
         self.transitions += len(episodes)
         self._credit += self.update_to_data * len(episodes)
+        if self._sequences is not None:
+            self._sequences.look(self.transitions)
 
     def _extend(self, rows: TensorDictBase, first_episode: int) -> None:
-        collector = rows.get("collector").copy().set(TRAJ_IDS[1], rows.get(TRAJ_IDS) + first_episode)
-        rows = rows.copy().set("collector", collector)
-        for part in self._prepared(rows).split(self.capacity):
-            self._buffer.extend(part.to(self.device))
+        episode, step = rows.get(EPISODE, None), rows.get(EPISODE_STEP, None)
+        parts = rows.get(TRAJ_IDS)
+        if episode is None or step is None:  # of a source that returns whole episodes
+            episode, step = parts + first_episode, torch.cat([parts[:1] * 0, (parts.diff() == 0).long()])
+        rows = rows.copy().set("collector", rows.get("collector").copy().set(TRAJ_IDS[1], episode))
+        written = zip(*(each.split(self.capacity) for each in (self._prepared(rows), episode, step == 0)))
+        for part, number, begins in written:
+            index = self._buffer.extend(part.to(self.device))
+            if self._sequences is not None:
+                self._sequences.write(*(each.to(self.device) for each in (index, number, begins)))
 
     def _prepared(self, rows: TensorDictBase) -> TensorDictBase:
         rows = rows if self.prepare is None else self.prepare(rows)
-        return rows if self.keys is None else rows.select(*self.keys)
+        if self.keys is None:
+            found = rows.exclude(EPISODE, EPISODE_STEP)
+        else:
+            masks = [key for key in MASKS if rows.get(key, None) is not None]
+            found = rows.select(*self.keys, *masks, *([] if self.slice_len is None else [TRAJ_IDS]))
+        if self._is_mixed:  # in one part of a batch as in the other
+            found = found.copy()
+            for key in (AGENT_MASK, next_key(AGENT_MASK)):
+                if found.get(key, None) is None:
+                    found.set(key, torch.ones(rows.get(ACTION).shape[:2], dtype=torch.bool, device=rows.device))
+        return found
 
     def _write_journal(self) -> None:
         if not self._unsaved:
@@ -273,15 +338,17 @@ class OnlineReplay:
 
 
 class CollectorSource:
-    """Rounds of experience from TorchRL's :class:`~torchrl.collectors.Collector`, for :class:`OnlineReplay`.
+    """Rounds of experience of environments that play on, for :class:`OnlineReplay`.
 
-    Every environment goes on where the round before left it. The last row of a round is marked truncated where its
-    episode goes on, which changes no target of TD or IQL: they bootstrap from the true next observation.
+    Every environment goes on where the round before left it, and so does a policy with memory. The last row of a round
+    is marked truncated where its episode goes on, which changes no target of TD or IQL: they bootstrap from the true
+    next observation. Rows say by ``("collector", "episode")`` and ``("collector", "step")`` which of them belong
+    together, so that sequences are drawn across the ends of rounds.
 
     The unfinished episodes are a part of checkpoints: what the simulator holds, its random numbers, the observation
-    that comes next, what transforms of ``env`` and buffers of ``policy`` have summed up: a resumed run goes on in the
-    middle of them, bit for bit. PettingZoo's environments, which cannot be saved, play theirs again from the
-    seed. What is *not* restored, with a warning at the first checkpoint: environments of
+    that comes next, what the policy remembers, what transforms of ``env`` and buffers of ``policy`` have summed up: a
+    resumed run goes on in the middle of them, bit for bit. PettingZoo's environments, which cannot be saved, play
+    theirs again from the seed. What is *not* restored, with a warning at the first checkpoint: environments of
     :func:`~torchrl_marl_offline.envs.from_torchrl` and StarCraft's games; what a policy, or a prey that was given
     as ``opponent=``, keeps outside of its buffers is not either. A resumed run begins new episodes there, under a
     seed of its own.
@@ -294,6 +361,9 @@ class CollectorSource:
             distribution, and lets exploration modules act. Advantage-weighted regression stands still on its own mode,
             where a Gaussian's likelihood has no gradient: it needs ``"sample"``.
         seed: of the environments.
+
+    Raises:
+        PolicyError: the policy was made for other sizes than the environment's.
     """
 
     @checked
@@ -308,62 +378,69 @@ class CollectorSource:
     ) -> None:
         if exploration not in EXPLORATION:
             raise ValueError(f"exploration must be 'mode' or 'sample', got {exploration!r}.")
-        if encoder_of(policy if isinstance(policy, torch.nn.Module) else None) is not None:
-            raise ValueError(
-                "A policy with memory cannot learn online yet: rounds of experience do not carry its memory; build it "
-                "without memory, or train on a dataset."
-            )
         self.env, self.policy, self.seed = env, policy, seed
         self.steps_per_round, self.exploration = steps_per_round, exploration
-        self._rounds: Iterator[TensorDictBase] | None = None
-        self._collector: Any = None
+        self._act, self._carried = fitted(policy, env), Carried(policy)
+        self._at: TensorDictBase | None = None  # what the policy reads next
+        envs = env.batch_size[0]
+        self._episode = torch.arange(-envs, 0, device=env.device)  # each environment's, numbered over all of them
+        self._step = torch.zeros_like(self._episode)
         self._warned = False
 
     def __call__(self, number: int) -> OfflineDataset:
         """Return the next round; the first one starts with new episodes."""
-        with torch.no_grad(), evaluation_mode(self.policy):
-            if self._rounds is None:
+        with torch.no_grad(), evaluation_mode(self.policy), set_exploration_type(EXPLORATION[self.exploration]):
+            if self._at is None:
                 self._start(self.seed + number)
-            steps = next(self._rounds).copy()  # [num_envs, steps_per_round]
-        following = steps.get("next").copy()
-        cut = torch.zeros_like(following.get(DONE))
-        cut[:, -1] = ~following.get(DONE)[:, -1]
-        steps.set("next", following.set(TRUNCATED, following.get(TRUNCATED) | cut))
+            steps = torch.stack([self._play() for _ in range(self.steps_per_round)], 1)  # [num_envs, steps_per_round]
+        steps[next_key(TRUNCATED)][:, -1] |= ~steps[next_key(DONE)][:, -1]
         return as_dataset(steps.reshape(-1), self.env.task_spec, {"source": "collector"}, check=False)
+
+    def _play(self) -> TensorDictBase:
+        """Take one step of every environment."""
+        step, following = self.env.step_and_maybe_reset(self._act(self._at))
+        self._at = self._carried.onward(step, following)
+        kept = step.select(*KEPT, next_key(DONE), strict=False).clone()
+        kept.set(EPISODE, self._episode).set(EPISODE_STEP, self._step)
+        done = kept.get(next_key(DONE)).reshape(-1)
+        self._episode = torch.where(done, self._episode + len(done), self._episode)
+        self._step = torch.where(done, 0, self._step + 1)
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the unfinished episodes; warns, once, of an environment that cannot tell them."""
-        if self._rounds is None:
-            return {"episodes": None}
+        numbers = {"episode": self._episode.clone(), "step": self._step.clone()}
+        if self._at is None:
+            return {"episodes": None, "numbers": numbers}
         episodes = save_episodes(self.env)
         if episodes is None:
             self._warn_of_lost_episodes("its state cannot be saved")
-            return {"episodes": None}
+            return {"episodes": None, "numbers": numbers}
         return {
             "episodes": episodes,
-            # where the collector stands: the observation that comes next, and what goes with it but its own numbers
-            # of trajectories, which nothing here reads
-            "carried": flat_tensors(self._collector._carrier.exclude("collector")),
+            "numbers": numbers,
+            "carried": flat_tensors(self._at),
             "policy": {name: buffer.clone() for name, buffer in _buffers(self.policy).items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in the middle of the episodes of :meth:`state_dict`, or with new ones where it has none."""
-        self._rounds = None
+        self._at = None
+        if "numbers" in state:  # earlier versions saved none
+            self._episode, self._step = (state["numbers"][name].to(self.env.device) for name in ("episode", "step"))
         if state["episodes"] is None:
             return
-        with preserved_rng(), torch.no_grad(), evaluation_mode(self.policy):
+        numbers = self._episode, self._step
+        with preserved_rng(), torch.no_grad():
             self._start(self.seed)
         try:
             load_episodes(self.env, state["episodes"])
         except EpisodesLostError as error:
-            self._rounds = None
+            self._at = None
             self._warn_of_lost_episodes(str(error))
             return
-        carrier = self._collector._carrier
-        own = carrier.get("collector")
-        put_flat_tensors(carrier, state["carried"], device=self.env.device)
-        carrier.set("collector", own)
+        self._episode, self._step = numbers
+        put_flat_tensors(self._at, state["carried"], device=self.env.device)
         for name, buffer in _buffers(self.policy).items():
             if name in state["policy"]:
                 buffer.copy_(state["policy"][name])
@@ -378,23 +455,10 @@ class CollectorSource:
         self._warned = True
 
     def _start(self, seed: int) -> None:
-        """Begin new episodes, with a collector of their own."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # what TorchRL's collectors say of themselves
-            from torchrl.collectors import Collector
-
-            if self._collector is not None:
-                self._collector.shutdown(close_env=False)  # or it would close the environment of the next one
-            self.env.set_seed(seed)
-            self._collector = Collector(
-                self.env,
-                self.policy,
-                frames_per_batch=self.steps_per_round * self.env.batch_size[0],
-                total_frames=-1,
-                exploration_type=EXPLORATION[self.exploration],
-                auto_register_policy_transforms=False,
-            )
-            self._rounds = iter(self._collector)
+        """Begin new episodes."""
+        self.env.set_seed(seed)
+        self._at = self._carried.begin(self.env.reset())
+        self._episode, self._step = self._episode + len(self._episode), torch.zeros_like(self._step)
 
 
 def _buffers(policy: TensorDictModuleBase) -> dict[str, torch.Tensor]:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data.transitions.protocol import Transitions
 
-_MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
+MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
+"""What says where a row or an agent does not count: a loss reads these where they are, whichever keys it names."""
 
 
 class DatasetStorage(TensorStorage):
@@ -66,11 +67,6 @@ class DatasetStorage(TensorStorage):
         rows = _select(self._storage, index)
         return TensorDict(rows, batch_size=index.shape, device=self._storage.device)
 
-    def leaf(self, key: NestedKey, index: torch.Tensor) -> torch.Tensor | None:
-        """Return the rows of one leaf, or ``None`` where it is not kept."""
-        values = self._storage.get(key, None)
-        return None if values is None else values.index_select(0, index.flatten()).unflatten(0, index.shape)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rows and their keys."""
         keys = sorted(map(str, self._storage.keys(include_nested=True, leaves_only=True)))
@@ -89,6 +85,12 @@ class DatasetStorage(TensorStorage):
 
     def loads(self, path: Any) -> None:
         """Read nothing: the dataset has files of its own."""
+
+
+def leaf_of(storage: TensorStorage, key: NestedKey, index: torch.Tensor) -> torch.Tensor | None:
+    """Return the rows of one leaf, or ``None`` where it is not kept."""
+    values = storage._storage.get(key, None)
+    return None if values is None else values.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _select(data: TensorDictBase, index: torch.Tensor) -> dict:
@@ -138,12 +140,21 @@ class EpisodeSliceSampler(FixedSampler):
     def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
         """Return the rows ``[batch_size]`` of ``batch_size // slice_len`` slices, and what the slices add to them."""
         size = len(self.time)
-        start, length, start_time = self._draw(batch_size // size, size)
+        start, length, start_time = self._draw(self.slices_in(batch_size), size)
         time = start_time.unsqueeze(1) + self.time  # [slices, slice_len]
         index = (start.unsqueeze(1) + torch.minimum(time, (length - 1).unsqueeze(1))).flatten()
         real = self.time < length.unsqueeze(1)
         last = (self.time == (length.clamp_max(size) - 1).unsqueeze(1)).reshape(-1, 1)
         return index, _of_slices(storage, index, real.flatten(), last)
+
+    def slices_in(self, batch_size: int) -> int:
+        """Return how many slices a batch has.
+
+        Raises:
+            ValueError: it is no whole number of them.
+        """
+        check_slices(batch_size, len(self.time), None)
+        return batch_size // len(self.time)
 
     def _draw(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw ``count`` slices of ``size`` rows: starts and lengths of their episodes, and their starts in these."""
@@ -173,23 +184,27 @@ class SequenceSampler(EpisodeSliceSampler):
         super().__init__(starts, lengths, slice_len)
         self.burn_in = burn_in
 
-    def sample(self, storage: DatasetStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
+    def sample(self, storage: TensorStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
         """Return the rows ``[S, slice_len]`` of ``S = batch_size // slice_len`` slices, and what these add to them."""
+        index, counts, last, first = self._sequences(self.slices_in(batch_size))
+        return index, _of_slices(storage, index, counts, last) | {IS_INIT: first}
+
+    def _sequences(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw rows ``[count, slice_len]``: which they are and which count, then, ``[.., 1]``, the last, the first."""
         size = len(self.time) - self.burn_in
-        start, length, start_time = (each.unsqueeze(1) for each in self._draw(batch_size // len(self.time), size))
+        start, length, start_time = (each.unsqueeze(1) for each in self._draw(count, size))
         time = start_time + self.time - self.burn_in  # [S, slice_len], within the episode
         index = start + torch.minimum(time.clamp_min(0), length - 1)
         counts = (self.time >= self.burn_in) & (time < length)
         last = time == torch.minimum(length, start_time + size) - 1
-        found = _of_slices(storage, index, counts, last.unsqueeze(-1))
-        return index, found | {IS_INIT: (time == 0).unsqueeze(-1)}
+        return index, counts, last.unsqueeze(-1), (time == 0).unsqueeze(-1)
 
 
-def _of_slices(storage: DatasetStorage, index: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> dict:
+def _of_slices(storage: TensorStorage, index: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> dict:
     """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``."""
-    done = storage.leaf(next_key(DONE), index)
+    done = leaf_of(storage, next_key(DONE), index)
     return {
-        MASK: counts & storage.leaf(MASK, index),
+        MASK: counts & leaf_of(storage, MASK, index),
         next_key(TRUNCATED): last,
         next_key(DONE): last if done is None else last | done,
     }
@@ -268,7 +283,7 @@ def make_replay_buffer(
                 there = ", ".join(map(str, data.keys(include_nested=True, leaves_only=True)))
                 raise KeyError(f"The data has no {key!r}, which keys names; it has {there}.")
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
-        masks = [key for key in _MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
+        masks = [key for key in MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
         data = data.select(*keys, *needed, *masks)
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
@@ -299,6 +314,18 @@ def _transitions(data: TensorDictBase | Transitions) -> TensorDictBase:
     return data.data
 
 
+def check_slices(batch_size: int | None, slice_len: int, burn_in: int | None) -> None:
+    """Refuse batches that are no whole slices (``None``: of any number of rows), and slices without a row that counts.
+
+    Raises:
+        ValueError: the sizes do not fit together.
+    """
+    if batch_size is not None and batch_size % slice_len:
+        raise ValueError(f"slice_len={slice_len} must divide batch_size={batch_size}; change one of them.")
+    if burn_in is not None and burn_in >= slice_len:
+        raise ValueError(f"burn_in={burn_in} leaves no row of slice_len={slice_len} that counts; make it smaller.")
+
+
 def _slice_sampler(
     data: TensorDictBase,
     batch_size: int,
@@ -307,12 +334,9 @@ def _slice_sampler(
     short_episodes: str,
     device: torch.device,
 ) -> EpisodeSliceSampler:
-    if batch_size is None or slice_len < 1 or batch_size % slice_len:
-        raise ValueError(f"slice_len={slice_len} must divide batch_size={batch_size}; change one of them.")
+    check_slices(batch_size, slice_len, burn_in)
     if short_episodes not in ("pad", "drop"):
         raise ValueError(f"short_episodes must be 'pad' or 'drop', got {short_episodes!r}.")
-    if burn_in is not None and burn_in >= slice_len:
-        raise ValueError(f"burn_in={burn_in} leaves no row of slice_len={slice_len} that counts; make it smaller.")
     lengths = torch.unique_consecutive(data.get(TRAJ_IDS), return_counts=True)[1]
     starts = lengths.cumsum(0) - lengths
     if short_episodes == "drop":
@@ -328,4 +352,4 @@ def _slice_sampler(
     return SequenceSampler(starts, lengths, slice_len, burn_in)
 
 
-__all__ = ["DatasetStorage", "EpisodeSliceSampler", "RowSampler", "SequenceSampler", "make_replay_buffer"]
+__all__ = ["MASKS", "DatasetStorage", "EpisodeSliceSampler", "RowSampler", "SequenceSampler", "make_replay_buffer"]

@@ -14,6 +14,8 @@ from torchrl_marl_offline.core.layout import (
     ACTION_MASK,
     AGENT_MASK,
     DONE,
+    EPISODE,
+    EPISODE_STEP,
     HAS_NEXT_ACTION,
     MASK,
     OBSERVATION,
@@ -64,6 +66,7 @@ def optional_leaves(spec: TaskSpec) -> dict[NestedKey, tuple[tuple[int, ...], to
     """Return the leaves that only some sources have, in the form of :func:`expected_leaves`."""
     alive = ((spec.n_agents,), torch.bool)
     leaves = {AGENT_MASK: alive, next_key(AGENT_MASK): alive, next_key(SUCCESS): ((1,), torch.bool)}
+    leaves |= {EPISODE: ((), torch.int64), EPISODE_STEP: ((), torch.int64)}
     return leaves | {ACTION_LOG_PROB: ((spec.n_agents,), torch.float32)}
 
 

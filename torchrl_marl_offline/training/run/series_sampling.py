@@ -27,10 +27,10 @@ def check_draws_series(loss: LossModule, buffer: Any) -> None:
     sampler = getattr(buffer, "sampler", None) or getattr(buffer, "member_sampler", None)  # of a population
     sampler = getattr(sampler, "joined", sampler)
     has_memory = isinstance(loss, OfflineMARLLoss) and loss.has_memory
-    if has_memory and getattr(buffer, "gathers_experience", False):
+    if has_memory and getattr(buffer, "gathers_experience", False) and buffer.slice_len is None:
         raise ValueError(
-            "Networks with memory learn from recorded data alone: OnlineReplay draws single transitions; build without "
-            "memory, or train on a dataset."
+            "Networks with memory carry what they saw from row to row, but the replay draws single transitions: give "
+            "OnlineReplay(slice_len=, burn_in=), or build without memory."
         )
     of_rows = isinstance(getattr(buffer, "storage", None), DatasetStorage)
     if not of_rows or isinstance(sampler, EpisodeSliceSampler):
