@@ -63,11 +63,14 @@ class EvaluatedPolicy:
         dataset: whose states it will be asked about.
         mode: ``"mode"``, its deterministic action, or ``"sample"``, draws from it.
 
+    Attributes:
+        read: the keys that it is asked with.
+
     Raises:
         PolicyError: it was made for other sizes than the data's, or for bounds beyond the task's (those of a policy of
-            ``bounds="data"`` lie within), or its answer is no action of the task.
+            ``bounds="data"`` lie within), its answer is no action of the task, or it remembers what it draws, which is
+            not what was logged.
         TypeError: it is no policy.
-        ValueError: its memory depends on what it draws, which the logged episodes do not tell.
     """
 
     def __init__(self, name: str, candidate: Candidate, dataset: OfflineDataset, mode: Mode) -> None:
@@ -89,7 +92,7 @@ class EvaluatedPolicy:
             raise PolicyError(misfit(made_for, dataset.task_spec).replace("the environment has", "the data has"))
         self._own_spec = self.spec if made_for is None else made_for
         self._carried = Carried(self.module)
-        self._read = (*READ, IS_INIT, *self._carried.states) if self.has_memory else READ
+        self.read = (*READ, IS_INIT, *self._carried.states) if self.has_memory else READ
         self._try(dataset.data[:1])
 
     def _try(self, row: TensorDictBase) -> None:
@@ -122,7 +125,7 @@ class EvaluatedPolicy:
         """
         with self.ready(), set_exploration_type(EXPLORATION["sample"]):
             torch.manual_seed(0)
-            answer = self.module(_plain(first.select(*self._read, strict=False).expand(DRAWN).contiguous()))
+            answer = self.module(_plain(first.select(*self.read, strict=False).expand(DRAWN).contiguous()))
         for key in self._carried.states:
             memory = answer.get(next_key(key))
             if not torch.allclose(memory, memory[:1].expand_as(memory), rtol=1e-4, atol=1e-4):
@@ -182,7 +185,7 @@ class EvaluatedPolicy:
             IllegalActionError: an action that the mask forbids.
             NonFiniteActionError: an action that is no number.
         """
-        states = states.select(*self._read, strict=False)
+        states = states.select(*self.read, strict=False)
         draws = samples if self.is_random else 1
         with self.ready():
             torch.manual_seed(seed)
@@ -222,7 +225,7 @@ class EvaluatedPolicy:
     def answer(self, states: TensorDictBase) -> TensorDictBase:
         """Return all that it writes in states ``[T]``, scores and locations too, with what it was given."""
         with self.ready():
-            return self.module(_plain(states.select(*self._read, strict=False)))
+            return self.module(_plain(states.select(*self.read, strict=False)))
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -260,25 +263,33 @@ class EvaluatedPolicy:
                 f"{self.name} takes one continuous action, which has no density: importance weights need mode='sample' "
                 "and a stochastic policy; evaluate it by 'fqe'."
             )
+        log_prob = self.densities(rows, logged)
+        if self.spec.discrete:
+            return log_prob
+        low, high = self._own_spec.bounds_with_slack(logged)
+        return log_prob.masked_fill(((logged < low) | (logged > high)).any(-1), -torch.inf)
+
+    def densities(self, states: TensorDictBase, actions: Tensor) -> Tensor:
+        """Return the logarithms ``[T, n]``, float64, of its density at actions in states of :meth:`seen`.
+
+        Raises:
+            ValueError: it is deterministic, or has no density.
+        """
         get_dist = getattr(self.module, "get_dist", None)
         if get_dist is None:
             raise ValueError(f"{self.name} gives no log-probabilities (it has no get_dist); evaluate it by 'fqe'.")
         found = []
         with self.ready():
-            for start in range(0, len(rows), BLOCK):
+            for start in range(0, len(states), BLOCK):
                 part = slice(start, start + BLOCK)
-                policy = per_agent(get_dist(_plain(rows[part].select(*self._read, strict=False))))
+                policy = per_agent(get_dist(_plain(states[part].select(*self.read, strict=False))))
                 if is_deterministic(policy) and not is_discrete(policy):
                     raise ValueError(f"{self.name} is deterministic, which has no density; evaluate it by 'fqe'.")
                 try:
-                    found.append(log_prob_of(policy, logged[part], rule=self.name))
+                    found.append(log_prob_of(policy, actions[part], rule=self.name))
                 except NotImplementedError as error:
                     raise ValueError(f"{self.name} has samples but no density; evaluate it by 'fqe'.") from error
-        log_prob = torch.cat(found).double()
-        if self.spec.discrete:
-            return log_prob
-        low, high = self._own_spec.bounds_with_slack(logged)
-        return log_prob.masked_fill(((logged < low) | (logged > high)).any(-1), -torch.inf)
+        return torch.cat(found).double()
 
 
 def _can_act_in(made_for: TaskSpec, task: TaskSpec) -> bool:
