@@ -25,7 +25,7 @@ from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, FEW, PIXELS, SEED,
 
 OF_PLAYING = {"env": None, "episodes": 1000, "num_envs": 200, "video": None, "video_size": None, "device": "cpu"}
 """Options of an evaluation in an environment, with their defaults."""
-OF_DATA = ("by", "decomposition", "steps", "resamples", "gamma")
+OF_DATA = ("by", "decomposition", "memory", "steps", "resamples", "gamma")
 """Options of an evaluation from logged data, whose defaults are those of ``compare_offline``."""
 
 
@@ -82,7 +82,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         choices=["fqe", "is", "wis", "dr"],
         help="fitted Q evaluation, importance sampling (plain, weighted), doubly robust (default: fqe)",
     )
-    group.add_argument("--decomposition", help="of the critics (default: mixer)")
+    group.add_argument("--decomposition", help="of the critics (default: centralized)")
+    group.add_argument(
+        "--memory",
+        help="of the critics: gru, lstm, or window:K, for policies that remember",
+    )
     group.add_argument("--steps", type=argument(Annotated[int, COUNT]), help="updates of the critics")
     group.add_argument("--resamples", type=argument(Annotated[int, FEW]), help="of the episodes, for the interval")
     group.add_argument("--gamma", type=argument(Annotated[float, DISCOUNT]), help="discount")

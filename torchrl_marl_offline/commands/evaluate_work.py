@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 def _from_data(parsed: argparse.Namespace) -> None:
     """Compare policies with the team that logged the data, and print what was found."""
-    given = {name: getattr(parsed, name) for name in ("decomposition", "steps", "resamples")}
+    given = {name: getattr(parsed, name) for name in ("decomposition", "memory", "steps", "resamples")}
     given = {name: value for name, value in given.items() if value is not None}
     if given and parsed.by is not None and not set(BY_CRITICS) & set(parsed.by):
         raise ValueError(
