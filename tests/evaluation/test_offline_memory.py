@@ -9,14 +9,16 @@ import torch
 from memory_toys import KINDS, StepByStep, memory_options
 from objective_toys import make_batch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import nn
+from torchrl.modules import GRUModule, set_recurrent_mode
 
 from torchrl_marl_offline import compare_offline, make_actor, make_env, select_offline
 from torchrl_marl_offline.core.layout import ACTION, ACTION_LOG_PROB, IS_INIT, OBSERVATION, TRAJ_IDS, TaskSpec
 from torchrl_marl_offline.data import collect
 from torchrl_marl_offline.data.policy_fit import PolicyError
 from torchrl_marl_offline.envs import CueController
-from torchrl_marl_offline.evaluation import CloningSettings, FittedQSettings
+from torchrl_marl_offline.evaluation import CloningSettings, FittedQSettings, simulated_value
 from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
 from torchrl_marl_offline.evaluation.offline.behaviour_model import BehaviourClone
 from torchrl_marl_offline.evaluation.offline.fitted_q import FittedQ
@@ -176,7 +178,58 @@ def test_memory_of_what_was_drawn_is_refused(recall) -> None:
         compare_offline(RemembersItsDraws(2), recall[1])
 
 
+def test_memory_of_torchrls_modules_goes_along_the_episodes_too() -> None:
+    """What is asked row by row is what TorchRL's own pass over a whole episode says."""
+    torch.manual_seed(0)
+    logs = logged()
+    logs.data = logs.data.apply(lambda x: x.float() if x.is_floating_point() else x)
+    keys = {"in_keys": ["joined", "h"], "out_keys": ["memory", ("next", "h")]}
+    policy = TensorDictSequential(
+        TensorDictModule(nn.Flatten(-2), [OBSERVATION], ["joined"]),
+        GRUModule(input_size=12, hidden_size=5, **keys),
+        TensorDictModule(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Unflatten(-1, (3, 2))), ["memory"], [ACTION]),
+    )
+    asked = EvaluatedPolicy("policy", policy, logs, "mode")
+    found = asked.actions(asked.seen(logs.data), samples=1)[:, 0]
+    for episode, length in enumerate(LENGTHS):
+        rows = logs.data[TRAJ_IDS] == episode
+        whole = TensorDict({OBSERVATION: logs.data[OBSERVATION][rows]}, [length]).unsqueeze(0)
+        whole.set("h", torch.zeros(1, length, 1, 5)).set(IS_INIT, torch.arange(length).reshape(1, -1, 1) == 0)
+        with torch.no_grad(), set_recurrent_mode(True):
+            torch.testing.assert_close(found[rows], policy(whole)[ACTION][0])
+
+
 # --------------------------------------------------------------------------- memory of what is trained
+
+
+class Tells(TensorDictModuleBase):
+    """In games/telephone of two cues the first agent says the cue once, the second plays the first word heard."""
+
+    in_keys, out_keys = [OBSERVATION, IS_INIT, "heard"], [ACTION, ("next", "heard")]
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        first, second = tensordict[OBSERVATION].unbind(-2)
+        before = tensordict.get("heard", torch.zeros(len(first), dtype=torch.int64))  # 1 + the word
+        before = before.masked_fill(tensordict[IS_INIT][:, 0], 0)
+        word = second[:, 2:4]
+        heard = torch.where((before == 0) & word.any(-1), word.argmax(-1) + 1, before)
+        played = torch.stack([first[:, :2].argmax(-1), (heard - 1).clamp_min(0)], -1)
+        return tensordict.set(ACTION, played).set(("next", "heard"), heard)
+
+
+@pytest.mark.thorough
+def test_critics_with_memory_value_what_a_team_tells_itself() -> None:
+    """The word is lost to the state before it pays, so that critics of the state value what the random team told."""
+    env = make_env("games/telephone", num_envs=100, seed=0, cues=2, words=2, delay=3)
+    logs = collect(env, CueController(env, "random", seed=0), episodes=400, seed=0)
+    assert simulated_value(Tells(), env, episodes=100, gamma=1.0).mean == 1.0
+    found = {}
+    for memory in (None, "window:4"):
+        fitting = FittedQSettings(hidden=(32,), steps=800, lr=3e-3, tau=0.02, resamples=2, compile="off", memory=memory)
+        found[memory] = compare_offline(Tells(), logs, gamma=1.0, fitting=fitting)
+        assert found[memory].calibration.passed
+    means = {memory: each.estimates["fqe"]["policy"].mean for memory, each in found.items()}
+    assert means[None] == pytest.approx(0.5, abs=0.15) and means["window:4"] == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize("memory", ["gru", "window:2"])
