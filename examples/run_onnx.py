@@ -22,12 +22,20 @@ def load(path):
     return session, json.loads(session.get_modelmeta().custom_metadata_map["torchrl_marl_offline.json"])
 
 
-def decide(session, observation, action_mask=None):
-    """Return the action for an observation ``[o]`` (of a team ``[n, o]``) and, where it is an input, a mask."""
+def decide(session, observation, action_mask=None, memory=None):
+    """Return the action for an observation ``[o]`` (of a team ``[n, o]``), and what to give back as ``memory``.
+
+    That is None of a policy without memory, and None is given where an episode begins.
+    """
     inputs = {"observation": np.asarray(observation, np.float32)[None]}  # a batch of one
     if action_mask is not None:
         inputs["action_mask"] = np.asarray(action_mask, bool)[None]
-    return session.run(["action"], inputs)[0][0]
+    for each in session.get_inputs():
+        if each.name == "memory":
+            inputs["memory"] = (np.zeros(each.shape[1:], np.float32) if memory is None else memory)[None]
+            inputs["is_init"] = np.array([[memory is None]])
+    action, *after = session.run(None, inputs)
+    return action[0], after[0][0] if after else None
 
 
 if len(sys.argv) < 2:
@@ -36,6 +44,6 @@ for path in sys.argv[1:]:
     policy, about = load(path)
     shapes = {each.name: each.shape[1:] for each in policy.get_inputs()}
     mask = np.ones(shapes["action_mask"]) if "action_mask" in shapes else None
-    action = decide(policy, np.zeros(shapes["observation"]), mask)
+    action, memory = decide(policy, np.zeros(shapes["observation"]), mask)
     whose = "team" if about["agent"] is None else f"agent {about['agent']}"
     print(f"{path}: {whose}, observation {shapes['observation']}, action {np.round(action, 4).tolist()}")

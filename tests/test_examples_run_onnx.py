@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from export_toys import CONTINUOUS, MASKED, Case, act
 from processes import run_new
 
 from torchrl_marl_offline.evaluation import export_agent_policies, export_policy
+from torchrl_marl_offline.evaluation.policy_export import RememberingAction
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "run_onnx.py"
 RUN = """
@@ -38,6 +41,11 @@ def test_it_prints_what_the_policy_does_and_imports_no_torch(tmp_path):
             export_agent_policies(policy, tmp_path / name, formats=["onnx"])
             files.append(tmp_path / f"{name}_agent_2.onnx")
             expected.append(("agent 2", [4], action[2]))
+    remembers = Case("make_actor", CONTINUOUS, {"memory": "gru", "memory_size": 6}).build()
+    files.append(export_policy(remembers, tmp_path / "remembers.onnx", format="onnx"))
+    begins = torch.zeros(1, 3, 4), torch.full((1, 3, 6), 7.0), torch.ones(1, 1, dtype=torch.bool)
+    with torch.no_grad():
+        expected.append(("team", [3, 4], RememberingAction(remembers)(*begins)[0][0]))
     result = run_new(RUN.format(arguments=[str(SCRIPT), *map(str, files)]), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     *lines, imported = result.stdout.splitlines()
@@ -50,5 +58,23 @@ def test_it_prints_what_the_policy_does_and_imports_no_torch(tmp_path):
     assert run_new(RUN.format(arguments=[str(SCRIPT)]), cwd=tmp_path).returncode == 1
 
 
+def test_a_memory_is_given_back(tmp_path, monkeypatch):
+    """Three steps of one episode, then another begins."""
+    pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
+    pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+    policy = Case("make_actor", CONTINUOUS, {"memory": "gru", "memory_size": 6}).build()
+    file = str(export_policy(policy, tmp_path / "p.onnx", format="onnx"))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), file])
+    example = runpy.run_path(str(SCRIPT))
+    session, _ = example["load"](file)
+    team, own, memory = RememberingAction(policy), torch.zeros(1, 3, 6), None
+    for step, observation in enumerate(torch.randn(4, 1, 3, 4)):
+        memory = None if step == 3 else memory
+        with torch.no_grad():
+            wanted, own = team(observation, own, torch.tensor([[memory is None]]))
+        action, memory = example["decide"](session, observation[0].numpy(), memory=memory)
+        torch.testing.assert_close(torch.from_numpy(action), wanted[0], rtol=0.0, atol=1e-5)
+
+
 def test_it_stays_short():
-    assert len(SCRIPT.read_text().splitlines()) <= 45
+    assert len(SCRIPT.read_text().splitlines()) <= 55

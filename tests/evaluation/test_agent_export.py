@@ -10,20 +10,21 @@ from dataclasses import replace
 import pytest
 import torch
 from export_toys import CASES, CONTINUOUS, MASKED, NORM, Case, Exported, act
-from selection import some_of
+from selection import some_of, thorough
 from tensordict.nn import TensorDictModule, TensorDictSequential
 
-from torchrl_marl_offline import make_actor, save_policy
+from torchrl_marl_offline import save_policy
 from torchrl_marl_offline.commands.export import main
 from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.evaluation.agent_export import (
     OwnAction,
+    OwnRememberingAction,
     agent_policy,
     agent_spec,
     export_agent_policies,
     signature,
 )
-from torchrl_marl_offline.evaluation.policy_export import example_inputs
+from torchrl_marl_offline.evaluation.policy_export import RememberingAction, example_inputs, memory_size_of
 
 UNEQUAL = replace(
     CONTINUOUS,
@@ -159,11 +160,61 @@ def test_what_cannot_be_written_is_said_before_the_first_file(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_policy_with_memory_is_not_split(tmp_path):
-    policy = make_actor(TaskSpec(2, 3, 6, 1), hidden=(4,), memory="gru", memory_size=4)
-    with pytest.raises(ValueError, match="with memory is exported as a team's"):
-        export_agent_policies(policy, tmp_path / "p", formats=["torch"])
-    assert not any(tmp_path.iterdir())
+MEMORIES = [
+    Case("make_actor", CONTINUOUS, {"memory": "gru", "memory_size": 6, "observation_norm": NORM}),
+    Case("make_actor", MASKED, {"memory": "lstm", "memory_size": 6, "share_params": False}),
+    Case("make_actor", CONTINUOUS, {"memory": "window:3", "distribution": "one_step"}),
+    Case("make_actor", UNEQUAL, {"memory": "lstm", "memory_size": 5}),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "format"),
+    [*((case, "") for case in MEMORIES), (MEMORIES[0], "torch")]
+    + [thorough((case, "torch")) for case in MEMORIES[1:]]
+    + [thorough((case, "onnx")) for case in MEMORIES],
+    ids=str,
+)
+def test_an_agents_own_memory_goes_on_as_its_part_of_the_teams(tmp_path, case, format):
+    """1,000 steps of two environments, whose episodes begin anew at different times; nothing of the others is given."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
+        pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+    policy, spec = case.build(), case.spec
+    size = memory_size_of(policy)
+    steps = example_inputs(spec, 2000, generator=torch.Generator().manual_seed(1), memory_size=size)
+    steps = {name: value.unflatten(0, (1000, 2)) for name, value in steps.items()}
+    steps["is_init"] = torch.rand(1000, 2, 1, generator=torch.Generator().manual_seed(2)) < 0.02
+    steps["is_init"][0] = True
+    wanted = along(RememberingAction(policy), steps, torch.full((2, spec.n_agents, size), 7.0))
+    told = []
+    if format:
+        listed = export_agent_policies(policy, tmp_path / "p", formats=[format])
+        told = json.loads(listed.read_text())["agents"]
+    for agent in range(3):
+        if format:
+            assert told[agent]["outputs"][1] == {"name": "next_memory", "shape": ["batch", size], "dtype": "float32"}
+            assert [each["name"] for each in told[agent]["inputs"]] == list(steps)
+            exported = Exported(tmp_path / told[agent]["files"][format])
+            assert exported.metadata["outputs"] == ["action", "next_memory"]
+            act_alone = exported.all_outputs
+        else:
+            act_alone = OwnRememberingAction(agent_policy(policy, agent))
+        alone = {name: value if name == "is_init" else value[:, :, agent].contiguous() for name, value in steps.items()}
+        found = along(act_alone, alone, torch.full((2, size), -3.0))
+        difference = (found - wanted[:, :, agent]).abs() / wanted[:, :, agent].abs().clamp_min(1.0)
+        assert difference.max() <= 1e-5
+
+
+@torch.no_grad()
+def along(act, steps, memory):
+    """The actions of a policy that is given the memory that it returned."""
+    found = []
+    for time in range(len(steps["is_init"])):
+        inputs = {name: value[time] for name, value in steps.items()} | {"memory": memory}
+        action, memory = act(*inputs.values()) if isinstance(act, RememberingAction) else act(inputs)
+        found.append(action.double())
+    return torch.stack(found)
 
 
 def test_bounds_are_those_of_the_agent():

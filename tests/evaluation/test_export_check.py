@@ -10,13 +10,14 @@ import pytest
 import torch
 from data_toys import recording
 from export_toys import CONTINUOUS, MASKED, NORM, Case
-from selection import some_of
+from selection import some_of, thorough
 
 from torchrl_marl_offline import export_policy, from_arrays, load_dataset, make_actor, save_policy
 from torchrl_marl_offline.commands.export import DIFFERS, main
 from torchrl_marl_offline.data.policy_fit import PolicyError
 from torchrl_marl_offline.evaluation.agent_export import export_agent_policies
-from torchrl_marl_offline.evaluation.export_check import verify_export
+from torchrl_marl_offline.evaluation.export_check import ExportedFile, verify_export
+from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
 
 
 def logged(spec=CONTINUOUS, rows: int = 60):
@@ -65,6 +66,44 @@ def test_onnx_equals_torch_too(tmp_path, spec):
     policy = Case("make_actor", spec, {"share_params": False}).build()
     found = verify_export(policy, exported(policy, tmp_path, ["onnx"]), logged(spec), decisions=5)
     assert found.passed and len(found.files) == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "memory", "format"),
+    [
+        (CONTINUOUS, "gru", "torch"),
+        thorough((MASKED, "lstm", "torch")),
+        thorough((MASKED, "window:3", "onnx")),
+        thorough((MASKED, "gru", "onnx")),
+    ],
+)
+def test_files_with_memory_are_run_along_the_logged_episodes(tmp_path, spec, memory, format):
+    """Episodes of unequal lengths, to 60 rows; each file carries its own memory."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
+        pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+    options = {"memory": memory} | ({} if memory.startswith("window") else {"memory_size": 6})
+    policy, data = Case("make_actor", spec, options | {"observation_norm": NORM}).build(), logged(spec)
+    files = exported(policy, tmp_path, [format])
+    found = verify_export(policy, files, data, decisions=5)
+    assert found.passed and [file.agent for file in found.files] == [None, 0, 1, 2]
+    other = Case("make_actor", spec, options | {"observation_norm": ([0.0] * 4, [1.0] * 4)}).build()
+    assert not verify_export(other, files[:1], data, decisions=1).passed
+    own, one = (_memory_of(policy, files[1], each) for each in (data, _one_episode(spec)))
+    assert torch.allclose(own[:10], one[:10]) and not torch.allclose(own[10:], one[10:])  # it begins anew at row 10
+    with pytest.raises(ValueError, match="has memory, and the policy has none: it was made of another policy"):
+        verify_export(Case("make_actor", spec).build(), files[:1], data)
+
+
+def _one_episode(spec):
+    data = logged(spec)
+    data.data["collector", "traj_ids"].zero_()
+    return data
+
+
+def _memory_of(policy, file, data):
+    """What an agent's file remembers before each logged row."""
+    return ExportedFile(file).taken_from(EvaluatedPolicy("policy", policy, data, "mode").seen(data.data))["memory"]
 
 
 def test_the_file_of_another_policy_is_found(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_marl_offline import compare_offline, from_arrays, make_actor, save_policy, select_offline
 from torchrl_marl_offline.commands import evaluate as command
@@ -142,6 +142,25 @@ def test_continuous_changes_are_learned_with_their_spread():
     game = ImaginedGame(model, logs.data, rows, episodes, gamma=GAMMA, seed=0)
     near, far = (model.disagreement(torch.zeros(1, 1), torch.full((1, 1, 1), a)).item() for a in (0.0, 50.0))
     assert near <= game.limit < far
+
+
+def test_policies_with_memory_play_as_they_do_in_an_environment(logs):
+    """One that goes right from its second step on, and so needs a step more."""
+
+    class SecondStep(TensorDictModuleBase):
+        in_keys = (OBSERVATION, "is_init", "steps")
+        out_keys = (ACTION, ("next", "steps"))
+
+        def forward(self, tensordict):
+            count = tensordict.get("steps", None)
+            begins = tensordict.get("is_init")
+            count = torch.zeros_like(begins, dtype=torch.long) if count is None else count.masked_fill(begins, 0)
+            agents = tensordict.get(OBSERVATION).shape[:-1]
+            tensordict.set(ACTION, (count > 0).long().expand(agents))
+            return tensordict.set(("next", "steps"), count + 1)
+
+    value = compare_offline(SecondStep(), logs, by="model", gamma=GAMMA, modelling=QUICK).estimates["model"]["policy"]
+    assert value.mean == pytest.approx(GAMMA**3, abs=0.05)  # left, and three times right
 
 
 @pytest.mark.parametrize(

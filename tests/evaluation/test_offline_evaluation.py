@@ -492,6 +492,17 @@ def test_the_command_says_how_much_better(files, capsys):
     assert found["methods"]["fqe"]["a"]["better"]["probability"] >= 0
 
 
+def test_the_command_compares_policies_with_memory_and_without(files, cut, capsys):
+    save_policy(files / "c.pt", actor(cut.spec, memory="gru", memory_size=4))
+    options = ["--dataset", str(files / "logs"), "--steps", "2", "--resamples", "2", "--memory", "window:2"]
+    given = [str(files / name) for name in ("a.pt", "c.pt")]
+    assert command.main([*given, *options, "--mode", "sample", "--by", "fqe", "wis", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    assert found["fqe"]["c"]["value"] != found["fqe"]["a"]["value"] and found["wis"]["c"]["ess"] > 0
+    assert command.main([given[0], *options[:-1], "rnn"]) == 1
+    assert "memory must be 'gru', 'lstm' or 'window:K', got 'rnn'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from memory_toys import end_episode, make_sequences
 from objective_toys import make_batch
 from systems_toys import updated
 
@@ -32,10 +33,21 @@ def normalized(batch):
     return batch
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+REMEMBERING = [
+    {"memory": "gru", "memory_size": 5, "decomposition": "mixer", "hidden": (16,)},
+    {"memory": "window:3", "decomposition": "centralized", "hidden": (16,)},
+    {"memory": "lstm", "memory_size": 5, "decomposition": "qatten", "hidden": (16,)},
+    {"algorithm": "omiga", "memory": "gru", "memory_size": 5, "hidden": (16,)},
+    {"algorithm": "cloning", "memory": "lstm", "memory_size": 5, "hidden": (16,)},
+]
+
+
+@pytest.mark.parametrize("case", CASES + REMEMBERING, ids=lambda case: "-".join(map(str, case.values())))
 def test_every_network_sees_normalized_inputs(case) -> None:
     """The loss of raw inputs is the loss of the same networks of inputs that were normalized before."""
     batch, found = make_batch(SPEC, 16), []
+    if "memory" in case:
+        batch = end_episode(make_sequences(SPEC, 3, 8, dtype=torch.float32), (1, 4))
     for inputs, rows in ((INPUTS, batch), (None, normalized(batch))):
         torch.manual_seed(0)
         loss = make_loss(SPEC, inputs=inputs, **case)
@@ -47,12 +59,13 @@ def test_every_network_sees_normalized_inputs(case) -> None:
         assert torch.allclose(value, found[1][name], rtol=1e-4, atol=1e-5), name
 
 
-def test_policies_keep_what_they_are_normalized_by(tmp_path) -> None:
-    loss = make_loss(SPEC, algorithm="td3_bc", inputs=INPUTS)
+@pytest.mark.parametrize("memory", [{}, {"memory": "gru", "memory_size": 4}, {"memory": "window:2"}], ids=str)
+def test_policies_keep_what_they_are_normalized_by(tmp_path, memory) -> None:
+    loss = make_loss(SPEC, algorithm="td3_bc", inputs=INPUTS, **memory)
     actor = copy.deepcopy(loss.actor_network)
     loss.actor_network_params.to_module(actor)
     loaded = load_policy(save_policy(tmp_path / "policy.pt", actor))
-    batch = make_batch(SPEC, 8)
+    batch = make_batch(SPEC, 8).set("is_init", torch.ones(8, 1, dtype=torch.bool))
     assert loaded.policy.build["options"]["observation_norm"] == tuple(map(list, INPUTS.observation))
     assert torch.equal(loaded(batch.clone())["agents", "action"], actor(batch.clone())["agents", "action"])
 
@@ -68,8 +81,6 @@ def test_statistics_survive_a_file_and_wrong_ones_are_refused(tmp_path) -> None:
             InputStatistics(moments, INPUTS.state)
     with pytest.raises(ValueError, match="inputs= has 4 numbers for the observation, but it has 6"):
         make_loss(TaskSpec(3, 6, 5, 2), inputs=INPUTS)
-    with pytest.raises(ValueError, match="Inputs of networks with memory are not normalized"):
-        make_loss(SPEC, inputs=INPUTS, memory="gru", hidden=(8,))
 
 
 def test_given_policies_keep_their_own_normalization() -> None:

@@ -181,6 +181,24 @@ def test_weights_choose_it_too(tmp_path, by):
     assert found.settings() == {("logged", "mix"): "temperature 5.0"} and found.by == by
 
 
+def test_runs_with_memory_are_estimated_too(tmp_path):
+    """Runs, critics and the clone with memory, by the critics and by weights."""
+    remembers = 'memory = "gru"\nmemory_size = 4\nslice_len = 4\nburn_in = 1\n'
+    more = 'cloning = { steps = 3, memory = "window:2" }'
+    file = write_climb(tmp_path, study='select = "dr"\n', mix=remembers, datasets=LOGGED, more=more)
+    short = {"seeds = 2": "seeds = 1", "steps = 120": "steps = 2", "every = 60": "every = 1"}
+    short |= {"steps = 150": 'steps = 2, memory = "gru", memory_size = 4'}
+    text = file.read_text()
+    for old, new in short.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    file.write_text(text)
+    backend = Inline()
+    assert quietly(file, train=train_population, backend=backend).failed == {}
+    (found,) = read_estimates(tmp_path / "out/jobs" / backend.seen[0]).runs.values()
+    assert found.is_usable
+
+
 def test_a_job_that_is_stopped_before_its_estimate_makes_it_later(tmp_path, monkeypatch):
     file = write_climb(tmp_path, mix="", datasets=LOGGED)
     file.write_text(file.read_text().replace("steps = 120", "steps = 2").replace("every = 60", "every = 1"))

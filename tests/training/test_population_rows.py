@@ -33,6 +33,30 @@ def test_members_draw_their_rows_as_often_as_they_are_named(data):
     assert (many == 3).float().mean().item() == pytest.approx(2 / 3, abs=0.03)
 
 
+def test_members_draw_slices_of_their_episodes(data):
+    """Each member's slices are those of a buffer over its episodes alone, as often as they are named."""
+    toy = make_data()
+    ids = toy.data["collector", "traj_ids"]
+    episodes = [torch.tensor([1, 1, 4]), torch.tensor([0, 2, 3])]
+    options = {"slice_len": 4, "burn_in": 1}
+    drawn = make(data, episodes=episodes, **options).sample()
+    assert drawn.shape == (2, 10, 4) and drawn["is_init"].shape == (2, 10, 4, 1)
+    own_ids = ids[drawn["number"]]
+    assert set(own_ids[0].flatten().tolist()) == {1, 4} and set(own_ids[1].flatten().tolist()) <= {0, 2, 3}
+    alone = toy.select_episodes([0, 2, 3]).replay_buffer(batch_size=40, seed=SEEDS[1], **options).sample()
+    assert torch.equal(drawn[1]["agents", "observation"], alone["agents", "observation"])
+    many = PopulationBuffer(data, batch_size=4000, seeds=SEEDS[:2], episodes=episodes, **options).sample()
+    assert (ids[many["number"]][0] == 1).float().mean().item() == pytest.approx(2 / 3, abs=0.06)
+
+
+def test_state_refuses_other_episodes(data):
+    options, episodes = {"slice_len": 4, "burn_in": 1}, [torch.tensor([1, 1, 4]), torch.tensor([0, 2, 3])]
+    state = make(data, episodes=episodes, **options).state_dict()
+    make(data, episodes=episodes, **options).load_state_dict(state)
+    with pytest.raises(ValueError, match="other episodes than this buffer's episodes="):
+        make(data, episodes=episodes[::-1], **options).load_state_dict(state)
+
+
 def test_members_see_leaves_of_their_own(data):
     shared = own(data, 1000)
     batch = make(data, own=[shared, own(data, 5000)]).sample()
@@ -77,6 +101,9 @@ def test_a_members_buffer_goes_on_alone(data):
         ({"rows": [ROWS[0], torch.tensor([84])]}, r"rows\[1\] must be numbers of rows, .* between 0 and 83"),
         ({"rows": [ROWS[0].float(), ROWS[1]]}, r"rows\[0\] must be numbers of rows"),
         ({"rows": ROWS, "slice_len": 4}, "leave out slice_len=, or rows="),
+        ({"episodes": ROWS}, "episodes is read only with slice_len"),
+        ({"episodes": ROWS[:1], "slice_len": 4}, "episodes has 1 tensors for 2 seeds"),
+        ({"episodes": ROWS, "slice_len": 4}, r"episodes\[1\] must be numbers of episodes, .* between 0 and"),
         ({"own": [TensorDict({}, [84])]}, "own has 1 tensordicts for 2 seeds"),
         ({"own": [TensorDict({"a": torch.zeros(84)}, [84]), TensorDict({}, [84])]}, r"own\[1\] must be a tensordict"),
         ({"own": [TensorDict({"a": torch.zeros(3)}, [3])] * 2}, r"own\[0\] must be a tensordict \[84\]"),

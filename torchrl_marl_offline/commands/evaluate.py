@@ -25,7 +25,7 @@ from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, FEW, PIXELS, SEED,
 
 OF_PLAYING = {"env": None, "episodes": 1000, "num_envs": 200, "video": None, "video_size": None, "device": "cpu"}
 """Options of an evaluation in an environment, with their defaults."""
-OF_LEARNING = ("decomposition", "steps", "resamples")
+OF_LEARNING = ("decomposition", "memory", "steps", "resamples")
 """Options of what learns from the data: critics, or models of the task."""
 OF_DATA = ("by", *OF_LEARNING, "gamma")
 """Options of an evaluation from logged data, whose defaults are those of ``compare_offline``."""
@@ -84,7 +84,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         choices=["fqe", "is", "wis", "dr", "model"],
         help="fitted Q evaluation, importance sampling (plain, weighted), doubly robust, learned models (default: fqe)",
     )
-    group.add_argument("--decomposition", help="of the critics (default: mixer)")
+    group.add_argument("--decomposition", help="of the critics (default: centralized)")
+    group.add_argument(
+        "--memory",
+        help="of the critics: gru, lstm, or window:K, for policies that remember",
+    )
     group.add_argument("--steps", type=argument(Annotated[int, COUNT]), help="updates of the critics or models")
     group.add_argument("--resamples", type=argument(Annotated[int, FEW]), help="of the episodes, for the interval")
     group.add_argument("--gamma", type=argument(Annotated[float, DISCOUNT]), help="discount")

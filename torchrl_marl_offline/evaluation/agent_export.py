@@ -5,7 +5,9 @@ same function for a team of one, with the agent's share of the parameters: its o
 they do, the row of its one-hot id. That it acts as the team's does is tried before anything is written.
 
 A file maps ``observation`` ``[B, o]`` float32, and ``action_mask`` ``[B, A]`` bool where the task has one, to
-``action``: ``[B, a]`` float32 within the agent's bounds, or ``[B]`` int64, a legal one.
+``action``: ``[B, a]`` float32 within the agent's bounds, or ``[B]`` int64, a legal one. With memory it also takes its
+``memory`` ``[B, S]`` and ``is_init`` ``[B, 1]`` bool, behind the observation, and also returns ``next_memory``, as the
+team's does (:mod:`~.policy_export`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, unravel_key
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 
@@ -29,12 +31,15 @@ from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import OPSET, SEED
 from torchrl_marl_offline.evaluation.policy_export import (
+    KEYS,
     ONNX_OPSET,
     SUFFIXES,
     ExecutedAction,
     Format,
+    RememberingAction,
     example_inputs,
     loaded_with_metadata,
+    memory_size_of,
     require_onnx,
     write_program,
 )
@@ -62,6 +67,23 @@ class OwnAction(ExecutedAction):
         """Return the agent's action."""
         mask = None if action_mask is None else action_mask.unsqueeze(1)
         return super().forward(observation.unsqueeze(1), mask).squeeze(1)
+
+
+class OwnRememberingAction(RememberingAction):
+    """A policy with memory of a team of one as a function of that agent's tensors, one step of it.
+
+    Shape:
+        observation ``[B, o]``, memory ``[B, S]`` and ``is_init`` ``[B, 1]`` (and a mask ``[B, A]``) to the action
+        ``[B, a]`` or ``[B]`` and the memory after the step.
+    """
+
+    def forward(
+        self, observation: Tensor, memory: Tensor, is_init: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the agent's action and its next memory."""
+        mask = None if action_mask is None else action_mask.unsqueeze(1)
+        action, following = super().forward(observation.unsqueeze(1), memory.unsqueeze(1), is_init, mask)
+        return action.squeeze(1), following.squeeze(1)
 
 
 @checked
@@ -114,19 +136,18 @@ def export_agent_policies(
     if "onnx" in formats:
         require_onnx()
     policy, told = loaded_with_metadata(policy)
-    if encoder_of(policy) is not None:
-        raise ValueError("A policy with memory is exported as a team's, not agent by agent; leave --per-agent out.")
     own = [agent_policy(policy, agent) for agent in range(policy.build["spec"]["n_agents"])]
     start, rows = _without_suffix(path), []
     for agent, each in enumerate(own):
         spec = TaskSpec(**each.build["spec"])
-        arguments = {name: value[:, 0].clone() for name, value in example_inputs(spec, 2).items()}
+        arguments = of_agent(example_inputs(spec, 2, memory_size=memory_size_of(each)), 0)
+        executed = (OwnAction if encoder_of(each) is None else OwnRememberingAction)(each, mode=mode)
         stem = start.with_name(f"{start.name}_agent_{agent}")
         files = {}
         for format in formats:
             file = stem.with_name(stem.name + SUFFIXES[format])
             options: dict[str, Any] = {"format": format, "opset": opset, "told": told, "agent": agent}
-            files[format] = write_program(OwnAction(each, mode=mode), arguments, file, **options).name
+            files[format] = write_program(executed, arguments, file, **options).name
         rows.append({"agent": agent, "files": files} | signature(spec, arguments))
     listed = start.with_name(f"{start.name}_agents.json")
     write_json_atomic(listed, {"task": policy.build["spec"]["task"], "mode": mode, "agents": rows})
@@ -148,7 +169,9 @@ def agent_policy(policy: TensorDictModuleBase, agent: int, *, seed: Annotated[in
     build = policy.build
     if build["builder"] not in BUILDERS:
         raise TypeError(f"A policy of {build['builder']} cannot be split, only policies of {', '.join(BUILDERS)}.")
-    read = [key for key in policy.in_keys if key not in (OBSERVATION, ACTION_MASK)]
+    encoder = encoder_of(policy)
+    remembered = () if encoder is None else encoder.in_keys
+    read = [key for key in map(unravel_key, policy.in_keys) if key not in (OBSERVATION, ACTION_MASK, *remembered)]
     if read:
         raise ValueError(
             f"The policy also reads {', '.join(map(joined, read))}, which an agent does not see by itself, so that it "
@@ -186,16 +209,22 @@ def _fill(own: TensorDictModuleBase, team: Mapping[str, Tensor], agent: int, n_a
     """Give a policy of one agent its share of the team's parameters and statistics.
 
     A dimension has one place for each agent, ``k + n`` against ``k + 1``, or is the same: one that only counts agents
-    (k = 0) of stacked weights and statistics, and the inputs of a first layer, whose last n are the agents' ids.
+    (k = 0) of stacked weights and statistics, and the inputs of a first layer, whose last n are the agents' ids. A
+    memory of one agent has no id, ``k + n`` against ``k``: what it adds is a part of the bias.
     """
-    share = {}
+    share, of_ids = {}, {}
     for name, wanted in own.state_dict().items():
         value = team[name]
         for dim, (has, needs) in enumerate(zip(value.shape, wanted.shape, strict=True)):
             if has != needs:
                 common = has - n_agents
-                value = torch.cat([value.narrow(dim, 0, common), value.narrow(dim, common + agent, 1)], dim)
+                parts = [value.narrow(dim, 0, common), value.narrow(dim, common + agent, 1)]
+                if needs == common:
+                    of_ids[f"{name.removesuffix('weight')}bias"] = parts.pop()
+                value = torch.cat(parts, dim)
         share[name] = value.to("cpu")
+    for name, added in of_ids.items():
+        share[name] = share[name] + added.to("cpu")
     own.load_state_dict(share)
 
 
@@ -203,20 +232,26 @@ def _fill(own: TensorDictModuleBase, team: Mapping[str, Tensor], agent: int, n_a
 def _acts_as(team: TensorDictModuleBase, own: TensorDictModuleBase, agent: int, seed: int) -> bool:
     """Say whether an agent's own policy acts as the team's does, whatever the others observe."""
     spec = TaskSpec(**team.build["spec"])
-    inputs = example_inputs(spec, TRIED, generator=torch.Generator().manual_seed(seed))
-    keys = {"observation": OBSERVATION, "action_mask": ACTION_MASK}
-    given = TensorDict({keys[name]: value for name, value in inputs.items()}, [TRIED])
-    alone = TensorDict({key: given[key][:, agent : agent + 1].clone() for key in given.keys(True, True)}, [TRIED])
+    generator = torch.Generator().manual_seed(seed)
+    inputs = example_inputs(spec, TRIED, generator=generator, memory_size=memory_size_of(team))
+    given = TensorDict({KEYS[name]: value for name, value in inputs.items()}, [TRIED])
+    alone = TensorDict({KEYS[name]: value for name, value in of_agent(inputs, agent, keep=True).items()}, [TRIED])
     device = next((parameter.device for parameter in team.parameters()), torch.device("cpu"))
     with evaluation_mode(team), evaluation_mode(own), set_exploration_type(EXPLORATION["mode"]):
         together, apart = team(given.to(device)).to("cpu"), own(alone)
-    written = [key for key in apart.keys(True, True) if key not in (DRAWN, NOISE, *keys.values())]
+    written = [key for key in apart.keys(True, True) if key not in (DRAWN, NOISE, *KEYS.values())]
     compared = [key for key in written if apart[key].is_floating_point()] or [ACTION]
     return all(_is_close(together[key][:, agent].double(), apart[key][:, 0].double()) for key in compared)
 
 
 def _is_close(found: Tensor, wanted: Tensor) -> bool:
     return bool(((found - wanted).abs() <= TOLERANCE * wanted.abs().clamp_min(1.0)).all())
+
+
+def of_agent(inputs: Mapping[str, Tensor], agent: int, *, keep: bool = False) -> dict[str, Tensor]:
+    """Return an agent's part of a policy's inputs ``[B, n, ...]``, by name; ``keep`` keeps the agents' dimension."""
+    place = slice(agent, agent + 1) if keep else agent
+    return {name: value if name == "is_init" else value[:, place].contiguous() for name, value in inputs.items()}
 
 
 def signature(spec: TaskSpec, arguments: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -235,7 +270,8 @@ def signature(spec: TaskSpec, arguments: Mapping[str, Tensor]) -> dict[str, Any]
     else:
         low, high = list(spec.lows[0]), list(spec.highs[0])
         action = {"name": "action", "shape": ["batch", spec.action_size], "dtype": "float32", "low": low, "high": high}
-    return {"inputs": inputs, "outputs": [action]}
+    memory = [each | {"name": "next_memory"} for each in inputs if each["name"] == "memory"]
+    return {"inputs": inputs, "outputs": [action, *memory]}
 
 
 def _without_suffix(path: str | Path) -> Path:

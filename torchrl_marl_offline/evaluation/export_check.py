@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +16,13 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, TRAJ_IDS, next_key
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import POSITIVE, SIZE
-from torchrl_marl_offline.evaluation.offline.answers import BLOCK, READ, Candidate, EvaluatedPolicy
-from torchrl_marl_offline.evaluation.policy_export import METADATA, quiet
+from torchrl_marl_offline.evaluation.agent_export import of_agent
+from torchrl_marl_offline.evaluation.along_episodes import with_memory
+from torchrl_marl_offline.evaluation.offline.answers import BLOCK, Candidate, EvaluatedPolicy
+from torchrl_marl_offline.evaluation.policy_export import KEYS, METADATA, quiet
 from torchrl_marl_offline.evaluation.run_report import format_table
 from torchrl_marl_offline.modules.actors import LOGITS
 from torchrl_marl_offline.modules.greedy_actors import ACTION_VALUE
@@ -32,7 +35,6 @@ TOLERANCE = 1e-5
 """Largest difference of an exported action from the policy's that is rounding, in units of the larger of 1 and the
 component's bounds."""
 EAGER = "policy (eager torch)"
-_KEYS = {"observation": OBSERVATION, "action_mask": ACTION_MASK}
 _WARM_UP = 20
 
 
@@ -164,13 +166,18 @@ class ExportedFile:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{path} is no whole file of export_policy(): {reason}; export it again.") from error
 
-    def _open_torch(self, threads: int) -> tuple[Callable[[list[Tensor]], Tensor], str]:
+    def _open_torch(self, threads: int) -> tuple[Callable[[list[Tensor]], Sequence[Tensor]], str]:
         files = {METADATA: ""}
         with quiet():
             module = torch.export.load(self.path, extra_files=files).module()
-        return lambda inputs: module(*inputs), files[METADATA]
 
-    def _open_onnx(self, threads: int) -> tuple[Callable[[list[Tensor]], Tensor], str]:
+        def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+            found = module(*inputs)
+            return [found] if isinstance(found, Tensor) else found
+
+        return run, files[METADATA]
+
+    def _open_onnx(self, threads: int) -> tuple[Callable[[list[Tensor]], Sequence[Tensor]], str]:
         require_onnx_runtime()
         import onnxruntime
 
@@ -179,19 +186,38 @@ class ExportedFile:
         session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_inputs()]
 
-        def run(inputs: list[Tensor]) -> Tensor:
-            return torch.from_numpy(session.run(["action"], {n: x.numpy() for n, x in zip(names, inputs)})[0])
+        def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+            return list(map(torch.from_numpy, session.run(None, {n: x.numpy() for n, x in zip(names, inputs)})))
 
         return run, session.get_modelmeta().custom_metadata_map[METADATA]
 
-    def taken_from(self, rows: TensorDictBase) -> list[Tensor]:
-        """Return its inputs in logged rows ``[T]``: all agents', or those of its agent."""
-        found = [rows.get(_KEYS[name]) for name in self.inputs]
-        return [each if self.agent is None else each[:, self.agent].contiguous() for each in found]
+    @property
+    def has_memory(self) -> bool:
+        """Whether it takes what it returned with the action before."""
+        return "memory" in self.inputs
 
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
+    def taken_from(self, rows: TensorDictBase) -> TensorDict:
+        """Return its inputs in logged rows ``[T]`` by name, all agents' or those of its agent.
+
+        Of a file with memory the rows are whole episodes: along them it remembers what it returned itself, and of what
+        stands in the rows reads the size alone.
+        """
+        found = {name: rows.get(KEYS[name]) for name in self.inputs}
+        found = found if self.agent is None else of_agent(found, self.agent)
+        inputs = TensorDict(found, rows.batch_size)
+        return (
+            with_memory(self._step, ["memory"], inputs.set(TRAJ_IDS, rows.get(TRAJ_IDS))) if self.has_memory else inputs
+        )
+
+    def _step(self, inputs: TensorDictBase) -> TensorDictBase:
+        return inputs.set(next_key("memory"), self._outputs(inputs)[1])
+
+    def _outputs(self, inputs: TensorDictBase) -> Sequence[Tensor]:
+        return self._run([inputs.get(name) for name in self.inputs])
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the action."""
-        return self._run(inputs)
+        return self._outputs(inputs)[0]
 
 
 def require_onnx_runtime() -> None:
@@ -240,22 +266,28 @@ def verify_export(
     for each in exported:
         if each.mode != "mode":
             raise ValueError(f"{each.path} draws its actions, which differ each time; verify one of mode='mode'.")
-        missing = next((name for name in each.inputs if _KEYS.get(name) not in dataset.data.keys(True)), None)
+        if each.has_memory and not asked.has_memory:
+            raise ValueError(f"{each.path} has memory, and the policy has none: it was made of another policy.")
+        own = ("memory", "is_init")
+        missing = next((n for n in each.inputs if n not in own and KEYS.get(n) not in dataset.data.keys(True)), None)
         if missing is not None:
             raise ValueError(f"{each.path} has an input {missing}, which the data lacks: it is of another task.")
-    rows = dataset.data.select(*READ, strict=False).cpu()
+    rows = asked.seen(dataset.data.cpu()).exclude("next")
     count = len(rows)
-    comparisons = [_Comparison(each, dataset, tolerance) for each in exported]
+    comparisons = [_Comparison(each, dataset, tolerance, rows) for each in exported]
     for start in range(0, count, BLOCK):
-        block = rows[start : start + BLOCK]
-        answer = asked.answer(block)
+        block = slice(start, start + BLOCK)
+        answer = asked.answer(rows[block])
         for comparison in comparisons:
             comparison.add(block, answer)
-    single = [rows[index : index + 1] for index in range(min(count, decisions))]
-    ways: list[Callable[[int], Any]] = [_eager(asked, single)]
-    ways += [_decides(each, [each.taken_from(row) for row in single]) for each in exported]
+    first = range(min(count, decisions))
+    ways: list[Callable[[int], Any]] = [_eager(asked, [rows[index : index + 1] for index in first])]
+    ways += [
+        _decides(each.exported, [dict(each.inputs[index : index + 1].items()) for index in first])
+        for each in comparisons
+    ]
     with asked.ready():
-        eager, *timed = _latencies(ways, len(single), decisions)
+        eager, *timed = _latencies(ways, len(first), decisions)
     found = [comparison.result(latency) for comparison, latency in zip(comparisons, timed)]
     return ExportCheck(found, eager, count, threads, tolerance)
 
@@ -263,22 +295,29 @@ def verify_export(
 class _Comparison:
     """One file's actions beside the policy's, block by block."""
 
-    def __init__(self, exported: ExportedFile, dataset: OfflineDataset, tolerance: float) -> None:
+    def __init__(self, exported: ExportedFile, dataset: OfflineDataset, tolerance: float, rows: TensorDictBase) -> None:
         self.exported, self.spec, self.tolerance = exported, dataset.spec, tolerance
+        with self._running():
+            self.inputs = exported.taken_from(rows)
         bounds = torch.tensor([self.spec.lows, self.spec.highs], dtype=torch.float64)
         self.size = bounds.abs().amax(0).clamp_min(1.0)  # [n, a]
         self.decisions = self.equal = self.ties = 0
         self.difference = self.excess = 0.0
 
-    def add(self, rows: TensorDictBase, answer: TensorDictBase) -> None:
-        agent = self.exported.agent
-        wanted = answer.get(ACTION)
-        wanted = wanted if agent is None else wanted[:, agent : agent + 1]
+    @contextmanager
+    def _running(self) -> Iterator[None]:
         try:
-            found = self.exported(self.exported.taken_from(rows))
+            yield
         except Exception as error:  # of either runtime
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.exported.path} cannot be run on this data: {reason}.") from error
+
+    def add(self, rows: slice, answer: TensorDictBase) -> None:
+        agent = self.exported.agent
+        wanted = answer.get(ACTION)
+        wanted = wanted if agent is None else wanted[:, agent : agent + 1]
+        with self._running():
+            found = self.exported(self.inputs[rows])
         found = found if agent is None else found.unsqueeze(1)
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise ValueError(
@@ -326,12 +365,12 @@ def _tied(answer: TensorDictBase, agent: int | None, found: Tensor, wanted: Tens
 
 def _eager(asked: EvaluatedPolicy, single: Sequence[TensorDictBase]) -> Callable[[int], Any]:
     """Return the policy's own decision, from tensors to the action."""
-    keys = [key for key in READ if key in single[0].keys(True)]
+    keys = [key for key in asked.read if key in single[0].keys(True)]
     inputs = [{key: row.get(key) for key in keys} for row in single]
     return lambda index: asked.module(TensorDict(inputs[index], [1])).get(ACTION)
 
 
-def _decides(exported: ExportedFile, inputs: Sequence[list[Tensor]]) -> Callable[[int], Any]:
+def _decides(exported: ExportedFile, inputs: Sequence[Mapping[str, Tensor]]) -> Callable[[int], Any]:
     return lambda index: exported(inputs[index])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -22,18 +21,16 @@ from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
     AGENT_MASK,
-    IS_INIT,
     MASK,
     REWARD,
     TERMINATED,
-    TRAJ_IDS,
     next_key,
 )
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import DISCOUNT, SIZE
 from torchrl_marl_offline.data.policy_fit import Carried
+from torchrl_marl_offline.evaluation.along_episodes import with_memory
 from torchrl_marl_offline.evaluation.in_environments import (
-    LOGITS,
     Policy,
     raise_on_illegal_action,
     raise_on_non_finite_action,
@@ -152,7 +149,8 @@ def evaluate_held_out(
         carried = Carried(policy)
         for rows in _blocks(dataset, batch_size, whole_episodes=carried.needs_beginnings):
             batch = data[rows].to(device or data.device or "cpu")
-            mode, legal = _propose(partial(_along_episodes, policy, carried), batch)
+            seen = with_memory(policy, carried.states, batch) if carried.needs_beginnings else batch
+            mode, legal = _propose(policy, seen)
             modes.append(mode.cpu())
             checked += legal
             if qvalue is not None:
@@ -178,26 +176,6 @@ def _blocks(dataset: OfflineDataset, batch_size: int, *, whole_episodes: bool) -
             start = end
         end += length
     yield slice(start, end)
-
-
-def _along_episodes(policy: Policy, carried: Carried, rows: TensorDictBase) -> TensorDictBase:
-    """Ask a policy in rows ``[b]``; one with memory step by step, in all their episodes, which are whole, at once."""
-    if not carried.needs_beginnings:
-        return policy(rows)
-    lengths = torch.unique_consecutive(rows.get(TRAJ_IDS), return_counts=True)[1]
-    lengths, order = lengths.sort(descending=True, stable=True)
-    starts = torch.cat([lengths.new_zeros(1), lengths[order.argsort()].cumsum(0)[:-1]])[order]
-    found, index, states = [], [], {}
-    for time in range(int(lengths[0])):
-        going_on = int((lengths > time).sum())  # the first ones, since the longest come first
-        index.append(starts[:going_on] + time)
-        step = rows[index[-1]]
-        step.set(IS_INIT, torch.full((going_on, 1), time == 0, device=lengths.device))
-        step.update({key: state[:going_on] for key, state in states.items()})
-        step = policy(step)
-        states = {key: step.get(next_key(key)) for key in carried.states}
-        found.append(step.select(ACTION, LOGITS, ACTION_MASK, AGENT_MASK, strict=False))
-    return torch.cat(found)[torch.cat(index).argsort()]
 
 
 def _propose(policy: Policy, batch: TensorDictBase) -> tuple[Tensor, int]:

@@ -44,7 +44,7 @@ from torchrl.envs import set_exploration_type
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
 from torchrl_marl_offline.core.files import replacing_file
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, IS_INIT, OBSERVATION, TaskSpec, next_key
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, IS_INIT, OBSERVATION, TaskSpec, next_key
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import OPSET
 from torchrl_marl_offline.core.relevance import ReadWith
@@ -59,6 +59,13 @@ SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 METADATA = "torchrl_marl_offline.json"
 """Name of the extra file in a ``.pt2``, and of the metadata property in an ``.onnx``."""
 ONNX_OPSET = 18
+KEYS = {
+    "observation": OBSERVATION,
+    "action_mask": ACTION_MASK,
+    "memory": (GROUP, "policy_memory"),
+    "is_init": IS_INIT,
+}
+"""Where the inputs of an exported policy stand in the policy's own rows."""
 
 
 class ExecutedAction(nn.Module):
@@ -97,7 +104,7 @@ class RememberingAction(ExecutedAction):
         self, observation: Tensor, memory: Tensor, is_init: Tensor, action_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the action and the next memory."""
-        key = encoder_of(self.policy).memory_key
+        key = KEYS["memory"]
         td = TensorDict({OBSERVATION: observation, key: memory, IS_INIT: is_init}, observation.shape[:1])
         if action_mask is not None:
             td.set(ACTION_MASK, action_mask)
@@ -176,10 +183,8 @@ def export_policy(
     if mode not in get_args(Mode):
         raise ValueError(f'mode must be "mode" or "sample", got {mode!r}.')
     policy, told = loaded_with_metadata(policy)
-    encoder = encoder_of(policy)
-    memory = None if encoder is None else encoder.memory_size
-    arguments = example_inputs(TaskSpec(**policy.build["spec"]), 2, memory_size=memory)
-    executed = (ExecutedAction if encoder is None else RememberingAction)(policy, mode=mode)
+    arguments = example_inputs(TaskSpec(**policy.build["spec"]), 2, memory_size=memory_size_of(policy))
+    executed = (ExecutedAction if encoder_of(policy) is None else RememberingAction)(policy, mode=mode)
     return write_program(executed, arguments, path, format=format, opset=opset, told=told)
 
 
@@ -224,6 +229,12 @@ def write_program(
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
     return user_path(path)
+
+
+def memory_size_of(policy: TensorDictModuleBase) -> int | None:
+    """Return the width of each agent's memory, or ``None`` of a policy without."""
+    encoder = encoder_of(policy)
+    return None if encoder is None else encoder.memory_size
 
 
 def example_inputs(

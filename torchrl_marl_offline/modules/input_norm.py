@@ -13,7 +13,7 @@ from torchrl_marl_offline.core.component_bounds import ComponentBound
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.modules.actors import ObservationNorm
-from torchrl_marl_offline.modules.history import encoder_of
+from torchrl_marl_offline.modules.history import HistoryEncoder, encoder_of
 
 
 class InputNorm:
@@ -49,6 +49,8 @@ def seen_by(module: nn.Module, *inputs: Any) -> tuple[Any, ...]:
 def normalize_inputs(networks: Mapping[str, TensorDictModuleBase], statistics: InputStatistics, spec: TaskSpec) -> None:
     """Let freshly built networks see observations and states by their means and deviations, in place.
 
+    Networks with memory remember normalized observations.
+
     Policies keep the numbers in themselves, as ``make_actor(observation_norm=)`` does: they are saved and exported with
     them, and act on observations as they are.
 
@@ -58,7 +60,7 @@ def normalize_inputs(networks: Mapping[str, TensorDictModuleBase], statistics: I
         spec: the task's sizes.
 
     Raises:
-        ValueError: the statistics are of another task, the policies not of :func:`make_actor`, or a network has memory.
+        ValueError: the statistics are of another task, or the policies not of :func:`make_actor`.
     """
     sizes = {"observation": spec.observation_size, "state": spec.state_size}
     for name, size in sizes.items():
@@ -67,10 +69,6 @@ def normalize_inputs(networks: Mapping[str, TensorDictModuleBase], statistics: I
             raise ValueError(
                 f"inputs= has {found} numbers for the {name}, but it has {size}; take input_statistics() of this task."
             )
-    if any(encoder_of(network) is not None for network in networks.values()):
-        raise ValueError(
-            "Inputs of networks with memory are not normalized; leave inputs= (--normalize-inputs) or memory= out."
-        )
     for name, network in networks.items():
         if name == "actor":
             _normalize_policy(network, statistics, spec)
@@ -84,9 +82,12 @@ def _normalize_policy(actor: TensorDictModuleBase, statistics: InputStatistics, 
         raise ValueError("Inputs are normalized for policies of make_actor(); leave inputs= out, or use those.")
     if build["options"].get("observation_norm") is not None:
         raise ValueError("The policies have an observation_norm already; leave inputs= out.")
-    norm = tuple(map(list, statistics.observation))
-    head = actor.module[0]
-    head.module = ObservationNorm.before(head.module, norm, spec)
+    norm, encoder = tuple(map(list, statistics.observation)), encoder_of(actor)
+    if encoder is not None:
+        encoder.inputs = ObservationNorm.before(encoder.inputs, norm, spec)
+    else:
+        head = actor.module[0]
+        head.module = ObservationNorm.before(head.module, norm, spec)
     actor.build = build | {"options": build["options"] | {"observation_norm": norm}}
 
 
@@ -94,6 +95,9 @@ def _normalize(network: TensorDictModuleBase, moments: Mapping[NestedKey, Any]) 
     if isinstance(network, TensorDictSequential):
         for part in network.module.children():
             _normalize(part, moments)
+        return
+    if isinstance(network, HistoryEncoder):
+        network.inputs.register_forward_pre_hook(InputNorm({0: moments[OBSERVATION]}))
         return
     if not isinstance(network, TensorDictModule):
         return

@@ -17,9 +17,11 @@ from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
+    MASK,
     OBSERVATION,
     REWARD,
     STATE,
+    TRAJ_IDS,
     TaskSpec,
     next_key,
 )
@@ -105,7 +107,8 @@ def made_up_batch(spec: TaskSpec, rows: int) -> TensorDict:
         OBSERVATION: torch.randn(*agents, spec.observation_size),
         STATE: torch.randn(rows, spec.state_size),
         ACTION: action,
-        ("collector", "mask"): torch.ones(rows, dtype=torch.bool),
+        MASK: torch.ones(rows, dtype=torch.bool),
+        TRAJ_IDS: torch.arange(rows),
     }
     if spec.discrete:
         leaves[ACTION_MASK] = torch.ones(*agents, spec.action_size, dtype=torch.bool)

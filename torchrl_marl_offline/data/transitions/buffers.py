@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -155,6 +156,12 @@ class EpisodeSliceSampler(FixedSampler):
         """
         check_slices(batch_size, len(self.time), None)
         return batch_size // len(self.time)
+
+    def of_episodes(self, episodes: torch.Tensor) -> EpisodeSliceSampler:
+        """Return a sampler of these episodes alone, numbers ``[R]`` int64, each as often as it is named."""
+        found = copy.copy(self)
+        found.starts, found.lengths = (each.index_select(0, episodes) for each in (self.starts, self.lengths))
+        return found
 
     def _draw(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw ``count`` slices of ``size`` rows: starts and lengths of their episodes, and their starts in these."""

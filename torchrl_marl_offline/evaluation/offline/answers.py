@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 from torchrl.objectives import LossModule
 
 from torchrl_marl_offline.core.exploration import EXPLORATION, Mode
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, STATE
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    IS_INIT,
+    OBSERVATION,
+    STATE,
+    TRAJ_IDS,
+    joined,
+    next_key,
+)
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
-from torchrl_marl_offline.data.policy_fit import PolicyError, misfit, spec_of
+from torchrl_marl_offline.data.policy_fit import Carried, PolicyError, misfit, spec_of
+from torchrl_marl_offline.evaluation.along_episodes import with_memory
 from torchrl_marl_offline.evaluation.in_environments import (
     Policy,
     raise_on_illegal_action,
     raise_on_non_finite_action,
 )
 from torchrl_marl_offline.objectives.action_distributions import is_deterministic, is_discrete, log_prob_of, per_agent
-from torchrl_marl_offline.objectives.team import memory_keys
 from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy
 
 if TYPE_CHECKING:
@@ -35,11 +45,16 @@ if TYPE_CHECKING:
 Candidate: TypeAlias = Policy | LossModule | SavedPolicy | str | Path
 READ = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 BLOCK = 8192
+DRAWN = 64
+"""How often a policy with memory is asked in one state, to see that what it draws leaves no trace in its memory."""
 _SIZES = ("observation_size", "action_size", "discrete", "n_agents")
 
 
 class EvaluatedPolicy:
     """A policy under evaluation: loaded where a path was given, asked in evaluation mode, never changed.
+
+    A policy with memory is asked with what it remembers of the logged observations, which :meth:`seen` puts into the
+    rows of whole episodes once; a row is then a question for itself, whether the policy has memory or not.
 
     Args:
         name: in messages and tables.
@@ -48,11 +63,14 @@ class EvaluatedPolicy:
         dataset: whose states it will be asked about.
         mode: ``"mode"``, its deterministic action, or ``"sample"``, draws from it.
 
+    Attributes:
+        read: the keys that it is asked with.
+
     Raises:
         PolicyError: it was made for other sizes than the data's, or for bounds beyond the task's (those of a policy of
-            ``bounds="data"`` lie within), or its answer is no action of the task.
+            ``bounds="data"`` lie within), its answer is no action of the task, or it remembers what it draws, which is
+            not what was logged.
         TypeError: it is no policy.
-        ValueError: it has memory, which single rows do not show.
     """
 
     def __init__(self, name: str, candidate: Candidate, dataset: OfflineDataset, mode: Mode) -> None:
@@ -73,14 +91,17 @@ class EvaluatedPolicy:
         if made_for is not None and not _can_act_in(made_for, dataset.task_spec):
             raise PolicyError(misfit(made_for, dataset.task_spec).replace("the environment has", "the data has"))
         self._own_spec = self.spec if made_for is None else made_for
-        if isinstance(self.module, torch.nn.Module) and hasattr(self.module, "in_keys") and memory_keys(self.module):
-            raise ValueError(f"{name} has memory, which single logged rows do not show.")
+        self._carried = Carried(self.module)
+        self.read = (*READ, IS_INIT, *self._carried.states) if self.has_memory else READ
         self._try(dataset.data[:1])
 
     def _try(self, row: TensorDictBase) -> None:
         """Ask about one row, so that what does not fit is said before anything is trained."""
         try:
-            action = self.actions(row.select(*READ, strict=False), samples=1)
+            first = self.seen(row)
+            action = self.actions(first, samples=1)
+            if self.has_memory:
+                self._check_memory(first)
         except PolicyError:
             raise
         except (RuntimeError, IndexError, KeyError, AttributeError, TypeError) as error:
@@ -95,6 +116,45 @@ class EvaluatedPolicy:
                 f"{self.name} writes actions {list(action.shape[2:])} of {action.dtype}, the data has "
                 f"{list(wanted.shape[1:])} of {wanted.dtype}; give a policy that was made for this task."
             )
+
+    def _check_memory(self, first: TensorDictBase) -> None:
+        """Refuse memory of what was drawn: the policy would remember other actions than those that were logged.
+
+        Raises:
+            PolicyError: many draws in the same state leave different memories.
+        """
+        with self.ready(), set_exploration_type(EXPLORATION["sample"]):
+            torch.manual_seed(0)
+            answer = self.module(_plain(first.select(*self.read, strict=False).expand(DRAWN).contiguous()))
+        for key in self._carried.states:
+            memory = answer.get(next_key(key))
+            if not torch.allclose(memory, memory[:1].expand_as(memory), rtol=1e-4, atol=1e-4):
+                raise PolicyError(
+                    f"{self.name} remembers what it draws, at {joined(key)}, and the logged team did something else; "
+                    "give a policy that remembers observations alone."
+                )
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it reads ``"is_init"``, where episodes begin, and what it remembers of them."""
+        return self._carried.needs_beginnings
+
+    def seen(self, rows: TensorDictBase) -> TensorDictBase:
+        """Return what it reads in rows ``[T]``, and, under ``"next"``, in what follows each of them.
+
+        Args:
+            rows: of a policy with memory whole episodes, one after another; of any other as they come.
+        """
+        states = rows.select(*READ, TRAJ_IDS, *map(next_key, READ), strict=False)
+        if not self.has_memory:
+            return states
+        with self.ready():
+            torch.manual_seed(0)
+            found = with_memory(self.module, self._carried.states, _plain(states))
+        following = found.get("next", None)
+        if following is not None:
+            following.set(IS_INIT, torch.zeros_like(found.get(IS_INIT)))
+        return found
 
     @property
     def is_random(self) -> bool:
@@ -117,7 +177,7 @@ class EvaluatedPolicy:
                     yield
 
     def actions(self, states: TensorDictBase, *, samples: int, seed: int = 0) -> Tensor:
-        """Return what it does in states ``[T]``: ``[T, K, n, a]``, of a discrete task ``[T, K, n]``.
+        """Return what it does in states ``[T]`` of :meth:`seen`: ``[T, K, n, a]``, of a discrete task ``[T, K, n]``.
 
         ``K`` is ``samples`` of a policy that draws, and otherwise one action, ``samples`` times without new memory.
 
@@ -125,7 +185,7 @@ class EvaluatedPolicy:
             IllegalActionError: an action that the mask forbids.
             NonFiniteActionError: an action that is no number.
         """
-        states = states.select(*READ, strict=False)
+        states = states.select(*self.read, strict=False)
         draws = samples if self.is_random else 1
         with self.ready():
             torch.manual_seed(seed)
@@ -169,9 +229,19 @@ class EvaluatedPolicy:
     def answer(self, states: TensorDictBase) -> TensorDictBase:
         """Return all that it writes in states ``[T]``, scores and locations too, with what it was given."""
         with self.ready():
-            return self.module(_plain(states.select(*READ, strict=False)))
+            return self.module(_plain(states.select(*self.read, strict=False)))
 
-    def play(self, tensordict: TensorDictBase) -> TensorDictBase:
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """What it says that it reads, and nothing where it does not say."""
+        return list(getattr(self.module, "in_keys", ()))
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """What it says that it writes."""
+        return list(getattr(self.module, "out_keys", ()))
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act as a policy does in an environment, by the exploration type in force."""
         with evaluation_mode(self.module):
             if self._loss is None:
@@ -182,12 +252,13 @@ class EvaluatedPolicy:
     def log_probs(self, rows: TensorDictBase) -> Tensor:
         """Return how likely each agent was to do what was logged, ``[T, n]`` logarithms; a single action: 0 or -inf.
 
-        What lies outside the policy's own bounds it never does: -inf.
+        Of a policy with memory, the rows are whole episodes, whose observations it remembers. What lies outside the
+        policy's own bounds it never does: -inf.
 
         Raises:
             ValueError: a continuous policy that is deterministic, or has no density.
         """
-        logged = rows.get(ACTION)
+        logged, rows = rows.get(ACTION), self.seen(rows)
         if self.spec.discrete and not self.is_random:
             chosen = self.actions(rows, samples=1).squeeze(1)
             return torch.where(chosen == logged, 0.0, -torch.inf).double()
@@ -196,25 +267,33 @@ class EvaluatedPolicy:
                 f"{self.name} takes one continuous action, which has no density: importance weights need mode='sample' "
                 "and a stochastic policy; evaluate it by 'fqe'."
             )
+        log_prob = self.densities(rows, logged)
+        if self.spec.discrete:
+            return log_prob
+        low, high = self._own_spec.bounds_with_slack(logged)
+        return log_prob.masked_fill(((logged < low) | (logged > high)).any(-1), -torch.inf)
+
+    def densities(self, states: TensorDictBase, actions: Tensor) -> Tensor:
+        """Return the logarithms ``[T, n]``, float64, of its density at actions in states of :meth:`seen`.
+
+        Raises:
+            ValueError: it is deterministic, or has no density.
+        """
         get_dist = getattr(self.module, "get_dist", None)
         if get_dist is None:
             raise ValueError(f"{self.name} gives no log-probabilities (it has no get_dist); evaluate it by 'fqe'.")
         found = []
         with self.ready():
-            for start in range(0, len(rows), BLOCK):
-                part = rows[start : start + BLOCK]
-                policy = per_agent(get_dist(_plain(part.select(*READ, strict=False))))
+            for start in range(0, len(states), BLOCK):
+                part = slice(start, start + BLOCK)
+                policy = per_agent(get_dist(_plain(states[part].select(*self.read, strict=False))))
                 if is_deterministic(policy) and not is_discrete(policy):
                     raise ValueError(f"{self.name} is deterministic, which has no density; evaluate it by 'fqe'.")
                 try:
-                    found.append(log_prob_of(policy, part.get(ACTION), rule=self.name))
+                    found.append(log_prob_of(policy, actions[part], rule=self.name))
                 except NotImplementedError as error:
                     raise ValueError(f"{self.name} has samples but no density; evaluate it by 'fqe'.") from error
-        log_prob = torch.cat(found).double()
-        if self.spec.discrete:
-            return log_prob
-        low, high = self._own_spec.bounds_with_slack(logged)
-        return log_prob.masked_fill(((logged < low) | (logged > high)).any(-1), -torch.inf)
+        return torch.cat(found).double()
 
 
 def _can_act_in(made_for: TaskSpec, task: TaskSpec) -> bool:

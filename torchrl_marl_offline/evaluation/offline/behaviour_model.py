@@ -15,8 +15,9 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_LOG_PROB, AGENT_MASK
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, SIZE, WIDTHS
+from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
+from torchrl_marl_offline.evaluation.offline.memory_settings import MemorySettings
 from torchrl_marl_offline.modules.actors import make_actor
-from torchrl_marl_offline.objectives.action_distributions import log_prob_of
 from torchrl_marl_offline.objectives.presets import BehaviourCloning
 from torchrl_marl_offline.training import Learner, Trainer
 
@@ -26,17 +27,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 @checked
-class CloningSettings:
+class CloningSettings(MemorySettings):
     """How the logged team's policies are cloned.
 
     For weights, where the data has no log-probabilities, and for the check whether a policy does what the team might
-    have done.
+    have done. A team that remembers is cloned by one that does: without memory, weights are of the mean chance of an
+    action over all histories that lead to an observation, which is not the chance of the episode.
 
     Args:
         hidden: widths of the actor's hidden layers.
         steps: updates.
         batch_size: rows of an update.
         lr: Adam's learning rate.
+        memory: what the clone remembers of an episode: gru, lstm, or window:K, the last K observations; by default
+            nothing.
+        memory_size: width of a recurrent memory.
+        slice_len: most rows of the slices of episodes that a clone with memory learns from, the burn-in included.
+        burn_in: rows of a slice that memory alone sees.
     """
 
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
@@ -60,21 +67,24 @@ class BehaviourClone:
             torch.manual_seed(seed)
             scale = {} if train.spec.discrete else {"scale": "state_dependent"}
             norm = train.observation_statistics()
-            actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **scale)
+            options = scale | settings.remembered
+            actor = make_actor(train.spec, hidden=tuple(settings.hidden), observation_norm=norm, **options)
             self.loss = BehaviourCloning(actor)
             keys, steps = self.loss.in_keys, settings.steps
-            buffer = train.replay_buffer(batch_size=settings.batch_size, device="cpu", seed=seed, keys=keys)
+            sampling = settings.sampling(settings.batch_size, int(train.episode_lengths.max()))
+            buffer = train.replay_buffer(**sampling, device="cpu", seed=seed, keys=keys)
             options = {"steps": steps, "log_every": steps, "progress": progress and sys.stderr.isatty()}
             Trainer(Learner(self.loss, lr=settings.lr), buffer, **options).train()
+            self._policy = EvaluatedPolicy("The clone", self.loss, train, "sample")
 
-    @torch.no_grad()
     def log_probs(self, rows: TensorDictBase, actions: Tensor) -> Tensor:
-        """Return how likely it finds actions ``[T, n(, a)]`` in the states of rows, logarithms ``[T, n]``."""
-        found = [
-            log_prob_of(self.loss.batch(part).policy, action, rule="cloning").double()
-            for part, action in zip(rows.cpu().split(8192), actions.split(8192))
-        ]
-        return torch.cat(found)
+        """Return how likely it finds actions ``[T, n(, a)]`` in the states of rows, logarithms ``[T, n]``.
+
+        Args:
+            rows: whole episodes, one after another.
+            actions: in these rows.
+        """
+        return self._policy.densities(self._policy.seen(rows.cpu()), actions)
 
 
 def behaviour_log_probs(

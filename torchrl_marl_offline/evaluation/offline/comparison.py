@@ -340,11 +340,12 @@ class _Evaluation:
 
     def fit(self, progress: bool) -> None:
         """Train critics of all policies and of the logged team, and calibrate."""
-        samples, following = self.fitting.samples, self.source.get("next")
+        samples = self.fitting.samples
         given: dict[str, Tensor | None] = {LOGGED: None}
-        here = self.source[self.held_out_rows]
         for name, policy in self.policies.items():  # all that is asked, before anything is trained
-            given[name] = policy.actions(following, samples=samples, seed=self.seed)
+            seen = policy.seen(self.source)
+            given[name] = policy.actions(seen.get("next"), samples=samples, seed=self.seed)
+            here = seen.exclude("next")[self.held_out_rows]
             self._held_out_actions[name] = policy.actions(here, samples=samples, seed=self.seed + 1)
         settings = {"gamma": self.gamma, "how": self.how, "seed": self.seed}
         self._fitted = FittedQ(self.rows, given, self.trained_on, self.fitting, **settings)

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import tensors_in
-from torchrl_marl_offline.core.layout import ACTION, HAS_NEXT_ACTION, next_key
+from torchrl_marl_offline.core.layout import ACTION, HAS_NEXT_ACTION, MASK, TRAJ_IDS, next_key
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT, FEW, LEARNING_RATE, RATE, SIZE, WIDTHS
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
+from torchrl_marl_offline.evaluation.offline.importance import padded
+from torchrl_marl_offline.evaluation.offline.memory_settings import MemorySettings
 from torchrl_marl_offline.modules.critics import Decomposition, make_critic
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import team_reward
@@ -62,8 +64,12 @@ class PolicyEvaluation(ValueLearning):
 
 @dataclass(frozen=True)
 @checked
-class FittedQSettings:
+class FittedQSettings(MemorySettings):
     """How critics of an evaluation are built and trained.
+
+    Without memory a value is the mean over all recorded histories that lead to what the critic reads, the state or the
+    observations. That is the value where those tell all that the future depends on; that of a policy with memory also
+    depends on what the policy remembers, and the recorded histories are not its own.
 
     Args:
         decomposition: of :func:`~torchrl_marl_offline.make_critic`. Centralized critics were measured to err least, and
@@ -79,6 +85,12 @@ class FittedQSettings:
         samples: actions of a policy that draws, at each logged state.
         compile: ``"off"``, ``"on"`` or ``"auto"``, as of :class:`~torchrl_marl_offline.training.PopulationLearner`:
             compiling pays from some dozen critics and thousands of updates on, and changes values by rounding.
+        memory: what the critics remember of an episode: gru, lstm, or window:K, the last K observations; by default
+            nothing. See :func:`~torchrl_marl_offline.make_critic`.
+        memory_size: width of a recurrent memory.
+        slice_len: most rows of the slices of episodes that critics with memory learn from, the burn-in included. Where
+            no episode is longer, slices are whole episodes, without a burn-in. ``batch_size`` is in whole slices.
+        burn_in: rows of a slice that memory alone sees.
     """
 
     decomposition: Decomposition = "centralized"
@@ -123,14 +135,18 @@ class FittedQ:
             losses = {f"{name}/{r}": self._loss(seed + r) for name, r in members}  # alike in all policies: paired
         self.learner = PopulationLearner(losses, lr=settings.lr, tau=settings.tau, compile=settings.compile)
         leaves = {name: self._leaves(given, max_samples(actions)) for name, given in actions.items()}
-        drawn = [rows.rows_of(episodes) for episodes in resamples]
+        sampling = settings.sampling(settings.batch_size, int(rows.lengths.max()))
+        if settings.memory is None:
+            drawn = [rows.rows_of(episodes) for episodes in resamples]
+            sampling["rows"] = [drawn[r] for _, r in members]
+        else:
+            sampling["episodes"] = [resamples[r] for _, r in members]
         template = self.learner.template
         self.buffer = PopulationBuffer(
             rows.data,
-            batch_size=settings.batch_size,
+            **sampling,
             seeds=[seed + r for _, r in members],
             keys=template.in_keys,
-            rows=[drawn[r] for _, r in members],
             own=[leaves[name] for name, _ in members],
         )
         self._count = count
@@ -139,7 +155,11 @@ class FittedQ:
         torch.manual_seed(seed)
         settings = self.settings
         critic = make_critic(
-            self.rows.spec, decomposition=settings.decomposition, num_heads=1, hidden=tuple(settings.hidden)
+            self.rows.spec,
+            decomposition=settings.decomposition,
+            num_heads=1,
+            hidden=tuple(settings.hidden),
+            **settings.remembered,
         )
         rule = PolicyEvaluation()
         loss = OfflineMARLLoss(None, critic, value_learning=rule, extraction=None, team_reward=self.how)
@@ -180,12 +200,24 @@ class FittedQ:
 
     def _of_member(self, rows: EvaluationRows, index: Tensor, actions: Tensor) -> Tensor:
         template, found = self.learner.template, []
-        for part, given in zip(index.split(ROWS), actions.split(ROWS)):
-            states = rows.data[part]
+        for states, given in zip(self._states(rows, index).split(ROWS), actions.split(ROWS)):
             values = [template.team.action_value(states, each).total_min for each in given.unbind(1)]  # [b, k, 1]
             mean = torch.stack(values).mean(0)
             found.append(mean.reshape(-1) if template.is_team else team_reward(mean, self.how).reshape(-1))
         return torch.cat(found).double()
+
+    def _states(self, rows: EvaluationRows, index: Tensor) -> TensorDictBase:
+        """Return rows ``[k]`` as the critics read them, with what they remember of their episodes up to there."""
+        if self.settings.memory is None:
+            return rows.data[index]
+        episodes, place = rows.data.get(TRAJ_IDS)[index].unique(return_inverse=True)
+        starts = rows.starts[episodes]
+        time = index - starts[place]
+        lengths = torch.zeros_like(starts).scatter_reduce(0, place, time + 1, "amax")
+        shape = [len(episodes), int(lengths.max())]
+        steps = rows.data.apply(lambda each: padded(each, starts, lengths), batch_size=shape)
+        steps.set(MASK, padded(torch.ones(len(rows.data), dtype=torch.bool), starts, lengths))
+        return self.learner.template.batch(steps).tensordict[place, time]
 
 
 def max_samples(actions: Mapping[str, Tensor | None]) -> int:

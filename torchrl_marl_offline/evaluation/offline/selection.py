@@ -121,7 +121,7 @@ def _played(
 ) -> dict[str, OfflineEstimate]:
     policies = as_policies(candidates, dataset, mode)
     options = {"episodes": episodes, "gamma": gamma, "mode": mode, "team_reward": team_reward, "seed": seed}
-    return {name: simulated_value(policy.play, env, **options) for name, policy in policies.items()}
+    return {name: simulated_value(policy, env, **options) for name, policy in policies.items()}
 
 
 @checked

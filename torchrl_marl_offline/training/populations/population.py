@@ -371,11 +371,13 @@ class PopulationBuffer:
         burn_in: rows of it that memory alone sees; see there. Samples are then ``[P, B // slice_len, slice_len]``.
         rows: for each member the numbers ``[R]`` of the rows from which it draws, any of them more than once: those of
             episodes drawn with replacement, for instance. By default all rows. Not with ``slice_len``.
+        episodes: with ``slice_len``, for each member the numbers ``[R]`` of the episodes of which it draws slices, any
+            of them more than once. By default all episodes.
         own: for each member further leaves ``[T]`` that it alone sees, in the place of the data's where these have
             them; members may share one tensordict. The same leaves for all.
 
     Raises:
-        ValueError: ``rows`` or ``own`` does not fit the data or the number of members.
+        ValueError: ``rows``, ``episodes`` or ``own`` does not fit the data or the number of members.
     """
 
     is_of_population = True
@@ -392,18 +394,28 @@ class PopulationBuffer:
         slice_len: Annotated[int | None, SIZE] = None,
         burn_in: Annotated[int | None, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = None,
         rows: Sequence[Tensor] | None = None,
+        episodes: Annotated[Sequence[Tensor] | None, ReadWith("slice_len", given=True)] = None,
         own: Sequence[TensorDictBase] | None = None,
     ) -> None:
         options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len, "burn_in": burn_in}
         first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
         storage, device = first.storage, first.storage.device
         self.storage, self.batch_size = storage, batch_size
-        _check_rows(rows, len(seeds), len(storage), slice_len)
+        if rows is not None and slice_len is not None:
+            raise ValueError("rows= are drawn one by one; leave out slice_len=, or rows=.")
+        limits = {"rows": (rows, len(storage)), "episodes": (episodes, len(getattr(first.sampler, "starts", ())))}
+        self._numbers: dict[str, list[Tensor]] = {}
+        for name, (numbers, limit) in limits.items():
+            if numbers is not None:
+                _check_numbers(name, numbers, len(seeds), limit)
+                self._numbers[name] = [each.to(device) for each in numbers]
         _check_own(own, len(seeds), len(storage))
-        self._rows = None if rows is None else [each.to(device) for each in rows]
         self._own = None if own is None else _moved(own, device)
-        samplers = [first.sampler] * len(seeds) if rows is None else [RowSampler(each) for each in self._rows]
-        self._samplers = samplers
+        self._samplers: list[Any] = [first.sampler] * len(seeds)
+        if rows is not None:
+            self._samplers = [RowSampler(each) for each in self._numbers["rows"]]
+        elif episodes is not None:
+            self._samplers = [first.sampler.of_episodes(each) for each in self._numbers["episodes"]]
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
         # A run alone draws its noise from the global generator, seeded as the run.
         self.noise_generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
@@ -442,9 +454,9 @@ class PopulationBuffer:
     def _of_members(self) -> dict[str, Any]:
         """Return checksums of what members have alone, for a checkpoint to be held against."""
         found: dict[str, Any] = {}
-        if self._rows is not None:
-            rows = [TensorDict({"rows": each}, [len(each)]) for each in self._rows]
-            found["rows"] = [spread_checksums(each.__getitem__, len(each)) for each in rows]
+        for name, numbers in self._numbers.items():
+            rows = [TensorDict({"rows": each}, [len(each)]) for each in numbers]
+            found[name] = [spread_checksums(each.__getitem__, len(each)) for each in rows]
         if self._own is not None:
             once = {id(each): spread_checksums(each.__getitem__, len(each)) for each in self._own}
             found["own"] = [once[id(each)] for each in self._own]
@@ -454,7 +466,7 @@ class PopulationBuffer:
         """Refuse what :meth:`load_state_dict` refuses, and change nothing."""
         check_content(self, state)
         members = self._of_members()
-        for name, what in (("rows", "rows"), ("own", "leaves of members")):
+        for name, what in (("rows", "rows"), ("episodes", "episodes"), ("own", "leaves of members")):
             if state.get(name) != members.get(name):
                 raise ValueError(
                     f"the checkpoint was trained on other {what} than this buffer's {name}=; go on with those of the "
@@ -489,17 +501,13 @@ class PopulationBuffer:
         )
 
 
-def _check_rows(rows: Sequence[Tensor] | None, members: int, length: int, slice_len: int | None) -> None:
-    if rows is None:
-        return
-    if slice_len is not None:
-        raise ValueError("rows= are drawn one by one; leave out slice_len=, or rows=.")
-    if len(rows) != members:
-        raise ValueError(f"rows has {len(rows)} tensors for {members} seeds; give one for each member.")
-    for number, each in enumerate(rows):
+def _check_numbers(name: str, numbers: Sequence[Tensor], members: int, limit: int) -> None:
+    if len(numbers) != members:
+        raise ValueError(f"{name} has {len(numbers)} tensors for {members} seeds; give one for each member.")
+    for number, each in enumerate(numbers):
         is_index = isinstance(each, Tensor) and each.dtype == torch.int64 and each.ndim == 1 and len(each)
-        if not is_index or each.min() < 0 or each.max() >= length:
-            raise ValueError(f"rows[{number}] must be numbers of rows, [R] int64 between 0 and {length - 1}.")
+        if not is_index or each.min() < 0 or each.max() >= limit:
+            raise ValueError(f"{name}[{number}] must be numbers of {name}, [R] int64 between 0 and {limit - 1}.")
 
 
 def _check_own(own: Sequence[TensorDictBase] | None, members: int, length: int) -> None:
