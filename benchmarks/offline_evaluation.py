@@ -438,17 +438,19 @@ def ranking_table(rows: Sequence[Row]) -> str:
     text = []
     for row in rows:
         found = row["found"]
-        estimates = sorted(found["methods"]["fqe"].items(), key=lambda each: -each[1]["value"])
+        ((method, estimates),) = found["methods"].items()
+        estimates = sorted(estimates.items(), key=lambda each: -each[1]["value"])
+        facts = ["unsupported", "unlikely"] if method == "fqe" else ["outside"]
         lines = []
         for name, each in estimates:
             better = each["better"]
             interval = f"{each['value']:.2f} [{each['value_low']:.2f}, {each['value_high']:.2f}]"
             gain = f"{better['mean']:+.2f} [{better['low']:+.2f}, {better['high']:+.2f}]"
-            outside = [f"{each['unsupported']:.2f}", f"{each['unlikely']:.2f}"]
+            outside = [f"{each[fact]:.2f}" for fact in facts]
             lines.append([name, interval, gain, f"{better['probability']:.2f}", *outside])
-        header = ["policy", "value", "better than logged by", "P(better)", "unsupported", "unlikely"]
-        calibration = found["calibration"]
-        text.append(f"{row['case']}: logged {found['logged']['value']:.4g}; calibration {calibration}")
+        header = ["policy", "value", "better than logged by", "P(better)", *facts]
+        calibration = found["calibration" if method == "fqe" else "model_calibration"]
+        text.append(f"{row['case']}, {method}: logged {found['logged']['value']:.4g}; calibration {calibration}")
         text.append(markdown(header, lines))
     return "\n".join(text)
 
@@ -563,8 +565,8 @@ def main() -> None:
     if not args.report:
         base = {"folder": str(args.output)}
         if "ranking" in args.stages:
-            options = {"policies": [], "methods": ["fqe"], "decomposition": args.best}
-            jobs = [base | {"stage": "ranking", "case": case} | options for case in WITHOUT_TRUTH]
+            ways = [{"methods": ["fqe"], "decomposition": args.best}, {"methods": ["model"]}]
+            jobs = [base | {"stage": "ranking", "case": c, "policies": []} | way for c in WITHOUT_TRUTH for way in ways]
             run_jobs(work, jobs, workers=1, results=args.results)
         for stage in [stage for stage in args.stages if stage != "ranking"]:
             for case in args.cases:
