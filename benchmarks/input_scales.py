@@ -26,6 +26,9 @@ from torchrl_marl_offline.training import Learner
 TASK = "mpe/simple_spread"
 SCALES: dict[str, dict[int, float]] = {
     "as recorded": {},
+    "one times 10": {0: 10.0},
+    "one times 30": {0: 30.0},
+    "one times 100": {0: 100.0},
     "one times 1000": {0: 1e3},
     "one divided by 1000": {4: 1e-3},
     "both": {0: 1e3, 4: 1e-3},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from study_toys import STUDY, Inline, quietly, write_study
 
-from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, evaluation, make_env
+from torchrl_marl_offline import OfflineDataset, Trainer, evaluate, evaluation, make_env, make_loss
 from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.study import read_results, read_study
 from torchrl_marl_offline.study.jobs import job_state
@@ -138,3 +138,32 @@ def test_held_out_values_are_held_against_returns_of_the_runs_own_discount_and_r
     monkeypatch.setattr("torchrl_marl_offline.study.training.evaluate_held_out", spy)
     assert real(tmp_path, text, only=["mix-vdn", "cloning"]).failed == {}
     assert asked == {(0.5, "sum"), (0.9, "sum"), (None, None)}  # the last is cloning, which has no values
+
+
+NORMALIZED = REAL.replace("lr = 1e-2", "lr = 1e-2\nnormalize_inputs = '{how}'", 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "factor", "is_normalized"), [("on", 1, True), ("auto", 1, False), ("auto", 1000, True)]
+)
+def test_runs_of_a_study_normalize_their_inputs_where_it_is_asked_for(tmp_path, how, factor, is_normalized):
+    text = NORMALIZED.replace("{how}", how)
+    run = expand(read_study(write_study(tmp_path, text, seeds=1)))[0]
+    dataset = record_mixed_skill("mpe/simple_spread", tmp_path / "data", episodes=4)
+    for key in (("agents", "observation"), ("next", "agents", "observation")):
+        dataset.data.get(key)[..., 0] *= factor
+    loss, plain = build_loss(run, dataset), make_loss(dataset.spec, **run.loss_settings)
+    torch.manual_seed(run.seed)
+    by_hand = make_loss(dataset.spec, inputs=dataset.input_statistics(), **run.loss_settings)
+    expected = (by_hand if is_normalized else plain).state_dict()
+    assert loss.state_dict().keys() == expected.keys()
+    assert is_normalized == (loss.state_dict().keys() != plain.state_dict().keys())
+
+
+def test_a_population_of_normalized_runs_leaves_policies_that_normalize(tmp_path):
+    text = NORMALIZED.replace("{how}", "on")
+    assert real(tmp_path, text).failed == {}
+    (job, *_) = (tmp_path / "out/jobs").iterdir()
+    (member, *_) = (job / "members").iterdir()
+    names = load_policy(member).policy.state_dict().keys()
+    assert any("mean" in name or "loc" in name for name in names)

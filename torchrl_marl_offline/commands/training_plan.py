@@ -95,10 +95,9 @@ class TrainingPlan:
         """Return what inputs are normalized by: what the run in the folder has, or what the data says."""
         if lies_at(folder / INPUTS_FILE):
             return InputStatistics.load(folder / INPUTS_FILE)
-        if data is None or self.run.resume is not None or self.run.normalize_inputs == "off":
+        if data is None or self.run.resume is not None:
             return None
-        found = data.input_statistics()
-        return found if self.run.normalize_inputs == "on" or found.are_badly_scaled else None
+        return data.statistics_where(self.run.normalize_inputs)
 
     def sampling(self, name: str) -> dict[str, Any]:
         """Return what the buffer of a method's run is told beside its rows and seed.

@@ -75,6 +75,8 @@ class TrainingSettings:
             :class:`~torchrl_marl_offline.Trainer`.
         clip_grad_norm: largest norm of the whole gradient; 0 for no limit.
         precision: of the matrix products.
+        normalize_inputs: let networks see observations and states by the dataset's mean and deviation: where a
+            component is badly scaled (``"auto"``), always, never.
     """
 
     steps: Annotated[int, COUNT] = 500_000
@@ -84,6 +86,7 @@ class TrainingSettings:
     actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    normalize_inputs: Literal["auto", "on", "off"] = "off"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
 def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:
     """Build the loss of a run as it is built alone: parameters drawn under its seed."""
     torch.manual_seed(run.seed)
-    return make_loss(dataset.spec, **run.loss_settings)
+    inputs = dataset.statistics_where(run.settings["normalize_inputs"])
+    return make_loss(dataset.spec, inputs=inputs, **run.loss_settings)
 
 
 def _played(trainer: Trainer, env: EnvBase, **options: Any) -> dict[str, Any]:

@@ -156,6 +156,17 @@ class OfflineDataset:
         observation, state = self._moments(OBSERVATION), self._moments(STATE)
         return InputStatistics((tuple(observation[0]), tuple(observation[1])), (tuple(state[0]), tuple(state[1])))
 
+    def statistics_where(self, normalize: Literal["auto", "on", "off"]) -> InputStatistics | None:
+        """Return what networks' inputs are to be normalized by, or ``None`` where they are to be seen as they are.
+
+        Args:
+            normalize: always, never, or where a component of observations or states is badly scaled (``"auto"``).
+        """
+        if normalize == "off":
+            return None
+        found = self.input_statistics()
+        return found if normalize == "on" or found.are_badly_scaled else None
+
     def _moments(self, key: NestedKey) -> tuple[list[float], list[float]]:
         counts, agents = self.data.get(MASK, None), self.data.get(AGENT_MASK, None)
         rows_of = self.data.get(key)
