@@ -70,7 +70,7 @@ class TrainSettings(OnlineSettings):
     bounds: Literal["declared", "data"] = "declared"
     """Of continuous actions: those of the dataset, or, for each agent and component, the range of what was recorded,
     which the policies then never leave."""
-    normalize_inputs: Literal["auto", "on", "off"] = "off"
+    normalize_inputs: Literal["auto", "on", "off"] = "auto"
     """Let networks see observations and states by the dataset's mean and deviation, which policies keep: where a
     component is badly scaled (auto: a root mean square of 30 or more), always, never."""
     steps: Annotated[int, ranges.COUNT, ReadWith("from_", None)] = 6000

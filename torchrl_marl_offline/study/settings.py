@@ -86,7 +86,7 @@ class TrainingSettings:
     actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    normalize_inputs: Literal["auto", "on", "off"] = "off"
+    normalize_inputs: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True)
