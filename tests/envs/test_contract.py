@@ -22,6 +22,7 @@ TASKS = [
     ("games/grid_navigation", {"agents": 3, "sight": 3}),
     ("games/recall", {"delay": 3}),
     ("games/telephone", {"agents": 3, "words": 2, "delay": 3}),
+    ("games/stitch", {"agents": 3, "actions": 4}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),
@@ -35,6 +36,7 @@ FIXED_LENGTH = (
     "games/climb",
     "games/recall",
     "games/telephone",
+    "games/stitch",
 )  # these always terminate, and take no max_steps
 WITHOUT_CHANCE = ("games/two_step", "games/xor", "games/climb", "games/bridge", "vmas/kinematic_bicycle")
 ONE_STATE = ("games/xor", "games/climb", "vmas/kinematic_bicycle")  # a start looks like any other time

@@ -142,7 +142,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
 
 @pytest.mark.parametrize("quality", ["good", "medium-good", "expert-"])
 def test_an_unknown_quality_is_named(tmp_path, quality):
-    with pytest.raises(ValueError, match="choose from random, medium-replay, medium, expert, or mix two as 'A-B'"):
+    with pytest.raises(ValueError, match="must be one of random, medium-replay, medium, expert or two as 'A-B'"):
         record("games/xor", tmp_path / "x", qualities=[quality], **SMALL)
     assert not (tmp_path / "x").exists()
 

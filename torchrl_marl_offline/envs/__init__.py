@@ -6,6 +6,7 @@ from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "GridController",
     "MixedSkill",
     "SpreadController",
+    "StitchController",
     "from_pettingzoo",
     "from_torchrl",
     "list_tasks",

@@ -69,6 +69,7 @@ _GAMES = {
     "grid_navigation": "grid_navigation:GridNavigation",
     "recall": "cue_games:Recall",
     "telephone": "cue_games:Telephone",
+    "stitch": "stitch:Stitch",
 }
 
 FAMILIES: dict[str, Family] = {
