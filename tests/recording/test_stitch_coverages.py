@@ -30,9 +30,7 @@ def test_coverages_are_recorded_without_a_learner(tmp_path):
 
 
 def test_too_few_transitions_are_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"20 transitions do not hold all 44 joint actions of 'star' in the 4 contexts"
-    ):
+    with pytest.raises(ValueError, match=r"20 transitions do not hold all 44 joint actions of 'star'"):
         record("games/stitch", tmp_path, qualities=["star"], **SIZES | {"transitions": 20, "num_envs": 4})
     assert not (tmp_path / "star").exists()
 

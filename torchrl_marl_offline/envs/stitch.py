@@ -75,8 +75,8 @@ class Stitch(TeamEnv):
     ) -> None:
         if contexts * actions**agents > _MOST_CELLS:
             raise ValueError(
-                f"games/stitch writes all payoffs out, at most {_MOST_CELLS:,}: {contexts} contexts of {actions} actions "
-                f"of {agents} agents are {contexts} * {actions}^{agents}; take fewer agents or actions."
+                f"games/stitch writes all payoffs out, at most {_MOST_CELLS:,}: {contexts} contexts of {actions} "
+                f"actions of {agents} agents are {contexts} * {actions}^{agents}; take fewer agents or actions."
             )
         chance = CounterRandom(game_seed, num_envs=contexts, device=torch.device("cpu"))
         drawn = chance.uniform(2 * agents * actions).view(contexts, 2, agents, actions)
@@ -230,9 +230,9 @@ def recorded_joint_actions(env: Stitch, coverage: str, *, seed: int = 0) -> Tens
     =================  ================================================================================================
     ``full``           all
     ``best_left_out``  all but the best one
-    ``two_teams``      those of two teams that share no action: of the first, the actions of even rank; of the second,
-                       those of odd rank; but every other agent changes ranks 0 and 1 between the teams, so that the
-                       best joint action is none of theirs
+    ``two_teams``      those of two teams that share no action: the first has those of even rank, the second those of
+                       odd rank; but every other agent changes ranks 0 and 1 between the teams, so that the best joint
+                       action is none of theirs
     ``bridged_B``      those of the two teams, and ``B`` drawn ones in which some agents play with the one team and the
                        others with the other
     ``star``           a drawn one that has no best action in it, of equal ranks, and all in which one agent leaves it
