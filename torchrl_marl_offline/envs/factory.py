@@ -70,6 +70,7 @@ _GAMES = {
     "recall": "cue_games:Recall",
     "telephone": "cue_games:Telephone",
     "stitch": "stitch:Stitch",
+    "hanabi": "hanabi:Hanabi",
 }
 
 FAMILIES: dict[str, Family] = {

@@ -11,7 +11,7 @@ import torch
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, MASK, STATE
-from torchrl_marl_offline.core.ranges import COUNT, FEW, SEED, SEVERAL
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SEVERAL
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -84,8 +84,8 @@ def stitchable_share(
     """Return the share of the unrecorded joint actions whose value an additive critic can know.
 
     In a state, a critic ``Q(s, a) = Σ_i q_i(s, a_i)`` that is right on the recorded joint actions knows the value of
-    another one, whatever the ``q_i`` are, exactly if the latter's indicator row (one-hot of each agent's action, side by
-    side) lies in the row space of the recorded ones' indicator rows. For two agents that is: both actions lie in one
+    another one, whatever the ``q_i`` are, exactly if the latter's indicator row (one-hot of each agent's action, side
+    by side) lies in the row space of the recorded ones' indicator rows. For two agents that is: both actions lie in one
     component of the graph whose edges are the recorded joint actions. So two teams that share no action know nothing of
     their mixtures, and one joint action of an agent of each makes all of them known. Whether the true values *are*
     additive is another question, and so is what a critic makes of values that are not determined.
@@ -225,7 +225,7 @@ def _k_means(rows: torch.Tensor, count: int, generator: torch.Generator, rounds:
 def _coverage(
     action: np.ndarray, allowed: list[np.ndarray], samples: int, chance: np.random.Generator
 ) -> tuple[StateCoverage, bool]:
-    """Count one cluster: actions ``[R, n]``, and the actions that each agent could have taken; and say if by samples."""
+    """Count one cluster, and say if by samples: actions ``[R, n]``, and those that each agent could have taken."""
     joint = np.unique(action, axis=0)
     played = [np.unique(own) for own in joint.T]
     own = np.stack([np.searchsorted(actions, column) for actions, column in zip(played, joint.T)], 1)  # [J, n]
