@@ -20,7 +20,14 @@ from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.envs.hanabi_rules import HanabiRules
 
 ACTION = ("agents", "action")
-TASKS = ("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world", "games/grid_navigation", "games/bridge", "games/hanabi")
+TASKS = (
+    "mpe/simple_spread",
+    "mpe/simple_tag",
+    "mpe/simple_world",
+    "games/grid_navigation",
+    "games/bridge",
+    "games/hanabi",
+)
 
 
 def stepper(task: str, num_envs: int, device: str, *, reset: bool) -> Play:

@@ -51,7 +51,7 @@ class HanabiRules:
     - then, likewise, all cards of a rank. A hint costs a token and must touch a card.
 
     A game is over when all lives are lost, when all 25 cards are played, and when every player has acted once more
-    after the last card was drawn, the one who drew it too. The score is the number of cards played, and 0 without lives.
+    after the last card was drawn, the one who drew it too. The score is the number of cards played, 0 without lives.
 
     The table is a dictionary: ``deck`` [B, 51] (the last one is no card), ``drawn`` [B], ``hands`` [B, P, H], ``known``
     [B, P, H] (what the owner of a card has been told: bit ``c`` is set where colour ``c`` is possible, bit ``5 + r``

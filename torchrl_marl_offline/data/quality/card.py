@@ -94,8 +94,8 @@ def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> C
     The action coverage is, for discrete actions, each action's share of an agent's actions, ``[n][A]``; for continuous
     ones mean, standard deviation and the share of values at a bound, each by agent and component ``[n][a]``. What can
     be stitched is :func:`~torchrl_marl_offline.data.stitchable_share` with its defaults, ``None`` with one agent.
-    License and citation are the metadata's, ``"not stated"`` where they say nothing; of a dataset that was put together, those
-    of its parts.
+    License and citation are the metadata's, ``"not stated"`` where they say nothing; of a dataset that was put
+    together, those of its parts.
 
     Args:
         dataset: a valid dataset.
