@@ -24,6 +24,8 @@ TASKS = [
     ("games/telephone", {"agents": 3, "words": 2, "delay": 3}),
     ("games/stitch", {"agents": 3, "actions": 4}),
     ("games/hanabi", {"agents": 3}),
+    ("games/prisoners_dilemma", {}),
+    ("games/public_goods", {"agents": 3}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),
@@ -40,7 +42,15 @@ FIXED_LENGTH = (
     "games/stitch",
     "games/hanabi",
 )  # these always terminate, and take no max_steps
-WITHOUT_CHANCE = ("games/two_step", "games/xor", "games/climb", "games/bridge", "vmas/kinematic_bicycle")
+MIXED_MOTIVES = ("games/prisoners_dilemma", "games/public_goods")
+WITHOUT_CHANCE = (
+    "games/two_step",
+    "games/xor",
+    "games/climb",
+    "games/bridge",
+    "vmas/kinematic_bicycle",
+    *MIXED_MOTIVES,
+)
 ONE_STATE = ("games/xor", "games/climb", "vmas/kinematic_bicycle")  # a start looks like any other time
 VMAS = [task for task in list_tasks() if task.startswith("vmas/")]
 

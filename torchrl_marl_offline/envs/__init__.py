@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
+from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.stitch import StitchController
@@ -15,6 +16,7 @@ __all__ = [
     "MixedSkill",
     "SpreadController",
     "StitchController",
+    "StrategyController",
     "from_pettingzoo",
     "from_torchrl",
     "list_tasks",
