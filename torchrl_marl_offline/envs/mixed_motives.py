@@ -24,7 +24,7 @@ STRATEGIES = ("cooperate", "defect", "tit_for_tat", "win_stay_lose_shift", "rand
 _PARTNERS = Range(2, 8)  # 2^8 joint actions
 
 
-class Regret(NamedTuple):
+class SelfishRegret(NamedTuple):
     """How much each agent could gain by itself, ``[n]`` float64 each.
 
     Attributes:
@@ -103,7 +103,7 @@ class RepeatedGame(TeamEnv):
         seen = torch.stack([last == COOPERATE, last == DEFECT], -1).to(self.float_dtype)  # [B, n, 2]
         return View(seen[:, self._from_me].flatten(2), seen.flatten(1))
 
-    def regret(self, strategies: Tensor) -> Regret:
+    def regret(self, strategies: Tensor) -> SelfishRegret:
         """Return each agent's regret, exactly, by dynamic programming over the steps that are left.
 
         The best response may depend on all that was played and on time; against strategies of one step's memory one
@@ -142,7 +142,7 @@ class RepeatedGame(TeamEnv):
             value = (own.prod(-1, keepdim=True) * (reward + value[1:])).sum(1)
             gain = of_others * (reward + best[1:])  # [S, 2^n, n]
             best = torch.maximum((gain * (1 - defecting)).sum(1), (gain * defecting).sum(1))
-        return Regret(value[0], best[0], best[0] - value[0])
+        return SelfishRegret(value[0], best[0], best[0] - value[0])
 
 
 def strategy(env: RepeatedGame, agent: int, name: str) -> Tensor:
@@ -217,7 +217,7 @@ class StrategyController(TensorDictModuleBase):
 
 
 def _two_agents(both: float, alone: float, tempted: float, neither: float) -> Tensor:
-    """Return payoffs ``[2, 2, 2]`` from those if both cooperate, of who does so or defects alone, and if both defect."""
+    """Return payoffs ``[2, 2, 2]`` from those if both cooperate, one cooperates or defects alone, both defect."""
     return torch.tensor([[[both, both], [alone, tempted]], [[tempted, alone], [neither, neither]]])
 
 

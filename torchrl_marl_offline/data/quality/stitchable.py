@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,8 +44,7 @@ class StateCoverage(NamedTuple):
     determined: float | None
 
 
-@dataclass(frozen=True)
-class StitchableShare:
+class StitchableShare(NamedTuple):
     """What :func:`stitchable_share` found.
 
     Attributes:
