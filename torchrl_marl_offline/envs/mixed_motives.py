@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, Range
+from torchrl_marl_offline.core.ranges import COUNT, POSITIVE, SEED, SIZE, Range
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
@@ -323,7 +323,7 @@ class PublicGoods(RepeatedGame):
         seed: Annotated[int | None, SEED] = None,
         max_steps: Annotated[int, COUNT] = 20,
         agents: Annotated[int, _PARTNERS] = 4,
-        factor: Annotated[float, REAL] = 1.6,
+        factor: Annotated[float, POSITIVE] = 1.6,
     ) -> None:
         joint = torch.tensor(list(product((COOPERATE, DEFECT), repeat=agents)), dtype=torch.float64)
         payoffs = joint + factor * (1 - joint).mean(-1, keepdim=True)  # [2^n, n]

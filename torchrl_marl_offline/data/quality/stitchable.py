@@ -11,6 +11,7 @@ import torch
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, MASK, STATE
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SEVERAL
+from torchrl_marl_offline.data.transitions.fingerprints import leaf_hashes, mixed
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -90,7 +91,8 @@ def stitchable_share(
 
     States: each by itself, if there are no more than 2,000 and each has 10 rows on average; otherwise clusters by
     k-means of the standardized states (up to 64, of 50 rows on average; fewer where agents have many actions), each
-    taken for one state. Actions: discrete ones that are legal in some row of the cluster; of continuous ones each
+    taken for one state; where agents take turns, one cluster can have joint actions that none of its states allows.
+    Actions: discrete ones that are legal in some row of the cluster; of continuous ones each
     component falls into ``bins`` intervals of equal width between the smallest and the largest recorded, and an agent's
     possible actions are the combinations that it recorded anywhere. Two agents are counted exactly, more of them up to
     20,000 combinations of recorded actions in a cluster; beyond, ``samples`` of the unrecorded joint actions are drawn.
@@ -191,7 +193,8 @@ def _clusters(
 ) -> tuple[np.ndarray, str]:
     """Return the cluster of each row, ``[T]``, and how they were found."""
     if clusters in ("exact", "auto"):
-        states, number = torch.unique(state, dim=0, return_inverse=True)
+        hashes = mixed(leaf_hashes(state, STATE)).view(np.int64)
+        states, number = torch.unique(torch.from_numpy(hashes), return_inverse=True)
         if clusters == "exact" or len(states) <= min(_STATES, len(state) // _ROWS_A_STATE) or len(states) == 1:
             return number.numpy(), _counted(len(states), "state")
         wanted = min(_CLUSTERS, len(state) // _ROWS_A_CLUSTER, int(_WORK / columns**3))
@@ -208,6 +211,7 @@ def _counted(count: int, what: str) -> str:
 
 def _k_means(rows: torch.Tensor, count: int, generator: torch.Generator, rounds: int = 10) -> torch.Tensor:
     """Return the nearest of ``count`` centres of each row, ``[T]``, by Lloyd's algorithm from rows that are drawn."""
+    rows = rows.nan_to_num(neginf=0.0, posinf=0.0)  # padding of short states
     spread = rows.std(0, correction=0)
     rows = (rows - rows.mean(0)) / torch.where(spread > 0, spread, 1.0)
     centres = rows[torch.randperm(len(rows), generator=generator)[:count]]
