@@ -23,6 +23,7 @@ from torchrl_marl_offline.envs.hanabi_rules import (
     PLAYERS,
     RANKS,
     HanabiRules,
+    Table,
 )
 
 _REFERENCE_RETURNS = (0.0, 25.0)  # uniform play, to two digits, with any number of agents; the most there is
@@ -152,19 +153,23 @@ class Hanabi(TeamEnv):
                 f"decks must be [{self.num_envs}, {DECK}] cards 5 * colour + rank, of each colour 3, 2, 2, 2 and 1 of "
                 f"the ranks 0 to 4, got {tuple(deck.shape)}; deal other ones."
             )
-        return self._set_game(**self.rules.start(deck.to(self.device)))
+        return self._set_game(**self._with_legal(self.rules.start(deck.to(self.device))))
 
     def _start(self, rows: Tensor | None) -> Game:
-        return self.rules.start(self.rules.shuffled(self.random.uniform(DECK, rows=rows)))
+        return self._with_legal(self.rules.start(self.rules.shuffled(self.random.uniform(DECK, rows=rows))))
+
+    def _with_legal(self, table: Table) -> Game:
+        """Keep the legal actions beside the table: masks show them, and the next step asks again."""
+        return table | {"legal": self.rules.legal(table)}
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         chosen = action.gather(1, game["player"].unsqueeze(-1))  # [B, 1]
         # to wait is no action of the rules
-        legal = self.rules.legal(game).gather(1, chosen.clamp_max(self.rules.actions - 1))
+        legal = game["legal"].gather(1, chosen.clamp_max(self.rules.actions - 1))
         legal = legal & (chosen < self.rules.actions)
         turn = self.rules.step(game, torch.where(legal, chosen, self.rules.hand_size).squeeze(-1))
         reward = turn.reward.to(self.float_dtype).unsqueeze(-1).expand(-1, self.task_spec.n_agents)
-        return Outcome(turn.table, reward.contiguous(), turn.over)
+        return Outcome(self._with_legal(turn.table), reward.contiguous(), turn.over)
 
     def _view(self, game: Game) -> View:
         n, me, last = self.task_spec.n_agents, self._from_me, game["last"]
@@ -211,7 +216,7 @@ class Hanabi(TeamEnv):
 
     def _mask(self, game: Game, turn: Tensor) -> Tensor:
         """Return the legal actions, bool ``[B, n, A + 1]``: those of the rules for who has the turn, to wait else."""
-        legal = self.rules.legal(game).unsqueeze(1) & turn.unsqueeze(-1)  # [B, n, A]
+        legal = game["legal"].unsqueeze(1) & turn.unsqueeze(-1)  # [B, n, A]
         return torch.cat([legal, ~turn.unsqueeze(-1)], -1)
 
 
