@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.layout import OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.hanabi_rules import (
@@ -170,6 +170,21 @@ class Hanabi(TeamEnv):
         turn = self.rules.step(game, torch.where(legal, chosen, self.rules.hand_size).squeeze(-1))
         reward = turn.reward.to(self.float_dtype).unsqueeze(-1).expand(-1, self.task_spec.n_agents)
         return Outcome(self._with_legal(turn.table), reward.contiguous(), turn.over)
+
+    def _reset_proc_data(self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        """Take observations and states as they are: the games that are not reset look as they did.
+
+        TorchRL would merge them row by row into those that it was given, which costs more than a step of the game.
+        """
+        if tensordict is None:
+            return super()._reset_proc_data(tensordict, tensordict_reset)
+        views = {key: tensordict_reset.pop(key) for key in (OBSERVATION, STATE)}
+        for key in views:
+            tensordict.pop(key, None)
+        merged = super()._reset_proc_data(tensordict, tensordict_reset)
+        for key, view in views.items():
+            merged.set(key, view)
+        return merged
 
     def _view(self, game: Game) -> View:
         n, me, last = self.task_spec.n_agents, self._from_me, game["last"]
