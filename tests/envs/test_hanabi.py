@@ -41,7 +41,7 @@ def len_of(game):
 @pytest.mark.parametrize("agents", [2, 3, 4, 5])
 def test_games_beside_a_plain_one_number_by_number(agents):
     """Masks, rewards, ends, observations and states are those of a game with lists and sets."""
-    count, chance = 6, np.random.default_rng(agents)
+    count, chance = 3, np.random.default_rng(agents)
     env = make_env("games/hanabi", num_envs=count, agents=agents)
     dealt = decks(count, seed=agents)
     games, td = [PlainHanabi(deck.tolist(), agents) for deck in dealt], env.set_state(dealt)
@@ -171,6 +171,71 @@ def test_a_game_that_is_over_can_be_stepped_on():
     for _ in range(env.max_episode_steps + 5):
         td = env.step(env.rand_action(td.set(ACTION_MASK, td[ACTION_MASK] | ~td[ACTION_MASK].any(-1, True))))["next"]
     assert td[OBSERVATION].isfinite().all() and (env._game["lives"] >= 0).all()
+
+
+def moves_of(hle, state, agents):
+    """Return the legal moves of a game of the Hanabi Learning Environment by our numbers."""
+    size, found = 5 if agents < 4 else 4, {}
+    first = {
+        hle.HanabiMoveType.DISCARD: 0,
+        hle.HanabiMoveType.PLAY: size,
+        hle.HanabiMoveType.REVEAL_COLOR: 2 * size,
+        hle.HanabiMoveType.REVEAL_RANK: 2 * size + 5 * (agents - 1),
+    }
+    for move in state.legal_moves():
+        kind = move.type()
+        value = move.color() if kind == hle.HanabiMoveType.REVEAL_COLOR else move.rank()
+        hint = kind in (hle.HanabiMoveType.REVEAL_COLOR, hle.HanabiMoveType.REVEAL_RANK)
+        found[first[kind] + (5 * (move.target_offset() - 1) + value if hint else move.card_index())] = move
+    return found
+
+
+def deal(hle, state):
+    """Deal what is to be dealt, and return the cards in their order."""
+    cards = []
+    while state.cur_player() == hle.CHANCE_PLAYER_ID:
+        before = [len(hand) for hand in state.player_hands()]
+        state.deal_random_card()
+        hand = next(hand for hand, count in zip(state.player_hands(), before) if len(hand) > count)
+        cards.append(5 * hand[-1].color() + hand[-1].rank())
+    return cards
+
+
+@pytest.mark.parametrize("agents", [2, 3, 4, 5])
+def test_games_of_the_hanabi_learning_environment(agents):
+    """Its legal moves, observations, ends and scores are ours; needs its package, which has to be built."""
+    hle = pytest.importorskip("hanabi_learning_environment.pyhanabi")
+    chance = np.random.default_rng(agents)
+    for seed in range(1, 6):
+        game = hle.HanabiGame({"players": agents, "seed": seed, "observation_type": 1, "random_start_player": False})
+        encoder, state = hle.ObservationEncoder(game), game.new_initial_state()
+        deck, turns = deal(hle, state), []
+        while not state.is_terminal():
+            moves = moves_of(hle, state, agents)
+            seen = [encoder.encode(state.observation(player)) for player in range(agents)]
+            hand, fireworks = state.player_hands()[state.cur_player()], state.fireworks()
+            fitting = [slot for slot, card in enumerate(hand) if fireworks[card.color()] == card.rank()]
+            size = 5 if agents < 4 else 4
+            harmless = [number for number in moves if not size <= number < 2 * size] or list(moves)
+            careful = size + fitting[0] if fitting else int(chance.choice(harmless))
+            number = careful if chance.random() < 0.9 else int(chance.choice(list(moves)))
+            turns.append((sorted(moves), seen, number, state.cur_player()))
+            state.apply_move(moves[number])
+            deck += deal(hle, state)
+        rest = list(SORTED)
+        for card in deck:
+            rest.remove(card)
+        env = make_env("games/hanabi", agents=agents)
+        td, total = env.set_state(torch.tensor([deck + rest])), 0
+        for time, (legal, seen, number, player) in enumerate(turns):
+            assert td[ACTION_MASK][0, player, :-1].nonzero().flatten().tolist() == legal
+            assert td[OBSERVATION][0, :, :-1].long().tolist() == seen
+            action = torch.full((1, agents), env.rules.actions)
+            action[0, player] = number
+            td = env.step(td.set(ACTION, action))["next"]
+            total += td[REWARD][0, 0].item()
+            assert td["terminated"].item() == (time == len(turns) - 1)
+        assert total == state.score()
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ class PlainHanabi:
             back = kind == "discard"
         if back and self.tokens < 8:
             self.tokens += 1
-            self.last["token"] = True
+            self.last["token"] = kind == "play"
         if self.deck:
             self.hands[self.turn].append(self.deck.pop(0))
             self.told[self.turn].append({"not": set(), "is": set()})

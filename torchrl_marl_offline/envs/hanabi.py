@@ -48,13 +48,13 @@ class Hanabi(TeamEnv):
     - cards in the deck (a number for each, 1 as long as it is there); height of each firework, one-hot (25); hint
       tokens (8); lives (3); discarded cards (50: of each colour and rank as many as there are copies);
     - the last action: who acted; play, discard, hint of a colour or hint of a rank; who was told; colour; rank; which
-      cards the hint touched; which slot was played or discarded; the card; whether it scored; whether it gave a token
-      back;
+      cards the hint touched; which slot was played or discarded; the card; whether it scored; whether a play gave a
+      token back;
     - what has been told of each card of each agent, itself first: 25 cards that it may be, and the 5 colours and 5
       ranks that were named.
 
-    This is the order of the Hanabi Learning Environment's encoding, of 658, 956, 1041 and 1280 numbers for two to five
-    agents. One more number is 1 if it is the agent's turn.
+    These are the numbers of the Hanabi Learning Environment's encoding in its order, 658, 956, 1041 and 1280 for two to
+    five agents. One more is 1 if it is the agent's turn.
 
     State: the observation of the first agent without that number; its own cards, one-hot; whose turn it is, one-hot.
 

@@ -59,7 +59,7 @@ class HanabiRules:
     card), ``fireworks`` [B, 5],
     ``discards`` [B, 25], ``tokens``, ``lives``, ``left`` (turns that are left once the deck is empty) and ``player``
     [B], all int64; and of the last action ``last`` (its number, ``A`` before the first), ``last_card``, int64 [B],
-    ``last_touched`` bool [B, H], ``last_scored`` and ``last_token`` bool [B].
+    ``last_touched`` bool [B, H], ``last_scored`` and ``last_token`` (a play gave a token back) bool [B].
 
     Args:
         players: number of players ``P``.
@@ -204,7 +204,7 @@ class HanabiRules:
             "last_card": torch.where(moves, card.squeeze(-1), NO_CARD),
             "last_touched": touched,
             "last_scored": hit,
-            "last_token": token,
+            "last_token": token & hit,
         }
         played = fireworks.sum(-1)
         score = played * (lives > 0)
