@@ -116,7 +116,8 @@ def stitchable_share(
         >>> def share(actions):
         ...     ones = torch.ones(len(actions))
         ...     seen = torch.zeros(len(actions), 2, 1)
-        ...     data = from_arrays(observations=seen, actions=actions, rewards=ones, terminals=ones.bool())
+        ...     ends = {"rewards": ones, "terminals": ones.bool()}
+        ...     data = from_arrays(observations=seen, actions=actions, n_actions=4, **ends)
         ...     return stitchable_share(data).share
         >>> share(teams), share(torch.cat([teams, torch.tensor([[0, 2]])]))
         (0.0, 1.0)
