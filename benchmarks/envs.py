@@ -5,7 +5,9 @@
 Actions are given (drawn beforehand), so that the environment alone is measured. Each figure is the median of
 ``--repeats`` turns, with the 10th and 90th percentile beside it. The last rows compare raw VMAS with
 ``make_env("vmas/...")``, alternating in one process. ``--clock cpu`` counts the process's CPU time, not the wall's:
-on one thread of a busy machine that is what an idle one would show.
+on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
+alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
+drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many.
 """
 
 from __future__ import annotations
@@ -15,9 +17,17 @@ from arguments import as_count, as_device, as_few, as_size, as_threads
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.envs.hanabi_rules import HanabiRules
 
 ACTION = ("agents", "action")
-TASKS = ("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world", "games/grid_navigation", "games/bridge")
+TASKS = (
+    "mpe/simple_spread",
+    "mpe/simple_tag",
+    "mpe/simple_world",
+    "games/grid_navigation",
+    "games/bridge",
+    "games/hanabi",
+)
 
 
 def stepper(task: str, num_envs: int, device: str, *, reset: bool) -> Play:
@@ -33,6 +43,23 @@ def stepper(task: str, num_envs: int, device: str, *, reset: bool) -> Play:
             td.set(ACTION, actions[i % 16])
             td = env.step_and_maybe_reset(td)[1] if reset else env.step(td)["next"]
         state["td"] = td
+
+    return play
+
+
+def hanabi_rules(num_envs: int, device: str) -> Play:
+    """Return a function that plays turns of Hanabi by the rules alone."""
+    rules, order = HanabiRules(2, device=device), torch.rand(num_envs, 50, device=device)
+    state = {"table": rules.start(rules.shuffled(order)), "turn": 0}
+
+    def play(steps: int) -> None:
+        table = state["table"]
+        for _ in range(steps):
+            state["turn"] += 1
+            if state["turn"] % 40 == 0:
+                table = rules.start(rules.shuffled(order))
+            table = rules.step(table, rules.legal(table).to(torch.uint8).argmax(-1)).table
+        state["table"] = table
 
     return play
 
@@ -90,6 +117,8 @@ def main() -> None:
                 "step": stepper(task, num_envs, args.device, reset=False),
                 "step_and_maybe_reset": stepper(task, num_envs, args.device, reset=True),
             }
+            if task == "games/hanabi":
+                plays["rules alone"] = hanabi_rules(num_envs, args.device)
             record(task, num_envs, args.steps, plays)
     for scenario in args.vmas:
         num_envs = args.num_envs[-1]

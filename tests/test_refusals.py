@@ -208,6 +208,10 @@ def study_file(folder: Path, *, study="", evaluation="", mix="", d='task = "game
             r"\[datasets.d\] quality must be one of random, medium-replay",
         ),
         (
+            {"d": 'task = "games/stitch"\nquality = "bridged_0"'},
+            r"\[datasets.d\] coverage must be one of full.* got 'bridged_0'\.",
+        ),
+        (
             {"d": 'task = "games/xor"\nquality = "expert"\noptions.updates = 0'},
             r"\[datasets.d\] options: updates must be at least 1, got 0\.",
         ),

@@ -24,6 +24,7 @@ from torchrl_marl_offline.training import CollectorSource
 SLOW = pytest.mark.slow
 TASKS = [
     *("games/xor", "games/two_step", "games/grid_navigation", "games/bridge", "games/recall", "games/telephone"),
+    *("games/stitch", "games/hanabi"),
     *("mpe/simple_spread", "mpe/simple_tag", "vmas/balance", "pettingzoo"),
     *(
         pytest.param(f"vmas/{name}", marks=SLOW)
@@ -42,7 +43,8 @@ def make(task: str, seed: int = 3, **options: Any) -> TeamEnv:
         return from_pettingzoo(spread.parallel_env, num_envs=2, seed=seed, max_steps=7)
     if task.startswith("smax"):
         pytest.importorskip("jaxmarl")
-    limited = task not in ("games/xor", "games/two_step", "games/recall", "games/telephone")
+    own_length = ("games/two_step", "games/recall", "games/telephone", "games/stitch", "games/hanabi")
+    limited = task not in ("games/xor", *own_length)
     return make_env(task, num_envs=2, seed=seed, **({"max_steps": 7} if limited else {}), **options)
 
 

@@ -158,7 +158,7 @@ def test_a_recording_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("quality", ["good", "medium-good", "expert-"])
 def test_an_unknown_quality_is_named(tmp_path, quality):
-    with pytest.raises(ValueError, match="choose from random, medium-replay, medium, expert, or mix two as 'A-B'"):
+    with pytest.raises(ValueError, match="must be one of random, medium-replay, medium, expert or two as 'A-B'"):
         record("games/xor", tmp_path / "x", qualities=[quality], **SMALL)
     assert not (tmp_path / "x").exists()
 

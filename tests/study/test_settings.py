@@ -282,6 +282,11 @@ def test_published_sets_give_way_to_recordings(tmp_path):
     assert {run.dataset for run in expand(recorded)} == {"spread", "hopper", "own"}
 
 
+def test_a_coverage_is_a_quality_of_its_game(tmp_path):
+    source = read_source("d", {"task": "games/stitch", "quality": "two_teams", "transitions": 300}, tmp_path)
+    assert source.load(tmp_path).metadata["quality"] == "two_teams"
+
+
 def test_no_recording_of_any_task(tmp_path):
     text = PUBLISHED[: PUBLISHED.index("[datasets.spread]")] + PUBLISHED[PUBLISHED.index("[datasets.marines]") :]
     study = read_study(write_study(tmp_path, text[: text.index("[datasets.own]")]))

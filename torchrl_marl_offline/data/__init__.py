@@ -18,6 +18,7 @@ from torchrl_marl_offline.data.published.cards import DatasetCard, list_datasets
 from torchrl_marl_offline.data.quality.card import Card, describe
 from torchrl_marl_offline.data.quality.inspection import compare, inspect
 from torchrl_marl_offline.data.quality.repairs import repair
+from torchrl_marl_offline.data.quality.stitchable import StitchableShare, stitchable_share
 from torchrl_marl_offline.data.registry import convert_dataset, export_dataset, inspect_source, load_dataset
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError, DatasetWarning
@@ -34,6 +35,7 @@ __all__ = [
     "Finding",
     "Inspection",
     "OfflineDataset",
+    "StitchableShare",
     "TaskSpec",
     "collect",
     "compare",
@@ -62,6 +64,7 @@ __all__ = [
     "register_reader",
     "repair",
     "select_by_return",
+    "stitchable_share",
     "subsample",
     "validate",
 ]

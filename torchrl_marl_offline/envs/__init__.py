@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
+from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "GridController",
     "MixedSkill",
     "SpreadController",
+    "StitchController",
+    "StrategyController",
     "from_pettingzoo",
     "from_torchrl",
     "list_tasks",

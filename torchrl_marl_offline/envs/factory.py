@@ -69,6 +69,12 @@ _GAMES = {
     "grid_navigation": "grid_navigation:GridNavigation",
     "recall": "cue_games:Recall",
     "telephone": "cue_games:Telephone",
+    "stitch": "stitch:Stitch",
+    "hanabi": "hanabi:Hanabi",
+    "stag_hunt": "mixed_motives:StagHunt",
+    "chicken": "mixed_motives:Chicken",
+    "prisoners_dilemma": "mixed_motives:PrisonersDilemma",
+    "public_goods": "mixed_motives:PublicGoods",
 }
 
 FAMILIES: dict[str, Family] = {

@@ -13,6 +13,7 @@ import torch
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import write_json_atomic
+from torchrl_marl_offline.core.layout import STATE
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.regular_files import read_json
@@ -26,6 +27,7 @@ from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.envs.stitch import StitchController, parse_coverage
 from torchrl_marl_offline.evaluation.in_environments import evaluate
 from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
@@ -130,6 +132,9 @@ def record(
     ``medium-replay``     no policy: everything that the training gathered up to that snapshot
     ``expert``            the snapshot at the expert level, with its exploration
     ``A-B``               equal numbers of episodes of the qualities ``A`` and ``B``, e.g. ``medium-expert``
+    a coverage            of ``games/stitch``: :class:`~torchrl_marl_offline.envs.StitchController`, which plays the
+                          joint actions of ``full``, ``best_left_out``, ``two_teams``, ``bridged_2``, ``star`` or
+                          ``share_0.3`` in turn
     ====================  =========================================================================================
 
     MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`); with
@@ -151,14 +156,14 @@ def record(
         the datasets by quality.
 
     Raises:
-        ValueError: an unknown quality or setting.
+        ValueError: an unknown quality or setting; or too few transitions to hold all joint actions of a coverage.
         DatasetError: the folder holds a recording with other settings.
         TrainingInterrupted: the training was asked to stop; it has saved itself.
         RunInUseError: another process is recording there.
     """
     base = [part for quality in qualities for part in parts_of(quality)]
-    if unknown := [part for part in base if part not in QUALITIES]:
-        raise ValueError(f"Unknown quality {unknown[0]!r}; choose from {', '.join(QUALITIES)}, or mix two as 'A-B'.")
+    for part in base:
+        check_quality(task, part)
     levels = published_levels(task) if levels is None else dict(levels)
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
@@ -166,7 +171,8 @@ def record(
     settings.setdefault("compile", settings.get("memory") is None)
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
     recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
-    if any(quality != "random" and not is_dataset_folder(user_path(folder) / quality) for quality in base):
+    learned = [quality for quality in base if quality in QUALITIES and quality != "random"]
+    if not all(is_dataset_folder(user_path(folder) / quality) for quality in learned):
         recording.train()
     found = {quality: recording.dataset(quality) for quality in dict.fromkeys(base)}
     for quality in qualities:
@@ -178,6 +184,20 @@ def record(
 def parts_of(quality: str) -> list[str]:
     """Return what a quality is recorded from: itself, or of a mixture ``"A-B"`` both parts."""
     return [quality] if quality in QUALITIES else quality.split("-")
+
+
+def check_quality(task: str, quality: str) -> None:
+    """Refuse a quality, no mixture, that :func:`record` does not know in a task.
+
+    Raises:
+        ValueError: so.
+    """
+    if quality in QUALITIES:
+        return
+    if task == "games/stitch":
+        parse_coverage(quality)
+    else:
+        raise ValueError(f"quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {quality!r}.")
 
 
 def published_levels(task: str) -> dict[str, float]:
@@ -280,7 +300,8 @@ class _Recording:
 
     def dataset(self, quality: str) -> OfflineDataset:
         """Load the dataset of a quality, recorded first if it is not there."""
-        make = {"random": self._random, "medium-replay": self._medium_replay}.get(quality, self._level)
+        special = {"random": self._random, "medium-replay": self._medium_replay}
+        make = special.get(quality, self._level if quality in QUALITIES else self._coverage)
         return self._kept(quality, lambda: make(quality))
 
     def mixture(self, name: str, parts: list[OfflineDataset]) -> OfflineDataset:
@@ -318,14 +339,28 @@ class _Recording:
         facts = self._facts(quality) | self._policy_facts(row) | {"source": "record", "task": self.settings.task}
         return OfflineDataset(gathered.data, gathered.spec, facts, check=False)
 
+    def _coverage(self, quality: str) -> OfflineDataset:
+        policy = StitchController(self.env, quality, seed=self.settings.seed)
+        words = f"all joint actions of the coverage {quality} in turn"
+        recorded = self._collect(policy, self._facts(quality) | {"behaviour": words})
+        visits, wanted = recorded.data.get(STATE).sum(0), policy.counts.cpu()
+        if (visits < wanted).any():
+            raise ValueError(
+                f"{len(recorded)} transitions do not hold all {int(wanted.sum())} joint actions of {quality!r} in the "
+                f"{len(wanted)} contexts that are drawn by chance; record more."
+            )
+        return recorded
+
     def _collect(self, policy: Any, facts: dict[str, Any]) -> OfflineDataset:
-        seed = _STRIDE * QUALITIES.index(facts["quality"]) + self.settings.seed
+        place = QUALITIES.index(facts["quality"]) if facts["quality"] in QUALITIES else 0
+        seed = _STRIDE * place + self.settings.seed
         env = make_env(self.settings.task, num_envs=self.settings.num_envs, **self.settings.task_options)
         return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
 
     def _facts(self, quality: str) -> dict[str, Any]:
         options = dict(self.settings.task_options)
-        return {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": self.learner.name}} | (
+        method = self.learner.name if quality in QUALITIES else "script"
+        return {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}} | (
             {"task_options": options} if options else {}
         )
 

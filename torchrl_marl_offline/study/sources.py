@@ -21,7 +21,7 @@ from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.evaluation.simulator import find_environment, make_simulator
 from torchrl_marl_offline.recording import record, record_mixed_skill
-from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, parts_of
+from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, check_quality, parts_of
 from torchrl_marl_offline.study.checking import StudyError
 
 _NO_OPTIONS = {"source", "repair", "strict", "inspect", "codes"}  # of load_dataset, which a study calls in several ways
@@ -203,10 +203,11 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
 
 def _check_recording(source: DatasetSource, where: str) -> None:
     """Refuse what :func:`~torchrl_marl_offline.record` would refuse, long before it is asked."""
-    if not set(parts_of(source.quality)) <= set(QUALITIES):
-        raise StudyError(
-            f"{where} quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {source.quality!r}."
-        )
+    try:
+        for part in parts_of(source.quality):
+            check_quality(source.task, part)
+    except ValueError as error:
+        raise StudyError(f"{where} {error}") from None
     try:
         RecordSettings(source.task, **{"seed": source.seed, **source.options})
     except (ValueError, TypeError) as error:

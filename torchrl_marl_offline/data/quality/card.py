@@ -12,9 +12,10 @@ import torch
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.figure_style import FigureFormat
-from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
+from torchrl_marl_offline.core.layout import ACTION, MASK, REWARD, next_key
 from torchrl_marl_offline.data.quality.card_picture import draw_card
 from torchrl_marl_offline.data.quality.inspection import inspect
+from torchrl_marl_offline.data.quality.stitchable import stitchable_share
 from torchrl_marl_offline.data.transitions.findings import Inspection
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Card:
             lines.append(f"success      {facts['success']:.4f}")
         per_agent = ", ".join(f"{value:.4g}" for value in facts["reward_per_agent"]["mean"])
         lines += [f"reward       {per_agent} a step, by agent", f"joint SACo   {facts['joint_saco']:.4f}"]
+        if facts["stitchable"] is not None:
+            lines.append(f"stitchable   {_told(facts['stitchable'])}")
         lines += [f"{name:12} {facts[name]}" for name in _FACTS if name in facts]
         source = f", {facts['license_source']}" if "license_source" in facts else ""
         lines += [f"license      {facts['license']}{source}", f"citation     {facts['citation']}"]
@@ -89,9 +92,10 @@ def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> C
     """Make the card of a dataset.
 
     The action coverage is, for discrete actions, each action's share of an agent's actions, ``[n][A]``; for continuous
-    ones mean, standard deviation and the share of values at a bound, each by agent and component ``[n][a]``. License
-    and citation are the metadata's, ``"not stated"`` where they say nothing; of a dataset that was put together, those
-    of its parts.
+    ones mean, standard deviation and the share of values at a bound, each by agent and component ``[n][a]``. What can
+    be stitched is :func:`~torchrl_marl_offline.data.stitchable_share` with its defaults, ``None`` with one agent.
+    License and citation are the metadata's, ``"not stated"`` where they say nothing; of a dataset that was put
+    together, those of its parts.
 
     Args:
         dataset: a valid dataset.
@@ -116,12 +120,24 @@ def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> C
         "reward_per_agent": {"mean": _rounded(rewards.mean(0)), "std": _rounded(rewards.std(0, correction=0))},
         "actions": _action_coverage(dataset),
         "joint_saco": inspection.facts["joint_saco"],
+        "stitchable": stitchable_share(dataset).to_dict() if _has_joint_actions(dataset) else None,
     }
     facts |= {name: metadata[name] for name in _FACTS if metadata.get(name) is not None}
     facts |= {name: _stated(metadata, name) for name in ("license", "citation")}
     if metadata.get("license_source"):
         facts["license_source"] = str(metadata["license_source"])
     return Card(dataset, facts, inspection)
+
+
+def _has_joint_actions(dataset: OfflineDataset) -> bool:
+    return dataset.spec.n_agents > 1 and bool(dataset.data.get(MASK).any())
+
+
+def _told(stitchable: dict[str, Any]) -> str:
+    share = stitchable["share"]
+    known = "all joint actions recorded" if share is None else f"{share:.4f} of the unrecorded joint actions of a state"
+    rest = f"{stitchable['recorded']:.4g} recorded, {stitchable['components']:.2f} components"
+    return f"{known}; {rest} ({stitchable['how']})"
 
 
 def _stated(metadata: dict[str, Any], name: str) -> str:
