@@ -8,6 +8,7 @@ at each step; here the observation is zeros, and every action is legal.
 """
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -40,6 +41,8 @@ def decide(session, observation, action_mask=None, memory=None):
 
 if len(sys.argv) < 2:
     sys.exit(f"Name one or more files that were exported: python {sys.argv[0]} policy_agent_0.onnx ...")
+if missing := [path for path in sys.argv[1:] if not os.path.isfile(path)]:
+    sys.exit(f"There is no file {missing[0]}; make it by marl-offline export RUN.")
 for path in sys.argv[1:]:
     policy, about = load(path)
     shapes = {each.name: each.shape[1:] for each in policy.get_inputs()}

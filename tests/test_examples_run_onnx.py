@@ -56,6 +56,8 @@ def test_it_prints_what_the_policy_does_and_imports_no_torch(tmp_path):
         found = torch.tensor(ast.literal_eval(told.partition("action ")[2]))
         torch.testing.assert_close(found, action, rtol=0.0, atol=1e-4)
     assert run_new(RUN.format(arguments=[str(SCRIPT)]), cwd=tmp_path).returncode == 1
+    missing = run_new(RUN.format(arguments=[str(SCRIPT), "none.onnx"]), cwd=tmp_path)
+    assert missing.returncode == 1 and missing.stderr.strip().startswith("There is no file none.onnx")
 
 
 def test_a_memory_is_given_back(tmp_path, monkeypatch):
