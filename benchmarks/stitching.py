@@ -1,0 +1,234 @@
+"""Which decomposition and which extraction stitch joint actions that were never recorded? ``games/stitch``, 2 agents.
+
+    python benchmarks/stitching.py --output runs/stitching
+    python benchmarks/stitching.py --report
+
+One step, eight contexts, five actions of each of two agents. For every payoff and coverage the recorded joint actions
+of each context are the data, each as often as the others; a job trains one decomposition with one extraction on all of
+them at once, as one population of 5 payoffs x 6 coverages x 5 seeds, each member on its own rows (``PopulationBuffer``,
+``rows=``). Then
+
+- *error*: mean distance of the critic's values to the payoffs, over joint actions that were not recorded;
+- *score*: (what the policies' deterministic joint action pays - the best recorded) / (the best - the best recorded);
+  0 is the best recorded team, 1 the optimum, which no data but ``full`` has; of ``full``, what it pays of the optimum;
+- *greedy*: the same of the joint action that the critic values most: what an extraction could have had.
+
+Arithmetic: 150 members x 500 updates (networks 1 x 32, batches of 64) = 75,000 member updates a job, small ones; 10
+decompositions x 4 extractions, less those that do not go together. Intervals are 95 % t intervals over seeds. Jobs
+that are there are not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from arguments import as_count, as_few, script_parser
+from common import machine, run_jobs
+from measuring import markdown
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_marl_offline import OfflineDataset, OfflineMARLLoss, PopulationLearner, Trainer, from_arrays, make_loss
+from torchrl_marl_offline.core.functional_parameters import tensors_in
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE
+from torchrl_marl_offline.envs.stitch import Stitch, as_joint_action, recorded_joint_actions
+from torchrl_marl_offline.evaluation import mean_confidence_interval
+from torchrl_marl_offline.training import PopulationBuffer
+
+RESULTS = Path(__file__).parent / "results" / "stitching.jsonl"
+AGENTS, ACTIONS, CONTEXTS = 2, 5, 8
+PAYOFFS = ("additive", "monotonic", "weakest_link", "matching", "climbing")
+COVERAGES = ("full", "best_left_out", "two_teams", "bridged_1", "star", "share_0.5")
+DECOMPOSITIONS: dict[str, dict[str, Any]] = {
+    "centralized": {"decomposition": "centralized"},
+    "vdn": {"decomposition": "vdn"},
+    "linear": {"decomposition": "linear"},
+    "mixer": {"decomposition": "mixer"},
+    "frozen mixer": {"decomposition": "mixer", "frozen": True},
+    "nonmonotonic": {"decomposition": "nonmonotonic"},
+    "qatten": {"decomposition": "qatten"},
+    "qplex": {"decomposition": "qplex"},
+    "graph": {"decomposition": "graph"},
+    "independent": {"decomposition": "independent"},
+}
+EXTRACTIONS: dict[str, dict[str, Any]] = {
+    "AWR, joint": {"extraction": "awr", "advantage": "joint"},
+    "AWR, local": {"extraction": "awr", "advantage": "local"},
+    "AWR, local, temperature 10": {"extraction": "awr", "advantage": "local", "temperature": 10.0},
+    "BRAC": {"extraction": "brac", "alpha": 0.1},
+}
+COPIES = 4
+"""Of each recorded joint action of a context."""
+
+Row = dict[str, Any]
+
+
+def games() -> Iterator[tuple[str, str, Stitch, Tensor]]:
+    """Yield every payoff and coverage, with the game and which joint actions are recorded, ``[C, K^n]`` bool."""
+    for payoff in PAYOFFS:
+        game = Stitch(agents=AGENTS, actions=ACTIONS, contexts=CONTEXTS, payoff=payoff)
+        for coverage in COVERAGES:
+            yield payoff, coverage, game, recorded_joint_actions(game, coverage).flatten(1)
+
+
+def recorded() -> tuple[OfflineDataset, dict[str, Tensor]]:
+    """Return all data, one after another, and which rows are of which payoff and coverage."""
+    contexts, actions, rewards, rows, count = [], [], [], {}, 0
+    for payoff, coverage, game, there in games():
+        context, cell = there.nonzero(as_tuple=True)
+        context, cell = context.repeat(COPIES), cell.repeat(COPIES)
+        contexts.append(context)
+        actions.append(as_joint_action(cell, agents=AGENTS, actions=ACTIONS))
+        rewards.append(game.payoffs.flatten(1)[context, cell])
+        rows[f"{payoff}/{coverage}"] = torch.arange(count, count + len(cell))
+        count += len(cell)
+    state = torch.nn.functional.one_hot(torch.cat(contexts), CONTEXTS).float()
+    data = from_arrays(
+        observations=state.unsqueeze(1).expand(-1, AGENTS, -1),
+        state=state,
+        actions=torch.cat(actions),
+        rewards=torch.cat(rewards),
+        terminals=torch.ones(count, dtype=torch.bool),
+        n_actions=ACTIONS,
+    )
+    return data, rows
+
+
+def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compiled: str) -> Row:
+    """Train one decomposition with one extraction on all data, and measure every member."""
+    data, rows = recorded()
+    options = {"hidden": (32,), "value_learning": "td", "svn": False, "gamma": 0.99}
+    options |= DECOMPOSITIONS[decomposition] | EXTRACTIONS[extraction]
+    losses, seeds_of, rows_of = {}, [], []
+    for name, own in rows.items():
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            losses[f"{name}/{seed}"] = make_loss(data.spec, **options)
+            seeds_of.append(seed)
+            rows_of.append(own)
+    learner = PopulationLearner(losses, lr=5e-3, tau=0.05, compile=compiled)
+    keys = learner.template.in_keys
+    buffer = PopulationBuffer(data.data, batch_size=64, seeds=seeds_of, keys=keys, rows=rows_of)
+    Trainer(learner, buffer, steps=steps, log_every=steps, on_impossible_values="ignore", progress=False).train()
+    found: dict[str, list[Row]] = {}
+    for payoff, coverage, game, there in games():
+        name = f"{payoff}/{coverage}"
+        found[name] = [measured(learner, f"{name}/{seed}", game, there) for seed in range(seeds)]
+    return {"found": found}
+
+
+@torch.no_grad()
+def measured(learner: PopulationLearner, member: str, game: Stitch, there: Tensor) -> Row:
+    """Return a member's error on joint actions that were not recorded, its score, and that of its critic."""
+    loss, payoffs = learner.template, game.payoffs.flatten(1)
+    state = torch.eye(CONTEXTS)
+    seen = TensorDict({OBSERVATION: state.unsqueeze(1).expand(-1, AGENTS, -1), STATE: state}, [CONTEXTS])
+    with tensors_in(loss, learner.population.member_tensors(member)):
+        values = joint_values(loss, seen)
+        with (
+            loss.actor_network_params.data.to_module(loss.actor_network),
+            set_exploration_type(ExplorationType.DETERMINISTIC),
+        ):
+            action = loss.actor_network(seen.clone()).get(ACTION)
+    cell = (action * torch.tensor([ACTIONS**i for i in reversed(range(AGENTS))])).sum(-1, keepdim=True)
+    best, known = payoffs.amax(1), payoffs.masked_fill(~there, -torch.inf).amax(1)
+    missing = ~there
+
+    def score(cells: Tensor) -> float:
+        paid = payoffs.gather(1, cells).squeeze(1)
+        gap = torch.where(best > known, best - known, torch.ones(()))
+        gained = torch.where(best > known, (paid - known) / gap, paid / best)
+        return gained.mean().item()
+
+    error = (values - payoffs).abs()[missing].mean().item() if missing.any() else None
+    return {"error": error, "score": score(cell), "greedy": score(values.argmax(1, keepdim=True))}
+
+
+def joint_values(loss: OfflineMARLLoss, seen: TensorDict) -> Tensor:
+    """Return the team's value of every joint action in every context, ``[C, K^n]``; of no team the agents' mean."""
+    joint = as_joint_action(torch.arange(ACTIONS**AGENTS), agents=AGENTS, actions=ACTIONS)
+    found = []
+    for action in joint:
+        value = loss.team.action_value(seen, action.expand(CONTEXTS, -1)).total_min
+        found.append(value.reshape(CONTEXTS, -1).mean(-1))
+    return torch.stack(found, 1)
+
+
+# ---------------------------------------------------------------------------------------------- report
+
+
+def told(values: Sequence[float]) -> str:
+    """Return a mean with its interval as a cell has it."""
+    mean, low, high = mean_confidence_interval(values)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def table(rows: Sequence[Row], measure: str) -> str:
+    """Means over payoffs and coverages other than ``full``, by payoff; one line a job."""
+    lines = []
+    for row in rows:
+        cells = []
+        for payoff in PAYOFFS:
+            seeds = _by_seed(row["found"], [f"{payoff}/{coverage}" for coverage in COVERAGES[1:]], measure)
+            cells.append(told(seeds))
+        whole = [f"{payoff}/{coverage}" for payoff in PAYOFFS for coverage in COVERAGES[1:]]
+        lines.append([row["decomposition"], row["extraction"], *cells, told(_by_seed(row["found"], whole, measure))])
+    return markdown(["critic", "extraction", *PAYOFFS, "all"], lines)
+
+
+def _by_seed(found: Mapping[str, Sequence[Row]], names: Sequence[str], measure: str) -> list[float]:
+    """Return each seed's mean over payoffs and coverages."""
+    seeds = range(len(found[names[0]]))
+    return [sum(found[name][seed][measure] for name in names) / len(names) for seed in seeds]
+
+
+def report(rows: Sequence[Row]) -> None:
+    """Print the tables."""
+    print(machine())
+    for measure in ("score", "greedy", "error"):
+        print(f"\n{measure}\n{table(rows, measure)}")
+    print("\nby coverage, score, additive payoffs")
+    lines = [
+        [row["decomposition"], row["extraction"]]
+        + [told([each["score"] for each in row["found"][f"additive/{coverage}"]]) for coverage in COVERAGES]
+        for row in rows
+    ]
+    print(markdown(["critic", "extraction", *COVERAGES], lines))
+
+
+def work(decomposition: str, extraction: str, **options: Any) -> Row:
+    """Do a job."""
+    return train(decomposition, extraction, **options)
+
+
+def main() -> None:
+    """Run the study, or report what is there."""
+    parser = script_parser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--critics", nargs="+", choices=list(DECOMPOSITIONS), default=list(DECOMPOSITIONS))
+    parser.add_argument("--extractions", nargs="+", choices=list(EXTRACTIONS), default=list(EXTRACTIONS))
+    parser.add_argument("--steps", type=as_count, default=500)
+    parser.add_argument("--seeds", type=as_few, default=5)
+    parser.add_argument("--compiled", choices=["off", "on", "auto"], default="off")
+    parser.add_argument("--workers", type=as_few, default=1)
+    parser.add_argument("--report", action="store_true", help="train nothing: report what is there")
+    args = parser.parse_args()
+    if not args.report:
+        settings = {"steps": args.steps, "seeds": args.seeds, "compiled": args.compiled}
+        jobs = [
+            {"decomposition": critic, "extraction": extraction} | settings
+            for critic in args.critics
+            for extraction in args.extractions
+        ]
+        run_jobs(work, jobs, workers=args.workers, results=args.results)
+    done = [json.loads(line) for line in args.results.read_text().splitlines()]
+    report([each["job"] | each["result"] for each in done])
+
+
+if __name__ == "__main__":
+    main()
