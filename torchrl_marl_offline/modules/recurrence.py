@@ -114,15 +114,18 @@ def _gru(inputs: Tensor, begins: Tensor, weight: Tensor, bias: Tensor, keep: boo
     x, states, gates, inner = (steps.flat(each, 1) for each in (inputs, *found))
     bias, product = steps.flat(bias, 0), x.new_empty(x.shape[1:])
     gate, within, state = torch.empty_like(product), x.new_empty(states.shape[1:]), x.new_zeros(states.shape[1:])
+    product.copy_(bias.expand_as(product))  # the first state is zero
     for t, of_input in enumerate(x.unbind(0)):
         if keep:
             gate, within = gates[t], inner[t]
-        steps.added(bias, steps.kept(state, t), steps.weight, product)
+        if t:
+            state = steps.kept(state, t)
+            steps.added(bias, state, steps.weight, product)
         torch.add(of_input[..., : 2 * size], product[..., : 2 * size], out=gate[..., : 2 * size]).sigmoid_()
         reset, update, new = gate.split(size, -1)
         within.copy_(product[..., 2 * size :])
         torch.addcmul(of_input[..., 2 * size :], reset, within, out=new).tanh_()
-        state = torch.lerp(new, steps.kept(state, t), update, out=states[t])
+        state = torch.lerp(new, state, update, out=states[t])
     return found
 
 
