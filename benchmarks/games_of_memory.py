@@ -8,10 +8,10 @@ recipe with two decompositions; networks of one hidden layer of 32 and GRU of 32
 expectile .9, batches of 32 whole episodes (``slice_len`` is their length, no burn-in) or of as many single rows; five
 seeds as one population. Each member plays 200 episodes, by the mode and sampled.
 
-Arithmetic, before the first run, of processor time on one thread: an update of five members takes 20 to 100 ms with
-memory (5 to 21 rows an episode), half of it without, and a quarter for cloning. 16 runs of ``games/recall`` (delays 2,
-5, 10, 20) come to 5 minutes, 8 of ``games/telephone`` to 2, the mixer to 2, two further choices of slices to 2: 11 in
-all. Results are kept one by one, and runs that are there are not run again.
+Arithmetic, before the first run, of processor time on one thread: 1,000 updates of five members take 20 to 70 s with
+memory (3 to 21 rows an episode), half of it without, a quarter for cloning, and twice as much with the mixer. 16 runs of
+``games/recall`` (delays 2, 5, 10, 20) come to 5 minutes, 8 of ``games/telephone`` to 1.5, two further choices of slices
+to 1.5, the mixer to 2: 10 in all. Results are kept one by one, and runs that are there are not run again.
 """
 
 from __future__ import annotations
@@ -36,22 +36,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "recipe, mixer": {"decomposition": "mixer"},
 }
 MEMORIES: dict[str, dict[str, Any]] = {"none": {}, "gru": {"memory": "gru", "memory_size": 32}}
-STEPS = {2: 1000, 5: 1000, 10: 1500, 20: 2000}
-"""Updates by delay."""
+DELAYS, STEPS = (2, 5, 10, 20), 1000
 SLICES = ((32, 8), (8, 2))
 """Of a delay of 10, beside whole episodes: the defaults, and fewer rows than must be remembered."""
 
 
 def all_jobs() -> list[dict[str, Any]]:
     """Return every run, the most telling first."""
-    recall = [("games/recall", {"delay": delay}) for delay in STEPS]
-    telephone = [("games/telephone", {"delay": 5, "words": words}) for words in (4, 2)]
-    found = []
-    for method, memory in (("recipe, centralized", "gru"), ("recipe, centralized", "none")):
-        found += [job(*each, method, memory) for each in recall + telephone]
-    found += [job(*each, "cloning", memory) for memory in MEMORIES for each in recall + telephone]
-    found += [job(*each, "recipe, mixer", "gru") for each in (recall[1], telephone[1])]
-    return found + [job(*recall[2], "recipe, centralized", "gru", slices) for slices in SLICES]
+    games = [("games/recall", {"delay": delay}) for delay in DELAYS]
+    games += [("games/telephone", {"delay": 5, "words": words}) for words in (4, 2)]
+    found = [job(*game, "recipe, centralized", "gru") for game in games]
+    for method, memory in (("recipe, centralized", "none"), ("cloning", "gru"), ("cloning", "none")):
+        found += [job(*game, method, memory) for game in games]
+    found += [job(*games[2], "recipe, centralized", "gru", slices) for slices in SLICES]
+    return found + [job(*games[at], "recipe, mixer", "gru") for at in (1, 5)]
 
 
 def job(
