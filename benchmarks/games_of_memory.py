@@ -9,9 +9,10 @@ expectile .9, batches of 32 whole episodes (``slice_len`` is their length, no bu
 seeds as one population. Each member plays 200 episodes, by the mode and sampled.
 
 Arithmetic, before the first run, of processor time on one thread: 1,000 updates of five members take 20 to 70 s with
-memory (3 to 21 rows an episode), half of it without, a quarter for cloning, and twice as much with the mixer. 16 runs of
-``games/recall`` (delays 2, 5, 10, 20) come to 5 minutes, 8 of ``games/telephone`` to 1.5, two further choices of slices
-to 1.5, the mixer to 2: 10 in all. Results are kept one by one, and runs that are there are not run again.
+memory (3 to 21 rows an episode), half of it without, a quarter for cloning, and twice as much with the mixer. 16 runs
+of ``games/recall`` (delays 2, 5, 10, 20) come to 5 minutes, 8 of ``games/telephone``, of 3,000 updates, to 4, two
+further choices of slices to 1.5, the mixer to 4: 15 in all. The most telling runs are the first. Results are kept one
+by one, and runs that are there are not run again; ``--share`` stops after a part of them.
 """
 
 from __future__ import annotations
@@ -36,20 +37,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "recipe, mixer": {"decomposition": "mixer"},
 }
 MEMORIES: dict[str, dict[str, Any]] = {"none": {}, "gru": {"memory": "gru", "memory_size": 32}}
-DELAYS, STEPS = (2, 5, 10, 20), 1000
+DELAYS = (2, 5, 10, 20)
+STEPS = {"games/recall": 1000, "games/telephone": 3000}
 SLICES = ((32, 8), (8, 2))
 """Of a delay of 10, beside whole episodes: the defaults, and fewer rows than must be remembered."""
 
 
 def all_jobs() -> list[dict[str, Any]]:
     """Return every run, the most telling first."""
-    games = [("games/recall", {"delay": delay}) for delay in DELAYS]
-    games += [("games/telephone", {"delay": 5, "words": words}) for words in (4, 2)]
-    found = [job(*game, "recipe, centralized", "gru") for game in games]
-    for method, memory in (("recipe, centralized", "none"), ("cloning", "gru"), ("cloning", "none")):
-        found += [job(*game, method, memory) for game in games]
-    found += [job(*games[2], "recipe, centralized", "gru", slices) for slices in SLICES]
-    return found + [job(*games[at], "recipe, mixer", "gru") for at in (1, 5)]
+    recall = [("games/recall", {"delay": delay}) for delay in DELAYS]
+    telephone = [("games/telephone", {"delay": 5, "words": words}) for words in (2, 4)]
+    kinds = [(method, memory) for method in ("recipe, centralized", "cloning") for memory in ("gru", "none")]
+    found = [job(*recall[1], *kind) for kind in kinds]
+    found += [job(*game, *kinds[0]) for game in (telephone[0], *recall[2:])]
+    found += [job(*telephone[0], *kind) for kind in kinds[1:]]
+    found += [job(*game, *kinds[0]) for game in (recall[0], telephone[1])]
+    found += [job(*game, *kind) for kind in kinds[1:] for game in (recall[0], *recall[2:], telephone[1])]
+    found += [job(*recall[2], "recipe, centralized", "gru", slices) for slices in SLICES]
+    return found + [job(*game, "recipe, mixer", "gru") for game in (recall[1], telephone[0])]
 
 
 def job(
@@ -57,15 +62,8 @@ def job(
 ) -> dict[str, Any]:
     """Return the settings of a run, JSON-ready; by default slices are whole episodes."""
     slices = (options["delay"] + 1, 0) if slices is None else slices
-    steps = STEPS[options["delay"]]
-    return {
-        "task": task,
-        "options": options,
-        "method": method,
-        "memory": memory,
-        "slices": list(slices),
-        "steps": steps,
-    }
+    names = {"task": task, "options": options, "method": method, "memory": memory}
+    return names | {"slices": list(slices), "steps": STEPS[task]}
 
 
 def play_for(

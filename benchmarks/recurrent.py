@@ -24,6 +24,7 @@ from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spr
 from population import population_trainer
 from sizes import EPISODE, SMALL, Size, random_transitions
 from step import SETTINGS, TRANSITIONS, build_loss, first_seconds, make_trainer, update
+from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import OfflineDataset
 
@@ -45,6 +46,7 @@ def options_of(kind: str | None, length: int = LENGTH) -> dict[str, Any]:
 def by_hand(size: Size, data: OfflineDataset, length: int) -> HandWrittenRecurrent:
     """Return a run by hand that starts as the library's does, after comparing its losses and their gradients."""
     loss = build_loss(size, **KINDS["gru"])
+    SoftUpdate(loss, tau=0.005)  # a loss wants one, which this one does not need
     settings = {name: SETTINGS[name] for name in ("gamma", "expectile", "temperature")}
     run = HandWrittenRecurrent(loss, size, slice_len=length, **settings)
     batch = data.replay_buffer(batch_size=size.batch_size, seed=0, slice_len=length, burn_in=0).sample()

@@ -112,20 +112,19 @@ def _gru(inputs: Tensor, begins: Tensor, weight: Tensor, bias: Tensor, keep: boo
     steps, size = _Steps(begins, weight), weight.shape[-2]
     found = _made_gru(inputs, begins, weight, bias, keep)
     x, states, gates, inner = (steps.flat(each, 1) for each in (inputs, *found))
-    bias, product = steps.flat(bias, 0), x.new_empty(x.shape[1:])
-    gate, within, state = torch.empty_like(product), x.new_empty(states.shape[1:]), x.new_zeros(states.shape[1:])
-    product.copy_(bias.expand_as(product))  # the first state is zero
-    for t, of_input in enumerate(x.unbind(0)):
-        if keep:
-            gate, within = gates[t], inner[t]
+    gates, inner = (each if keep else _one_for_all(each, len(x)) for each in (gates, inner))
+    bias, state = steps.flat(bias, 0), x.new_zeros(states.shape[1:])
+    product = bias.expand_as(x[0]).contiguous()  # of the first state, which is zero
+    of_gates, of_new = product.split([2 * size, size], -1)
+    columns = (*x.split([2 * size, size], -1), *gates.split([2 * size, size], -1), *gates.split(size, -1)[:2])
+    columns = zip(*(each.unbind(0) for each in (*columns, inner, states)))  # views, cheaper than by their numbers
+    for t, (to_gates, to_new, both, new, reset, update, within, after) in enumerate(columns):
         if t:
             state = steps.kept(state, t)
             steps.added(bias, state, steps.weight, product)
-        torch.add(of_input[..., : 2 * size], product[..., : 2 * size], out=gate[..., : 2 * size]).sigmoid_()
-        reset, update, new = gate.split(size, -1)
-        within.copy_(product[..., 2 * size :])
-        torch.addcmul(of_input[..., 2 * size :], reset, within, out=new).tanh_()
-        state = torch.lerp(new, state, update, out=states[t])
+        torch.add(to_gates, of_gates, out=both).sigmoid_()
+        torch.addcmul(to_new, reset, within.copy_(of_new), out=new).tanh_()
+        state = torch.lerp(new, state, update, out=after)
     return found
 
 
@@ -149,11 +148,14 @@ def _gru_backward(
     by_gate, update, transposed = products.unflatten(-1, (3, size)), steps.kept(update), steps.weight.mT
     of_states = torch.empty_like(before)
     of_states[-1] = given[-1]
-    for t in reversed(range(len(states))):
-        torch.mul(of_states[t].unsqueeze(-2), factors[t], out=by_gate[t])
+    columns = list(zip(*(each.unbind(0) for each in (of_states, factors, by_gate, update, products, given))))
+    for t in reversed(range(len(columns))):
+        now, factor, of_gates, carried, product, _ = columns[t]
+        torch.mul(now.unsqueeze(-2), factor, out=of_gates)
         if t:
-            earlier = torch.addcmul(given[t - 1], of_states[t], update[t], out=of_states[t - 1])
-            steps.added(earlier, steps.kept(products[t], t), transposed, earlier)
+            earlier, *_, seen = columns[t - 1]
+            torch.addcmul(seen, now, carried, out=earlier)
+            steps.added(earlier, steps.kept(product, t), transposed, earlier)
     of_weight, of_bias = steps.of_parameters(before, products)
     torch.mul(of_states, of_new, out=products[..., 2 * size :])
     return of_inputs, of_weight, of_bias
@@ -164,21 +166,19 @@ def _lstm(inputs: Tensor, begins: Tensor, weight: Tensor, bias: Tensor, keep: bo
     steps, size = _Steps(begins, weight), weight.shape[-2]
     found = _made_lstm(inputs, begins, weight, bias, keep)
     x, states, gates, outputs = (steps.flat(each, 1) for each in (inputs, *found))
-    bias = steps.flat(bias, 0)
-    gate, output, state = x.new_empty(x.shape[1:]), None, x.new_zeros(states.shape[1:])
-    output = x.new_empty(*state.shape[:-1], size)
-    for t, of_input in enumerate(x.unbind(0)):
-        if keep:
-            gate, output = gates[t], outputs[t]
-        hidden, cell = steps.kept(state, t).split(size, -1)
-        steps.added(of_input + bias, hidden, steps.weight, gate)
-        gate[..., : 2 * size].sigmoid_()
-        let_in, forget, new, out = gate.split(size, -1)
+    gates, outputs = (each if keep else _one_for_all(each, len(x)) for each in (gates, outputs))
+    x, hidden, cell = x + steps.flat(bias, 0), *x.new_zeros(states.shape[1:]).split(size, -1)
+    columns = (x, gates, gates[..., : 2 * size], *gates.split(size, -1), outputs, *states.split(size, -1))
+    columns = zip(*(each.unbind(0) for each in columns))
+    for t, (base, gate, both, let_in, forget, new, out, output, next_hidden, next_cell) in enumerate(columns):
+        if t:
+            hidden, cell = steps.kept(hidden, t), steps.kept(cell, t)
+        steps.added(base, hidden, steps.weight, gate)
+        both.sigmoid_()
         new.tanh_()
         out.sigmoid_()
-        state = states[t]
-        cell = torch.mul(forget, cell, out=state[..., size:]).addcmul_(let_in, new)
-        torch.mul(out, torch.tanh(cell, out=output), out=state[..., :size])
+        cell = torch.mul(forget, cell, out=next_cell).addcmul_(let_in, new)
+        hidden = torch.mul(out, torch.tanh(cell, out=output), out=next_hidden)
     return found
 
 
@@ -202,15 +202,24 @@ def _lstm_backward(
     factors, of_out = factors.unflatten(-1, (3, size)), outputs * out * (1 - out)
     by_gate, forget, transposed = products.unflatten(-1, (4, size)), steps.kept(forget), steps.weight.mT
     of_hidden, of_cell = (each.clone() for each in given[-1].split(size, -1))
-    for t in reversed(range(len(states))):
-        of_cell = of_cell.addcmul_(of_hidden, through[t])
-        torch.mul(of_cell.unsqueeze(-2), factors[t], out=by_gate[t, ..., :3, :])
-        torch.mul(of_hidden, of_out[t], out=products[t, ..., 3 * size :])
+    columns = (through, factors, of_out, *by_gate.split([3, 1], -2), forget, products, *given.split(size, -1))
+    columns = list(zip(*(each.unbind(0) for each in columns)))
+    for t in reversed(range(len(columns))):
+        passed, factor, of_gate, by_three, by_out, carried, product, _, _ = columns[t]
+        of_cell.addcmul_(of_hidden, passed)
+        torch.mul(of_cell.unsqueeze(-2), factor, out=by_three)
+        torch.mul(of_hidden, of_gate, out=by_out.squeeze(-2))
         if t:
-            of_cell = torch.addcmul(given[t - 1, ..., size:], of_cell, forget[t])
-            steps.added(given[t - 1, ..., :size], steps.kept(products[t], t), transposed, of_hidden)
+            *_, seen_hidden, seen_cell = columns[t - 1]
+            of_cell = torch.addcmul(seen_cell, of_cell, carried)
+            steps.added(seen_hidden, steps.kept(product, t), transposed, of_hidden)
     of_weight, of_bias = steps.of_parameters(before[..., :size], products)
     return of_inputs, of_weight, of_bias
+
+
+def _one_for_all(each: Tensor, length: int) -> Tensor:
+    """Return room for one step as that of every step, where nothing of a step is kept."""
+    return each.new_empty(each.shape[1:]).expand(length, *each.shape[1:])
 
 
 def _made(inputs: Tensor, keep: bool, *widths: int) -> tuple[Tensor, Tensor, Tensor]:
