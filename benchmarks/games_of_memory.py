@@ -39,31 +39,31 @@ METHODS: dict[str, dict[str, Any]] = {
 MEMORIES: dict[str, dict[str, Any]] = {"none": {}, "gru": {"memory": "gru", "memory_size": 32}}
 DELAYS = (2, 5, 10, 20)
 STEPS = {"games/recall": 1000, "games/telephone": 3000}
-SLICES = ((32, 8), (8, 2))
+TEMPERATURE = 3.0
+SLICES = ([32, 8], [8, 2])
 """Of a delay of 10, beside whole episodes: the defaults, and fewer rows than must be remembered."""
 
 
 def all_jobs() -> list[dict[str, Any]]:
     """Return every run, the most telling first."""
-    recall = [("games/recall", {"delay": delay}) for delay in DELAYS]
-    telephone = [("games/telephone", {"delay": 5, "words": words}) for words in (2, 4)]
+    short, *_, longer, longest = recall = [("games/recall", {"delay": delay}) for delay in DELAYS]
+    digits, word = [("games/telephone", {"delay": 5, "words": words}) for words in (2, 4)]
     kinds = [(method, memory) for method in ("recipe, centralized", "cloning") for memory in ("gru", "none")]
-    found = [job(*recall[1], *kind) for kind in kinds]
-    found += [job(*game, *kinds[0]) for game in (telephone[0], *recall[2:])]
-    found += [job(*telephone[0], *kind) for kind in kinds[1:]]
-    found += [job(*game, *kinds[0]) for game in (recall[0], telephone[1])]
-    found += [job(*game, *kind) for kind in kinds[1:] for game in (recall[0], *recall[2:], telephone[1])]
-    found += [job(*recall[2], "recipe, centralized", "gru", slices) for slices in SLICES]
-    return found + [job(*game, "recipe, mixer", "gru") for game in (recall[1], telephone[0])]
+    central = kinds[0]
+    found = [job(*game, *kind) for game in (recall[1], digits) for kind in kinds]
+    found += [job(*game, *central) for game in (short, longer, longest)]
+    found += [job(*digits, *central, temperature=10.0), job(*longest, *central, steps=2000)]
+    found += [job(*longer, *central, slices=slices) for slices in SLICES]
+    found += [job(*longest, *kind) for kind in kinds[1:]] + [job(*word, *central, temperature=10.0)]
+    found += [job(*game, *kind) for game in (short, longer) for kind in kinds[1:]]
+    found += [job(*word, *kind) for kind in kinds[1:]]
+    return found + [job(*game, "recipe, mixer", "gru") for game in (recall[1], digits)]
 
 
-def job(
-    task: str, options: dict[str, int], method: str, memory: str, slices: tuple[int, int] | None = None
-) -> dict[str, Any]:
+def job(task: str, options: dict[str, int], method: str, memory: str, **others: Any) -> dict[str, Any]:
     """Return the settings of a run, JSON-ready; by default slices are whole episodes."""
-    slices = (options["delay"] + 1, 0) if slices is None else slices
-    names = {"task": task, "options": options, "method": method, "memory": memory}
-    return names | {"slices": list(slices), "steps": STEPS[task]}
+    usual = {"slices": [options["delay"] + 1, 0], "steps": STEPS[task]}
+    return {"task": task, "options": options, "method": method, "memory": memory} | usual | others
 
 
 def play_for(
@@ -73,15 +73,17 @@ def play_for(
     memory: str,
     slices: list[int],
     steps: int,
+    temperature: float | None = None,
     folder: str = "runs/games_of_memory",
     seeds: int = SEEDS,
 ) -> dict[str, Any]:
     """Train a population; returns its members' mean returns at fifths of the run, and what they are held against."""
     data = record_mixed_skill(task, folder, episodes=EPISODES, num_envs=EPISODES, task_options=options)
     losses, length = {}, options["delay"] + 1
+    settings = METHODS[method] | MEMORIES[memory] | ({} if temperature is None else {"temperature": temperature})
     for seed in range(seeds):
         torch.manual_seed(seed)
-        losses[str(seed)] = make_loss(data.spec, hidden=(32,), **METHODS[method], **MEMORIES[memory])
+        losses[str(seed)] = make_loss(data.spec, hidden=(32,), **settings)
     sampling: dict[str, Any] = {"batch_size": BATCH * length}
     if memory != "none":
         size, burn_in = slices
@@ -112,13 +114,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = []
     for row in rows:
         words = f", words {row['options']['words']}" if "words" in row["options"] else ""
-        slices = "rows" if row["memory"] == "none" else "{} / {}".format(*row["slices"])
+        slices = "" if row["memory"] == "none" else "{} / {}".format(*row["slices"])
+        heat = "" if row["method"] == "cloning" else f"{row.get('temperature', TEMPERATURE):g}"
         game = f"{row['task'].partition('/')[2]}, delay {row['options']['delay']}{words}"
         bounds = [f"{row[name]:.2f}" for name in ("best", "best_memoryless", "data")]
         found = [_interval(row[mode]) for mode in ("mode", "sample")]
-        cells.append([game, row["method"], row["memory"], slices, *found, *bounds])
-    header = ["game", "method", "memory", "slice_len / burn_in", "mode", "sampled", "best", "without memory", "data"]
-    return markdown(header, cells)
+        cells.append([game, row["method"], row["memory"], heat, slices, f"{row['steps']:,}", *found, *bounds])
+    settings = ["game", "method", "memory", "temperature", "slice_len / burn_in", "updates"]
+    return markdown([*settings, "mode", "sampled", "best", "best without memory", "data"], cells)
 
 
 def _interval(values: list[float]) -> str:
