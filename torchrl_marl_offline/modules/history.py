@@ -92,7 +92,8 @@ class _Recurrent(_Cell):
     The equations are those of :class:`torch.nn.GRUCell` and :class:`torch.nn.LSTMCell`. TorchRL's Python forms of them
     have one set of weights and take the products step by step; here weights are stacked for agents that share none, and
     a one-hot id of the agent is a bias of its own, as in
-    :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+    :class:`~torchrl_marl_offline.modules.AgentNetwork`. A pass over time is one operation
+    (:mod:`~torchrl_marl_offline.modules.recurrence`); :meth:`step` is the same of a single one, for policies that act.
     """
 
     gates: int
