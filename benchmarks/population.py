@@ -21,6 +21,7 @@ import os
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ from measuring import (
     wait_for_gpu,
     with_spread,
 )
-from sizes import SIZES, random_transitions
+from sizes import SIZES, Size, random_transitions
 from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, prepare, update
 
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
@@ -79,22 +80,24 @@ def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0, 
 
 
 def population_trainer(
-    name: str,
+    name: str | Size,
     members: int,
     compile: str,
     *,
     at_once: int | None = None,
     device: str = "cpu",
     precision: Precision = "fp32",
+    slices: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """Return the trainer of a population with seeds 0, 1, ..., ready for its first step."""
-    size = SIZES[name]
+    """Return the trainer of a population with seeds 0, 1, ..., ready for its first step; see :func:`make_trainer`."""
+    size = SIZES[name] if isinstance(name, str) else name
     data = random_transitions(size.spec, TRANSITIONS)
     losses = {f"seed={seed}": build_loss(size, seed=seed, device=device, **settings) for seed in range(members)}
     keys = losses["seed=0"].in_keys
     seeds = range(members)
-    buffer = PopulationBuffer(data.data, batch_size=size.batch_size, seeds=seeds, device=device, keys=keys)
+    options = {"batch_size": size.batch_size, "device": device, "keys": keys} | dict(slices or {})
+    buffer = PopulationBuffer(data.data, seeds=seeds, **options)
     learner = PopulationLearner(losses, compile=compile, members_at_once=at_once, precision=precision)
     trainer = Trainer(learner, buffer, steps=10**9, progress=False)
     prepare(trainer)

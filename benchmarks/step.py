@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,24 @@ def make_trainer(
     precision: str = "fp32",
     device: str = "cpu",
     captured: bool = True,
+    slices: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """Return a trainer of the loss; ``captured``: on a GPU, compiled, the step is one CUDA graph."""
+    """Return a trainer of the loss.
+
+    Args:
+        size: of the task and the batch.
+        data: what to train on.
+        compile: as in :class:`Learner`.
+        precision: as there.
+        device: where.
+        captured: on a GPU, compiled, the step is one CUDA graph.
+        slices: ``slice_len`` and ``burn_in`` of networks with memory.
+        **settings: of :func:`build_loss`.
+    """
     loss = build_loss(size, device=device, **settings)
-    buffer = data.replay_buffer(batch_size=size.batch_size, seed=0, device=device, keys=loss.in_keys)
+    options = {"batch_size": size.batch_size, "device": device, "keys": loss.in_keys} | dict(slices or {})
+    buffer = data.replay_buffer(seed=0, **options)
     trainer = Trainer(Learner(loss, compile=compile, precision=precision), buffer, steps=10**9, progress=False)
     if captured:
         prepare(trainer)

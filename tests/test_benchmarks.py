@@ -200,3 +200,40 @@ def test_the_pictures_of_results_show_the_tables_of_results(script):
     assert redraw.published("**1.5** [1, 2] (3.25)").mean == 3.25 and redraw.published("1.5 [1, 2]") is None
     with pytest.raises(ValueError, match=r"has no table with a column 'x' below 'Nowhere'"):
         redraw.table_under(text, "Nowhere", "x")
+
+
+def test_histories_by_hand_are_the_library_s_and_others_are_not(script, monkeypatch):
+    recurrent = script("recurrent")
+    size = recurrent.replace(recurrent.SIZE, hidden=(8, 8), batch_size=20)
+    data = recurrent.random_transitions(size.spec, 50)
+    run = recurrent.by_hand(size, data, 5)  # compares losses and gradients
+    assert run.memories.keys() == {"actor", "qvalue", "value", "target_qvalue"}
+    assert len(run.targets) == len(run.sources)
+    before = [tensor.clone() for tensor in run.targets]
+    run.step(recurrent.gather(data.data, torch.arange(20)))
+    assert all(not torch.equal(one, other) for one, other in zip(before, run.targets))
+    begin = torch.nn.GRU.forward
+    monkeypatch.setattr(torch.nn.GRU, "forward", lambda self, x: begin(self, x * 1.1))
+    with pytest.raises(AssertionError, match="not close"):
+        recurrent.by_hand(size, data, 5)
+
+
+def test_a_table_of_recurrent_steps_stands_beside_the_loop_by_hand(script):
+    rows = [
+        {"form": form, "ms": {"median": ms, "p10": ms, "p90": ms}, "first_seconds": 2.0}
+        for form, ms in (("by hand", 4.0), ("compiled", 3.0))
+    ]
+    assert script("recurrent").table(rows).endswith("| compiled | 3.0 (3.0 to 3.0) | 0.75 | 2 s |")
+
+
+def test_a_game_of_memory_is_held_against_its_optimum(script, monkeypatch, tmp_path):
+    games = script("games_of_memory")
+    monkeypatch.setattr(games, "EPISODES", 40)
+    jobs = games.all_jobs()
+    assert len(jobs) == len({str(job) for job in jobs}) == 30
+    for memory in games.MEMORIES:
+        job = games.job("games/recall", {"delay": 2}, "cloning", memory) | {"steps": 2}
+        row = job | games.play_for(**job, folder=str(tmp_path), seeds=2)
+        assert (row["best"], row["best_memoryless"]) == (1.0, 0.25)
+        assert row["curve"]["step"][-1] == 2 and len(row["mode"]) == len(row["sample"]) == 2
+        assert games.table([row]).splitlines()[-1].startswith(f"| recall, delay 2 | cloning | {memory} |  | ")

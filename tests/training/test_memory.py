@@ -86,6 +86,19 @@ def test_compiled_equals_eager(discrete) -> None:
     assert torch.equal(*map(everything, trainers))
 
 
+@pytest.mark.parametrize("kind", ["gru", thorough("lstm")])
+def test_what_is_compiled_does_not_grow_with_the_slices(discrete, kind: str) -> None:
+    counts = []
+    for length in (4, 6):
+        loss = make_loss(discrete.spec, hidden=(8,), **RULES | {"memory": kind})
+        loss.__dict__["updater"] = SoftUpdate(loss, tau=0.5)
+        compiled = CompiledGradients(loss, backend=None)
+        compiled(discrete.replay_buffer(batch_size=12, slice_len=length, burn_in=1, seed=0).sample())
+        (traced,) = compiled._traced.values()
+        counts.append(sum(1 for node in traced._graph.graph.nodes if node.op == "call_function"))
+    assert counts[0] == counts[1]
+
+
 def test_a_population_draws_the_sequences_that_the_members_would(discrete) -> None:
     population = PopulationBuffer(discrete.data, batch_size=12, seeds=[3, 5], **SLICES)
     alone = [discrete.replay_buffer(batch_size=12, seed=seed, **SLICES) for seed in (3, 5)]

@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.layout import GROUP, IS_INIT, OBSERVATION, TaskSp
 from torchrl_marl_offline.core.ranges import WIDTHS, OneOf
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.networks import StackedLinear, project_agents
+from torchrl_marl_offline.modules.recurrence import unroll_gru, unroll_lstm
 
 MEMORIES = OneOf(("gru", "lstm", "window:K"), r"gru|lstm|window:[1-9]\d{0,3}")
 """The kinds of memory: recurrent networks, or the last ``K`` observations side by side."""
@@ -56,6 +57,15 @@ class _Cell(nn.Module):
         """Return the memory after one more input, rows of each."""
         raise NotImplementedError
 
+    def unroll(self, inputs: Tensor, begins: Tensor) -> Tensor:
+        """Return the memory after each of ``T`` inputs, ``[T, *stack, rows, S]``.
+
+        Args:
+            inputs: what :meth:`observe` returned, ``[T, *stack, rows, c]``.
+            begins: ``[T, *stack, rows, 1]`` bool, where the memory before is zero; nowhere before the first step.
+        """
+        raise NotImplementedError
+
 
 class _Window(_Cell):
     """The last ``length`` observations side by side, the newest last, zeros before the episode's beginning."""
@@ -67,6 +77,14 @@ class _Window(_Cell):
     def step(self, inputs: Tensor, memory: Tensor) -> Tensor:
         return torch.cat([memory[..., self.in_features :], inputs], -1)
 
+    def unroll(self, inputs: Tensor, begins: Tensor) -> Tensor:
+        memory = inputs.new_zeros(*inputs.shape[1:-1], self.size)
+        found = []
+        for seen, anew in zip(inputs.unbind(0), begins.unbind(0)):
+            memory = self.step(seen, memory.masked_fill(anew, 0.0) if found else memory)
+            found.append(memory)
+        return torch.stack(found)
+
 
 class _Recurrent(_Cell):
     """A recurrent cell for every agent, with the products of its inputs taken for all steps at once.
@@ -74,7 +92,8 @@ class _Recurrent(_Cell):
     The equations are those of :class:`torch.nn.GRUCell` and :class:`torch.nn.LSTMCell`. TorchRL's Python forms of them
     have one set of weights and take the products step by step; here weights are stacked for agents that share none, and
     a one-hot id of the agent is a bias of its own, as in
-    :class:`~torchrl_marl_offline.modules.AgentNetwork`.
+    :class:`~torchrl_marl_offline.modules.AgentNetwork`. A pass over time is one operation
+    (:mod:`~torchrl_marl_offline.modules.recurrence`); :meth:`step` is the same of a single one, for policies that act.
     """
 
     gates: int
@@ -112,6 +131,9 @@ class _GRU(_Recurrent):
         new = torch.tanh(new + torch.sigmoid(reset + reset_m) * new_m)
         return torch.lerp(new, memory, torch.sigmoid(update + update_m))
 
+    def unroll(self, inputs: Tensor, begins: Tensor) -> Tensor:
+        return unroll_gru(inputs, begins, self.of_memory.weight, self.of_memory.bias)
+
 
 class _LSTM(_Recurrent):
     gates = 4
@@ -125,6 +147,9 @@ class _LSTM(_Recurrent):
         let_in, forget, new, out = (inputs + self.of_memory(hidden).to(memory.dtype)).chunk(4, -1)
         cell = torch.sigmoid(forget) * cell + torch.sigmoid(let_in) * torch.tanh(new)
         return torch.cat([torch.sigmoid(out) * torch.tanh(cell), cell], -1)
+
+    def unroll(self, inputs: Tensor, begins: Tensor) -> Tensor:
+        return unroll_lstm(inputs, begins, self.of_memory.weight, self.of_memory.bias)
 
 
 class HistoryEncoder(TensorDictModuleBase):
@@ -213,14 +238,9 @@ class HistoryEncoder(TensorDictModuleBase):
             ``[*B, T, n, S]``.
         """
         cell, batch = self.cell, (*observation.shape[:-3], self.n_agents)
-        steps = cell.observe(self._observed(observation).movedim(-3, 0), 1).unbind(0)
-        begins = is_init.movedim(-2, 0).unsqueeze(-1).expand(-1, *batch, 1)
-        memory = cell.rows(self.beginning(observation[..., 0, :, :]))
-        found = []
-        for inputs, anew in zip(steps, cell.rows(begins, 1).unbind(0)):
-            memory = cell.step(inputs, memory.masked_fill(anew, 0.0) if found else memory)
-            found.append(memory)
-        return cell.agents(torch.stack(found), torch.Size(batch), 1).movedim(0, -3)
+        inputs = cell.observe(self._observed(observation).movedim(-3, 0), 1)
+        begins = cell.rows(is_init.movedim(-2, 0).unsqueeze(-1).expand(-1, *batch, 1), 1)
+        return cell.agents(cell.unroll(inputs, begins), torch.Size(batch), 1).movedim(0, -3)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step.
