@@ -156,6 +156,7 @@ class OfflineDataset:
         observation, state = self._moments(OBSERVATION), self._moments(STATE)
         return InputStatistics((tuple(observation[0]), tuple(observation[1])), (tuple(state[0]), tuple(state[1])))
 
+    @checked
     def statistics_where(self, normalize: Literal["auto", "on", "off"]) -> InputStatistics | None:
         """Return what networks' inputs are to be normalized by, or ``None`` where they are to be seen as they are.
 
