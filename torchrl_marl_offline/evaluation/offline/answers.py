@@ -33,6 +33,7 @@ from torchrl_marl_offline.evaluation.in_environments import (
     raise_on_illegal_action,
     raise_on_non_finite_action,
 )
+from torchrl_marl_offline.evaluation.offline.horizon import of_living
 from torchrl_marl_offline.objectives.action_distributions import is_deterministic, is_discrete, log_prob_of, per_agent
 from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy
 
@@ -179,6 +180,8 @@ class EvaluatedPolicy:
     def actions(self, states: TensorDictBase, *, samples: int, seed: int = 0) -> Tensor:
         """Return what it does in states ``[T]`` of :meth:`seen`: ``[T, K, n, a]``, of a discrete task ``[T, K, n]``.
 
+        Actions of dead agents are 0, as in :class:`~.horizon.EvaluationRows`.
+
         ``K`` is ``samples`` of a policy that draws, and otherwise one action, ``samples`` times without new memory.
 
         Raises:
@@ -197,7 +200,8 @@ class EvaluatedPolicy:
     def _once(self, states: TensorDictBase) -> Tensor:
         found = []
         for start in range(0, len(states), BLOCK):
-            found.append(self.checked_answer(_plain(states[start : start + BLOCK])).get(ACTION))
+            answer = self.checked_answer(_plain(states[start : start + BLOCK]))
+            found.append(of_living(answer.get(ACTION), answer.get(AGENT_MASK, None)))
         return torch.cat(found)
 
     def checked_answer(self, states: TensorDictBase) -> TensorDictBase:
