@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl_marl_offline import compare_offline, from_arrays, make_actor, save_policy, select_offline
 from torchrl_marl_offline.commands import evaluate as command
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, STATE, next_key
-from torchrl_marl_offline.evaluation import FittedQSettings, LearnedModelSettings
+from torchrl_marl_offline.evaluation import FittedQSettings, IllegalActionError, LearnedModelSettings
 from torchrl_marl_offline.evaluation.offline import learned_model
 from torchrl_marl_offline.evaluation.offline.horizon import evaluation_rows
 from torchrl_marl_offline.evaluation.offline.imagined_play import ImaginedGame
@@ -305,3 +305,20 @@ def test_wide_states_are_asked_about_in_parts(monkeypatch, logs):
 def test_one_model_has_none_to_disagree_with():
     with pytest.raises(ValueError, match="resamples must be at least 2"):
         LearnedModelSettings(resamples=1)
+
+
+def test_actions_that_logged_states_forbid_are_refused_by_name_before_models_are_learned(monkeypatch):
+    ends = torch.arange(20) % 2 == 1
+    mask = torch.ones(20, 2, 2, dtype=torch.bool)
+    mask[ends, 1, 1] = False
+    logs = from_arrays(
+        observations=torch.ones(20, 2, 1),
+        actions=torch.zeros(20, 2, dtype=torch.int64),
+        rewards=torch.ones(20),
+        terminals=ends,
+        action_mask=mask,
+        n_actions=2,
+    )
+    monkeypatch.setattr(LearnedModel, "__init__", lambda *_, **__: pytest.fail("a model was learned"))
+    with pytest.raises(IllegalActionError, match=r"^mine: The policy proposed 10 illegal actions out of 40"):
+        compare_offline({"mine": always(1)}, logs, by="model", modelling=QUICK)

@@ -29,6 +29,8 @@ from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.data.policy_fit import Carried, PolicyError, misfit, spec_of
 from torchrl_marl_offline.evaluation.along_episodes import with_memory
 from torchrl_marl_offline.evaluation.in_environments import (
+    IllegalActionError,
+    NonFiniteActionError,
     Policy,
     raise_on_illegal_action,
     raise_on_non_finite_action,
@@ -208,8 +210,11 @@ class EvaluatedPolicy:
         """Return what it writes into states ``[k]``, within :meth:`ready`; errors as of :meth:`actions`."""
         answer = self.module(states)
         self._check_answer(answer)
-        raise_on_non_finite_action(answer)
-        raise_on_illegal_action(answer)
+        try:
+            raise_on_non_finite_action(answer)
+            raise_on_illegal_action(answer)
+        except (NonFiniteActionError, IllegalActionError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
         return answer
 
     def _check_answer(self, answer: Any) -> None:

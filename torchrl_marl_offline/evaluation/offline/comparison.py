@@ -407,6 +407,8 @@ class _Evaluation:
 
     def learn_model(self, progress: bool) -> None:
         """Learn models of the task, hold them against held-out episodes, and let all policies play in them."""
+        for policy in self.policies.values():  # what it does in logged states is refused before anything is trained
+            policy.actions(policy.seen(self.source), samples=1)
         g, settings = torch.Generator().manual_seed(self.seed), self.modelling
         count = len(self.train)
         drawn = self.train[torch.randint(count, (settings.resamples, count), generator=g)]
