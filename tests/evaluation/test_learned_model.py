@@ -322,3 +322,27 @@ def test_actions_that_logged_states_forbid_are_refused_by_name_before_models_are
     monkeypatch.setattr(LearnedModel, "__init__", lambda *_, **__: pytest.fail("a model was learned"))
     with pytest.raises(IllegalActionError, match=r"^mine: The policy proposed 10 illegal actions out of 40"):
         compare_offline({"mine": always(1)}, logs, by="model", modelling=QUICK)
+
+
+def test_a_state_as_strange_as_the_strangest_logged_one_is_known():
+    """All episodes are alike, so that play differs from the logged rows by rounding alone."""
+    time = torch.arange(6 * 40 + 1).remainder(6).float()
+    seen = torch.sin(time.reshape(-1, 1, 1) * torch.arange(1, 7).reshape(1, 2, 3))
+    ends = time[:-1] == 5
+    logs = from_arrays(
+        observations=seen[:-1],
+        next_observations=torch.sin((time[:-1] + 1).reshape(-1, 1, 1) * torch.arange(1, 7).reshape(1, 2, 3)),
+        actions=torch.ones(240, 2, dtype=torch.int64),
+        rewards=torch.ones(240),
+        terminals=torch.zeros(240, dtype=torch.bool),
+        truncations=ends,
+        n_actions=2,
+    )
+    rows = evaluation_rows(logs, horizon="episode", gamma=GAMMA, how="mean")
+    episodes = torch.arange(40)
+    model = LearnedModel(logs.data, rows, episodes.expand(2, -1), QUICK, seed=0, progress=False)
+    game = ImaginedGame(model, logs.data, rows, episodes, gamma=GAMMA, seed=0)
+    numbers, actions = model.columns.of(logs.data), rows.data.get(ACTION)
+    for count in (1, 2, 3, 5, 7, 240):
+        found = torch.cat([model.disagreement(*part) for part in zip(numbers.split(count), actions.split(count))])
+        assert (found <= game.limit).all()

@@ -24,6 +24,8 @@ from torchrl_marl_offline.evaluation.offline.learned_model import LearnedModel
 WORST, BEST = 0.01, 0.99
 """Quantiles of the logged returns from a step on, which stand for the worst and the best."""
 _FEWEST = 100
+_ROUNDING = 1e-5
+"""Difference of two answers in the same state, by how many are asked about together."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ImaginedGame:
         self.longest = int(rows.lengths.max())
         logged = rows.rows_of(held_out)
         found = model.disagreement(model.columns.of(source[logged]), rows.data.get(ACTION)[logged])
-        self.limit = found.quantile(model.settings.trusted).item()
+        self.limit = found.quantile(model.settings.trusted).item() * (1 + _ROUNDING) + _ROUNDING
         self._remaining = self._logged_remainders()  # [longest, 2]
         self._limit_chances = rows.limit_chances()
 
