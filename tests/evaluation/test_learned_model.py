@@ -8,7 +8,12 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl_marl_offline import compare_offline, from_arrays, make_actor, save_policy, select_offline
 from torchrl_marl_offline.commands import evaluate as command
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, OBSERVATION, STATE, next_key
-from torchrl_marl_offline.evaluation import FittedQSettings, IllegalActionError, LearnedModelSettings
+from torchrl_marl_offline.evaluation import (
+    FittedQSettings,
+    IllegalActionError,
+    LearnedModelSettings,
+)
+from torchrl_marl_offline.evaluation.in_environments import NonFiniteActionError
 from torchrl_marl_offline.evaluation.offline import learned_model
 from torchrl_marl_offline.evaluation.offline.horizon import evaluation_rows
 from torchrl_marl_offline.evaluation.offline.imagined_play import ImaginedGame
@@ -300,6 +305,18 @@ def test_wide_states_are_asked_about_in_parts(monkeypatch, logs):
     whole = distances()
     monkeypatch.setattr(learned_model, "_AT_ONCE", 2000)
     torch.testing.assert_close(distances(), whole)
+
+
+def test_an_action_that_is_no_number_is_not_called_a_misfit():
+    logs = from_arrays(
+        observations=torch.ones(16, 2, 1),
+        actions=torch.rand(16, 2, 1),
+        rewards=torch.ones(16),
+        terminals=torch.arange(16) % 2 == 1,
+    )
+    broken = TensorDictModule(lambda o: o * torch.nan, in_keys=[OBSERVATION], out_keys=[ACTION])
+    with pytest.raises(NonFiniteActionError, match=r"^mine: The policy's action of agent 0"):
+        compare_offline({"mine": broken}, logs, by="model", modelling=QUICK)
 
 
 def test_one_model_has_none_to_disagree_with():

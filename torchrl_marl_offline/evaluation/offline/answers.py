@@ -105,7 +105,7 @@ class EvaluatedPolicy:
             action = self.actions(first, samples=1)
             if self.has_memory:
                 self._check_memory(first)
-        except PolicyError:
+        except (PolicyError, NonFiniteActionError, IllegalActionError):
             raise
         except (RuntimeError, IndexError, KeyError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
