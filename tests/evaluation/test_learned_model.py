@@ -281,6 +281,10 @@ def test_logged_actions_of_dead_agents_change_nothing():
     rows = [evaluation_rows(each, horizon="episode", gamma=GAMMA, how="mean") for each in logs]
     for key in (ACTION, next_key(ACTION)):
         assert torch.equal(*(each.data.get(key) for each in rows))
+    fitting = FittedQSettings(steps=2, resamples=2, hidden=(8,))
+    found = [compare_offline(always(1), each, by="fqe", gamma=GAMMA, fitting=fitting) for each in logs]
+    assert found[0].calibration == found[1].calibration
+    assert torch.equal(*(each.estimates["fqe"]["policy"].values for each in found))
 
 
 def test_a_flag_of_few_rows_is_a_column_of_its_own():
