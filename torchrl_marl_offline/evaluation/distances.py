@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
+RELATIVE = 1e-6
+"""Deviation of a number that never changes but by rounding, as a share of its mean."""
 
 
 def nearest(queries: Tensor, references: Tensor) -> Tensor:
@@ -17,4 +19,4 @@ def nearest(queries: Tensor, references: Tensor) -> Tensor:
 def deviation(values: Tensor) -> Tensor:
     """Return the standard deviation of each component of ``[R, d]``; 1 where it never changes."""
     found = values.std(0, correction=0)
-    return found.where(found > 1e-6 * values.mean(0).abs().clamp_min(1e-6), torch.ones_like(found))
+    return found.where(found > RELATIVE * values.mean(0).abs().clamp_min(RELATIVE), torch.ones_like(found))

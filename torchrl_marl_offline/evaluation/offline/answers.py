@@ -29,10 +29,13 @@ from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.data.policy_fit import Carried, PolicyError, misfit, spec_of
 from torchrl_marl_offline.evaluation.along_episodes import with_memory
 from torchrl_marl_offline.evaluation.in_environments import (
+    IllegalActionError,
+    NonFiniteActionError,
     Policy,
     raise_on_illegal_action,
     raise_on_non_finite_action,
 )
+from torchrl_marl_offline.evaluation.offline.horizon import of_living
 from torchrl_marl_offline.objectives.action_distributions import is_deterministic, is_discrete, log_prob_of, per_agent
 from torchrl_marl_offline.training.run.saved_policies import SavedPolicy, load_policy
 
@@ -102,7 +105,7 @@ class EvaluatedPolicy:
             action = self.actions(first, samples=1)
             if self.has_memory:
                 self._check_memory(first)
-        except PolicyError:
+        except (PolicyError, NonFiniteActionError, IllegalActionError):
             raise
         except (RuntimeError, IndexError, KeyError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -179,6 +182,8 @@ class EvaluatedPolicy:
     def actions(self, states: TensorDictBase, *, samples: int, seed: int = 0) -> Tensor:
         """Return what it does in states ``[T]`` of :meth:`seen`: ``[T, K, n, a]``, of a discrete task ``[T, K, n]``.
 
+        Actions of dead agents are 0, as in :class:`~.horizon.EvaluationRows`.
+
         ``K`` is ``samples`` of a policy that draws, and otherwise one action, ``samples`` times without new memory.
 
         Raises:
@@ -197,15 +202,19 @@ class EvaluatedPolicy:
     def _once(self, states: TensorDictBase) -> Tensor:
         found = []
         for start in range(0, len(states), BLOCK):
-            found.append(self.checked_answer(_plain(states[start : start + BLOCK])).get(ACTION))
+            answer = self.checked_answer(_plain(states[start : start + BLOCK]))
+            found.append(of_living(answer.get(ACTION), answer.get(AGENT_MASK, None)))
         return torch.cat(found)
 
     def checked_answer(self, states: TensorDictBase) -> TensorDictBase:
         """Return what it writes into states ``[k]``, within :meth:`ready`; errors as of :meth:`actions`."""
         answer = self.module(states)
         self._check_answer(answer)
-        raise_on_non_finite_action(answer)
-        raise_on_illegal_action(answer)
+        try:
+            raise_on_non_finite_action(answer)
+            raise_on_illegal_action(answer)
+        except (NonFiniteActionError, IllegalActionError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
         return answer
 
     def _check_answer(self, answer: Any) -> None:

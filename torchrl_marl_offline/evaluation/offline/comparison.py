@@ -363,7 +363,7 @@ class _Evaluation:
     def _here(self, name: str, index: Tensor) -> Tensor:
         """Return what a policy does in states of held-out rows, ``[k, K, n, a]``; of the logged team, what it did."""
         if name == LOGGED:
-            return self.source.get(ACTION)[index].unsqueeze(1)
+            return self.rows.data.get(ACTION)[index].unsqueeze(1)
         return self._held_out_actions[name][torch.searchsorted(self.held_out_rows, index)]
 
     def by_fqe(self, name: str) -> tuple[OfflineEstimate, ValueDifference]:
@@ -407,6 +407,8 @@ class _Evaluation:
 
     def learn_model(self, progress: bool) -> None:
         """Learn models of the task, hold them against held-out episodes, and let all policies play in them."""
+        for policy in self.policies.values():  # what it does in logged states is refused before anything is trained
+            policy.actions(policy.seen(self.source), samples=1)
         g, settings = torch.Generator().manual_seed(self.seed), self.modelling
         count = len(self.train)
         drawn = self.train[torch.randint(count, (settings.resamples, count), generator=g)]
@@ -504,7 +506,7 @@ class _Evaluation:
     def _doubly_robust(self, name: str, logs: Tensor, counts: Tensor) -> Tensor:
         """Return the estimate by all critics, then those of resamples, each by one of them: ``[1 + R]``."""
         index, rewards = self.held_out_rows, self._rewards("joint")[..., -1]
-        logged = self.source[index].get(ACTION).unsqueeze(1)
+        logged = self._here(LOGGED, index)
         action = self._fitted.values(name, self.rows, index, logged)  # [R, rows]
         state = self._fitted.values(name, self.rows, index, self._here(name, index))
         action, state = (torch.stack([self._padded(each) for each in values]) for values in (action, state))

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
+    AGENT_MASK,
     DONE,
     HAS_NEXT_ACTION,
     MASK,
@@ -49,7 +50,8 @@ class EvaluationRows:
 
     Attributes:
         data: observations and states with mean 0 and deviation 1, with the step where it matters; rewards in units of
-            ``scale``; ends by the horizon. All agents count until their episode ends, as they do in its return.
+            ``scale``; ends by the horizon. All agents count until their episode ends, as they do in its return; dead
+            ones' actions are 0.
         spec: the sizes of these.
         reward: ``[T]`` the team's reward, in the data's unit, float64.
         returns: ``[T]`` its discounted sum from each row to the end of its episode.
@@ -80,6 +82,25 @@ class EvaluationRows:
         lengths = self.lengths[episodes]
         offsets = lengths.cumsum(0) - lengths
         return torch.arange(int(lengths.sum())) + (self.starts[episodes] - offsets).repeat_interleave(lengths)
+
+    def limit_chances(self) -> Tensor:
+        """Return how often a time limit ended an episode after its step, of those that had that step, ``[longest]``."""
+        last, longest = self.lengths - 1, int(self.lengths.max())
+        with_step = torch.bincount(last, minlength=longest).flip(0).cumsum(0).flip(0)
+        return torch.bincount(last[self.truncated], minlength=longest) / with_step
+
+
+def of_living(actions: Tensor, alive: Tensor | None) -> Tensor:
+    """Return actions ``[*B, n]`` or ``[*B, n, a]``, those of dead agents, which do nothing, as 0.
+
+    Args:
+        actions: of all agents.
+        alive: ``[*B, n]`` bool; ``None`` where no agent dies.
+    """
+    if alive is None:
+        return actions
+    alive = alive.as_subclass(Tensor).to(actions.device)
+    return actions.masked_fill(~(alive.unsqueeze(-1) if actions.is_floating_point() else alive), 0)
 
 
 def evaluation_rows(
@@ -118,6 +139,9 @@ def evaluation_rows(
     data.set(next_key(DONE), done).set(next_key(TERMINATED), terminated).set(next_key(TRUNCATED), done & ~terminated)
     data.set(MASK, counts).set(HAS_NEXT_ACTION, source.get(HAS_NEXT_ACTION).as_subclass(Tensor).cpu())
     data.set(TRAJ_IDS, torch.arange(len(lengths)).repeat_interleave(lengths))
+    for is_next in (False, True):
+        action, alive = (next_key(key) if is_next else key for key in (ACTION, AGENT_MASK))
+        data.set(action, of_living(data.get(action), source.get(alive, None)))
     extra = int(has_step)
     spec = dataset.spec
     spec = replace(spec, observation_size=spec.observation_size + extra, state_size=spec.state_size + extra)

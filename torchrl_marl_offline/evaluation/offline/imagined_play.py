@@ -14,16 +14,18 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_marl_offline.core.layout import ACTION, DONE, next_key
+from torchrl_marl_offline.core.layout import ACTION, AGENT_MASK, DONE, next_key
 from torchrl_marl_offline.data.policy_fit import Carried
 from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
 from torchrl_marl_offline.evaluation.offline.checks import LoggedCalibration
-from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
+from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows, of_living
 from torchrl_marl_offline.evaluation.offline.learned_model import LearnedModel
 
 WORST, BEST = 0.01, 0.99
 """Quantiles of the logged returns from a step on, which stand for the worst and the best."""
 _FEWEST = 100
+_ROUNDING = 1e-5
+"""Difference of two answers in the same state, by how many are asked about together."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,24 @@ class ImaginedGame:
         self._source, self._held_out = source, held_out
         self.longest = int(rows.lengths.max())
         logged = rows.rows_of(held_out)
-        numbers, actions = model.columns.of(source[logged]), source.get(ACTION)[logged].as_subclass(Tensor)
-        found = torch.cat([model.disagreement(*part) for part in zip(numbers.split(4096), actions.split(4096))])
-        self.limit = found.quantile(model.settings.trusted).item()
-        self._remaining = self._logged_remainders()  # [T, 2]
+        found = model.disagreement(model.columns.of(source[logged]), rows.data.get(ACTION)[logged])
+        self.limit = found.quantile(model.settings.trusted).item() * (1 + _ROUNDING) + _ROUNDING
+        self._remaining = self._logged_remainders()  # [longest, 2]
+        self._limit_chances = rows.limit_chances()
 
     def _logged_remainders(self) -> Tensor:
-        """Return the worst and the best of what logged episodes earned from about each step on, ``[longest, 2]``."""
-        rows, near = self.rows, max(1, self.longest // 20)
+        """Return the worst and the best of what logged episodes earned from about each step on, ``[longest, 2]``.
+
+        From the steps nearest to it, as many as have a hundred returns, and a twentieth of the longest episode.
+        """
+        rows, near = self.rows, self.longest // 20
         step = torch.arange(len(rows.returns)) - rows.starts.repeat_interleave(rows.lengths)
         ends = torch.tensor([WORST, BEST], dtype=torch.float64)
         found = torch.empty(self.longest, 2)
         for time in range(self.longest):
-            here = rows.returns[(step - time).abs() <= near]
-            found[time] = torch.quantile(here if len(here) >= _FEWEST else rows.returns, ends).float()
+            distance = (step - time).abs()
+            reached = distance.kthvalue(min(_FEWEST, len(distance))).values.clamp_min(near)
+            found[time] = torch.quantile(rows.returns[distance <= reached], ends).float()
         return found
 
     @torch.no_grad()
@@ -101,7 +107,7 @@ class ImaginedGame:
                 states = self.model.columns.states(numbers.flatten(0, 1))
                 states = carried.begin(states) if td is None else carried.onward(td, states)
                 td = policy.checked_answer(states)
-                actions = td.get(ACTION).unflatten(0, (members, count))
+                actions = of_living(td.get(ACTION), states.get(AGENT_MASK, None)).unflatten(0, (members, count))
                 leaves = (self.model.disagreement(numbers, actions) > self.limit) & is_known & is_alive
                 discount = self.gamma**time
                 rest += torch.where(leaves, discount * self._remaining[time].reshape(2, 1, 1), 0.0)
@@ -110,6 +116,7 @@ class ImaginedGame:
                 earned += discount * is_alive * reward
                 known += discount * (is_alive & is_known) * reward
                 is_alive &= ~ended
+                is_alive &= ~self._are_cut(starts, time)
                 if not is_alive.any():
                     break
                 td.set(next_key(DONE), torch.zeros(members * count, 1, dtype=torch.bool))
@@ -119,6 +126,17 @@ class ImaginedGame:
             earned.double().mean(1),
             (~is_known).double().mean().item(),
         )
+
+    def _are_cut(self, starts: Tensor, time: int) -> Tensor:
+        """Return which episodes a time limit ends after a step, ``[R, k]``.
+
+        Those whose first state is of an episode that one ended end with it. Of the others the limit is known to lie
+        behind the recorded end: it is drawn as the data has it.
+        """
+        chance, episodes = self._limit_chances[time], self._held_out[starts]
+        drawn = torch.rand(starts.shape) if 0 < chance < 1 else torch.full(starts.shape, 0.5)
+        is_reached = time >= self.rows.lengths[episodes] - 1
+        return is_reached & (self.rows.truncated[episodes] | (drawn < chance))
 
     @torch.no_grad()
     def replay(self) -> LoggedCalibration:
@@ -132,7 +150,7 @@ class ImaginedGame:
         for time in range(int(lengths.max())):
             is_alive = is_alive & (time < lengths)
             row = starts + torch.minimum(torch.tensor(time), lengths - 1)
-            actions = self._source.get(ACTION)[row].as_subclass(Tensor)
+            actions = self.rows.data.get(ACTION)[row]
             numbers, reward, ended = self.model.step(numbers, actions.expand(members, *actions.shape))
             earned += self.gamma**time * is_alive * reward
             is_alive &= ~ended

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, TERMINATED, next_key
-from torchrl_marl_offline.core.ranges import COUNT, FEW, LEARNING_RATE, OPEN_UNIT, SIZE, WIDTHS
+from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, OPEN_UNIT, SEVERAL, SIZE, WIDTHS
 from torchrl_marl_offline.evaluation.distances import deviation
 from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
 from torchrl_marl_offline.evaluation.offline.state_columns import StateColumns
@@ -35,6 +35,8 @@ _FEW_VALUES = 32
 _LOG_DEVIATION = (-5.0, 3.0)
 _LARGEST_GRADIENT = 10.0
 _SLACK = 1e-4
+_AT_ONCE = 2**24
+"""Most numbers that are computed together of all rows."""
 _LAST = 0.1
 """Scale of the last layer's initial weights."""
 
@@ -49,7 +51,7 @@ class LearnedModelSettings:
         steps: updates of every model.
         batch_size: rows of an update.
         lr: Adam's learning rate at the beginning, from which it falls to 0.
-        resamples: models, each of a resample of the episodes; their spread is the interval.
+        resamples: models, each of a resample of the episodes, two or more; their spread is the interval.
         episodes: that each policy plays in each model.
         trusted: share of the logged team's own steps that count as known: a step on which models disagree more leaves
             what the data tells.
@@ -59,7 +61,7 @@ class LearnedModelSettings:
     steps: Annotated[int, COUNT] = 4000
     batch_size: Annotated[int, SIZE] = 256
     lr: Annotated[float, LEARNING_RATE] = 1e-3
-    resamples: Annotated[int, FEW] = 5
+    resamples: Annotated[int, SEVERAL] = 5
     episodes: Annotated[int, SIZE] = 100
     trusted: Annotated[float, OPEN_UNIT] = 0.99
 
@@ -105,11 +107,15 @@ class _Followings:
         return cls(list(found), table, by_change, [i for i in range(before.shape[1]) if i not in found])
 
     def classes(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return which value each counted column took, ``[T, K]``."""
+        """Return which value each counted column took, ``[T, K]`` uint8."""
         if not self.counted:
-            return torch.zeros(len(before), 0, dtype=torch.long)
-        told = torch.where(self.by_change, after[:, self.counted] - before[:, self.counted], after[:, self.counted])
-        return (told.unsqueeze(-1) - self.values.nan_to_num(torch.inf)).abs().argmin(-1)
+            return torch.zeros(len(before), 0, dtype=torch.uint8)
+        values, found = self.values.nan_to_num(torch.inf), []
+        block = max(1, _AT_ONCE // values.numel())
+        for here, ahead in zip(before[:, self.counted].split(block), after[:, self.counted].split(block)):
+            told = torch.where(self.by_change, ahead - here, ahead)
+            found.append((told.unsqueeze(-1) - values).abs().argmin(-1).to(torch.uint8))
+        return torch.cat(found)
 
     @property
     def size(self) -> int:
@@ -119,7 +125,7 @@ class _Followings:
     def split(self, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return means and log-deviations ``[..., M]`` of changes, and logits ``[..., K, V]``, of what was said."""
         count = len(self.measured)
-        mean, log_deviation, logits = said.split([count, count, self.values.numel()], -1)
+        mean, log_deviation, logits = said[..., : self.size].split([count, count, self.values.numel()], -1)
         low, high = _LOG_DEVIATION
         log_deviation = high - F.softplus(high - log_deviation)
         log_deviation = low + F.softplus(log_deviation - low)
@@ -150,12 +156,12 @@ class LearnedModel:
         progress: bool,
     ) -> None:
         self.settings, self._spec, self.count = settings, rows.spec, len(trained_on)
-        self.columns = StateColumns(source, seed=seed)
+        self.columns = StateColumns(source)
         before, after = self.columns.of(source), self.columns.of(source, is_next=True)
         self._lowest, self._highest = torch.cat([before, after]).aminmax(dim=0)
         self._followings = _Followings.of(before, after)
         self._numbers = _Columns(before)
-        codes = self._codes(source.get(ACTION).as_subclass(Tensor).cpu())
+        codes = self._codes(rows.data.get(ACTION))
         self._code_ends = codes.aminmax(dim=0)
         measured = self._followings.measured
         self._changes = _Columns((after - before)[:, measured])
@@ -183,7 +189,7 @@ class LearnedModel:
         networks = [
             nn.ModuleDict(
                 {
-                    "following": _network(sizes[0], widths, self._followings.size),
+                    "following": _network(sizes[0], widths, max(1, self._followings.size)),
                     "outcome": _network(sum(sizes), widths, outcomes),
                 }
             )
@@ -234,7 +240,7 @@ class LearnedModel:
             error = error * (-2 * log_deviation).exp() + log_deviation
         loss = error.sum(-1)  # [R, k]
         if self._followings.counted:
-            loss = loss + _cross_entropy(logits, told["class"]).sum(-1)
+            loss = loss + _cross_entropy(logits, told["class"].long()).sum(-1)
         outcome = self._say("outcome", torch.cat([inputs, told["after"]], -1))
         if self._values is None:
             loss = loss + 0.5 * (outcome[..., 0] - told["reward"]).square()
@@ -284,11 +290,15 @@ class LearnedModel:
         low, high = self._code_ends
         codes = self._codes(actions)
         is_strange = ((codes < low - _SLACK) | (codes > high + _SLACK)).any(-1)
-        flat = inputs.reshape(1, -1, inputs.shape[-1]).expand(self.count, -1, -1)
-        mean, _, logits = self._followings.split(self._say("following", flat))
-        parts = torch.cat([mean, logits.softmax(-1).flatten(-2)], -1)
-        distance = (parts - parts.mean(0)).square().sum(-1).amax(0).sqrt()
+        block = max(1, _AT_ONCE // (self.count * max(1, self._followings.size)))
+        distance = torch.cat([self._distance(part) for part in inputs.flatten(0, -2).split(block)])
         return distance.reshape(numbers.shape[:-1]).masked_fill(is_strange, torch.inf)
+
+    def _distance(self, inputs: Tensor) -> Tensor:
+        """Return the largest distance of the models' answers to their mean, ``[k, d] -> [k]``."""
+        mean, _, logits = self._followings.split(self._say("following", inputs.expand(self.count, -1, -1)))
+        parts = torch.cat([mean, logits.softmax(-1).flatten(-2)], -1)
+        return (parts - parts.mean(0)).square().sum(-1).amax(0).sqrt()
 
     def _inputs(self, numbers: Tensor, actions: Tensor) -> Tensor:
         return torch.cat([self._numbers(numbers), self._codes(actions)], -1)

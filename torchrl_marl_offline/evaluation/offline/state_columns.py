@@ -7,36 +7,41 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, STATE, next_key
-from torchrl_marl_offline.evaluation.distances import deviation
+from torchrl_marl_offline.evaluation.distances import RELATIVE
 
 _KEYS = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
-_COMPARED = 4000
 _NEW = 1e-3
 """Deviation of what the columns before do not tell of one, in deviations of its own, above which it is kept."""
+_BLOCK = 2**24
+"""Numbers of which moments are taken at once."""
 
 
 class StateColumns:
     """What a policy reads as one row of numbers, and the columns of it that the others follow from linearly.
 
     An agent's observation often holds the others' places, relative to it, and the state holds all of them once more. A
-    model that predicted each by itself would let them drift apart.
+    model that predicted each by itself would let them drift apart. All rows say which follow: also a flag that one row
+    in a hundred thousand sets is a column of its own.
 
     Args:
         data: rows ``[T]`` with their next ones.
-        seed: chooses the rows on which columns are compared.
     """
 
-    def __init__(self, data: TensorDictBase, *, seed: int) -> None:
+    def __init__(self, data: TensorDictBase) -> None:
         self._keys = [key for key in _KEYS if data.get(key, None) is not None]
         self._shapes = {key: data.get(key).shape[1:] for key in self._keys}
         self._booleans = {key for key in self._keys if data.get(key).dtype == torch.bool}
-        all_rows = torch.cat([self._wide(data, is_next) for is_next in (False, True)]).double()
-        g = torch.Generator().manual_seed(seed)
-        some = all_rows[torch.randperm(len(all_rows), generator=g)[:_COMPARED]]
-        self.kept = _independent((some - all_rows.mean(0)) / deviation(all_rows))
+        all_rows = torch.cat([self._wide(data, is_next) for is_next in (False, True)])
+        mean, moments = _moments(all_rows)
+        spread = moments.diagonal().sqrt()
+        spread = spread.where(spread > RELATIVE * mean.abs().clamp_min(RELATIVE), torch.ones_like(spread))
+        correlations = moments / spread / spread.unsqueeze(1)
+        self.kept = _independent(correlations)
         """Which columns are independent, ``C`` of them."""
-        known = _with_one(all_rows[:, self.kept])
-        self._to_all = torch.linalg.lstsq(known, all_rows, driver="gelsd").solution.float()
+        of_kept = correlations[self.kept]  # [C, d]
+        weights = torch.linalg.solve(of_kept[:, self.kept], of_kept) if self.kept else of_kept
+        self._to_all = (weights / spread[self.kept].unsqueeze(1) * spread).float()
+        self._mean = mean.float()
 
     def of(self, data: TensorDictBase, *, is_next: bool = False) -> Tensor:
         """Return the independent columns of rows ``[T]``, or of their next ones, ``[T, C]``."""
@@ -44,7 +49,8 @@ class StateColumns:
 
     def states(self, numbers: Tensor) -> TensorDict:
         """Return what a policy reads in states ``[k, C]``; an agent that may do nothing by these may do anything."""
-        wide = _with_one(numbers) @ self._to_all
+        wide = (numbers - self._mean[self.kept]) @ self._to_all + self._mean
+        wide[:, self.kept] = numbers
         found = TensorDict({}, [len(numbers)])
         parts = wide.split([self._shapes[key].numel() for key in self._keys], -1)
         for key, part in zip(self._keys, parts):
@@ -60,19 +66,23 @@ class StateColumns:
         return torch.cat([part.as_subclass(Tensor).flatten(1).float().cpu() for part in parts], -1)
 
 
-def _with_one(numbers: Tensor) -> Tensor:
-    return torch.cat([numbers, numbers.new_ones(*numbers.shape[:-1], 1)], -1)
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean ``[d]`` and the covariance ``[d, d]`` of rows ``[R, d]``, in double precision."""
+    mean = rows.mean(0, dtype=torch.float64)
+    found = mean.new_zeros(len(mean), len(mean))
+    for part in rows.split(max(1, _BLOCK // max(1, rows.shape[1]))):
+        centred = part - mean
+        found.addmm_(centred.T, centred)
+    return mean, found / len(rows)
 
 
-def _independent(columns: Tensor) -> list[int]:
-    """Return which of columns ``[R, d]`` the ones before do not tell linearly, in order."""
-    columns = columns - columns.mean(0)
-    basis, kept = columns.new_zeros(len(columns), 0), []
-    for index in range(columns.shape[1]):
-        rest = columns[:, index]
-        for _ in range(2):  # twice, for the digits that the first subtraction loses
-            rest = rest - basis @ (basis.T @ rest)
-        if rest.norm() > _NEW * len(columns) ** 0.5:
+def _independent(correlations: Tensor) -> list[int]:
+    """Return which columns the ones before do not tell linearly, in order, by their correlations ``[d, d]``."""
+    rest, kept = correlations.clone(), []
+    for index in range(len(rest)):
+        left = rest[index, index].clone()  # what the kept ones leave of its variance
+        if left > _NEW**2:
             kept.append(index)
-            basis = torch.cat([basis, (rest / rest.norm()).unsqueeze(1)], 1)
+            row = rest[index, index:].clone()
+            rest[index:, index:].addr_(row, row, alpha=-1 / left.item())
     return kept
