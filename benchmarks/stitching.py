@@ -13,9 +13,9 @@ them at once, as one population of 5 payoffs x 6 coverages x 5 seeds, each membe
   0 is the best recorded team, 1 the optimum, which no data but ``full`` has; of ``full``, what it pays of the optimum;
 - *greedy*: the same of the joint action that the critic values most: what an extraction could have had.
 
-Arithmetic: 150 members x 500 updates (networks 1 x 32, batches of 64) = 75,000 member updates a job, small ones; 10
-decompositions x 4 extractions, less those that do not go together. Intervals are 95 % t intervals over seeds. Jobs
-that are there are not done again.
+Arithmetic: 150 members x 2,000 updates (networks 1 x 32, batches of 64) = 300,000 member updates a job, small ones,
+40 jobs of 10 critics x 4 extractions. A job of 500 updates took 50 to 100 s of a busy core, not compiled; 500 are too
+few for mixers. Intervals are 95 % t intervals over seeds. Jobs that are there are not done again.
 """
 
 from __future__ import annotations
@@ -177,8 +177,16 @@ def table(rows: Sequence[Row], measure: str) -> str:
             seeds = _by_seed(row["found"], [f"{payoff}/{coverage}" for coverage in COVERAGES[1:]], measure)
             cells.append(told(seeds))
         whole = [f"{payoff}/{coverage}" for payoff in PAYOFFS for coverage in COVERAGES[1:]]
-        lines.append([row["decomposition"], row["extraction"], *cells, told(_by_seed(row["found"], whole, measure))])
-    return markdown(["critic", "extraction", *PAYOFFS, "all"], lines)
+        lines.append(
+            [
+                row["decomposition"],
+                row["extraction"],
+                row["steps"],
+                *cells,
+                told(_by_seed(row["found"], whole, measure)),
+            ]
+        )
+    return markdown(["critic", "extraction", "updates", *PAYOFFS, "all"], lines)
 
 
 def _by_seed(found: Mapping[str, Sequence[Row]], names: Sequence[str], measure: str) -> list[float]:
@@ -194,11 +202,11 @@ def report(rows: Sequence[Row]) -> None:
         print(f"\n{measure}\n{table(rows, measure)}")
     print("\nby coverage, score, additive payoffs")
     lines = [
-        [row["decomposition"], row["extraction"]]
+        [row["decomposition"], row["extraction"], row["steps"]]
         + [told([each["score"] for each in row["found"][f"additive/{coverage}"]]) for coverage in COVERAGES]
         for row in rows
     ]
-    print(markdown(["critic", "extraction", *COVERAGES], lines))
+    print(markdown(["critic", "extraction", "updates", *COVERAGES], lines))
 
 
 def work(decomposition: str, extraction: str, **options: Any) -> Row:
@@ -212,7 +220,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--critics", nargs="+", choices=list(DECOMPOSITIONS), default=list(DECOMPOSITIONS))
     parser.add_argument("--extractions", nargs="+", choices=list(EXTRACTIONS), default=list(EXTRACTIONS))
-    parser.add_argument("--steps", type=as_count, default=500)
+    parser.add_argument("--steps", type=as_count, default=2000)
     parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--compiled", choices=["off", "on", "auto"], default="off")
     parser.add_argument("--workers", type=as_few, default=1)

@@ -237,3 +237,18 @@ def test_a_game_of_memory_is_held_against_its_optimum(script, monkeypatch, tmp_p
         assert (row["best"], row["best_memoryless"]) == (1.0, 0.25)
         assert row["curve"]["step"][-1] == 2 and len(row["mode"]) == len(row["sample"]) == 2
         assert games.table([row]).splitlines()[-1].startswith(f"| recall, delay 2 | cloning | {memory} |  | ")
+
+
+def test_what_stitches_is_told_by_payoffs(script, monkeypatch):
+    """With the payoffs themselves as values the critic's choice is the optimum, whatever was recorded: 1."""
+    stitching = script("stitching")
+    monkeypatch.setattr(stitching, "PAYOFFS", ("additive",))
+    monkeypatch.setattr(stitching, "COVERAGES", ("full", "two_teams"))
+    (_, _, game, _), _ = stitching.games()
+    monkeypatch.setattr(stitching, "joint_values", lambda loss, seen: game.payoffs.flatten(1))
+    found = stitching.train("vdn", "AWR, local", steps=2, seeds=2, compiled="off")["found"]
+    assert list(found) == ["additive/full", "additive/two_teams"]
+    for name, members in found.items():
+        for member in members:
+            assert member["greedy"] == pytest.approx(1.0) and member["score"] <= 1.0
+            assert member["error"] is None if name.endswith("full") else member["error"] == 0.0
