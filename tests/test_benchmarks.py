@@ -200,3 +200,13 @@ def test_the_pictures_of_results_show_the_tables_of_results(script):
     assert redraw.published("**1.5** [1, 2] (3.25)").mean == 3.25 and redraw.published("1.5 [1, 2]") is None
     with pytest.raises(ValueError, match=r"has no table with a column 'x' below 'Nowhere'"):
         redraw.table_under(text, "Nowhere", "x")
+
+
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_a_policy_that_draws_legal_actions_evenly_is_surprised_by_their_number(script, memory):
+    sizes, study = script("sizes"), script("memory_3m")
+    data = sizes.random_transitions(sizes.with_discrete_actions(sizes.SMALL).spec, 50)
+    loss = study.make_loss(data.spec, algorithm="cloning", memory=memory, hidden=(4,))
+    loss.actor_network_params.data.zero_()
+    legal = data.data[ACTION_MASK].sum(-1).double()
+    assert study.surprise(loss, data) == pytest.approx(legal[legal > 1].log().mean().item(), rel=1e-5)
