@@ -252,3 +252,13 @@ def test_what_stitches_is_told_by_payoffs(script, monkeypatch):
         for member in members:
             assert member["greedy"] == pytest.approx(1.0) and member["score"] <= 1.0
             assert member["error"] is None if name.endswith("full") else member["error"] == 0.0
+
+
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_a_policy_that_draws_legal_actions_evenly_is_surprised_by_their_number(script, memory):
+    sizes, study = script("sizes"), script("memory_3m")
+    data = sizes.random_transitions(sizes.with_discrete_actions(sizes.SMALL).spec, 50)
+    loss = study.make_loss(data.spec, algorithm="cloning", memory=memory, hidden=(4,))
+    loss.actor_network_params.data.zero_()
+    legal = data.data[ACTION_MASK].sum(-1).double()
+    assert study.surprise(loss, data) == pytest.approx(legal[legal > 1].log().mean().item(), rel=1e-5)
