@@ -24,6 +24,7 @@ TASKS = [
     ("games/telephone", {"agents": 3, "words": 2, "delay": 3}),
     ("games/stitch", {"agents": 3, "actions": 4}),
     ("games/hanabi", {"agents": 3}),
+    ("games/foraging", {"agents": 3, "food": 2, "sight": 2}),
     ("games/prisoners_dilemma", {}),
     ("games/public_goods", {"agents": 3}),
     ("vmas/balance", {}),

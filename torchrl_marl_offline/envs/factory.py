@@ -71,6 +71,7 @@ _GAMES = {
     "telephone": "cue_games:Telephone",
     "stitch": "stitch:Stitch",
     "hanabi": "hanabi:Hanabi",
+    "foraging": "foraging:Foraging",
     "stag_hunt": "mixed_motives:StagHunt",
     "chicken": "mixed_motives:Chicken",
     "prisoners_dilemma": "mixed_motives:PrisonersDilemma",
