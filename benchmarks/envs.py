@@ -8,13 +8,16 @@ Actions are given (drawn beforehand), so that the environment alone is measured.
 on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
 alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
 drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many. Where
-``lbforaging`` is installed, the games ``--foraging`` are played by it, one game with resets in the same process, and by
-``games/foraging``.
+``lbforaging`` and ``rware`` are installed, the games ``--packaged`` are played by these, one game with resets in the same
+process, and by ``games/foraging`` and ``rware/*``.
 """
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from arguments import as_count, as_device, as_few, as_size, as_threads
@@ -36,7 +39,7 @@ TASKS = (
 )
 
 
-PACKAGES = ("lbforaging",)
+PACKAGES = ("lbforaging", "rware")
 PACKAGE_STEPS = 16
 """Steps of one game of a package that count as one: it plays one game, where others play many."""
 
@@ -96,15 +99,23 @@ def raw_vmas(scenario: str, num_envs: int, device: str, *, reset: bool) -> Play:
     return play
 
 
-def packaged_foraging(name: str) -> Play:
-    """Return a function that plays one game of ``lbforaging`` with given actions, and begins anew at its end."""
-    import gymnasium
-    import lbforaging  # noqa: F401, which registers its games
+def of_package(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the package of a game's name, and our task and its options for it."""
+    if name.startswith("Foraging"):
+        return "lbforaging", "games/foraging", foraging_options(name)
+    layout, agents, difficulty = re.fullmatch(r"rware-(\w+)-(\d+)ag(?:-(easy|hard))?-v2", name).groups()
+    return "rware", f"rware/{layout}", {"agents": int(agents), "difficulty": difficulty or "normal"}
 
+
+def packaged(name: str) -> Play:
+    """Return a function that plays one game of a package with given actions, and begins anew at its end."""
+    import gymnasium
+
+    import_module(of_package(name)[0])  # registers its games
     game = gymnasium.make(name, disable_env_checker=True).unwrapped
     game.reset(seed=0)
-    n = len(game.players)
-    actions = torch.randint(6, (997, n), generator=torch.Generator().manual_seed(0)).tolist()
+    kinds, generator = game.action_space, torch.Generator().manual_seed(0)
+    actions = torch.randint(int(kinds[0].n), (997, len(kinds)), generator=generator).tolist()
     state = {"step": 0}
 
     def play(steps: int) -> None:
@@ -130,10 +141,16 @@ def main() -> None:
         "--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare with raw VMAS"
     )
     parser.add_argument(
-        "--foraging",
+        "--packaged",
         nargs="*",
-        default=["Foraging-8x8-2p-1f-v3", "Foraging-2s-8x8-2p-2f-coop-v3", "Foraging-2s-10x10-3p-3f-v3"],
-        help="games of lbforaging to compare with it, where it is installed",
+        default=[
+            "Foraging-8x8-2p-1f-v3",
+            "Foraging-2s-8x8-2p-2f-coop-v3",
+            "Foraging-2s-10x10-3p-3f-v3",
+            "rware-tiny-2ag-v2",
+            "rware-small-4ag-v2",
+        ],
+        help="games of lbforaging and rware to compare with these, where they are installed",
     )
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()
@@ -166,14 +183,15 @@ def main() -> None:
             "step_and_maybe_reset": stepper(f"vmas/{scenario}", num_envs, args.device, reset=True),
         }
         record(f"vmas/{scenario}", num_envs, max(args.steps // 4, 1), plays)
-    for name in args.foraging if find_spec("lbforaging") else ():
-        options, num_envs = foraging_options(name), args.num_envs[-1]
-        plays = {
-            "lbforaging": packaged_foraging(name),
-            "step": stepper("games/foraging", num_envs, args.device, reset=False, **options),
-            "step_and_maybe_reset": stepper("games/foraging", num_envs, args.device, reset=True, **options),
-        }
-        record(name, num_envs, args.steps, plays)
+    for name in args.packaged:
+        (package, task, options), num_envs = of_package(name), args.num_envs[-1]
+        if find_spec(package):
+            plays = {
+                package: packaged(name),
+                "step": stepper(task, num_envs, args.device, reset=False, **options),
+                "step_and_maybe_reset": stepper(task, num_envs, args.device, reset=True, **options),
+            }
+            record(name, num_envs, args.steps, plays)
     settings = {"device": args.device, "torch_threads": args.threads, "clock": args.clock}
     report(args.json, results, libraries=("vmas", *(name for name in PACKAGES if find_spec(name))), **settings)
 

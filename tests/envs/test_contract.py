@@ -25,6 +25,8 @@ TASKS = [
     ("games/stitch", {"agents": 3, "actions": 4}),
     ("games/hanabi", {"agents": 3}),
     ("games/foraging", {"agents": 3, "food": 2, "sight": 2}),
+    ("rware/tiny", {}),
+    ("rware/small", {"agents": 4, "difficulty": "hard", "reward": "team"}),
     ("games/prisoners_dilemma", {}),
     ("games/public_goods", {"agents": 3}),
     ("vmas/balance", {}),
