@@ -8,8 +8,8 @@ Actions are given (drawn beforehand), so that the environment alone is measured.
 on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
 alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
 drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many. Where
-``lbforaging`` and ``rware`` are installed, the games ``--packaged`` are played by these, one game with resets in the same
-process, and by ``games/foraging`` and ``rware/*``.
+``lbforaging`` and ``rware`` are installed, the games ``--packaged`` are played by these, one game with resets in the
+same process, and by ``games/foraging`` and ``rware/*``.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ class Warehouse(TeamEnv):
 
     Actions: nothing, forward, turn left, turn right, load or unload. A robot without a shelf may drive below shelves
     and load the one above it; with one it cannot enter the cell of a shelf that stands, and unloads anywhere but on the
-    ways. Who moves where several are in each other's way is said by :func:`robots_that_move`. (Which of two equally long
-    queues goes first depends in the package on the order of Python's sets; here it is the robot of the smaller number.)
+    ways. Who moves where several are in each other's way is said by :func:`robots_that_move`. (Which of two equally
+    long queues goes first depends in the package on the order of Python's sets; here it is the robot of the smaller
+    number.)
     A requested shelf on a goal pays its robot 1, and another one, drawn from the shelves that are not requested, takes
     its place among the requests. Truncation after ``max_steps``; nothing terminates.
 
