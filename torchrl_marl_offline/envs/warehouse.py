@@ -89,7 +89,8 @@ class Warehouse(TeamEnv):
     whether it is on a way; and of each of the nine cells around and below it, row by row: whether a robot is there, its
     direction, one-hot (up where there is none), whether a shelf is there, and whether that is requested.
 
-    State, 7 n: the first seven numbers of each robot's observation; neither shelves nor requests are in it.
+    State, 3 n + 2 for each request: column, row and direction (0 to 3) of each robot, then column and row of each
+    requested shelf: AlberDICE's, which are 7 n in the difficulty ``"easy"``, as in its recordings.
 
     Args:
         num_envs: number of environments.
@@ -121,7 +122,7 @@ class Warehouse(TeamEnv):
         spec = TaskSpec(
             n_agents=agents,
             observation_size=71,
-            state_size=7 * agents,
+            state_size=3 * agents + 2 * self.requests,
             action_size=len(ACTIONS),
             discrete=True,
             task=f"rware/{layout}",
@@ -172,7 +173,7 @@ class Warehouse(TeamEnv):
             directions: int64 ``[B, n]``: 0 up, 1 down, 2 left, 3 right.
             carried: int64 ``[B, n]``, which shelf each carries, or -1.
             shelves: int64 ``[B, S, 2]``, (row, column).
-            requested: bool ``[B, S]``.
+            requested: int64 ``[B, requests]``, which shelves are requested.
         """
         number = len(self._shelves)
         cell, shelf = (((each + 1) * each.new_tensor([self.width, 1])).sum(-1) for each in (cells, shelves))
@@ -181,7 +182,7 @@ class Warehouse(TeamEnv):
             direction=directions,
             carried=torch.where(carried < 0, number, carried),
             shelf=F.pad(shelf, (0, 1)),
-            requested=F.pad(requested, (0, 1)),
+            requested=requested,
         )
 
     def _start(self, rows: Tensor | None) -> Game:
@@ -189,13 +190,12 @@ class Warehouse(TeamEnv):
         drawn = self.random.uniform(floor + n + number, rows=rows)
         order, direction, wanted = drawn.split([floor, n, number], 1)
         count = len(drawn)
-        requested = torch.zeros(count, number + 1, dtype=torch.bool, device=self.device)
         return {
             "cell": self._floor[order.topk(n).indices],
             "direction": (direction * 4).long(),
             "carried": torch.full((count, n), number, device=self.device),
             "shelf": F.pad(self._shelves, (0, 1)).expand(count, -1).contiguous(),
-            "requested": requested.scatter(1, wanted.topk(self.requests).indices, True),
+            "requested": wanted.topk(self.requests).indices,
         }
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
@@ -232,34 +232,40 @@ class Warehouse(TeamEnv):
         drawn = self.random.uniform(len(self._goals), stream=1, first=self._step_count * len(self._goals))
         reward, others = torch.zeros_like(cell, dtype=self.float_dtype), len(self._shelves) - self.requests
         for goal, draw in zip(self._goals, drawn.unbind(1)):
-            on_goal = (shelf == goal) & requested  # [B, S + 1]
-            delivered = on_goal.any(1, keepdim=True)
-            reward = reward + ((cell == goal) & delivered)
+            on_goal = shelf.gather(1, requested) == goal  # [B, requests]
+            reward = reward + ((cell == goal) & on_goal.any(1, keepdim=True))
             # the drawn one of those that are not requested
-            order = (~requested[:, :-1]).cumsum(1)
+            order = (~self._is_requested(requested)).cumsum(1)
             chosen = torch.searchsorted(order, 1 + (draw * others).long().unsqueeze(1))  # [B, 1]
-            wanted = (requested & ~on_goal).scatter(1, chosen, True)
-            requested = torch.where(delivered, wanted, requested)
+            requested = torch.where(on_goal, chosen, requested)
         if self.shares_reward:
             reward = reward.sum(1, keepdim=True).expand_as(reward).contiguous()
         return reward, requested
 
+    def _is_requested(self, requested: Tensor) -> Tensor:
+        """Return which shelves are requested, bool ``[B, S]``, from their numbers ``[B, requests]``."""
+        shape = len(requested), len(self._shelves)
+        return torch.zeros(shape, dtype=torch.bool, device=self.device).scatter_(1, requested, True)
+
     def _view(self, game: Game) -> View:
         cell, number, real = game["cell"], len(self._shelves), self.float_dtype
-        seen = self._on_floor(game["shelf"], (1 + game["requested"].long()) * (self._shelf_numbers > 0))
+        shelves = F.pad(1 + self._is_requested(game["requested"]).long(), (0, 1))  # the last stands for none
+        seen = self._on_floor(game["shelf"], shelves)
         seen = seen.scatter_add_(1, cell, 3 * (game["direction"] + 1))
         around = (cell.unsqueeze(-1) + self._around).flatten(1)  # [B, n * 9]
         around = self._words[seen.gather(1, around)].view(*cell.shape, -1)  # [B, n, 63]
-        own = torch.stack([self._column[cell], self._row[cell], game["carried"] < number], -1).to(real)
-        direction = F.one_hot(game["direction"], 4).to(real)
-        own = torch.cat([own, direction], -1)
-        way = self._way[cell].unsqueeze(-1).to(real)
-        return View(torch.cat([own, way, around], -1), own.flatten(1))
+        column, row = self._column[cell], self._row[cell]
+        own = torch.stack([column, row, game["carried"] < number], -1)
+        own = torch.cat([own, F.one_hot(game["direction"], 4), self._way[cell].unsqueeze(-1)], -1).to(real)
+        wanted = game["shelf"].gather(1, game["requested"])
+        robots = torch.stack([column, row, game["direction"]], -1).flatten(1)
+        requests = torch.stack([self._column[wanted], self._row[wanted]], -1).flatten(1)
+        return View(torch.cat([own, around], -1), torch.cat([robots, requests], -1).to(real))
 
     def _scene(self, index: int) -> Scene:
         places = torch.stack([self._row, self._column], -1)
         shelf = self._game["shelf"][index, :-1]
-        requested = self._game["requested"][index, :-1]
+        requested = self._is_requested(self._game["requested"][index : index + 1])[0]
         shapes: list[Shape] = []
         for cells, colour in ((self._goals, "#222222"), (shelf[~requested], "#bbbbbb"), (shelf[requested], "#cc7711")):
             shapes += discs(on_board(places[cells]), 0.45, colour)
