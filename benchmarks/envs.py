@@ -7,16 +7,24 @@ Actions are given (drawn beforehand), so that the environment alone is measured.
 ``make_env("vmas/...")``, alternating in one process. ``--clock cpu`` counts the process's CPU time, not the wall's:
 on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
 alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
-drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many.
+drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many. Where
+``lbforaging`` and ``rware`` are installed, the games ``--packaged`` are played by these, one game with resets in the
+same process, and by ``games/foraging`` and ``rware/*``.
 """
 
 from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from arguments import as_count, as_device, as_few, as_size, as_threads
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.envs.foraging import foraging_options
 from torchrl_marl_offline.envs.hanabi_rules import HanabiRules
 
 ACTION = ("agents", "action")
@@ -27,12 +35,18 @@ TASKS = (
     "games/grid_navigation",
     "games/bridge",
     "games/hanabi",
+    "games/foraging",
 )
 
 
-def stepper(task: str, num_envs: int, device: str, *, reset: bool) -> Play:
+PACKAGES = ("lbforaging", "rware")
+PACKAGE_STEPS = 16
+"""Steps of one game of a package that count as one: it plays one game, where others play many."""
+
+
+def stepper(task: str, num_envs: int, device: str, *, reset: bool, **options) -> Play:
     """Return a function that plays a number of steps with given actions."""
-    env = make_env(task, num_envs=num_envs, device=device, seed=0)
+    env = make_env(task, num_envs=num_envs, device=device, seed=0, **options)
     env.set_seed(0)
     actions = [env.full_action_spec[ACTION].rand() for _ in range(16)]
     state = {"td": env.reset()}
@@ -85,6 +99,34 @@ def raw_vmas(scenario: str, num_envs: int, device: str, *, reset: bool) -> Play:
     return play
 
 
+def of_package(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the package of a game's name, and our task and its options for it."""
+    if name.startswith("Foraging"):
+        return "lbforaging", "games/foraging", foraging_options(name)
+    layout, agents, difficulty = re.fullmatch(r"rware-(\w+)-(\d+)ag(?:-(easy|hard))?-v2", name).groups()
+    return "rware", f"rware/{layout}", {"agents": int(agents), "difficulty": difficulty or "normal"}
+
+
+def packaged(name: str) -> Play:
+    """Return a function that plays one game of a package with given actions, and begins anew at its end."""
+    import gymnasium
+
+    import_module(of_package(name)[0])  # registers its games
+    game = gymnasium.make(name, disable_env_checker=True).unwrapped
+    game.reset(seed=0)
+    kinds, generator = game.action_space, torch.Generator().manual_seed(0)
+    actions = torch.randint(int(kinds[0].n), (997, len(kinds)), generator=generator).tolist()
+    state = {"step": 0}
+
+    def play(steps: int) -> None:
+        for _ in range(PACKAGE_STEPS * steps):
+            state["step"] += 1
+            if game.step(actions[state["step"] % 997])[2]:
+                game.reset()
+
+    return play
+
+
 def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__, clock=True)
@@ -98,6 +140,18 @@ def main() -> None:
     parser.add_argument(
         "--vmas", nargs="*", default=["balance", "simple_spread"], help="scenarios to compare with raw VMAS"
     )
+    parser.add_argument(
+        "--packaged",
+        nargs="*",
+        default=[
+            "Foraging-8x8-2p-1f-v3",
+            "Foraging-2s-8x8-2p-2f-coop-v3",
+            "Foraging-2s-10x10-3p-3f-v3",
+            "rware-tiny-2ag-v2",
+            "rware-small-4ag-v2",
+        ],
+        help="games of lbforaging and rware to compare with these, where they are installed",
+    )
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()
     if args.quick:
@@ -107,9 +161,9 @@ def main() -> None:
 
     def record(task: str, num_envs: int, steps: int, plays: dict[str, Play]) -> None:
         for what, seconds in alternate(plays, repeats=args.repeats, count=steps, clock=CLOCKS[args.clock]).items():
-            rate = rates(seconds, num_envs)
+            rate = rates(seconds, PACKAGE_STEPS if what in PACKAGES else num_envs)
             results.append({"task": task, "num_envs": num_envs, "what": what, "env_steps_per_second": rate})
-            print(f"{task:24} {num_envs:5} envs  {what:22} {with_spread(rate)} /s", flush=True)
+            print(f"{task:30} {num_envs:5} envs  {what:22} {with_spread(rate)} /s", flush=True)
 
     for task in args.tasks:
         for num_envs in args.num_envs:
@@ -129,8 +183,17 @@ def main() -> None:
             "step_and_maybe_reset": stepper(f"vmas/{scenario}", num_envs, args.device, reset=True),
         }
         record(f"vmas/{scenario}", num_envs, max(args.steps // 4, 1), plays)
+    for name in args.packaged:
+        (package, task, options), num_envs = of_package(name), args.num_envs[-1]
+        if find_spec(package):
+            plays = {
+                package: packaged(name),
+                "step": stepper(task, num_envs, args.device, reset=False, **options),
+                "step_and_maybe_reset": stepper(task, num_envs, args.device, reset=True, **options),
+            }
+            record(name, num_envs, args.steps, plays)
     settings = {"device": args.device, "torch_threads": args.threads, "clock": args.clock}
-    report(args.json, results, libraries=("vmas",), **settings)
+    report(args.json, results, libraries=("vmas", *(name for name in PACKAGES if find_spec(name))), **settings)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ def test_grid_mixture_is_legal_and_of_middling_success(tmp_path):
     assert 0.5 < dataset.success().float().mean() < 0.95
 
 
+def test_foraging_mixture_is_legal_and_of_middling_success(tmp_path):
+    options = {"agents": 3, "cooperative": True, "sight": 2}
+    dataset = record_mixed_skill("games/foraging", tmp_path, episodes=300, task_options=options)
+    assert dataset.data[ACTION_MASK].gather(-1, dataset.data[ACTION].unsqueeze(-1)).all()
+    assert 0.5 < dataset.success().float().mean() < 0.95
+    assert make_simulator(dataset, num_envs=2).sight == 2
+
+
 def test_mixtures_of_memory_hold_good_and_bad_teams(tmp_path):
     for task, expected in (
         ("games/recall", 0.3 * 0.925**2 + 0.4 / 4 + 0.3 / 16),

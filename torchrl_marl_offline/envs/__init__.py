@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
+from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
@@ -12,6 +13,7 @@ from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
 __all__ = [
     "CueController",
+    "ForagingController",
     "GridController",
     "MixedSkill",
     "SpreadController",

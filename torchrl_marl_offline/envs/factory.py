@@ -71,15 +71,18 @@ _GAMES = {
     "telephone": "cue_games:Telephone",
     "stitch": "stitch:Stitch",
     "hanabi": "hanabi:Hanabi",
+    "foraging": "foraging:Foraging",
     "stag_hunt": "mixed_motives:StagHunt",
     "chicken": "mixed_motives:Chicken",
     "prisoners_dilemma": "mixed_motives:PrisonersDilemma",
     "public_goods": "mixed_motives:PublicGoods",
 }
+_WAREHOUSES = dict.fromkeys(("tiny", "small", "medium", "large"), "warehouse:Warehouse")
 
 FAMILIES: dict[str, Family] = {
     "mpe": Family(_MPE),
     "games": Family(_GAMES),
+    "rware": Family(_WAREHOUSES, name_option="layout"),
     "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
     "mamujoco": Family(
         _mamujoco_names,

@@ -22,6 +22,7 @@ from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
 
@@ -51,6 +52,8 @@ def record_mixed_skill(
                                 each), all with action noise .3
     ``games/grid_navigation``   optimal with a third of its actions random (.4), greedy (.3), random (.3); all of them
                                 know the state, whatever ``sight`` is
+    ``games/foraging``          as a team with a third of its actions random (.4), each for itself (.3), random (.3);
+                                all of them know the state, whatever ``sight`` is
     ``games/recall``,           the best team with memory, with a tenth of its actions random (.3), the best without
     ``games/telephone``         memory (.4), random (.3)
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
@@ -116,6 +119,14 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
             GridController("random", seed=next(seeds)),
         ]
         words = f"optimal with epsilon 0.33, greedy, random, shares {shares}"
+    elif name == "foraging":
+        shares = [0.4, 0.3, 0.3]
+        policies = [
+            ForagingController("team", epsilon=0.33, seed=next(seeds)),
+            ForagingController("greedy", seed=next(seeds)),
+            ForagingController("random", seed=next(seeds)),
+        ]
+        words = f"team with epsilon 0.33, greedy, random, shares {shares}"
     elif isinstance(env, CueGame):
         shares = [0.3, 0.4, 0.3]
         policies = [
