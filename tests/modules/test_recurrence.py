@@ -132,3 +132,19 @@ def test_products_under_autocast_are_in_its_precision_and_states_are_not(kind: s
     for one, other in zip(gradients(found, own), gradients(exact, own)):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("stack", [(), (2,)], ids=str)
+@every_kind
+def test_one_row_is_that_row_of_many_and_nothing_given_is_written_to(kind: str, stack: tuple[int, ...]) -> None:
+    inputs, begins, weight, bias = given(kind, *stack)
+    unroll = KINDS[kind][0]
+    whole = unroll(inputs, begins, weight, bias)
+    for row in range(ROWS):
+        one = [inputs[..., row : row + 1, :].clone(), begins[..., row : row + 1, :].clone(), weight, bias]
+        before = [tensor.clone() for tensor in one]
+        torch.testing.assert_close(unroll(*one), whole[..., row : row + 1, :], rtol=0, atol=1e-12)
+        assert all(torch.equal(tensor, earlier) for tensor, earlier in zip(one, before))
+        with torch.no_grad():
+            torch.testing.assert_close(unroll(*one), whole[..., row : row + 1, :], rtol=0, atol=1e-12)
+        assert all(torch.equal(tensor, earlier) for tensor, earlier in zip(one, before))

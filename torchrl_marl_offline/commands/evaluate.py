@@ -81,8 +81,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--by",
         nargs="+",
+        metavar="ESTIMATE",
         choices=["fqe", "is", "wis", "dr", "model"],
-        help="fitted Q evaluation, importance sampling (plain, weighted), doubly robust, learned models (default: fqe)",
+        help="fqe, fitted Q evaluation; is and wis, importance sampling, plain and weighted; dr, doubly robust; model, "
+        "learned models (default: fqe)",
     )
     group.add_argument("--decomposition", help="of the critics (default: centralized)")
     group.add_argument(

@@ -114,7 +114,7 @@ def _gru(inputs: Tensor, begins: Tensor, weight: Tensor, bias: Tensor, keep: boo
     x, states, gates, inner = (steps.flat(each, 1) for each in (inputs, *found))
     gates, inner = (each if keep else _one_for_all(each, len(x)) for each in (gates, inner))
     bias, state = steps.flat(bias, 0), x.new_zeros(states.shape[1:])
-    product = bias.expand_as(x[0]).contiguous()  # of the first state, which is zero
+    product = torch.empty_like(x[0]).copy_(bias)  # of the first state, which is zero; never the bias itself
     of_gates, of_new = product.split([2 * size, size], -1)
     columns = (*x.split([2 * size, size], -1), *gates.split([2 * size, size], -1), *gates.split(size, -1)[:2])
     columns = zip(*(each.unbind(0) for each in (*columns, inner, states)))  # views, cheaper than by their numbers
