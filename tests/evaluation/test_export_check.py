@@ -237,7 +237,7 @@ def test_a_policy_of_the_datas_bounds_is_verified_on_the_logs_and_a_name_gets_it
 def test_onnx_equals_torch_on_a_recording_of_starcraft(tmp_path):
     pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
     pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
-    data = load_dataset(f"pymarl:{recording('pymarl/smac-3m-medium.h5')}")
+    data = load_dataset(f"pymarl:{recording('smac-3m-medium.h5')}")
     torch.manual_seed(0)
     policy = make_actor(data.spec, hidden=(64, 64), final_scale=1.0)
     found = verify_export(policy, exported(policy, tmp_path, ["onnx"]), data, decisions=10)
