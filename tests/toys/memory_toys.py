@@ -9,7 +9,7 @@ from objective_toys import HIDDEN, Case, make_batch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION, TaskSpec
 from torchrl_marl_offline.envs.base import Outcome, TeamEnv, View
 from torchrl_marl_offline.modules import HistoryEncoder, make_value
 
@@ -192,3 +192,18 @@ class UnevenEnv(TeamEnv):
         number, time = game["number"], game["time"]
         seen = torch.stack([number, torch.sin(7 * number + time), time / 5], -1)
         return View(torch.stack([seen, -seen], 1), torch.stack([number, time], -1))
+
+
+class Watched(nn.Module):
+    """A policy that keeps what it read at each step and what it remembered."""
+
+    def __init__(self, policy) -> None:
+        super().__init__()
+        self.policy, self.steps = policy, []
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict):
+        out = self.policy(tensordict)
+        names = (OBSERVATION, IS_INIT, ("agents", "policy_history"))
+        self.steps.append([out.get(name).clone() for name in names])
+        return out

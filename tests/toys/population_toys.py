@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.data import OfflineDataset, from_arrays
 from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
 from torchrl_marl_offline.training import PopulationBuffer, Trainer
+from torchrl_marl_offline.training.populations.population import PopulationGradients
 
 SEEDS = (4, 9, 2, 7)
 SETTINGS = (
@@ -85,6 +86,20 @@ def make_population(
     buffer = PopulationBuffer(data.data, batch_size=12, seeds=[SEEDS[m] for m in members], **slices)
     options = {"steps": 20, "log_every": 7, "progress": False, "tau": 0.05} | options
     return trainer_for(losses, buffer, lr=[rates[member] for member in members], output=output, **options)
+
+
+def eager_and_traced(make: Callable[[], Trainer]) -> list[Trainer]:
+    """Return two trained populations: one as it stands, one whose operations were traced and run one by one."""
+    trainers = []
+    for compiled in (False, True):
+        trainer = make()
+        generators = trainer.buffer.noise_generators
+        trainer.learner.gradients = PopulationGradients(
+            trainer.learner.population, compiled=compiled, backend=None, generators=generators
+        )
+        trainer.train()
+        trainers.append(trainer)
+    return trainers
 
 
 def make_alone(

@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from memory_toys import KINDS, CueEnv, memory_options
+from memory_toys import KINDS, CueEnv, Watched, memory_options
 from population_toys import (
     SlotEnv,
+    eager_and_traced,
     everything,
     largest_difference,
     lone_tensors,
@@ -34,7 +35,6 @@ from torchrl_marl_offline.training import (
     load_policy,
     save_policy,
 )
-from torchrl_marl_offline.training.populations.population import PopulationGradients
 from torchrl_marl_offline.training.run.distributed import ShareOfSampler
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
@@ -74,15 +74,7 @@ def test_compiled_equals_eager(discrete) -> None:
         assert updater is not None
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
-    trainers = []
-    for compiled in (False, True):
-        trainer = make_population(discrete, (0, 1), rules=RULES, steps=2, **SLICES)
-        generators = trainer.buffer.noise_generators
-        trainer.learner.gradients = PopulationGradients(
-            trainer.learner.population, compiled=compiled, backend=None, generators=generators
-        )
-        trainer.train()
-        trainers.append(trainer)
+    trainers = eager_and_traced(lambda: make_population(discrete, (0, 1), rules=RULES, steps=2, **SLICES))
     assert torch.equal(*map(everything, trainers))
 
 
@@ -175,21 +167,6 @@ def test_single_transitions_are_refused_before_training(tmp_path, discrete) -> N
 
 
 # ------------------------------------------------------------------------------ acting
-
-
-class Watched(torch.nn.Module):
-    """A policy that keeps what it read at each step and what it remembered."""
-
-    def __init__(self, policy) -> None:
-        super().__init__()
-        self.policy, self.steps = policy, []
-        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
-
-    def forward(self, tensordict):
-        out = self.policy(tensordict)
-        names = (OBSERVATION, IS_INIT, ("agents", "policy_history"))
-        self.steps.append([out.get(name).clone() for name in names])
-        return out
 
 
 def test_evaluation_begins_anew_with_every_episode(discrete) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_toys import CueEnv, UnevenEnv, memory_options
+from memory_toys import CueEnv, UnevenEnv, Watched, memory_options
 from population_toys import largest_difference, lone_tensors
 from selection import thorough
 from torchrl.objectives import SoftUpdate
@@ -17,20 +17,6 @@ from torchrl_marl_offline.evaluation import evaluate
 from torchrl_marl_offline.training import CollectorSource, OnlineReplay
 
 STEPS = 4
-
-
-class Remembered(torch.nn.Module):
-    """A policy whose histories are kept, one tensor ``[num_envs, n, F]`` for each step."""
-
-    def __init__(self, policy) -> None:
-        super().__init__()
-        self.policy, self.histories = policy, []
-        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
-
-    def forward(self, tensordict):
-        out = self.policy(tensordict)
-        self.histories.append(out["agents", "policy_history"].clone())
-        return out
 
 
 def small_loss(spec, kind: str = "gru", seed: int = 0, **settings):
@@ -52,7 +38,7 @@ def test_what_a_loss_remembers_of_experience_is_what_the_policy_remembered(tmp_p
     """Episodes have 3 and 5 steps and rounds have 4, so that most episodes are cut by the ends of rounds."""
     env = UnevenEnv(2)
     loss = small_loss(env.task_spec, kind)
-    policy, rounds = Remembered(loss.actor_network), []
+    policy, rounds = Watched(loss.actor_network), []
     source = CollectorSource(env, policy, steps_per_round=STEPS, exploration="sample", seed=3)
 
     def kept(number):
@@ -68,7 +54,7 @@ def test_what_a_loss_remembers_of_experience_is_what_the_policy_remembered(tmp_p
         for slot in range(2):
             for t in range(STEPS):
                 place = (int(at[EPISODE][slot, t]), int(at[EPISODE_STEP][slot, t]))
-                acting[place] = policy.histories[STEPS * number + t][slot]
+                acting[place] = policy.steps[STEPS * number + t][2][slot]
     assert len(acting) == 2 * STEPS * len(rounds) and {step for _, step in acting} == set(range(5))
     batch = replay._buffer.sample(100)
     steps = {tuple(row.flatten().tolist()): place for place, row in observations_of(rounds).items()}

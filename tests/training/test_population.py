@@ -15,6 +15,7 @@ import torch
 from population_toys import (
     SEEDS,
     SlotEnv,
+    eager_and_traced,
     everything,
     largest_difference,
     lone_tensors,
@@ -252,15 +253,7 @@ def test_running_statistics_of_torchrls(data):
 
 def test_compiled_equals_eager(discrete):
     """The traced operations one by one, with noise, against the population as it stands: bit for bit."""
-    trainers = []
-    for compiled in (False, True):
-        trainer = make_population(discrete, (0, 1, 2), rules=NOISY)
-        generators = trainer.buffer.noise_generators
-        trainer.learner.gradients = PopulationGradients(
-            trainer.learner.population, compiled=compiled, backend=None, generators=generators
-        )
-        trainer.train()
-        trainers.append(trainer)
+    trainers = eager_and_traced(lambda: make_population(discrete, (0, 1, 2), rules=NOISY))
     assert torch.equal(*map(everything, trainers))
     assert len(trainers[1].learner.gradients._traced) == 1
 
