@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 STEP_COUNT = "step_count"
 
 Game = dict[str, Tensor]
+GameEnv = TypeVar("GameEnv", bound="TeamEnv")
 
 
 class Outcome(NamedTuple):
@@ -328,3 +329,20 @@ class TeamEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.random = CounterRandom(seed, num_envs=self.num_envs, device=self.device)
+
+
+def game_of(env: EnvBase, kind: type[GameEnv], refusal: str) -> GameEnv:
+    """Return the game that a scripted team is to play in, without what was put around it.
+
+    Args:
+        env: the environment.
+        kind: of the game.
+        refusal: a sentence without its end, in which the name of what it is instead follows.
+
+    Raises:
+        ValueError: it is another.
+    """
+    game = getattr(env, "base_env", env)
+    if isinstance(game, kind):
+        return game
+    raise ValueError(f"{refusal} {game.task_spec.task if isinstance(game, TeamEnv) else f'{env!r:.60}'}.")

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT, TeamEnv
+from torchrl_marl_offline.envs.base import STEP_COUNT, game_of
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.scripted import Chance
 
@@ -62,10 +62,8 @@ class CueController(TensorDictModuleBase):
     ) -> None:
         if kind not in get_args(CueKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(CueKind))}, got {kind!r}.")
-        game = getattr(env, "base_env", env)
-        if not isinstance(game, CueGame):
-            other = game.task_spec.task if isinstance(game, TeamEnv) else f"{env!r:.60}"
-            raise ValueError(f"CueController plays in environments of games/recall and games/telephone, not {other}.")
+        refusal = "CueController plays in environments of games/recall and games/telephone, not"
+        game: CueGame = game_of(env, CueGame, refusal)
         self.in_keys, self.out_keys = [OBSERVATION, STEP_COUNT], [ACTION]
         super().__init__()
         self.kind, self.epsilon = kind, epsilon

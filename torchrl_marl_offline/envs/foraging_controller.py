@@ -14,7 +14,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.foraging import LOAD
 from torchrl_marl_offline.envs.grid_navigation import MOVES
-from torchrl_marl_offline.envs.scripted import Chance
+from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
 
 ForagingKind = Literal["team", "greedy", "random"]
 
@@ -62,8 +62,7 @@ class ForagingController(TensorDictModuleBase):
         mask = tensordict.get(ACTION_MASK)
         generator = self._chance(mask.device)
         drawn = torch.rand(mask.shape, device=mask.device, generator=generator)
-        # the largest of independent uniform numbers is at a uniformly random legal action
-        random = drawn.masked_fill(~mask, -1.0).argmax(-1)
+        random = uniform_legal(drawn, mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
         food, agents = _places(tensordict.get(STATE), mask.shape[-2])

@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, POSITIVE, SEED, SIZE, Range
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 COOPERATE, DEFECT = 0, 1
@@ -191,10 +191,7 @@ class StrategyController(TensorDictModuleBase):
 
     @checked
     def __init__(self, env: EnvBase, strategies: Sequence[str] | Tensor, *, seed: Annotated[int, SEED] = 0) -> None:
-        game = getattr(env, "base_env", env)
-        if not isinstance(game, RepeatedGame):
-            other = game.task_spec.task if isinstance(game, TeamEnv) else f"{env!r:.60}"
-            raise ValueError(f"StrategyController plays in the repeated games of mixed motives, not in {other}.")
+        game = game_of(env, RepeatedGame, "StrategyController plays in the repeated games of mixed motives, not in")
         if len(strategies) != game.task_spec.n_agents:
             raise ValueError(f"{len(strategies)} strategies for {game.task_spec.n_agents} agents; give one for each.")
         if not isinstance(strategies, Tensor):

@@ -42,6 +42,11 @@ class Chance:
         return self._generators[device]
 
 
+def uniform_legal(drawn: Tensor, mask: Tensor) -> Tensor:
+    """Return a uniformly random legal action, where the largest of independent uniform numbers is, ``[*B, A]`` each."""
+    return drawn.masked_fill(~mask, -1.0).argmax(-1)
+
+
 def best_assignment(cost: Tensor) -> Tensor:
     """Return the cheapest one-to-one assignment: cost ``[*B, n, n]`` -> column of each row, int64 ``[*B, n]``.
 
@@ -163,8 +168,7 @@ class GridController(TensorDictModuleBase):
         """Write ``("agents", "action")``."""
         mask = tensordict.get(ACTION_MASK)
         generator = self._chance(mask.device)
-        # the largest of independent uniform numbers is at a uniformly random legal action
-        random = torch.rand(mask.shape, device=mask.device, generator=generator).masked_fill(~mask, -1.0).argmax(-1)
+        random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
         agents, landmarks = tensordict.get(STATE).long().unflatten(-1, (2, -1, 2)).unbind(-3)  # each [*B, n, 2]

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import FEW, SEED, SEVERAL, SIZE
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
+from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 PayoffKind = Literal["additive", "monotonic", "weakest_link", "matching", "climbing"]
@@ -190,10 +190,7 @@ class StitchController(TensorDictModuleBase):
 
     @checked
     def __init__(self, env: EnvBase, coverage: str = "full", *, seed: Annotated[int, SEED] = 0) -> None:
-        game = getattr(env, "base_env", env)
-        if not isinstance(game, Stitch):
-            other = game.task_spec.task if isinstance(game, TeamEnv) else f"{env!r:.60}"
-            raise ValueError(f"StitchController plays in environments of games/stitch, not {other}.")
+        game = game_of(env, Stitch, "StitchController plays in environments of games/stitch, not")
         self.in_keys, self.out_keys = [STATE], [ACTION]
         super().__init__()
         self.coverage = coverage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,28 +114,14 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         words = f"fixed_assignment, noise 0.3, offsets {offsets}, shares {shares}"
     elif name == "grid_navigation":
         shares = [0.4, 0.3, 0.3]
-        policies = [
-            GridController("optimal", epsilon=0.33, seed=next(seeds)),
-            GridController("greedy", seed=next(seeds)),
-            GridController("random", seed=next(seeds)),
-        ]
-        words = f"optimal with epsilon 0.33, greedy, random, shares {shares}"
+        words, policies = _kinds(GridController, seeds, 0.33, ("optimal", "greedy", "random"), shares)
     elif name == "foraging":
         shares = [0.4, 0.3, 0.3]
-        policies = [
-            ForagingController("team", epsilon=0.33, seed=next(seeds)),
-            ForagingController("greedy", seed=next(seeds)),
-            ForagingController("random", seed=next(seeds)),
-        ]
-        words = f"team with epsilon 0.33, greedy, random, shares {shares}"
+        words, policies = _kinds(ForagingController, seeds, 0.33, ("team", "greedy", "random"), shares)
     elif isinstance(env, CueGame):
         shares = [0.3, 0.4, 0.3]
-        policies = [
-            CueController(env, "optimal", epsilon=0.1, seed=next(seeds)),
-            CueController(env, "memoryless", seed=next(seeds)),
-            CueController(env, "random", seed=next(seeds)),
-        ]
-        words = f"optimal with epsilon 0.1, memoryless, random, shares {shares}"
+        controller = functools.partial(CueController, env)
+        words, policies = _kinds(controller, seeds, 0.1, ("optimal", "memoryless", "random"), shares)
     elif family == "vmas" and name in SCENARIOS:
         shares = [0.5, 0.5]
         draw = env.full_action_spec[ACTION].rand
@@ -144,3 +131,13 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
     else:
         return "uniform over the legal actions", None
     return words, MixedSkill(policies, probabilities=shares, seed=next(seeds))
+
+
+def _kinds(
+    controller: Callable[..., Policy], seeds: Iterator[int], epsilon: float, kinds: Sequence[str], shares: list[float]
+) -> tuple[str, list[Policy]]:
+    """Return teams of each kind in words, and themselves; the first explores."""
+    first, *others = kinds
+    policies = [controller(first, epsilon=epsilon, seed=next(seeds))]
+    policies += [controller(kind, seed=next(seeds)) for kind in others]
+    return f"{first} with epsilon {epsilon:g}, {', '.join(others)}, shares {shares}", policies
