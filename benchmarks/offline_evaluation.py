@@ -356,9 +356,8 @@ def judge(folder: str, case: str, policies: list[str], methods: list[str], **set
     _, logs = halves(here)
     began = time.process_time()
     chosen = {name: files[name] for name in policies or files}
-    options = {"modelling": LearnedModelSettings(**settings)}
-    if methods != ["model"]:
-        options = {"fitting": FittedQSettings(**settings)}
+    by_models = methods == ["model"]
+    options = {"modelling": LearnedModelSettings(**settings)} if by_models else {"fitting": FittedQSettings(**settings)}
     found = compare_offline(chosen, logs, by=methods, gamma=here.gamma, mode=here.mode, **options)
     return {"found": found.to_dict(), "seconds": time.process_time() - began}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
-RELATIVE = 1e-6
+_RELATIVE = 1e-6
 """Deviation of a number that never changes but by rounding, as a share of its mean."""
 
 
@@ -18,5 +18,10 @@ def nearest(queries: Tensor, references: Tensor) -> Tensor:
 
 def deviation(values: Tensor) -> Tensor:
     """Return the standard deviation of each component of ``[R, d]``; 1 where it never changes."""
-    found = values.std(0, correction=0)
-    return found.where(found > RELATIVE * values.mean(0).abs().clamp_min(RELATIVE), torch.ones_like(found))
+    return or_one(values.std(0, correction=0), values.mean(0))
+
+
+def or_one(deviations: Tensor, means: Tensor) -> Tensor:
+    """Return standard deviations, 1 where they are of a number that never changes, both ``[d]``."""
+    is_changing = deviations > _RELATIVE * means.abs().clamp_min(_RELATIVE)
+    return deviations.where(is_changing, torch.ones_like(deviations))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.layout import ACTION, MASK, OBSERVATION
 from torchrl_marl_offline.evaluation.distances import nearest
-from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
+from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows, joint_codes
 from torchrl_marl_offline.evaluation.statistics import student_t_quantile
 from torchrl_marl_offline.training.run.value_alarm import RewardFacts, limit_of
 
@@ -132,21 +132,15 @@ def unsupported_share(rows: EvaluationRows, known: Tensor, asked: Tensor, action
     index, actions = asked[some], actions[some]
     data = known.nonzero()[:, 0]
     data = data[torch.randperm(len(data), generator=g)[:_KNOWN]]
-    logged, spec = rows.data.get(ACTION), rows.spec
+    logged = rows.data.get(ACTION)
     observation = rows.data.get(OBSERVATION).flatten(1)
     observation = observation / observation.shape[1] ** 0.5
-    codes = [_codes(each, spec.discrete, spec.action_size) for each in (logged[data], logged[index], actions)]
+    codes = [joint_codes(each, rows.spec) for each in (logged[data], logged[index], actions)]
     deviation = codes[0].std(0, correction=0)
     deviation = torch.where(deviation > 1e-6, deviation, 1.0) * codes[0].shape[1] ** 0.5
     data_points = torch.cat([observation[data], codes[0] / deviation], 1)
     own, policy = (nearest(torch.cat([observation[index], code / deviation], 1), data_points) for code in codes[1:])
     return (policy > own.quantile(0.95) + 1e-4).double().mean().item()
-
-
-def _codes(actions: Tensor, discrete: bool, size: int) -> Tensor:
-    if not discrete:
-        return actions.flatten(1)
-    return torch.nn.functional.one_hot(actions, size).float().flatten(1)
 
 
 def unlikely_share(logged: Tensor, policy: Tensor, *, discrete: bool) -> float:

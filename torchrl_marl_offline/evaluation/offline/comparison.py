@@ -259,8 +259,12 @@ def _check_read(
     methods: Sequence[str], *, weights: str, clip: float | None, fitting: FittedQSettings, modelling: Any
 ) -> None:
     """Refuse what was given and no estimate reads."""
-    given = {"weights": weights != "joint", "clip": clip is not None, "fitting": fitting != FittedQSettings()}
-    given["modelling"] = modelling != LearnedModelSettings()
+    given = {
+        "weights": weights != "joint",
+        "clip": clip is not None,
+        "fitting": fitting != FittedQSettings(),
+        "modelling": modelling != LearnedModelSettings(),
+    }
     read_by = {"weights": ("is", "wis"), "clip": BY_WEIGHTS, "fitting": BY_CRITICS, "modelling": BY_MODELS}
     for name in (name for name, is_given in given.items() if is_given and not set(read_by[name]) & set(methods)):
         readers = " and ".join(map(repr, read_by[name]))

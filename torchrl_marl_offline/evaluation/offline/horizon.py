@@ -34,6 +34,7 @@ from torchrl_marl_offline.core.layout import (
 )
 from torchrl_marl_offline.evaluation.distances import deviation
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
+from torchrl_marl_offline.modules.local_critic import encode_action
 from torchrl_marl_offline.objectives.functional import team_reward
 
 if TYPE_CHECKING:
@@ -83,11 +84,21 @@ class EvaluationRows:
         offsets = lengths.cumsum(0) - lengths
         return torch.arange(int(lengths.sum())) + (self.starts[episodes] - offsets).repeat_interleave(lengths)
 
+    @property
+    def steps(self) -> Tensor:
+        """``[T]`` which step of its episode each row is."""
+        return _steps(self.starts, self.lengths)
+
     def limit_chances(self) -> Tensor:
         """Return how often a time limit ended an episode after its step, of those that had that step, ``[longest]``."""
         last, longest = self.lengths - 1, int(self.lengths.max())
         with_step = torch.bincount(last, minlength=longest).flip(0).cumsum(0).flip(0)
         return torch.bincount(last[self.truncated], minlength=longest) / with_step
+
+
+def joint_codes(actions: Tensor, spec: TaskSpec) -> Tensor:
+    """Return joint actions ``[*B, n, a]``, or indices ``[*B, n]`` as one-hot codes, as one row of numbers each."""
+    return encode_action(actions, spec, torch.float32).flatten(-2).float()
 
 
 def of_living(actions: Tensor, alive: Tensor | None) -> Tensor:
@@ -114,7 +125,7 @@ def evaluation_rows(
     last = starts + lengths - 1
     truncated = ~source.get(next_key(TERMINATED)).as_subclass(Tensor).cpu()[last, 0]
     has_step = horizon == "episode" and bool(truncated.any())
-    step = (torch.arange(len(source)) - starts.repeat_interleave(lengths)).float()
+    step = _steps(starts, lengths).float()
     ahead = (step + 1) / lengths.max() * 2 - 1
     step = step / lengths.max() * 2 - 1
     for key in (OBSERVATION, STATE):
@@ -146,6 +157,10 @@ def evaluation_rows(
     spec = dataset.spec
     spec = replace(spec, observation_size=spec.observation_size + extra, state_size=spec.state_size + extra)
     return EvaluationRows(data, spec, reward, returns, starts, lengths, truncated, scale, has_step)
+
+
+def _steps(starts: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
 
 
 def _with_step(values: Tensor, time: Tensor | None) -> Tensor:

@@ -82,7 +82,7 @@ class ImaginedGame:
         From the steps nearest to it, as many as have a hundred returns, and a twentieth of the longest episode.
         """
         rows, near = self.rows, self.longest // 20
-        step = torch.arange(len(rows.returns)) - rows.starts.repeat_interleave(rows.lengths)
+        step = rows.steps
         ends = torch.tensor([WORST, BEST], dtype=torch.float64)
         found = torch.empty(self.longest, 2)
         for time in range(self.longest):

@@ -28,7 +28,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, TERMINATED, next_key
 from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, OPEN_UNIT, SEVERAL, SIZE, WIDTHS
 from torchrl_marl_offline.evaluation.distances import deviation
-from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows
+from torchrl_marl_offline.evaluation.offline.horizon import EvaluationRows, joint_codes
 from torchrl_marl_offline.evaluation.offline.state_columns import StateColumns
 
 _FEW_VALUES = 32
@@ -161,7 +161,7 @@ class LearnedModel:
         self._lowest, self._highest = torch.cat([before, after]).aminmax(dim=0)
         self._followings = _Followings.of(before, after)
         self._numbers = _Columns(before)
-        codes = self._codes(rows.data.get(ACTION))
+        codes = joint_codes(rows.data.get(ACTION), rows.spec)
         self._code_ends = codes.aminmax(dim=0)
         measured = self._followings.measured
         self._changes = _Columns((after - before)[:, measured])
@@ -171,17 +171,18 @@ class LearnedModel:
         """The rewards that there are, where they are few."""
         self._reward_range = reward.aminmax()
         self._rewards = _Columns(reward.unsqueeze(1))
+        told = self._rewards(reward.unsqueeze(1)).squeeze(1)
+        if self._values is not None:
+            told = (reward.unsqueeze(1) - self._values).abs().argmin(1)
         self._told = {
             "before": self._numbers(before),
             "action": codes,
             "after": self._numbers(after),
             "change": self._changes((after - before)[:, measured]),
             "class": self._followings.classes(before, after),
-            "reward": self._rewards(reward.unsqueeze(1)).squeeze(1),
+            "reward": told,
             "ended": source.get(next_key(TERMINATED)).as_subclass(Tensor).cpu().reshape(-1).float(),
         }
-        if self._values is not None:
-            self._told["reward"] = (reward.unsqueeze(1) - self._values).abs().argmin(1)
         torch.manual_seed(seed)
         sizes = before.shape[1] + codes.shape[1], before.shape[1]
         outcomes = 1 + (1 if self._values is None else len(self._values))
@@ -199,12 +200,6 @@ class LearnedModel:
         self._tensors, _ = torch.func.stack_module_state(networks)  # [R, ...] each
         self._train([rows.rows_of(episodes) for episodes in trained_on], seed, progress)
         self._told.clear()
-
-    def _codes(self, actions: Tensor) -> Tensor:
-        """Return joint actions ``[..., n(, a)]`` as one row of numbers each."""
-        if self._spec.discrete:
-            actions = F.one_hot(actions, self._spec.action_size)
-        return actions.flatten(-2).float()
 
     def _say(self, part: str, inputs: Tensor) -> Tensor:
         """Return what each model says of its own rows, ``[R, k, d] -> [R, k, out]``."""
@@ -288,7 +283,7 @@ class LearnedModel:
         """
         inputs = self._inputs(numbers, actions)
         low, high = self._code_ends
-        codes = self._codes(actions)
+        codes = inputs[..., -len(low) :]
         is_strange = ((codes < low - _SLACK) | (codes > high + _SLACK)).any(-1)
         block = max(1, _AT_ONCE // (self.count * max(1, self._followings.size)))
         distance = torch.cat([self._distance(part) for part in inputs.flatten(0, -2).split(block)])
@@ -301,7 +296,7 @@ class LearnedModel:
         return (parts - parts.mean(0)).square().sum(-1).amax(0).sqrt()
 
     def _inputs(self, numbers: Tensor, actions: Tensor) -> Tensor:
-        return torch.cat([self._numbers(numbers), self._codes(actions)], -1)
+        return torch.cat([self._numbers(numbers), joint_codes(actions, self._spec)], -1)
 
 
 def _network(inputs: int, widths: Sequence[int], outputs: int) -> MLP:

@@ -8,6 +8,7 @@ from typing import Annotated
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.data.transitions.buffers import check_slices
 from torchrl_marl_offline.modules.history import Memory, MemorySize
 
 
@@ -33,10 +34,8 @@ class MemorySettings:
     burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("memory", given=True)] = 8
 
     def __post_init__(self) -> None:
-        if self.memory is not None and self.burn_in >= self.slice_len:
-            raise ValueError(
-                f"burn_in={self.burn_in} leaves no row of slice_len={self.slice_len} that counts; make it smaller."
-            )
+        if self.memory is not None:
+            check_slices(None, self.slice_len, self.burn_in)
 
     @property
     def remembered(self) -> dict[str, str | int | None]:

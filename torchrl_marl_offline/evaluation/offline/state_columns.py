@@ -7,7 +7,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.layout import ACTION_MASK, AGENT_MASK, OBSERVATION, STATE, next_key
-from torchrl_marl_offline.evaluation.distances import RELATIVE
+from torchrl_marl_offline.evaluation.distances import or_one
 
 _KEYS = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 _NEW = 1e-3
@@ -33,8 +33,7 @@ class StateColumns:
         self._booleans = {key for key in self._keys if data.get(key).dtype == torch.bool}
         all_rows = torch.cat([self._wide(data, is_next) for is_next in (False, True)])
         mean, moments = _moments(all_rows)
-        spread = moments.diagonal().sqrt()
-        spread = spread.where(spread > RELATIVE * mean.abs().clamp_min(RELATIVE), torch.ones_like(spread))
+        spread = or_one(moments.diagonal().sqrt(), mean)
         correlations = moments / spread / spread.unsqueeze(1)
         self.kept = _independent(correlations)
         """Which columns are independent, ``C`` of them."""
