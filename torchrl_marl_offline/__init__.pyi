@@ -9,6 +9,7 @@ from . import training as training
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import B3C as B3C
 from .algorithms import MABCQ as MABCQ
+from .algorithms import MACFCQL as MACFCQL
 from .algorithms import MACQL as MACQL
 from .algorithms import MAICQ as MAICQ
 from .algorithms import MATD3BC as MATD3BC
@@ -22,6 +23,7 @@ from .algorithms import CloningBaseline as CloningBaseline
 from .algorithms import MACFlow as MACFlow
 from .algorithms import MACFlowDiscrete as MACFlowDiscrete
 from .algorithms import Recipe as Recipe
+from .algorithms import SPaCQL as SPaCQL
 from .algorithms import make_algorithm as make_algorithm
 from .algorithms import make_loss as make_loss
 from .algorithms import setting as setting
@@ -72,6 +74,7 @@ from .modules import register_mixer as register_mixer
 from .objectives import AWR as AWR
 from .objectives import BCQ as BCQ
 from .objectives import BRAC as BRAC
+from .objectives import CFCQL as CFCQL
 from .objectives import CQL as CQL
 from .objectives import ICQ as ICQ
 from .objectives import IQL as IQL
@@ -83,6 +86,7 @@ from .objectives import BCQDistillation as BCQDistillation
 from .objectives import BehaviourCloning as BehaviourCloning
 from .objectives import BehaviourLearning as BehaviourLearning
 from .objectives import BRACLoss as BRACLoss
+from .objectives import ClonedBehaviour as ClonedBehaviour
 from .objectives import Cloning as Cloning
 from .objectives import FlowDistillation as FlowDistillation
 from .objectives import FlowMatching as FlowMatching

@@ -406,7 +406,6 @@ def test_illegal_actions_do_not_count(decomposition: str) -> None:
         (lambda: make_vae(Case().spec, perturbation=0.0), "perturbation must be above 0, got 0.0"),
         (lambda: make_vae(Case().spec, latent_size=0), "latent_size must be at least 1, got 0"),
         (lambda: make_vae(Case(discrete=True).spec), "make_vae is for continuous actions"),
-        (lambda: make_behaviour_policy(Case().spec), "make_behaviour_policy is for discrete actions"),
         (lambda: make_loss(Case().spec, algorithm="bcq", latent=3), "bcq has no setting 'latent'; it has"),
     ],
 )

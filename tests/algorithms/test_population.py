@@ -25,6 +25,8 @@ SETTINGS = {  # of each of two members
     "b3c": ({"alpha": 2.5, "max_next_value": 0.2}, {"alpha": 10.0, "max_next_value": 0.1}),
     "cql": ({"min_q_weight": 0.5}, {"min_q_weight": 5.0}),
     "omar": ({"rectification": 0.5, "min_q_weight": 1.0}, {"rectification": 0.9, "min_q_weight": 0.1}),
+    "cfcql": ({"min_q_weight": 0.5, "deviation_weight": 0.5}, {"min_q_weight": 5.0, "deviation_weight": 0.5}),
+    "spacql": ({"min_q_weight": 0.5, "num_heads": 3}, {"min_q_weight": 5.0, "num_heads": 3}),
     "icq": ({"beta": 1000.0, "temperature": 1.0}, {"beta": 1.0, "temperature": 10.0}),
     "omac": ({"expectile": 0.7, "temperature": 3.0}, {"expectile": 0.5, "temperature": 1.0}),
     "omiga": ({"alpha": 10.0}, {"alpha": 1.0}),
@@ -33,7 +35,7 @@ SETTINGS = {  # of each of two members
     "omsd": ({"beta": 0.1, "expectile": 0.7}, {"beta": 1.0, "expectile": 0.9}),
 }
 RUNS = [(name, {}, False) for name in SETTINGS]
-RUNS += [(name, {}, True) for name in ("cql", "omar", "icq", "omiga", "bcq", "mac_flow", "omsd")]
+RUNS += [(name, {}, True) for name in ("cql", "omar", "cfcql", "spacql", "icq", "omiga", "bcq", "mac_flow", "omsd")]
 RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
 RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": True}, True)]  # by default the other way round
@@ -50,7 +52,7 @@ def member(data, index: int, algorithm: str, options: dict):
 @pytest.mark.parametrize(("algorithm", "options", "discrete"), some_of(RUNS, every=3), ids=str)
 def test_a_member_is_the_run_alone(algorithm: str, options: dict, discrete: bool) -> None:
     # through a normalizing critic an actor's last bias has next to no gradient but rounding, which Adam blows up
-    exact = options.get("batch_norm", algorithm in ("cql", "omar") and not discrete)
+    exact = options.get("batch_norm", algorithm in ("cql", "omar", "cfcql", "spacql") and not discrete)
     dtype, tolerance = (torch.float64, 1e-10) if exact else (torch.float32, 2e-6)
     data = make_data(discrete=discrete, dtype=dtype)
     common = {"steps": 6, "log_every": 3, "progress": False, "tau": 0.05}

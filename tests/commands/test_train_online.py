@@ -200,6 +200,30 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again_from_where_it_
     capsys.readouterr()
 
 
+def test_joint_actions_are_composed_with_the_policy_that_the_stage_began_with(finished, tmp_path, capsys):
+    folder, _ = finished
+    given = ["--online", TASK, "--from", str(folder), *FEW[:-4], "--online-steps", "20", "--exploration", "composed"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for place in (whole, cut):
+        assert main(["train", *given, "--checkpoint-every", "10", "--output", str(place)]) == 0
+    assert "the best joint action by the critic" in capsys.readouterr().out
+    kept, before = load_policy(whole / "online" / "kept.pt"), load_policy(folder)
+    assert all(torch.equal(a, b) for a, b in zip(kept.policy.parameters(), before.policy.parameters()))
+    checkpoints = CheckpointManager(cut / "online" / "checkpoints")
+    checkpoints.checkpoints()[-1].unlink()
+    assert main(["train", "--resume", str(cut)]) == 0
+    one, other = state_of(whole / "online"), state_of(cut / "online")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    capsys.readouterr()
+    given[given.index("composed")] = "mode"
+    assert main(["train", *given, "--output", str(tmp_path / "mode")]) == 0
+    assert any(not torch.equal(one[name], state_of(tmp_path / "mode" / "online")[name]) for name in one)
+    few = ["--online", TASK, *OFFLINE, *FEW, "--exploration", "composed", "--output", str(tmp_path / "no")]
+    assert main(["train", "omar", *few]) != 0
+    assert "compares joint actions by the team's value" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "offline").exists()
+
+
 @pytest.mark.thorough
 def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
     # The likelihood of a Gaussian is stationary at its mean: cloning one's own mode has no gradient.

@@ -19,6 +19,8 @@ from torchrl_marl_offline.algorithms.td3_bc import MATD3BC
 from torchrl_marl_offline.algorithms.b3c import B3C
 from torchrl_marl_offline.algorithms.cql import MACQL
 from torchrl_marl_offline.algorithms.omar import OMAR
+from torchrl_marl_offline.algorithms.cfcql import MACFCQL
+from torchrl_marl_offline.algorithms.spacql import SPaCQL
 from torchrl_marl_offline.algorithms.icq import MAICQ
 from torchrl_marl_offline.algorithms.omac import OMAC
 from torchrl_marl_offline.algorithms.omiga import OMIGA
@@ -35,6 +37,7 @@ __all__ = [
     "ALGORITHMS",
     "B3C",
     "MABCQ",
+    "MACFCQL",
     "MACQL",
     "MAICQ",
     "MATD3BC",
@@ -48,6 +51,7 @@ __all__ = [
     "MACFlow",
     "MACFlowDiscrete",
     "Recipe",
+    "SPaCQL",
     "is_read",
     "make_algorithm",
     "make_loss",

@@ -36,8 +36,10 @@ class OnlineSettings:
     """Share of recorded data in the batches; 0 is experience of its own alone."""
     anneal: Annotated[bool, WITH_ONLINE, ReadWith("offline_fraction", above=0)] = True
     """Let that share fall to 0 over the first half of the updates."""
-    exploration: Annotated[Literal["mode", "sample"], WITH_ONLINE] = "sample"
-    """sample: actions are drawn from the policy's distribution; mode: no exploration, on which AWR stands still."""
+    exploration: Annotated[Literal["mode", "sample", "composed"], WITH_ONLINE] = "sample"
+    """sample: actions are drawn from the policy's distribution; mode: no exploration, on which AWR stands still;
+    composed: every agent's action is drawn from the policy's distribution or from that of the policy that this stage
+    began with, whichever joint action the team's critic values most (Sim2O)."""
 
 
 CARRIED = ("preset", "lr", "tau", "batch_size", "clip_grad_norm", "actor_every", "precision")

@@ -20,6 +20,7 @@ from torchrl_marl_offline.recording import record_mixed_skill
 from torchrl_marl_offline.training import (
     CheckpointManager,
     CollectorSource,
+    ComposedPolicy,
     Learner,
     OnlineReplay,
     RunLogger,
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
 START = "start.pt"
 """The policy that a run began from, in the run's folder: it goes on without the file that --from named."""
-EXPLORES = {"mode": "none, the policy's mode acts", "sample": "actions are drawn from the policy's distribution"}
+KEPT = "kept.pt"
+"""The policy at the beginning of the stage online, in that stage's folder, where joint actions are composed with it."""
+EXPLORES = {
+    "mode": "none, the policy's mode acts",
+    "sample": "actions are drawn from the policy's distribution",
+    "composed": "the best joint action by the critic of what this policy draws, and the one that the stage began with",
+}
 
 
 def checkpoints_of(folder: Path) -> CheckpointManager | None:
@@ -198,6 +205,8 @@ class Stages:
     def __init__(self, plan: TrainingPlan, loss: OfflineMARLLoss, folder: Path) -> None:
         self.plan, self.loss, self.folder, self.settings = plan, loss, folder, plan.run
         settings = plan.run
+        if settings.exploration == "composed":
+            ComposedPolicy(loss.actor_network, loss)  # refuses what it cannot compose before anything is trained
         env = make_env(settings.online, num_envs=settings.eval_episodes, device=settings.device)
         play = partial(evaluate, loss.actor_network, env, episodes=settings.eval_episodes, seed=1000 + settings.seed)
         self.evaluators = {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}
@@ -213,9 +222,9 @@ class Stages:
         settings = self.settings
         source = CollectorSource(
             make_env(settings.online, num_envs=settings.num_envs, device=settings.device),
-            self.loss.actor_network,
+            self._exploring(),
             steps_per_round=settings.steps_per_round,
-            exploration=settings.exploration,
+            exploration="mode" if settings.exploration == "mode" else "sample",
             seed=settings.seed,
         )
         replay = OnlineReplay(
@@ -241,6 +250,16 @@ class Stages:
             f"online, evaluations included: {(replay.transitions - before[1]) / seconds:,.0f} environment steps and "
             f"{(trainer.step - before[0]) / seconds:,.1f} updates a second"
         )
+
+    def _exploring(self) -> TensorDictModuleBase:
+        """Return the policy that plays."""
+        if self.settings.exploration != "composed":
+            return self.loss.actor_network
+        file = self.folder / "online" / KEPT
+        if not lies_at(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_policy(file, self.loss.actor_network)
+        return ComposedPolicy(load_policy(file, device=self.settings.device).policy, self.loss)
 
     def _train(self, stage: str, buffer: Any, steps: int) -> tuple[Trainer, tuple[int, int]]:
         """Train, from the newest checkpoint if there is one; returns how far it was before, too."""

@@ -1,4 +1,4 @@
-"""Models of what each agent does in the data: a conditional variational autoencoder, and a categorical policy."""
+"""Models of what each agent does in the data: a conditional variational autoencoder, and a policy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from torchrl_marl_offline.core.component_bounds import like
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
 from torchrl_marl_offline.modules.action_range import ActionRange, component_range
+from torchrl_marl_offline.modules.actors import GaussianHead
 from torchrl_marl_offline.modules.build import remembers_build
 from torchrl_marl_offline.modules.networks import AgentNetwork, mask_logits
 from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 
 LATENT, LATENT_LOC, LATENT_SCALE = ("agents", "latent"), ("agents", "latent_loc"), ("agents", "latent_scale")
+BEHAVIOUR_LOC, BEHAVIOUR_SCALE = ("agents", "behaviour_loc"), ("agents", "behaviour_scale")
 DECODED, PERTURBED = ("agents", "decoded_action"), ("agents", "perturbed_action")
 
 
@@ -175,10 +177,12 @@ def make_behaviour_policy(
     activation: str = "relu",
     layer_norm: bool = False,
 ) -> TensorDictModule:
-    r"""Build a model of each agent's discrete action, :math:`\mu_a(u_a | o_a)`, for :class:`SequentialCloning`.
+    r"""Build a model of each agent's action, :math:`\mu_a(u_a | o_a)`, for :class:`ClonedBehaviour`.
 
-    It writes logits ``[*B, n, A]`` at ``("agents", "behaviour_logits")``; illegal actions have the lowest. Unlike
-    :func:`~torchrl_marl_offline.make_sequential_policy`, no agent sees what others do.
+    Of a discrete task it writes logits ``[*B, n, A]`` at ``("agents", "behaviour_logits")``; illegal actions have the
+    lowest. Of a continuous one, a Gaussian's location and scale, ``[*B, n, a]``, at ``("agents", "behaviour_loc")`` and
+    ``("agents", "behaviour_scale")``. Unlike :func:`~torchrl_marl_offline.make_sequential_policy`, no agent sees what
+    others do.
 
     Args:
         spec: the task's sizes.
@@ -186,12 +190,10 @@ def make_behaviour_policy(
         share_params: agents share parameters and are told apart by a one-hot id.
         activation: activation of the hidden layers.
         layer_norm: layer normalization after each activation.
-
-    Raises:
-        ValueError: for continuous actions.
     """
-    if not spec.discrete:
-        raise ValueError("make_behaviour_policy is for discrete actions; for a continuous task use make_vae.")
     network = {"hidden": hidden, "share_params": share_params, "activation": activation, "layer_norm": layer_norm}
+    if not spec.discrete:
+        gaussian = GaussianHead(spec, scale="state_dependent", halves=component_range(spec), **network)
+        return TensorDictModule(gaussian, in_keys=[OBSERVATION], out_keys=[BEHAVIOUR_LOC, BEHAVIOUR_SCALE])
     in_keys = [OBSERVATION, ACTION_MASK] if spec.has_action_mask else [OBSERVATION]
     return TensorDictModule(BehaviourPolicy(spec, **network), in_keys=in_keys, out_keys=[BEHAVIOUR_LOGITS])

@@ -4,7 +4,9 @@ from torchrl_marl_offline.core.extensions import import_room
 from torchrl_marl_offline.objectives.ascent import TD3BC, PolicyGradient
 from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
+from torchrl_marl_offline.objectives.cloned_behaviour import ClonedBehaviour
 from torchrl_marl_offline.objectives.conservative import CQL
+from torchrl_marl_offline.objectives.counterfactual import CFCQL
 from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
 from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, GlobalToLocal, LocalIQL
@@ -28,6 +30,7 @@ __all__ = [
     "AWR",
     "BCQ",
     "BRAC",
+    "CFCQL",
     "CQL",
     "ICQ",
     "IQL",
@@ -41,6 +44,7 @@ __all__ = [
     "BehaviourCloning",
     "BehaviourLearning",
     "CEMSampler",
+    "ClonedBehaviour",
     "Cloning",
     "FlowDistillation",
     "FlowMatching",

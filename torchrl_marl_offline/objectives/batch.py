@@ -248,14 +248,27 @@ class Batch:
             ``[*B, K, n, H]``.
         """
         if not (self.is_central or (team and self.is_team)):
-            return self._valued(actions, 1, target=target, detach=detach)
+            return self._valued(actions, 1, mixed=False, target=target, detach=detach)
         recorded = self.action_like(actions)
         own = torch.eye(actions.shape[-2], dtype=torch.bool, device=actions.device).unsqueeze(-1)
         joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
-        return self._valued(joint, 2, target=target, detach=detach).squeeze(-2)  # [*B, K, n, 1, H]
+        return self._valued(joint, 2, mixed=True, target=target, detach=detach).squeeze(-2)  # [*B, K, n, 1, H]
 
-    def _valued(self, actions: Tensor, samples: int, *, target: bool, detach: bool) -> Tensor:
-        """Evaluate the critic (alone, of ``[*B, K, n, a]``; with its mixer, of ``[*B, K, n, n, a]``) at samples.
+    def joint_candidates(self, actions: Tensor, *, target: bool = False, detach: bool = False) -> Tensor:
+        """Evaluate the critic and the mixer at ``K`` joint actions.
+
+        Args:
+            actions: ``[*B, K, n, a]``; one-hot for a discrete task.
+            target: use the target networks.
+            detach: keep the gradient from the critic's parameters (not from the actions).
+
+        Returns:
+            ``[*B, K, k, H]``.
+        """
+        return self._valued(actions, 1, mixed=True, target=target, detach=detach)
+
+    def _valued(self, actions: Tensor, samples: int, *, mixed: bool, target: bool, detach: bool) -> Tensor:
+        """Evaluate the critic, alone or with its mixer, at samples in so many dimensions behind the batch's.
 
         Networks with memory take the last dimension of the batch for time. Samples lie before it, unless it is known
         that every row is for itself.
@@ -267,10 +280,10 @@ class Batch:
         actions = actions.movedim(behind, front) if first else actions
         keys = networks.keys_of_values(self.tensordict, target=target)
         rows = repeated(self.tensordict, keys, *counts, first=first)
-        if samples == 1:
-            values = networks.critic_outputs(rows, actions, target=target, detach=detach)[0]
-        else:
+        if mixed:
             values = networks.action_value(rows, actions, target=target, detach=detach).total
+        else:
+            values = networks.critic_outputs(rows, actions, target=target, detach=detach)[0]
         return values.movedim(front, behind) if first else values
 
     def behaviour(

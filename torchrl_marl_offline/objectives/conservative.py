@@ -67,17 +67,23 @@ class CQL(TD):
 
     def critic_penalty(self, batch: Batch) -> Tensor:
         """Return the penalty, ``[*B, n]``."""
-        policy, recorded = batch.policy, batch.live
+        recorded = batch.live
         recorded = recorded.total if recorded.local is None else recorded.local
+        return batch.coefficient("min_q_weight") * (self._soft_maximum(batch) - recorded).sum(-1)
+
+    def _soft_maximum(self, batch: Batch, *, team: bool = False) -> Tensor:
+        """Return the logarithm of the integral of the exponential value over each agent's actions, ``[*B, n, H]``.
+
+        Of the values of :meth:`Batch.candidates`.
+        """
+        policy = batch.policy
         if is_discrete(policy):
-            values = batch.candidates(every_action(policy.probs))  # [*B, A, n, H]
+            values = batch.candidates(every_action(policy.probs), team=team)  # [*B, A, n, H]
             legal = batch.legal(values)
-            soft_max = torch.where(legal, values, torch.full_like(values, -torch.inf)).logsumexp(-3)
-        else:
-            actions, log_prob = self._sampled(policy)
-            values = batch.candidates(actions) - log_prob.unsqueeze(-1)
-            soft_max = values.logsumexp(-3) - math.log(values.shape[-3])
-        return batch.coefficient("min_q_weight") * (soft_max - recorded).sum(-1)
+            return torch.where(legal, values, torch.full_like(values, -torch.inf)).logsumexp(-3)
+        actions, log_prob = self._sampled(policy)
+        values = batch.candidates(actions, team=team) - log_prob.unsqueeze(-1)
+        return values.logsumexp(-3) - math.log(values.shape[-3])
 
     @torch.no_grad()
     def _sampled(self, policy: Distribution) -> tuple[Tensor, Tensor]:

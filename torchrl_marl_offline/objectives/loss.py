@@ -48,7 +48,12 @@ from torchrl_marl_offline.objectives.prepared import check_entries, indexed, roo
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
 from torchrl_marl_offline.objectives.team import TeamNetworks, lacking
-from torchrl_marl_offline.objectives.value_learning import IQL, ValueLearning, no_local_value
+from torchrl_marl_offline.objectives.value_learning import (
+    IQL,
+    ValueLearning,
+    no_local_value,
+    no_team_value,
+)
 
 _ROLES = {"actor_network": "actor", "qvalue_network": "critic", "mixer_network": "mixer"}
 _ROLES |= {"value_network": "state-value network", "behaviour_network": "behaviour model"}
@@ -233,6 +238,8 @@ class OfflineMARLLoss(LossModule):
         self.team = TeamNetworks(self, is_ensemble=is_ensemble, bounds_given=action_spec is not None)
         if value_learning is not None and value_learning.needs_local_value and self.team.is_central:
             raise ValueError(no_local_value(value_learning))
+        if value_learning is not None and value_learning.needs_team_value and self.team.is_independent:
+            raise ValueError(no_team_value(value_learning))
         self._make_vmap()
 
     def _register_networks(self, actor, critic, value, mixer, num_qvalue_nets) -> bool:

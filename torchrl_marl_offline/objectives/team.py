@@ -192,6 +192,7 @@ class TeamNetworks:
         none_at_all = None if self.critic is not None else False
         self._is_team = self.mixer is not None or has_team_value or (False if has_local else none_at_all)
         self.is_central = self.mixer is None and self._is_team is True
+        self.is_independent = self._is_team is False and self.critic is not None
         self._value_key = unravel_key(keys.state_action_value if self.is_central else keys.local_state_action_value)
         # What the mixer reads of a joint action beside local values: the action, other outputs of the critic. State
         # values have none of it: a mixer takes it as its last arguments, and mixes state values without.

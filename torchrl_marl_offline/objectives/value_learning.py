@@ -7,22 +7,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.named_settings import NamedSettings
-from torchrl_marl_offline.core.noise import normal_like
+from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, OPEN_UNIT, UNIT
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.modules.networks import one_hot
 from torchrl_marl_offline.objectives.action_distributions import bounds_of, is_discrete, mode_of, sampled_action
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square, soft_clipped
 
 VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
 """The value-learning rules that the recipe knows by name; a class of one's own with ``name=`` is added."""
+
+
+_EPSILON = 1e-3
+
+
+def no_team_value(rule: ValueLearning) -> str:
+    """Return what is said where a rule asks for the team's value and the agents are independent."""
+    return (
+        f"{type(rule).__name__} asks here for the team's value of joint actions, and independent agents have none; "
+        "use another decomposition, such as centralized."
+    )
 
 
 def no_local_value(rule: ValueLearning) -> str:
@@ -41,6 +54,7 @@ class ValueLearning(NamedSettings, ABC):
         needs_value: whether the loss must own a state-value network.
         needs_target_value: whether the state-value network has a target network.
         needs_local_value: whether it fits each agent's own value, which a critic of the team alone does not have.
+        needs_team_value: whether it asks for the team's value, which independent agents do not have.
         needs_next_action: whether the dataset's next action is read.
         needs_behaviour: whether :meth:`next_value` asks the model of the data's actions.
         metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
@@ -50,6 +64,7 @@ class ValueLearning(NamedSettings, ABC):
     needs_value: ClassVar[bool] = False
     needs_target_value: ClassVar[bool] = False
     needs_local_value: ClassVar[bool] = False
+    needs_team_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
     needs_behaviour: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -103,23 +118,76 @@ class TD(ValueLearning, name="td"):
         sample: take an action that the policy draws in the place of its mode.
         min_weight: :math:`\lambda` in :math:`\lambda \min_k Q^k + (1 - \lambda) \max_k Q^k`: 1, the minimum, or with
             two heads 0.5, their mean.
+        replaced: which agents' recorded next actions the policy's take the place of in a team's target (partial action
+            replacement): ``"all"``; ``"one"``, the mean over the agents of the values with this one's replaced, so
+            that no joint action is asked for that is more than one agent away from a recorded one; or ``"weighted"``,
+            the mean over :math:`m = 1, \ldots, n` of the value with those of :math:`m` agents, drawn anew at every
+            row, replaced, each weighed by the inverse standard deviation of the heads there. A row without a next
+            action counts only if it terminated, as in :class:`SARSA`.
+
+    Raises:
+        ValueError: where agents are independent, for ``replaced`` other than ``"all"``.
     """
 
     noise: Annotated[float, NON_NEGATIVE] = 0.0
     noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5
     sample: bool = False
     min_weight: Annotated[float, UNIT] = 1.0
+    replaced: Literal["all", "one", "weighted"] = "all"
     needs_actor: ClassVar[bool] = True
+
+    @property
+    def needs_next_action(self) -> bool:
+        """Whether others' recorded next actions are read."""
+        return self.replaced != "all"
+
+    @property
+    def needs_team_value(self) -> bool:
+        """Whether the target asks for values of joint actions that mix recorded ones and the policy's."""
+        return self.replaced != "all"
 
     def next_value(self, following: Following) -> Tensor:
         """Evaluate the target critic at the policy's action."""
+        return soft_clipped(self._replaced(following, self._next_action(following)), self.min_weight)
+
+    def row_mask(self, batch: Batch) -> Tensor | None:
+        """Leave out rows whose next action is needed and was not recorded."""
+        return _with_next_action(batch) if self.needs_next_action else None
+
+    def _next_action(self, following: Following) -> Tensor:
+        """Return the policy's action there, ``[*B, n, a]``."""
         policy = following.policy
         action = sampled_action(policy, rule=type(self).__name__) if self.sample else mode_of(policy)
         if self.noise and not is_discrete(policy):
             low, high = bounds_of(policy, type(self).__name__)
             step = (self.noise * normal_like(action)).clamp(-self.noise_clip, self.noise_clip)
             action = (action + step * (high - low) / 2).clamp(low, high)
-        return soft_clipped(following.q(action, target=True).total, self.min_weight)
+        return action
+
+    def _replaced(self, following: Following, action: Tensor) -> Tensor:
+        """Return the value where this action takes the place of the recorded one of some agents, ``[*B, k, H]``."""
+        if self.replaced == "all":
+            return following.q(action, target=True).total
+        if is_discrete(following.policy):
+            chances = following.policy.probs
+            codes = action.ndim == chances.ndim  # of a policy that draws one-hot actions
+            action = action.to(chances.dtype) if codes else one_hot(action, chances.shape[-1], chances.dtype)
+        recorded, alive = following.action_like(action), following.alive
+        if self.replaced == "one":
+            values = following.candidates(action.unsqueeze(-3), team=True, target=True)  # [*B, 1, n, H]
+            if alive is None:
+                return values.mean(-2)
+            counted = (alive | ~alive.any(-1, keepdim=True)).unsqueeze(-2).unsqueeze(-1)  # [*B, 1, n, 1]
+            return torch.where(counted, values, torch.zeros_like(values)).sum(-2) / counted.sum(-2)
+        action = action if alive is None else torch.where(alive.unsqueeze(-1), action, recorded)
+        n = action.shape[-2]
+        order = uniform_like(action[..., 0].detach()).argsort(-1).argsort(-1)  # [*B, n], each agent's place
+        first = order.unsqueeze(-2) < torch.arange(1, n + 1, device=action.device).unsqueeze(-1)  # [*B, m, n]
+        joint = torch.where(first.unsqueeze(-1), action.unsqueeze(-3), recorded.unsqueeze(-3))
+        values = following.joint_candidates(joint, target=True)  # [*B, m, 1, H]
+        spread = values.std(-1, keepdim=True)
+        certain = (spread + _EPSILON * (1 + spread.mean(-3, keepdim=True))).reciprocal()
+        return (certain * values).sum(-3) / certain.sum(-3)
 
 
 @dataclass(frozen=True)
@@ -138,8 +206,12 @@ class SARSA(ValueLearning, name="sarsa"):
 
     def row_mask(self, batch: Batch) -> Tensor | None:
         """Leave out rows without a successor's action."""
-        known = batch.has_next_action
-        return None if known is None else known | batch.terminated()
+        return _with_next_action(batch)
+
+
+def _with_next_action(batch: Batch) -> Tensor | None:
+    known = batch.has_next_action
+    return None if known is None else known | batch.terminated()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from torchrl_marl_offline.core.moved import moved
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
+from torchrl_marl_offline.training.composed_policy import ComposedPolicy
 from torchrl_marl_offline.training.online import CollectorSource, OnlineReplay
 from torchrl_marl_offline.training.population_split import split_population
 from torchrl_marl_offline.training.populations.population import Population, PopulationBuffer
@@ -27,6 +28,7 @@ __all__ = [
     "BufferState",
     "CheckpointManager",
     "CollectorSource",
+    "ComposedPolicy",
     "CsvError",
     "CsvTable",
     "ForeachSoftUpdate",

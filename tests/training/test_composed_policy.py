@@ -1,0 +1,93 @@
+"""Compositions of two policies' actions: the best by the critic, with all of them tried, and by a beam."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
+from torch.testing import assert_close
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_marl_offline import make_env, make_loss
+from torchrl_marl_offline.training import CollectorSource, ComposedPolicy
+from torchrl_marl_offline.training.composed_policy import FROM_OFFLINE, best_composition
+
+
+@pytest.mark.parametrize("decomposition", ["centralized", "mixer"])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_the_best_of_all_compositions(decomposition: str, discrete: bool) -> None:
+    case = Case(decomposition, "td", "brac", discrete)
+    loss = case.build()
+    torch.manual_seed(5)
+    offline = case.actor()
+    seen = make_batch(case.spec, 7).exclude("next", ("agents", "action"))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        found = ComposedPolicy(offline, loss)(seen.clone())
+        old = offline(seen.clone())["agents", "action"]
+        with loss.actor_network_params.data.to_module(loss.actor_network):
+            new = loss.actor_network(seen.clone())["agents", "action"]
+    values = {}
+    for chosen in itertools.product((False, True), repeat=3):
+        joint = new.clone()
+        for agent, is_old in enumerate(chosen):
+            if is_old:
+                joint[:, agent] = old[:, agent]
+        values[chosen] = loss.team.action_value(seen, joint).total_min.reshape(7), joint
+    best = torch.stack([value for value, _ in values.values()]).amax(0)
+    reached = loss.team.action_value(seen, found["agents", "action"]).total_min.reshape(7)
+    assert_close(reached, best)
+    taken = found[FROM_OFFLINE]
+    where = taken if discrete else taken.unsqueeze(-1)
+    assert torch.equal(torch.where(where, old, new), found["agents", "action"])
+    assert (best > values[False, False, False][0] + 1e-6).any() and taken.any() and not taken.all()
+
+
+def test_a_beam_of_one_is_greedy_and_a_wide_one_is_exact() -> None:
+    torch.manual_seed(0)
+    gain, pairs = torch.randn(20, 6), torch.randn(6, 6)
+
+    def value(taken: torch.Tensor) -> torch.Tensor:
+        x = taken.float()
+        return (x * gain.unsqueeze(-2)).sum(-1) + ((x @ pairs) * x).sum(-1)
+
+    everything = torch.tensor(list(itertools.product((False, True), repeat=6))).expand(20, -1, -1)
+    best = value(everything).amax(-1)
+    reached = {}
+    for beam in (1, 4, 64):
+        taken = best_composition(value, torch.Size([20, 6]), beam)
+        reached[beam] = value(taken.unsqueeze(-2)).squeeze(-1)
+    assert_close(reached[64], best)
+    greedy = torch.zeros(20, 6, dtype=torch.bool)
+    for agent in range(6):
+        other = greedy.clone()
+        other[:, agent] = True
+        better = value(other.unsqueeze(-2)) > value(greedy.unsqueeze(-2))
+        greedy = torch.where(better, other, greedy)
+    assert_close(reached[1], value(greedy.unsqueeze(-2)).squeeze(-1))
+    assert reached[1].mean() < reached[4].mean() <= best.mean()
+
+
+def test_experience_is_collected_by_it() -> None:
+    env = make_env("games/grid_navigation", num_envs=3, seed=0)
+    torch.manual_seed(0)
+    loss = make_loss(env.task_spec, algorithm="cql", decomposition="centralized", hidden=(8,))
+    offline = make_loss(env.task_spec, algorithm="cloning", hidden=(8,)).actor_network
+    policy = ComposedPolicy(offline, loss)
+    assert all(name.startswith("offline.") for name, _ in policy.named_parameters())
+    source = CollectorSource(env, policy, steps_per_round=4, exploration="sample")
+    data = source(0)
+    assert len(data) == 12 and data.spec.fits(env.task_spec)
+
+
+def test_what_cannot_be_composed_is_refused() -> None:
+    with pytest.raises(ValueError, match="compares joint actions by the team's value"):
+        ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, algorithm="omar", hidden=(8,)))
+    with pytest.raises(ValueError, match="compares joint actions by the team's value"):
+        ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, algorithm="cloning", hidden=(8,)))
+    loss = make_loss(DISCRETE, algorithm="cql", decomposition="vdn", memory="gru", hidden=(8,))
+    with pytest.raises(ValueError, match="has memory, which ComposedPolicy does not carry"):
+        ComposedPolicy(Case(discrete=True).actor(), loss)
+    with pytest.raises(ValueError, match="beam"):
+        ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)), beam=0)

@@ -1,0 +1,123 @@
+"""Joint actions composed of an offline policy's and a learning policy's, the best by a team's critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from tensordict import TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import ACTION, IS_INIT
+from torchrl_marl_offline.core.ranges import SIZE
+from torchrl_marl_offline.modules.networks import one_hot
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
+
+
+class ComposedPolicy(TensorDictModuleBase):
+    r"""Lets every agent take either policy's action, so that the team's critic values the joint action most (Sim2O).
+
+    .. math:: u = \arg\max_{u_a \in \{u_a^{offline},\, u_a^{online}\}} \min_k Q^k_{tot}(s, u)
+
+    (Song and Yang 2026, arXiv:2606.21085.) For collecting experience: as a policy of
+    :class:`~torchrl_marl_offline.CollectorSource`. Acting by it is not decentralized, since the critic compares joint
+    actions; the learning policy alone is what is evaluated and executed afterwards.
+
+    With up to ``beam`` compositions all are compared; with more, agents are decided one after another, the learning
+    policy's action standing for those not yet decided, and the ``beam`` best compositions are kept after every agent.
+    The paper's search is known from its abstract alone.
+
+    Args:
+        offline: the policy that is kept as it is. It is not copied: pass one that nothing trains, such as
+            ``load_policy(PATH).policy``.
+        loss: of the policy that learns; its live networks are asked.
+        beam: compositions that are compared at once.
+
+    Raises:
+        ValueError: the loss has no policy or no team value, or a policy has memory.
+
+    Shape:
+        Of the environment's ``[*B]`` to the joint action ``[*B, n, a]``, of a discrete task ``[*B, n]``; in
+        ``("agents", "from_offline")``, ``[*B, n]`` bool, whose action was taken. Where both are alike, that is false.
+    """
+
+    @checked
+    def __init__(
+        self, offline: TensorDictModuleBase, loss: OfflineMARLLoss, *, beam: Annotated[int, SIZE] = 64
+    ) -> None:
+        super().__init__()
+        if getattr(loss, "actor_network", None) is None or loss.team.critic is None or not loss.is_team:
+            raise ValueError(
+                "ComposedPolicy compares joint actions by the team's value: it needs a loss with an actor and a critic "
+                "of a team; independent agents have none, so take another decomposition."
+            )
+        online = loss.actor_network
+        for name, policy in (("offline", offline), ("loss's", online), ("loss's", loss.qvalue_network)):
+            if IS_INIT in map(unravel_key, policy.in_keys):
+                raise ValueError(
+                    f"The {name} network has memory, which ComposedPolicy does not carry; take one without."
+                )
+        self.offline, self.beam = offline, beam
+        self.__dict__["loss"] = loss  # its parameters are its optimizer's, not this policy's
+        self.in_keys = list(dict.fromkeys(map(unravel_key, [*offline.in_keys, *online.in_keys, *self._of_critic()])))
+        self.out_keys = [ACTION, FROM_OFFLINE]
+
+    def _of_critic(self) -> list:
+        loss = self.loss
+        produced = {unravel_key(loss.tensor_keys.action), *map(unravel_key, loss.qvalue_network.out_keys)}
+        mixer = [] if loss.mixer_network is None else loss.mixer_network.in_keys
+        return [key for key in map(unravel_key, [*loss.qvalue_network.in_keys, *mixer]) if key not in produced]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the joint action of the highest value."""
+        loss = self.loss
+        old = self.offline(tensordict.copy()).get(ACTION)
+        new = loss.actor_network(tensordict.copy()).get(ACTION)
+        rows = tensordict.copy().set(loss.tensor_keys.action, new)
+        batch = loss.batch(rows)
+        discrete = not new.is_floating_point()
+        size = batch.policy.probs.shape[-1] if discrete else 0
+        codes = (one_hot(old, size, torch.float32), one_hot(new, size, torch.float32)) if discrete else (old, new)
+
+        def value(taken: Tensor) -> Tensor:
+            joint = torch.where(taken.unsqueeze(-1), codes[0].unsqueeze(-3), codes[1].unsqueeze(-3))
+            return batch.joint_candidates(joint, target=False).amin(-1).mean(-1)  # [*B, K]
+
+        taken = best_composition(value, new.shape[: tensordict.ndim + 1], self.beam, device=new.device)
+        differs = old != new if discrete else (old != new).any(-1)
+        action = torch.where(taken if discrete else taken.unsqueeze(-1), old, new)
+        return tensordict.set(ACTION, action).set(FROM_OFFLINE, taken & differs)
+
+
+FROM_OFFLINE = ("agents", "from_offline")
+
+
+def best_composition(
+    value: Callable[[Tensor], Tensor], shape: torch.Size, beam: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return which agents take the first of two actions, ``[*B, n]`` bool, so that a value is largest.
+
+    Args:
+        value: of such choices ``[*B, K, n]``, ``[*B, K]``.
+        shape: ``[*B, n]``.
+        beam: choices that are kept after every agent; agents not yet decided take the second action.
+        device: of the result.
+    """
+    *rows, n = shape
+    taken = torch.zeros(*rows, 1, n, dtype=torch.bool, device=device)
+    for agent in range(n):
+        other = taken.clone()
+        other[..., agent] = True
+        taken = torch.cat([taken, other], -2)
+        if taken.shape[-2] > beam:
+            taken = _best(taken, value(taken), beam)
+    return _best(taken, value(taken), 1).squeeze(-2)
+
+
+def _best(taken: Tensor, values: Tensor, count: int) -> Tensor:
+    index = values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return taken.gather(-2, index.unsqueeze(-1).expand(*index.shape, taken.shape[-1]))
