@@ -9,6 +9,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import AWR, TaskSpec, make_loss
 from torchrl_marl_offline.objectives.samplers import SoftmaxSampler
+from torchrl_marl_offline.objectives.targets import value_target
 
 SPEC = TaskSpec(n_agents=2, observation_size=4, state_size=5, action_size=2)
 SMALL = {"hidden": (8,)}
@@ -88,3 +89,24 @@ def test_both_releases_of_mac_flow() -> None:
 def test_omars_centre_is_a_setting(centre: str) -> None:
     sampler = make_loss(SPEC, algorithm="omar", sampler_centre=centre, **SMALL).extraction.sampler
     assert isinstance(sampler, SoftmaxSampler) and sampler.centre == centre
+
+
+@pytest.mark.parametrize("learning", ["td", "sarsa", "iql"])
+def test_time_limits_as_released_code_takes_them(learning: str) -> None:
+    batch = make_batch(SPEC, 8)
+    batch["next", "terminated"][:] = False
+    for flag in ("truncated", "done"):
+        batch["next", flag][:] = torch.arange(8).unsqueeze(-1) % 3 == 0
+    reward = batch["next", "agents", "reward"].mean(-2)
+    found = {}
+    for limits in ("bootstrap", "terminal"):
+        torch.manual_seed(0)
+        loss = make_loss(SPEC, value_learning=learning, time_limits=limits, **SMALL)
+        SoftUpdate(loss, tau=0.5)
+        rows, rule = loss.batch(batch), loss.value_learning
+        given = {"how": loss.team_reward, "has_target": rule.row_mask(rows)}
+        found[limits] = value_target(rows, rule, loss.value_estimator, **given).squeeze(-1)
+    ended = batch["next", "done"]
+    torch.testing.assert_close(found["terminal"][ended], reward[ended])
+    torch.testing.assert_close(found["terminal"][~ended], found["bootstrap"][~ended])
+    assert ((found["bootstrap"] - reward).abs() > 1e-4).all()

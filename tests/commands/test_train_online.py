@@ -224,6 +224,13 @@ def test_joint_actions_are_composed_with_the_policy_that_the_stage_began_with(fi
     assert not (tmp_path / "no" / "offline").exists()
 
 
+def test_time_limits_that_end_the_task_are_refused_online(tmp_path, capsys):
+    given = ["--online", TASK, *OFFLINE, *FEW, "--time-limits", "terminal", "--output", str(tmp_path / "no")]
+    assert main(["train", "recipe", *given]) != 0
+    assert "would take the end of every round of --online" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "offline").exists()
+
+
 @pytest.mark.thorough
 def test_awr_stands_still_on_experience_of_its_own_mode(tmp_path):
     # The likelihood of a Gaussian is stationary at its mean: cloning one's own mode has no gradient.

@@ -109,6 +109,21 @@ def test_what_was_recorded_is_what_the_saved_policy_does(tmp_path):
     assert len(replay) == row["transitions"]
 
 
+def test_untrained_data_is_that_of_the_policy_that_training_begins_with(tmp_path):
+    alone = record("mpe/simple_spread", tmp_path / "alone", qualities=["untrained"], **SMALL)["untrained"]
+    assert not (tmp_path / "alone" / "behaviour" / "eval.csv").exists()  # nothing was trained for it
+    found = record("mpe/simple_spread", tmp_path / "after", qualities=["random", "expert", "untrained"], **SMALL)
+    assert torch.equal(found["untrained"].data[ACTION], alone.data[ACTION])
+    assert alone.metadata["quality"] == "untrained"
+    assert alone.metadata["behaviour"] == "MATD3 at its initial parameters, with its exploration"
+    assert alone.metadata["recorded_with"]["method"] == "MATD3"
+    spread = {name: data.data[ACTION].std().item() for name, data in found.items()}
+    assert spread["untrained"] == pytest.approx(0.3, rel=0.15)  # hardly more than the exploration of .3
+    assert spread["random"] == pytest.approx(3**-0.5, rel=0.05)  # of uniform numbers between -1 and 1
+    mixed = record("mpe/simple_spread", tmp_path / "after", qualities=["untrained-expert"], **SMALL)
+    assert mixed["untrained-expert"].n_episodes == 2 * min(found[name].n_episodes for name in ("untrained", "expert"))
+
+
 @pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_recording_goes_on_and_ends_with_equal_files(tmp_path):
@@ -158,7 +173,9 @@ def test_a_recording_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("quality", ["good", "medium-good", "expert-"])
 def test_an_unknown_quality_is_named(tmp_path, quality):
-    with pytest.raises(ValueError, match="must be one of random, medium-replay, medium, expert or two as 'A-B'"):
+    with pytest.raises(
+        ValueError, match="must be one of random, medium-replay, medium, expert, untrained or two as 'A-B'"
+    ):
         record("games/xor", tmp_path / "x", qualities=[quality], **SMALL)
     assert not (tmp_path / "x").exists()
 

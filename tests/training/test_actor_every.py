@@ -1,4 +1,4 @@
-"""Delayed updates of the actor and the targets: in one run, in populations, compiled, resumed and in studies."""
+"""Delayed updates of actor and targets, critics first, annealed rates: alone, in populations, resumed, in studies."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from population_toys import (
 )
 from study_toys import STUDY, write_study
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
+from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 RULES = {"value_learning": "td", "extraction": "brac"}
 
@@ -69,6 +71,87 @@ def test_it_is_the_loop_that_one_would_write(data, traced):
     trainer.train()
     assert largest_difference(lone_tensors(trainer), tensors_of(loss)) < 1e-6
     assert optimizers[1].state[actor[0]]["step"].item() == 3
+
+
+def test_critics_first_then_the_actor_alone(data):
+    trainer = make_alone(data, 0, rules=RULES, critic_first=3, actor_every=2, steps=7, log_every=1)
+    found = []
+    trainer._prepare()
+    for _ in range(7):
+        before = lone_tensors(trainer)
+        trainer._update()
+        found.append({name for name in moved(before, lone_tensors(trainer)) if "network" in name})
+    first = {"qvalue_network", "mixer_network", "target_qvalue_network", "target_mixer_network"}
+    assert found == [first] * 3 + [{"actor_network"}, set(), {"actor_network"}, set()]
+
+
+@pytest.mark.parametrize("rhythm", [{"critic_first": 3}, {}, {"critic_first": 3, "actor_every": 2}], ids=str)
+def test_annealed_it_is_the_loop_with_torchs_own_schedule(data, rhythm):
+    steps = 8
+    trainer = make_alone(data, 1, rules=RULES, anneal_over=steps, steps=steps, **rhythm)
+    other = make_alone(data, 1, rules=RULES)
+    first, every = rhythm.get("critic_first", 0), rhythm.get("actor_every", 1)
+    loss, rate = other.loss, RATES[1]
+    actor = [p for name, p in loss.named_parameters() if name.startswith("actor_network_params")]
+    critic = [p for name, p in loss.named_parameters() if p.requires_grad and not name.startswith("actor_network")]
+    optimizers = [torch.optim.Adam(group, lr=rate) for group in (critic, actor)]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, steps - first) for each in optimizers]
+    updater, gradients = ForeachSoftUpdate(loss, tau=0.05), Gradients(loss)
+    for step in range(1, steps + 1):
+        gradients(other.buffer.sample())
+        if first == 0 or step <= first:
+            optimizers[0].step()
+            updater.step()
+        if step > first and step % every == 0:
+            optimizers[1].step()
+        for schedule in schedules if step > first else ():
+            schedule.step()
+    trainer.train()
+    assert largest_difference(lone_tensors(trainer), tensors_of(loss)) < 1e-6
+
+
+def test_members_with_critics_first_and_annealed_rates_are_runs_alone(data):
+    options = {"rules": RULES, "actor_every": 2, "critic_first": 3, "anneal_over": 9, "steps": 9}
+    population = make_population(data, (0, 1), **options)
+    population.train()
+    for member in (0, 1):
+        alone = make_alone(data, member, **options)
+        alone.train()
+        assert largest_difference(member_tensors(population, member), lone_tensors(alone)) <= 1e-6
+        optimizer = population.learner.optimizer.member_optimizer(member, default_optimizer(alone.loss))
+        (group,) = alone.learner.optimizer.param_groups
+        counts = [
+            [each.state[p]["step"].item() for p in group["params"]] for each in (optimizer, alone.learner.optimizer)
+        ]
+        assert counts[0] == counts[1] and set(counts[0]) == {3.0}  # updates 4, 6 and 8 of the actor
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_critics_first_and_annealed_rates_are_resumed_bit_for_bit(data, tmp_path, stop):
+    options = {"rules": RULES, "critic_first": 3, "anneal_over": 9, "checkpoint_every": stop}
+    for make, members in ((make_population, (0, 1)), (make_alone, 1)):
+        name = make.__name__
+        whole = make(data, members, tmp_path / f"{name}-whole", steps=9, **options)
+        whole.train()
+        cut = make(data, members, tmp_path / f"{name}-cut", steps=stop if stop > 3 else 4, **options)
+        cut.train()
+        again = make(data, members, tmp_path / f"{name}-cut", steps=9, **options)
+        again.resume()
+        again.train()
+        tensors = member_tensors if members == (0, 1) else (lambda trainer, _: lone_tensors(trainer))
+        assert largest_difference(tensors(whole, 0), tensors(again, 0)) == 0
+    other = make_alone(data, 1, tmp_path / "make_alone-cut", steps=9, **(options | {"critic_first": 1}))
+    with pytest.raises(Exception, match="critic_first was 3 and is 1 now"):
+        other.resume()
+
+
+def test_rhythms_that_fit_nothing_are_refused(data):
+    with pytest.raises(ValueError, match="critic_first is for a loss that trains an actor_network and others"):
+        Learner(make_loss(data.spec, algorithm="cloning", hidden=(8,)), critic_first=2)
+    with pytest.raises(ValueError, match=r"critic_first must be below steps \(4\)"):
+        make_alone(data, 0, rules=RULES, critic_first=4, steps=4)
+    with pytest.raises(ValueError, match="anneal_over counts all updates and must be above critic_first"):
+        make_alone(data, 0, rules=RULES, critic_first=4, anneal_over=3, steps=9)
 
 
 @pytest.mark.parametrize("steps", [5, 8])
@@ -125,7 +208,7 @@ def test_a_study_has_it_as_a_setting(tmp_path, data):
     population = plan_study(study).populations[0]
     job = Job(tmp_path / "job", tmp_path, population, study.datasets[0], study.evaluation, study.settings)
     trainer = make_trainer(job, study.datasets[0].load(tmp_path / "data"))
-    assert trainer.learner.actor_every == trainer.learner.optimizer.actor_every == 2
+    assert trainer.learner.rhythm == trainer.learner.optimizer.rhythm == Rhythm(actor_every=2)
 
 
 def test_what_it_cannot_be(data):

@@ -16,6 +16,7 @@ from training_toys import make_trainer
 
 from torchrl_marl_offline.training.step.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.step.optimizer import can_be_captured, marked_capturable
+from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 
 class Recorded:
@@ -155,7 +156,7 @@ def test_steps_that_count_in_python_are_not_captured() -> None:
     for updater, alike in [(SoftUpdate(plain.loss, tau=0.1), True), (HardUpdate(plain.loss), False), (None, True)]:
         plain.learner.target_updater = updater
         assert plain.learner.steps_are_alike() is alike
-    plain.learner.actor_every = 2
+    plain.learner.rhythm = Rhythm(actor_every=2)
     assert not plain.learner.steps_are_alike()
-    plain.learner.actor_every, plain.learner.optimizer = 1, Adam(plain.loss.parameters())
+    plain.learner.rhythm, plain.learner.optimizer = Rhythm(), Adam(plain.loss.parameters())
     assert not plain.learner.steps_are_alike()

@@ -261,6 +261,8 @@ class ActorCritic(Remembering):
         heads: train all critic heads, or at each row the smallest alone.
         team_reward: mean or sum of the agents' rewards.
         max_next_value: upper bound of the next value in the critic's target.
+        time_limits: what the value beyond a time limit is: that of the next state, or, as some released code has it,
+            nothing, as if the task had terminated there.
         gamma: discount.
         hidden: widths of the hidden layers of all networks.
         share_params: agents share parameters.
@@ -279,6 +281,7 @@ class ActorCritic(Remembering):
     heads: Annotated[Literal["all", "min"], ReadWith("num_heads", above=1)] = "all"
     team_reward: Annotated[Literal["mean", "sum"], ReadWith("decomposition", among=TEAM)] = "mean"
     max_next_value: Annotated[float | None, REAL] = None
+    time_limits: Literal["bootstrap", "terminal"] = "bootstrap"
     gamma: Annotated[float, DISCOUNT] = setting(0.99, member=True)
     hidden: Annotated[Sequence[int], WIDTHS] = (64, 64)
     share_params: bool = True
@@ -319,7 +322,10 @@ class ActorCritic(Remembering):
         return found | {"value_norm": ScaleInvariantValueNorm() if self.svn else None}
 
     def _make(self, actor: Any, critic: Any, discrete: bool, **given: Any) -> OfflineMARLLoss:
-        return super()._make(actor, critic, discrete, **given).make_value_estimator(gamma=self.gamma)
+        loss = super()._make(actor, critic, discrete, **given)
+        if self.time_limits == "terminal":
+            loss.set_keys(terminated=loss.tensor_keys.done)
+        return loss.make_value_estimator(gamma=self.gamma)
 
 
 def algorithm_named(name: str) -> type[Algorithm]:

@@ -110,6 +110,11 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
         folder: of the results.
     """
     settings = plan.run
+    if plan.of_method(plan.algorithm).get("time_limits") == "terminal":
+        raise SettingsError(
+            "--time-limits terminal would take the end of every round of --online for the end of its episodes; leave "
+            "it out, or train offline alone."
+        )
     spec = task = make_env(settings.online).task_spec
     begins = settings.from_ is not None and checkpoints_of(folder) is None
     actor, earlier = None, whole_loss(plan) if begins else None
@@ -265,6 +270,9 @@ class Stages:
         """Train, from the newest checkpoint if there is one; returns how far it was before, too."""
         settings, place = self.settings, self.folder / stage
         of_learner = {name: getattr(settings, name) for name in ("tau", "clip_grad_norm", "compile", "precision")}
+        if stage == "offline":
+            of_learner["critic_first"] = settings.critic_first
+            of_learner["anneal_over"] = steps if settings.lr_schedule == "cosine" else None
         learner = Learner(self.loss, lr=settings.lr, actor_every=min(settings.actor_every, steps), **of_learner)
         logger = RunLogger.named(settings.logger, place, name=f"{self.folder.name}-{stage}", group=self.folder.name)
         logger.log_config({**vars(settings), "algorithm": self.plan.algorithm, "stage": stage, **self._own_settings()})

@@ -63,6 +63,10 @@ class TrainSettings(OnlineSettings):
     """Rate of the target networks."""
     actor_every: Annotated[int, ranges.COUNT, ranges.AtMost("steps")] = 1
     """Updates between two of the actor and the targets."""
+    critic_first: Annotated[int, ranges.COUNT_OR_NONE, ranges.AtMost("steps"), ReadWith("from_", None)] = 0
+    """So many of the steps train all networks but the actor, the others the actor alone."""
+    lr_schedule: Annotated[Literal["constant", "cosine"], ReadWith("from_", None)] = "constant"
+    """The learning rate stays, or falls to 0 by a cosine over the steps that follow --critic-first."""
     clip_grad_norm: Annotated[float | None, ranges.POSITIVE] = None
     """Largest norm of the gradient."""
     batch_size: Annotated[int, ranges.SIZE] = 256

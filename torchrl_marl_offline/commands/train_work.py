@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.training import SingleProcess
 
 OF_TRAINER = ("steps", "eval_every", "checkpoint_every", "profile")
-OF_LEARNER = ("tau", "actor_every", "clip_grad_norm", "compile", "precision")
+OF_LEARNER = ("tau", "actor_every", "critic_first", "clip_grad_norm", "compile", "precision")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -233,8 +233,11 @@ class Comparison:
 
     def _of_learner(self, name: str) -> dict[str, Any]:
         """Return the options of a method's step; cloning has no critic whose actor could wait for it."""
-        options = {each: getattr(self.plan.run, each) for each in OF_LEARNER}
-        return options | {"actor_every": 1} if name == "cloning" != self.plan.algorithm else options
+        settings = self.plan.run
+        options = {each: getattr(settings, each) for each in OF_LEARNER}
+        options["anneal_over"] = settings.steps if settings.lr_schedule == "cosine" else None
+        beside = name == "cloning" != self.plan.algorithm
+        return options | {"actor_every": 1, "critic_first": 0} if beside else options
 
     def _evaluators(
         self, name: str, loss: OfflineMARLLoss, plan: TrainingPlan, env: EnvBase | None, *, episodes: int, seed: int

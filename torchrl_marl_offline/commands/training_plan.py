@@ -155,6 +155,8 @@ _SINCE = {f.name for f in fields(OnlineSettings)} | {
     "cloning",
     "tau",
     "actor_every",
+    "critic_first",
+    "lr_schedule",
     "clip_grad_norm",
     "bounds",
     "normalize_inputs",

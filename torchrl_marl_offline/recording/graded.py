@@ -39,6 +39,7 @@ from torchrl_marl_offline.training.step.learner import Learner
 from torchrl_marl_offline.training.trainer import Trainer, TrainingInterrupted
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
+UNTRAINED = "untrained"
 LEARNER_OPTIONS: dict[str, dict[str, Any]] = {"mpe/simple_spread": {"gamma": 0.85}}
 """Options of the learner that were found to suit a task better than the defaults."""
 
@@ -128,6 +129,8 @@ def record(
     quality               policy
     ====================  =========================================================================================
     ``random``            uniform over the (legal) actions
+    ``untrained``         the learner's at its initial parameters, with its exploration: what some published sets, such
+                          as OMAR's, call random
     ``medium``            the training's snapshot at a medium level, with its exploration
     ``medium-replay``     no policy: everything that the training gathered up to that snapshot
     ``expert``            the snapshot at the expert level, with its exploration
@@ -192,12 +195,13 @@ def check_quality(task: str, quality: str) -> None:
     Raises:
         ValueError: so.
     """
-    if quality in QUALITIES:
+    if quality in (*QUALITIES, UNTRAINED):
         return
     if task == "games/stitch":
         parse_coverage(quality)
     else:
-        raise ValueError(f"quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {quality!r}.")
+        known = ", ".join((*QUALITIES, UNTRAINED))
+        raise ValueError(f"quality must be one of {known} or two as 'A-B', got {quality!r}.")
 
 
 def published_levels(task: str) -> dict[str, float]:
@@ -300,7 +304,7 @@ class _Recording:
 
     def dataset(self, quality: str) -> OfflineDataset:
         """Load the dataset of a quality, recorded first if it is not there."""
-        special = {"random": self._random, "medium-replay": self._medium_replay}
+        special = {"random": self._random, UNTRAINED: self._untrained, "medium-replay": self._medium_replay}
         make = special.get(quality, self._level if quality in QUALITIES else self._coverage)
         return self._kept(quality, lambda: make(quality))
 
@@ -323,6 +327,13 @@ class _Recording:
     def _random(self, quality: str) -> OfflineDataset:
         facts = self._facts(quality) | {"behaviour": "uniform over the legal actions"}
         return self._collect(None, facts)
+
+    def _untrained(self, quality: str) -> OfflineDataset:
+        torch.manual_seed(self.settings.seed)
+        learner = make_online_learner(self.env, **self.settings.learner, **self.settings.remembered)
+        learner.set_exploration(1.0)
+        words = f"{learner.name} at its initial parameters, with its exploration"
+        return self._collect(learner.explorer, self._facts(quality) | {"behaviour": words, "behaviour_updates": 0})
 
     def _level(self, quality: str) -> OfflineDataset:
         row = choose_level(self._history(), quality, self.settings.levels, self._random_return())
@@ -352,14 +363,15 @@ class _Recording:
         return recorded
 
     def _collect(self, policy: Any, facts: dict[str, Any]) -> OfflineDataset:
-        place = QUALITIES.index(facts["quality"]) if facts["quality"] in QUALITIES else 0
+        places = (*QUALITIES, UNTRAINED)
+        place = places.index(facts["quality"]) if facts["quality"] in places else 0
         seed = _STRIDE * place + self.settings.seed
         env = make_env(self.settings.task, num_envs=self.settings.num_envs, **self.settings.task_options)
         return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
 
     def _facts(self, quality: str) -> dict[str, Any]:
         options = dict(self.settings.task_options)
-        method = self.learner.name if quality in QUALITIES else "script"
+        method = self.learner.name if quality in (*QUALITIES, UNTRAINED) else "script"
         return {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}} | (
             {"task_options": options} if options else {}
         )

@@ -73,6 +73,8 @@ class TrainingSettings:
         tau: rate of the target networks.
         actor_every: the actor and the targets take a step at every so many updates alone; see
             :class:`~torchrl_marl_offline.Trainer`.
+        critic_first: so many of the steps train all networks but the actor, the others the actor alone.
+        lr_schedule: the learning rate stays, or falls to 0 by a cosine over the steps that follow ``critic_first``.
         clip_grad_norm: largest norm of the whole gradient; 0 for no limit.
         precision: of the matrix products.
         normalize_inputs: let networks see observations and states by the dataset's mean and deviation: where a
@@ -84,6 +86,8 @@ class TrainingSettings:
     lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
     actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
+    critic_first: Annotated[int, COUNT_OR_NONE, AtMost("steps")] = 0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     normalize_inputs: Literal["auto", "on", "off"] = "auto"

@@ -93,6 +93,8 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
             lr=[run.settings["lr"] for run in runs],
             tau=settings["tau"],
             actor_every=settings["actor_every"],
+            critic_first=settings["critic_first"] if _has_critic(losses) else 0,
+            anneal_over=settings["steps"] if settings["lr_schedule"] == "cosine" else None,
             clip_grad_norm=settings["clip_grad_norm"] or None,
             precision=settings["precision"],
             compile=job.study.compile,
@@ -109,6 +111,10 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
         deadline=job.deadline,
         progress=False,
     )
+
+
+def _has_critic(losses: dict[str, OfflineMARLLoss]) -> bool:
+    return next(iter(losses.values())).value_learning is not None
 
 
 def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:

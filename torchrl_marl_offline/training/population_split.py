@@ -42,7 +42,9 @@ def _save_alone(trainer: Trainer, index: int, name: str, loss: LossModule) -> Pa
         loss,
         optimizer=many.optimizer.member_optimizer(index, default_optimizer(loss)),
         tau=many.target_updater.tau,
-        actor_every=many.actor_every,
+        actor_every=many.rhythm.actor_every,
+        critic_first=many.rhythm.critic_first,
+        anneal_over=many.rhythm.anneal_over,
     )
     many.population.write_member(name, loss)  # again: a new target updater starts from targets equal to sources
     learner.compile, learner.updates = many.compile, many.updates

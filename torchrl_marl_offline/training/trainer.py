@@ -208,8 +208,7 @@ class Trainer:
 
     def _check_learner(self, keep_best: Any, logger: Any, output: Any) -> None:
         """Refuse what one learner or the other cannot do."""
-        if self.learner.actor_every > self.steps:
-            raise ValueError(f"actor_every must be at most steps ({self.steps}), got {self.learner.actor_every}.")
+        self.learner.rhythm.check_steps(self.steps)
         if self.learner.is_population and keep_best is not None:
             raise ValueError("keep_best= is for one run; a population keeps the newest of all members.")
         if isinstance(logger, RunLogger):

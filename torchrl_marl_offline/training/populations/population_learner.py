@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.functional_parameters import copy_with_networks
 from torchrl_marl_offline.core.parts import part
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE, SIZE
+from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, LEARNING_RATE, POSITIVE, RATE, SIZE
 from torchrl_marl_offline.training.populations.population import Population, PopulationBuffer, PopulationGradients
 from torchrl_marl_offline.training.populations.population_optimizer import (
     PopulationAdam,
@@ -21,6 +21,7 @@ from torchrl_marl_offline.training.populations.population_optimizer import (
 from torchrl_marl_offline.training.run.checkpoints import restore_generator
 from torchrl_marl_offline.training.step.gradients import Precision
 from torchrl_marl_offline.training.step.learner import BaseLearner
+from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 if TYPE_CHECKING:
     from torchrl.objectives import LossModule
@@ -38,6 +39,8 @@ class PopulationLearner(BaseLearner):
         lr: Adam's learning rate, one for all or one for each member.
         tau: rate of the target networks.
         actor_every: as in :class:`Learner`.
+        critic_first: as in :class:`Learner`.
+        anneal_over: as in :class:`Learner`.
         clip_grad_norm: largest norm of each member's whole gradient.
         precision: as in :class:`Learner`.
         compile: ``"off"``, ``"on"`` or ``"auto"``, as in :class:`Learner`.
@@ -65,6 +68,8 @@ class PopulationLearner(BaseLearner):
         lr: Annotated[float | Sequence[float], LEARNING_RATE] = 3e-4,
         tau: Annotated[float, RATE] = 0.005,
         actor_every: Annotated[int, COUNT] = 1,
+        critic_first: Annotated[int, COUNT_OR_NONE] = 0,
+        anneal_over: Annotated[int | None, COUNT] = None,
         clip_grad_norm: Annotated[float | None, POSITIVE] = None,
         precision: Precision = "fp32",
         compile: str = "off",
@@ -74,12 +79,13 @@ class PopulationLearner(BaseLearner):
             raise ValueError('compile must be "off", "on" or "auto" for a population.')
         self.population = population = Population(losses)
         self.members = population.members
-        optimizer = PopulationAdam(population, lr=lr, actor_every=actor_every)
+        rhythm = Rhythm(actor_every, critic_first, anneal_over)
+        optimizer = PopulationAdam(population, lr=lr, rhythm=rhythm)
         super().__init__(
             population,
             optimizer=optimizer,
             target_updater=PopulationSoftUpdate(population, tau=tau),
-            actor_every=actor_every,
+            rhythm=rhythm,
             clip_grad_norm=clip_grad_norm,
             precision=precision,
             compile=compile,
@@ -135,6 +141,10 @@ class PopulationLearner(BaseLearner):
     def noise_generators(self) -> Sequence[torch.Generator]:
         """Return the members' generators."""
         return self._generators
+
+    def _anneal(self, factor: float) -> None:
+        """Let the next step have this share of the learning rates."""
+        self.optimizer.rate_factor = factor
 
     def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
         """Move the members that are finite, and leave the others out from now on."""

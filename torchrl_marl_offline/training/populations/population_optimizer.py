@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from torchrl_marl_offline.training.run.metrics import trained_by_network
+from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.training.populations.population import Population
+
+ACTOR = "actor_network_params."
 
 
 class PopulationAdam:
@@ -22,7 +25,10 @@ class PopulationAdam:
         lr: learning rate, one for all or one for each member.
         betas: decay of the moments.
         eps: added to the root of the second moment.
-        actor_every: the actor takes a step at every so many only; its gradients are to be ``None`` at the others.
+        rhythm: which networks take a step when; gradients of the others are to be ``None``.
+
+    Attributes:
+        rate_factor: share of the learning rates at the next step.
     """
 
     def __init__(
@@ -32,7 +38,7 @@ class PopulationAdam:
         lr: float | Sequence[float] = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        actor_every: int = 1,
+        rhythm: Rhythm | None = None,
     ) -> None:
         rates = [lr] * len(population) if isinstance(lr, int | float) else list(lr)
         if len(rates) != len(population):
@@ -40,7 +46,7 @@ class PopulationAdam:
         self.parameters = {n: t for n, t in population.tensors().items() if t.requires_grad}
         device = next(iter(self.parameters.values())).device
         self.lr = torch.tensor(rates, dtype=torch.float64, device=device)
-        self.betas, self.eps, self.actor_every = betas, eps, actor_every
+        self.betas, self.eps, self.rhythm, self.rate_factor = betas, eps, rhythm or Rhythm(), 1.0
         self.step_count = torch.zeros(len(population), dtype=torch.float64, device=device)
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
@@ -50,23 +56,27 @@ class PopulationAdam:
         """Move the members of which ``active`` ``[P]`` is true; the others keep every number."""
         self.step_count += active
         update = self._fused_step if active.device.type == "cpu" else self._batched_step
-        for every in {1, self.actor_every}:
-            names = [n for n, p in self.parameters.items() if p.grad is not None and self._every(n) == every]
-            if names:
-                update(names, active, self._steps(every))
+        moved = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
+        for names in self._of_one_count(moved):
+            update(names, active, self._steps(names[0]))
 
-    def _every(self, name: str) -> int:
-        return self.actor_every if name.startswith("actor_network_params.") else 1
+    def _of_one_count(self, names: Sequence[str]) -> list[list[str]]:
+        """Return parameters that have taken equally many steps, together."""
+        if self.rhythm.is_even:
+            return [list(names)] if names else []
+        actor = [name for name in names if name.startswith(ACTOR)]
+        return [part for part in (actor, [name for name in names if name not in set(actor)]) if part]
 
-    def _steps(self, every: int) -> Tensor:
-        """Return how many steps ``[P]`` parameters have taken that take one at every ``every`` steps."""
-        return self.step_count.div(every, rounding_mode="floor")
+    def _steps(self, name: str) -> Tensor:
+        """Return how many steps ``[P]`` a parameter has taken."""
+        steps = self.rhythm.actor_steps if name.startswith(ACTOR) else self.rhythm.other_steps
+        return steps(self.step_count)
 
     def _fused_step(self, names: Sequence[str], active: Tensor, steps: Tensor) -> None:
         """Go once over memory, by torch's fused kernel, which takes one learning rate and one count at a time."""
         stacked = [[self.parameters[name].detach() for name in names], [self.parameters[name].grad for name in names]]
         stacked += [[moment[name] for name in names] for moment in (self.exp_avg, self.exp_avg_sq)]
-        settings = list(zip(self.lr.tolist(), steps.tolist()))
+        settings = list(zip((self.lr * self.rate_factor).tolist(), steps.tolist()))
         if active.all() and len(set(settings)) == 1:
             shares = [(slice(None), *settings[0])]
         else:
@@ -80,7 +90,7 @@ class PopulationAdam:
     def _batched_step(self, names: Sequence[str], active: Tensor, steps: Tensor) -> None:
         """Update all members at once without reading a value back from the device."""
         beta1, beta2 = self.betas
-        size = self.lr / (1 - beta1**steps)
+        size = self.rate_factor * self.lr / (1 - beta1**steps)
         root_correction = (1 - beta2**steps).sqrt()
         for name in names:
             p, m, v = self.parameters[name], self.exp_avg[name], self.exp_avg_sq[name]
@@ -98,7 +108,7 @@ class PopulationAdam:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter, name in zip(parameters, self.parameters, strict=True):
             optimizer.state[parameter] = {
-                "step": self._steps(self._every(name))[index].float().clone(),
+                "step": self._steps(name)[index].float().clone(),
                 "exp_avg": self.exp_avg[name][index].clone(),
                 "exp_avg_sq": self.exp_avg_sq[name][index].clone(),
             }

@@ -14,7 +14,7 @@ from torchrl.objectives import LossModule, SoftUpdate, TargetNetUpdater
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.parts import part
-from torchrl_marl_offline.core.ranges import COUNT, LEARNING_RATE, POSITIVE, RATE
+from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, LEARNING_RATE, POSITIVE, RATE
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.training.run.distributed import SingleProcess
 from torchrl_marl_offline.training.run.fit import check_optimizer, check_target_updater
@@ -26,6 +26,7 @@ from torchrl_marl_offline.training.step.compile_choice import check_compile, cho
 from torchrl_marl_offline.training.step.cuda_graph import CudaGraphStep
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients, Precision, check_precision
 from torchrl_marl_offline.training.step.optimizer import can_be_captured, default_optimizer, marked_capturable
+from torchrl_marl_offline.training.step.rhythm import Rhythm
 from torchrl_marl_offline.training.step.target_update import ForeachSoftUpdate
 
 Compile = Literal["off", "on", "auto"] | Mapping[str, Any]
@@ -53,7 +54,7 @@ class BaseLearner(ABC):
         *,
         optimizer: Any,
         target_updater: Any,
-        actor_every: int,
+        rhythm: Rhythm,
         clip_grad_norm: float | None,
         precision: Precision,
         compile: Compile,
@@ -61,16 +62,17 @@ class BaseLearner(ABC):
     ) -> None:
         self.loss, self.optimizer, self.target_updater = loss, optimizer, target_updater
         self._gradient_norm = gradient_norm
-        self.actor_every, self.clip_grad_norm = actor_every, clip_grad_norm
+        self.rhythm, self.clip_grad_norm = rhythm, clip_grad_norm
         self.compile, self.precision = check_compile(compile), check_precision(precision)
-        self._waiting = trained_by_network(self.named_parameters()).get("actor", [])
-        if actor_every > 1 and not self._waiting:
-            raise ValueError("actor_every is for a loss that trains an actor_network; leave it out.")
+        trained = trained_by_network(self.named_parameters())
+        rhythm.check(set(trained))
+        self._actor = trained.pop("actor", [])
+        self._others = [parameter for parameters in trained.values() for parameter in parameters]
         self.updates = 0
         self.gradients: Differentiate | None = None
         self._processes = SingleProcess()
         self._step_on = self.take_step
-        options = {"actor_every": actor_every, "clip_grad_norm": clip_grad_norm, "precision": precision}
+        options = rhythm.settings() | {"clip_grad_norm": clip_grad_norm, "precision": precision}
         self.settings = run_settings(loss, optimizer, target_updater, options)
 
     # -------------------------------------------------------------- one step
@@ -95,11 +97,18 @@ class BaseLearner(ABC):
         metrics = self.gradients(batch)
         with part("gradient norm and clipping"):
             metrics = metrics | self._gradient_norm()
-        waits = (self.updates + 1) % self.actor_every > 0
-        for parameter in self._waiting if waits else ():
+        update, rhythm = self.updates + 1, self.rhythm
+        moves = ((self._actor, rhythm.moves_actor(update)), (self._others, rhythm.moves_others(update)))
+        for parameter in (each for parameters, moved in moves if not moved for each in parameters):
             parameter.grad = None  # an optimizer passes over parameters without one
-        self._move(metrics, with_targets=not waits)
+        if rhythm.anneal_over is not None:
+            self._anneal(rhythm.rate_factor(update))
+        self._move(metrics, with_targets=rhythm.moves_targets(update))
         return metrics
+
+    @abstractmethod
+    def _anneal(self, factor: float) -> None:
+        """Let the next step have this share of the learning rates."""
 
     @abstractmethod
     def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
@@ -176,7 +185,7 @@ class BaseLearner(ABC):
 
     def steps_are_alike(self) -> bool:
         """Say whether nothing in a step is counted in Python, so that a CUDA graph of one step is one of all."""
-        return self.actor_every == 1
+        return self.rhythm.is_even
 
     def noise_generators(self) -> Sequence[torch.Generator]:
         """Return the generators, beside torch's own, that a step draws from."""
@@ -257,6 +266,9 @@ class Learner(BaseLearner):
         actor_every: the actor and the target networks take a step at every so many updates alone, the others at each
             (TD3's delayed policy updates; Fujimoto et al. 2018). The actor's gradient is computed, logged and counted
             in the clipping at every update, and a GPU does not replay the step as one CUDA graph.
+        critic_first: so many updates train all networks but the actor; after them they stay as they are, targets too,
+            and the actor alone is trained (OMSD; Qiao et al. 2025). Both gradients are computed throughout.
+        anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``.
         clip_grad_norm: largest norm of the whole gradient.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
@@ -285,6 +297,8 @@ class Learner(BaseLearner):
         target_updater: TargetNetUpdater | None = None,
         tau: Annotated[float, RATE, ReadWith("target_updater", None)] = 0.005,
         actor_every: Annotated[int, COUNT] = 1,
+        critic_first: Annotated[int, COUNT_OR_NONE] = 0,
+        anneal_over: Annotated[int | None, COUNT] = None,
         clip_grad_norm: Annotated[float | None, POSITIVE] = None,
         precision: Precision = "fp32",
         compile: Compile = "off",
@@ -298,12 +312,13 @@ class Learner(BaseLearner):
             loss,
             optimizer=optimizer,
             target_updater=target_updater,
-            actor_every=actor_every,
+            rhythm=Rhythm(actor_every, critic_first, anneal_over),
             clip_grad_norm=clip_grad_norm,
             precision=precision,
             compile=compile,
             gradient_norm=GradientNorm(loss, clip_grad_norm),
         )
+        self._rates = [group["lr"] for group in optimizer.param_groups]
 
     @property
     def template(self) -> LossModule:
@@ -322,6 +337,11 @@ class Learner(BaseLearner):
         else:
             gradients = (CompiledGradients if compiled else Gradients)(self.loss, precision=self.precision)
         return self._processes.averaged(gradients, self.loss)
+
+    def _anneal(self, factor: float) -> None:
+        """Let the next step have this share of the learning rates."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates):
+            group["lr"] = rate * factor
 
     def _move(self, metrics: Mapping[str, Tensor], *, with_targets: bool) -> None:
         """Let the optimizer and the target networks take their step."""
