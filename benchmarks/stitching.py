@@ -1,6 +1,7 @@
-"""Which decomposition and which extraction stitch joint actions that were never recorded? ``games/stitch``, 2 agents.
+"""Which decomposition and which extraction stitch joint actions that were never recorded? ``games/stitch``.
 
-    python benchmarks/stitching.py --output runs/stitching
+    python benchmarks/stitching.py --results runs/stitching.jsonl --compiled on
+    python benchmarks/stitching.py --agents 3 --critics vdn mixer centralized --extractions "AWR, joint" "AWR, local"
     python benchmarks/stitching.py --report
 
 One step, eight contexts, five actions of each of two agents. For every payoff and coverage the recorded joint actions
@@ -13,8 +14,12 @@ them at once, as one population of 5 payoffs x 6 coverages x 5 seeds, each membe
   0 is the best recorded team, 1 the optimum, which no data but ``full`` has; of ``full``, what it pays of the optimum;
 - *greedy*: the same of the joint action that the critic values most: what an extraction could have had.
 
+Beside it, what the data alone tell of an additive critic: the share of unrecorded joint actions that it can determine
+(``stitchable_share``), in how many contexts the best joint action is among them, which is the score that is predicted,
+and the score of an additive critic fitted by exact least squares (the smallest solution, where there are several).
+
 Arithmetic: 150 members x 2,000 updates (networks 1 x 32, batches of 64) = 300,000 member updates a job, small ones,
-40 jobs of 10 critics x 4 extractions. A job of 500 updates took 50 to 100 s of a busy core, not compiled; 500 are too
+40 jobs of 10 critics x 4 extractions. A compiled job of 2,000 updates took 60 to 150 s of a core; 500 updates are too
 few for mixers. Intervals are 95 % t intervals over seeds. Jobs that are there are not done again.
 """
 
@@ -41,7 +46,7 @@ from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.training import PopulationBuffer
 
 RESULTS = Path(__file__).parent / "results" / "stitching.jsonl"
-AGENTS, ACTIONS, CONTEXTS = 2, 5, 8
+ACTIONS, CONTEXTS = 5, 8
 PAYOFFS = ("additive", "monotonic", "weakest_link", "matching", "climbing")
 COVERAGES = ("full", "best_left_out", "two_teams", "bridged_1", "star", "share_0.5")
 DECOMPOSITIONS: dict[str, dict[str, Any]] = {
@@ -68,28 +73,28 @@ COPIES = 4
 Row = dict[str, Any]
 
 
-def games() -> Iterator[tuple[str, str, Stitch, Tensor]]:
+def games(agents: int) -> Iterator[tuple[str, str, Stitch, Tensor]]:
     """Yield every payoff and coverage, with the game and which joint actions are recorded, ``[C, K^n]`` bool."""
     for payoff in PAYOFFS:
-        game = Stitch(agents=AGENTS, actions=ACTIONS, contexts=CONTEXTS, payoff=payoff)
+        game = Stitch(agents=agents, actions=ACTIONS, contexts=CONTEXTS, payoff=payoff)
         for coverage in COVERAGES:
             yield payoff, coverage, game, recorded_joint_actions(game, coverage).flatten(1)
 
 
-def recorded() -> tuple[OfflineDataset, dict[str, Tensor]]:
+def recorded(agents: int) -> tuple[OfflineDataset, dict[str, Tensor]]:
     """Return all data, one after another, and which rows are of which payoff and coverage."""
     contexts, actions, rewards, rows, count = [], [], [], {}, 0
-    for payoff, coverage, game, there in games():
+    for payoff, coverage, game, there in games(agents):
         context, cell = there.nonzero(as_tuple=True)
         context, cell = context.repeat(COPIES), cell.repeat(COPIES)
         contexts.append(context)
-        actions.append(as_joint_action(cell, agents=AGENTS, actions=ACTIONS))
+        actions.append(as_joint_action(cell, agents=agents, actions=ACTIONS))
         rewards.append(game.payoffs.flatten(1)[context, cell])
         rows[f"{payoff}/{coverage}"] = torch.arange(count, count + len(cell))
         count += len(cell)
     state = torch.nn.functional.one_hot(torch.cat(contexts), CONTEXTS).float()
     data = from_arrays(
-        observations=state.unsqueeze(1).expand(-1, AGENTS, -1),
+        observations=state.unsqueeze(1).expand(-1, agents, -1),
         state=state,
         actions=torch.cat(actions),
         rewards=torch.cat(rewards),
@@ -99,9 +104,9 @@ def recorded() -> tuple[OfflineDataset, dict[str, Tensor]]:
     return data, rows
 
 
-def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compiled: str) -> Row:
+def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compiled: str, agents: int = 2) -> Row:
     """Train one decomposition with one extraction on all data, and measure every member."""
-    data, rows = recorded()
+    data, rows = recorded(agents)
     options = {"hidden": (32,), "value_learning": "td", "svn": False, "gamma": 0.99}
     options |= DECOMPOSITIONS[decomposition] | EXTRACTIONS[extraction]
     losses, seeds_of, rows_of = {}, [], []
@@ -116,7 +121,7 @@ def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compil
     buffer = PopulationBuffer(data.data, batch_size=64, seeds=seeds_of, keys=keys, rows=rows_of)
     Trainer(learner, buffer, steps=steps, log_every=steps, on_impossible_values="ignore", progress=False).train()
     found: dict[str, list[Row]] = {}
-    for payoff, coverage, game, there in games():
+    for payoff, coverage, game, there in games(agents):
         name = f"{payoff}/{coverage}"
         found[name] = [measured(learner, f"{name}/{seed}", game, there) for seed in range(seeds)]
     return {"found": found}
@@ -125,33 +130,50 @@ def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compil
 @torch.no_grad()
 def measured(learner: PopulationLearner, member: str, game: Stitch, there: Tensor) -> Row:
     """Return a member's error on joint actions that were not recorded, its score, and that of its critic."""
-    loss, payoffs = learner.template, game.payoffs.flatten(1)
+    loss, payoffs, agents = learner.template, game.payoffs.flatten(1), game.task_spec.n_agents
     state = torch.eye(CONTEXTS)
-    seen = TensorDict({OBSERVATION: state.unsqueeze(1).expand(-1, AGENTS, -1), STATE: state}, [CONTEXTS])
+    seen = TensorDict({OBSERVATION: state.unsqueeze(1).expand(-1, agents, -1), STATE: state}, [CONTEXTS])
     with tensors_in(loss, learner.population.member_tensors(member)):
-        values = joint_values(loss, seen)
+        values = joint_values(loss, seen, agents)
         with (
             loss.actor_network_params.data.to_module(loss.actor_network),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
             action = loss.actor_network(seen.clone()).get(ACTION)
-    cell = (action * torch.tensor([ACTIONS**i for i in reversed(range(AGENTS))])).sum(-1, keepdim=True)
-    best, known = payoffs.amax(1), payoffs.masked_fill(~there, -torch.inf).amax(1)
+    cell = (action * torch.tensor([ACTIONS**i for i in reversed(range(agents))])).sum(-1, keepdim=True)
     missing = ~there
-
-    def score(cells: Tensor) -> float:
-        paid = payoffs.gather(1, cells).squeeze(1)
-        gap = torch.where(best > known, best - known, torch.ones(()))
-        gained = torch.where(best > known, (paid - known) / gap, paid / best)
-        return gained.mean().item()
-
     error = (values - payoffs).abs()[missing].mean().item() if missing.any() else None
-    return {"error": error, "score": score(cell), "greedy": score(values.argmax(1, keepdim=True))}
+    greedy = values.argmax(1, keepdim=True)
+    return {"error": error, "score": score(payoffs, there, cell), "greedy": score(payoffs, there, greedy)}
 
 
-def joint_values(loss: OfflineMARLLoss, seen: TensorDict) -> Tensor:
+def score(payoffs: Tensor, there: Tensor, cells: Tensor) -> float:
+    """Return the score of a joint action ``[C, 1]`` in every context, the mean over them."""
+    best, known = payoffs.amax(1), payoffs.masked_fill(~there, -torch.inf).amax(1)
+    paid = payoffs.gather(1, cells).squeeze(1)
+    gap = torch.where(best > known, best - known, torch.ones(()))
+    return torch.where(best > known, (paid - known) / gap, paid / best).mean().item()
+
+
+def told_by_data(game: Stitch, there: Tensor) -> Row:
+    """Return what the recorded joint actions tell of an additive critic before one is trained."""
+    payoffs, agents = game.payoffs.flatten(1).double(), game.task_spec.n_agents
+    joint = as_joint_action(torch.arange(payoffs.shape[1]), agents=agents, actions=ACTIONS)
+    indicators = torch.nn.functional.one_hot(joint, ACTIONS).flatten(1).double()  # [K^n, n K]
+    shares, among, preferred = [], [], []
+    for own, row in zip(payoffs, there):
+        inverse = torch.linalg.pinv(indicators[row])
+        known = (indicators - indicators @ inverse @ indicators[row]).abs().amax(1) < 1e-9
+        shares.append(known[~row].double().mean().nan_to_num(1.0))
+        among.append(known[own.argmax()].double())
+        preferred.append((indicators @ inverse @ own[row]).argmax())
+    found = score(payoffs, there, torch.stack(preferred).unsqueeze(1))
+    return {"share": torch.stack(shares).mean().item(), "predicted": torch.stack(among).mean().item(), "fitted": found}
+
+
+def joint_values(loss: OfflineMARLLoss, seen: TensorDict, agents: int) -> Tensor:
     """Return the team's value of every joint action in every context, ``[C, K^n]``; of no team the agents' mean."""
-    joint = as_joint_action(torch.arange(ACTIONS**AGENTS), agents=AGENTS, actions=ACTIONS)
+    joint = as_joint_action(torch.arange(ACTIONS**agents), agents=agents, actions=ACTIONS)
     found = []
     for action in joint:
         value = loss.team.action_value(seen, action.expand(CONTEXTS, -1)).total_min
@@ -182,11 +204,30 @@ def table(rows: Sequence[Row], measure: str) -> str:
                 row["decomposition"],
                 row["extraction"],
                 row["steps"],
+                row.get("agents", 2),
                 *cells,
                 told(_by_seed(row["found"], whole, measure)),
             ]
         )
-    return markdown(["critic", "extraction", "updates", *PAYOFFS, "all"], lines)
+    return markdown(["critic", "extraction", "updates", "agents", *PAYOFFS, "all"], lines)
+
+
+def predictions(rows: Sequence[Row], agents: int) -> str:
+    """What the data alone tell of additive critics, beside what those that were trained prefer."""
+    trained = [r for r in rows if r["decomposition"] == "vdn" and r.get("agents", 2) == agents]
+    trained = {row["extraction"]: row["found"] for row in sorted(trained, key=lambda row: row["steps"])}
+    lines = []
+    for payoff, coverage, game, there in games(agents):
+        told_of = told_by_data(game, there)
+        name, numbers = f"{payoff}/{coverage}", [f"{told_of[key]:.2f}" for key in ("share", "predicted", "fitted")]
+        own = [told([each["greedy"] for each in next(iter(trained.values()))[name]])] if trained else ["-"]
+        own += [
+            told([each["score"] for each in trained[rule][name]]) if rule in trained else "-"
+            for rule in ("AWR, local", "AWR, joint", "BRAC")
+        ]
+        lines.append([payoff, coverage, *numbers, *own])
+    head = ["stitchable share", "predicted", "least squares", "VDN prefers", "AWR, local", "AWR, joint", "BRAC"]
+    return markdown(["payoff", "coverage", *head], lines)
 
 
 def _by_seed(found: Mapping[str, Sequence[Row]], names: Sequence[str], measure: str) -> list[float]:
@@ -200,13 +241,15 @@ def report(rows: Sequence[Row]) -> None:
     print(machine())
     for measure in ("score", "greedy", "error"):
         print(f"\n{measure}\n{table(rows, measure)}")
+    for agents in sorted({row.get("agents", 2) for row in rows}):
+        print(f"\nwhat the data tell of additive critics, {agents} agents\n{predictions(rows, agents)}")
     print("\nby coverage, score, additive payoffs")
     lines = [
-        [row["decomposition"], row["extraction"], row["steps"]]
+        [row["decomposition"], row["extraction"], row["steps"], row.get("agents", 2)]
         + [told([each["score"] for each in row["found"][f"additive/{coverage}"]]) for coverage in COVERAGES]
         for row in rows
     ]
-    print(markdown(["critic", "extraction", "updates", *COVERAGES], lines))
+    print(markdown(["critic", "extraction", "updates", "agents", *COVERAGES], lines))
 
 
 def work(decomposition: str, extraction: str, **options: Any) -> Row:
@@ -222,12 +265,14 @@ def main() -> None:
     parser.add_argument("--extractions", nargs="+", choices=list(EXTRACTIONS), default=list(EXTRACTIONS))
     parser.add_argument("--steps", type=as_count, default=2000)
     parser.add_argument("--seeds", type=as_few, default=5)
+    parser.add_argument("--agents", type=as_few, default=2)
     parser.add_argument("--compiled", choices=["off", "on", "auto"], default="off")
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--report", action="store_true", help="train nothing: report what is there")
     args = parser.parse_args()
     if not args.report:
         settings = {"steps": args.steps, "seeds": args.seeds, "compiled": args.compiled}
+        settings |= {"agents": args.agents} if args.agents != 2 else {}
         jobs = [
             {"decomposition": critic, "extraction": extraction} | settings
             for critic in args.critics
