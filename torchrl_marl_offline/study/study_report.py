@@ -18,6 +18,7 @@ from torchrl_marl_offline.study.choosing import ESTIMATES
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.marl_eval import marl_eval_form
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan, job_folder
+from torchrl_marl_offline.study.report_axes import axes_section
 from torchrl_marl_offline.study.report_comparisons import comparisons
 from torchrl_marl_offline.study.report_content import Report
 from torchrl_marl_offline.study.report_datasets import dataset_section
@@ -69,7 +70,7 @@ def write_study_report(output: str | Path, *, figures: Sequence[FigureFormat] = 
         raise StudyError(f"{output} has no {PLAN_FILE}; name the output folder of a study that was run.")
     write_results(plan, output)
     report = make_report(plan, output, figures)
-    blocks = [*_opening(report), *_files(report), *comparisons(report)]
+    blocks = [*_opening(report), *_files(report), *comparisons(report), *axes_section(report)]
     for dataset in plan.datasets:
         blocks += dataset_section(report, dataset)
     blocks += _closing(report)

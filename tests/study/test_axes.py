@@ -1,0 +1,119 @@
+"""Which choice matters: designs found among runs, shares of variance by contrasts, counts of the best by hand."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy
+import pytest
+
+from torchrl_marl_offline.core.document import to_markdown
+from torchrl_marl_offline.study.axes import DATASET, REST, Factorial, best_counts, factorial, variance_shares
+from torchrl_marl_offline.study.report_axes import axes_section
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.scores import RunScore
+
+
+def score(value: float, *, dataset: str = "spread", seed: int = 0, method: str = "m", **settings) -> RunScore:
+    settings = {"algorithm": "recipe", "gamma": 0.9} | settings
+    run = Run(f"{dataset}-{method}-{seed}", dataset, method, seed, {}, settings)
+    return RunScore(run, "mode", value, value, value, False)
+
+
+def recipe_runs() -> list[RunScore]:
+    """Two decompositions and two extractions, each with two strengths of its own, two datasets, two seeds, cloning."""
+    found = []
+    for dataset, seed in itertools.product(("spread", "tag"), (0, 1)):
+        for (i, critic), (j, rule) in itertools.product(enumerate(("vdn", "mixer")), enumerate(("awr", "brac"))):
+            for k, strength in enumerate((1.0, 3.0) if rule == "awr" else (0.1, 0.5)):
+                own = {"temperature" if rule == "awr" else "alpha": strength}
+                value = 100 * i + 10 * j + k + 1000 * (dataset == "tag")
+                method = f"{critic}-{rule}-{strength}"
+                settings = {"decomposition": critic, "extraction": rule, **own}
+                found.append(score(value, dataset=dataset, seed=seed, method=method, **settings))
+        found.append(score(7.0, dataset=dataset, seed=seed, method="cloning", algorithm="cloning"))
+    return found
+
+
+def test_the_design_of_a_study_is_found() -> None:
+    found = factorial(recipe_runs())
+    assert dict(found.axes) == {
+        DATASET: ("spread", "tag"),
+        "decomposition": ("vdn", "mixer"),
+        "extraction": ("awr", "brac"),
+        REST: (1, 2),
+    }
+    assert found.scores.shape == (2, 2, 2, 2, 2)
+    for d, i, j, k, s in itertools.product(range(2), repeat=5):
+        assert found.scores[d, i, j, k, s] == 1000 * d + 100 * i + 10 * j + k
+
+
+def test_what_is_no_complete_design_is_none() -> None:
+    runs = recipe_runs()
+    assert factorial([]) is None
+    assert factorial(runs[:-3]) is None  # a run of the last seed is not finished
+    one_axis = [each for each in runs if each.run.settings.get("temperature") == 1.0]
+    assert factorial(one_axis) is None  # decompositions alone
+    uneven = [each for each in runs if each.run.settings.get("alpha") != 0.5]
+    assert factorial(uneven) is None  # one strength of BRAC and two of AWR
+
+
+def test_shares_are_those_of_orthogonal_contrasts() -> None:
+    generator = numpy.random.default_rng(0)
+    scores = generator.normal(size=(2, 2, 2, 5))
+    found = {
+        share.source: share for share in variance_shares(Factorial({"a": (0, 1), "b": (0, 1), "c": (0, 1)}, scores))
+    }
+    sign = numpy.array([-1.0, 1.0])
+    a, b, c = sign[:, None, None, None], sign[None, :, None, None], sign[None, None, :, None]
+    total = ((scores - scores.mean()) ** 2).sum()
+
+    def contrast(x: numpy.ndarray) -> float:
+        return float((scores * x).sum() ** 2 / scores.size / total)
+
+    by_hand = {"a": contrast(a), "b": contrast(b), "c": contrast(c)}
+    by_hand |= {"a × b": contrast(a * b), "a × c": contrast(a * c), "b × c": contrast(b * c)}
+    by_hand["higher interactions"] = contrast(a * b * c)
+    by_hand["seeds"] = 1 - sum(by_hand.values())
+    assert by_hand.keys() == found.keys()
+    for name, value in by_hand.items():
+        assert found[name].interval.mean == pytest.approx(value, abs=1e-12), name
+        assert found[name].interval.low <= found[name].interval.high
+    assert sum(share.interval.mean for share in found.values()) == pytest.approx(1.0)
+
+
+def test_one_setting_that_explains_everything_and_intervals_that_know_it() -> None:
+    scores = numpy.zeros((3, 2, 4)) + numpy.array([0.0, 5.0, 9.0])[:, None, None]
+    scores += 0.1 * numpy.random.default_rng(1).normal(size=scores.shape)
+    first, *rest = variance_shares(Factorial({"big": (1, 2, 3), "none": (1, 2)}, scores), resamples=200)
+    assert first.source == "big" and first.interval.low > 0.99
+    assert all(share.interval.high < 0.01 for share in rest)
+    assert [share.source for share in rest][-1] == "seeds"  # two axes have no higher interactions
+
+
+def test_how_often_a_value_is_best_by_hand() -> None:
+    means = numpy.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0]])  # three values in two configurations
+    found = {
+        (rank.axis, rank.value): rank
+        for rank in best_counts(Factorial({"x": ("p", "q", "r"), "y": ("s", "t")}, means[..., None]))
+    }
+    assert [(found["x", v].best, found["x", v].first_two, found["x", v].of) for v in "pqr"] == [
+        (1, 1, 2),
+        (0, 2, 2),
+        (1, 1, 2),
+    ]
+    assert [(found["y", v].best, found["y", v].of) for v in "st"] == [(2, 3), (2, 3)]  # q ties
+    assert found["x", "p"].mean == 2.0
+
+
+def test_the_report_of_a_factorial_study_says_it(tmp_path) -> None:
+    report = SimpleNamespace(
+        evaluators=["mode"], metrics={"spread": "normalized", "tag": "normalized"}, scores=recipe_runs()
+    )
+    text = to_markdown(axes_section(report), tmp_path)
+    assert "Which choice matters" in text
+    assert "2 dataset × 2 decomposition × 2 extraction × 2 strength × 2 seeds" in text
+    assert "| decomposition | mixer | 605.5 | 8 of 8 | 8 of 8 |" in text
+    report.metrics = {"spread": "return", "tag": "return"}  # which do not mean the same
+    assert axes_section(report) == []
