@@ -40,6 +40,9 @@ ROOMS = {
     "training": Room("Training", "A learner is one step, a trainer a run of them; populations are many runs at once."),
     "evaluation": Room("Evaluation", "In environments and on held-out episodes; tables, videos, exported policies."),
     "study": Room("Studies", "Methods × datasets × grids × seeds; see [the study file](../reference/study_file.md)."),
+    "suites": Room(
+        "Suites", "Benchmarks that one command makes; see [the guide](../guides/benchmark_of_coordination.md)."
+    ),
 }
 """Part of the package -> its page."""
 

@@ -5,6 +5,7 @@ from . import modules as modules
 from . import objectives as objectives
 from . import recording as recording
 from . import study as study
+from . import suites as suites
 from . import training as training
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import B3C as B3C

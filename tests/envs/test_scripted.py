@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torchrl.envs import RewardSum, TransformedEnv
 
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD
-from torchrl_marl_offline.envs import GridController, MixedSkill, SpreadController, make_env
+from torchrl_marl_offline.envs import GridController, MixedSkill, OneStrongAgent, SpreadController, make_env
 from torchrl_marl_offline.envs.scripted import SKILL, best_assignment
 
 
@@ -158,6 +158,19 @@ def test_mixed_skill_redraws_only_where_an_episode_begins():
     after = policy(td)[SKILL]
     assert torch.equal(after[1::2], before[1::2])
     assert not torch.equal(after[::2], before[::2])
+
+
+def test_one_strong_agent_among_weak_ones():
+    td = TensorDict({OBSERVATION: torch.zeros(2, 3, 18)}, [2])
+    for agent in range(3):
+        acted = OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=agent)(td)[ACTION]
+        wanted = torch.full((2, 3, 2), -0.2)
+        wanted[:, agent] = 0.7
+        assert torch.equal(acted, wanted)
+    with pytest.raises(ValueError, match="There is no agent 3 among 3"):
+        OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=3)(td)
+    with pytest.raises(ValueError, match="agent must be at least 0"):
+        OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=-1)
 
 
 def test_bad_arguments():

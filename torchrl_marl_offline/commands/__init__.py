@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write a saved policy as a program of its own",
     "policy": "push policies to the Hugging Face Hub, and pull them",
     "study": "methods × datasets × grids × seeds: run, plan, list, report",
+    "benchmark": "make a suite of datasets with known optima, and run systems on it",
     "completion": "print what lets a shell complete commands and options",
 }
 """The commands and what they do."""

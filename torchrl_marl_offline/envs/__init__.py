@@ -7,7 +7,7 @@ from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_env
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
-from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
@@ -16,6 +16,7 @@ __all__ = [
     "ForagingController",
     "GridController",
     "MixedSkill",
+    "OneStrongAgent",
     "SpreadController",
     "StitchController",
     "StrategyController",

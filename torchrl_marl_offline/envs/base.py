@@ -92,6 +92,9 @@ class TeamEnv(EnvBase):
     checks_masks = False
     """Whether masks are somebody else's: then each is looked at, which on a GPU the host waits for."""
 
+    own_rewards = False
+    """Whether each agent has a reward of its own; evaluations then say how agents share what they earn."""
+
     @checked
     def __init__(
         self,

@@ -140,6 +140,7 @@ class Foraging(TeamEnv):
         )
         self.grid, self.food, self.sight = grid, food, grid if sight is None else sight
         self.cooperative, self.penalty, self.shares_reward = cooperative, penalty, reward == "team"
+        self.own_rewards = not self.shares_reward
         super().__init__(
             spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps, has_success=True
         )

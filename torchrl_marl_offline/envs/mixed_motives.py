@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, STATE, TaskSpec
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, POSITIVE, SEED, SIZE, Range
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
@@ -52,6 +52,8 @@ class RepeatedGame(TeamEnv):
         payoffs: as given.
     """
 
+    own_rewards = True
+
     def __init__(
         self,
         *,
@@ -89,6 +91,13 @@ class RepeatedGame(TeamEnv):
     def set_state(self, actions: Tensor) -> TensorDict:
         """Begin after given last actions, int64 ``[B, n]``; -1: nobody has acted."""
         return self._set_game(last=actions)
+
+    def situations(self) -> TensorDict:
+        """Return what agents see at the first step and after each joint action, ``[1 + 2^n]``, as in :meth:`regret`."""
+        n = self.task_spec.n_agents
+        last = torch.tensor([(-1,) * n, *product((COOPERATE, DEFECT), repeat=n)], device=self.device)
+        view = self._view({"last": last})
+        return TensorDict({OBSERVATION: view.observation, STATE: view.state}, [len(last)])
 
     def _start(self, rows: Tensor | None) -> Game:
         count = self.num_envs if rows is None else len(rows)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, STATE
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, REAL, SEED, UNIT
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, NON_NEGATIVE, REAL, SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
 
@@ -266,3 +266,39 @@ class MixedSkill(TensorDictModuleBase):
             self._skill = drawn
         self._skill = torch.where(step_count == 0, drawn, self._skill)
         return self._skill.expand(*step_count.shape[:-1], n_agents).contiguous()
+
+
+class OneStrongAgent(TensorDictModuleBase):
+    """A team of which one agent acts by one policy, and all others by another.
+
+    Teams of each agent record data in which every role is played well by somebody, and never all of them at once.
+
+    Args:
+        strong: of the one agent.
+        weak: of the others.
+        agent: its number.
+
+    Examples:
+        >>> from torchrl_marl_offline.envs import GridController, MixedSkill, OneStrongAgent, make_env
+        >>> env = make_env("games/grid_navigation", num_envs=8, seed=0)
+        >>> roles = [OneStrongAgent(GridController("optimal"), GridController("random"), agent=i) for i in range(2)]
+        >>> data = env.rollout(25, MixedSkill(roles, seed=0))
+    """
+
+    @checked
+    def __init__(
+        self, strong: TensorDictModuleBase, weak: TensorDictModuleBase, *, agent: Annotated[int, COUNT_OR_NONE]
+    ) -> None:
+        self.in_keys, self.out_keys = list(dict.fromkeys([*strong.in_keys, *weak.in_keys])), [ACTION]
+        super().__init__()
+        self.strong, self.weak, self.agent = strong, weak, agent
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``("agents", "action")``."""
+        action = self.weak(tensordict.copy()).get(ACTION).clone()  # [*B, n] or [*B, n, a]
+        place = tensordict.get(OBSERVATION).dim() - 2
+        if self.agent >= action.shape[place]:
+            raise ValueError(f"There is no agent {self.agent} among {action.shape[place]}; they are counted from 0.")
+        strong = self.strong(tensordict.copy()).get(ACTION)
+        action.select(place, self.agent).copy_(strong.select(place, self.agent))
+        return tensordict.set(ACTION, action)

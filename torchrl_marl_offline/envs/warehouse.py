@@ -129,6 +129,7 @@ class Warehouse(TeamEnv):
         )
         rows, columns = LAYOUTS[layout]
         self.rows, self.columns, self.shares_reward = (BLOCK + 1) * rows + 2, 3 * columns + 1, reward == "team"
+        self.own_rewards = not self.shares_reward
         super().__init__(spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps)
         self._make_floor()
 

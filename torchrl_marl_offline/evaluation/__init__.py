@@ -27,6 +27,7 @@ from torchrl_marl_offline.evaluation.offline import (
 )
 from torchrl_marl_offline.evaluation.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.evaluation.policy_export import export_policy
+from torchrl_marl_offline.evaluation.policy_strategies import policy_regret, strategies_of
 from torchrl_marl_offline.evaluation.run_report import format_table, write_population_report, write_report
 from torchrl_marl_offline.evaluation.simulator import make_simulator
 from torchrl_marl_offline.evaluation.statistics import (
@@ -69,12 +70,14 @@ __all__ = [
     "mean_confidence_interval",
     "plot_learning_curves",
     "plot_methods",
+    "policy_regret",
     "pull_policy",
     "push_policy",
     "record_video",
     "save_diagnoses",
     "select_offline",
     "simulated_value",
+    "strategies_of",
     "summarize_evaluations",
     "verify_export",
     "write_json_atomic",

@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, AGENT_MASK, DO
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
 from torchrl_marl_offline.data.policy_fit import Carried, fitted
+from torchrl_marl_offline.evaluation.agent_shares import shares_of
 from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
 from torchrl_marl_offline.training.run.saved_policies import bare
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.training.populations.population import Population
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
-EpisodeRow = tuple[float, int, bool]
+EpisodeRow = tuple[list[float], int, bool]
 LOGITS = (GROUP, "logits")
 
 
@@ -57,6 +58,7 @@ class Evaluation:
         reference_returns: the task's (random, expert) returns, or ``None``.
         mode: how actions were chosen, ``"mode"`` or ``"sample"``.
         seed: seed of the environments and of the sampling.
+        agent_returns: ``[E, n]``, each agent's own; ``None`` where all have the same rewards.
     """
 
     returns: Tensor
@@ -65,13 +67,23 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
     mode: Mode = "mode"
     seed: int = 0
+    agent_returns: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Sequence[EpisodeRow], has_success: bool, env: EnvBase, mode: Mode, seed: int) -> Evaluation:
         """Put together the episodes that :func:`run_episodes` found in ``env``."""
-        returns, lengths, success = (torch.tensor(column) for column in zip(*rows, strict=True))
-        references = getattr(env, "reference_returns", None)
-        return cls(returns.float(), lengths, success if has_success else None, references, mode, seed)
+        earned, lengths, success = zip(*rows, strict=True)
+        own = torch.tensor(earned, dtype=torch.float64)  # [E, n]
+        differ = getattr(env, "own_rewards", False) or bool(((own - own[:, :1]).abs() > 0).any())  # of numbers alone
+        return cls(
+            own.mean(1).float(),
+            torch.tensor(lengths),
+            torch.tensor(success) if has_success else None,
+            getattr(env, "reference_returns", None),
+            mode,
+            seed,
+            own.float() if differ else None,
+        )
 
     @property
     def mean(self) -> float:
@@ -102,7 +114,11 @@ class Evaluation:
         return mean_confidence_interval(self.returns, level)
 
     def summary(self) -> dict[str, float]:
-        """Return the scalars of an ``eval.csv`` row; entries that the task or one episode cannot give are left out."""
+        """Return the scalars of an ``eval.csv`` row; entries that the task or one episode cannot give are left out.
+
+        Where agents have rewards of their own, ``return_sum``, ``return_least`` and ``gini`` say how they share them
+        (:func:`~.agent_shares.shares_of`).
+        """
         row = {"return": self.mean, "return_std": self.std}
         if len(self.returns) > 1 and self.returns.isfinite().all():  # a policy that diverged has no interval
             _, row["return_low"], row["return_high"] = self.confidence_interval()
@@ -112,6 +128,9 @@ class Evaluation:
             row["success"] = self.success_rate
             if len(self.success) > 1:
                 _, row["success_low"], row["success_high"] = mean_confidence_interval(self.success)
+        if self.agent_returns is not None:
+            row["return_sum"], row["return_least"], gini = shares_of(self.agent_returns)
+            row |= {} if gini is None else {"gini": gini}
         return row | {"length": self.lengths.double().mean().item(), "episodes": float(len(self.returns))}
 
 
@@ -216,7 +235,8 @@ def run_episodes(
         must_be_finite: refuse actions that are not.
 
     Returns:
-        For each slot its episodes as (return, length, success), and whether the task has a signal of success.
+        For each slot its episodes as (each agent's return, length, success), and whether the task has a signal of
+        success.
     """
     slots, wanted = env.batch_size[0], quota.tolist()
     longest = getattr(env, "max_episode_steps", None)
@@ -224,7 +244,7 @@ def run_episodes(
     missing, time, began = sum(wanted), 0, [0] * slots
     act, carried = fitted(policy, env), Carried(policy) if carried is None else carried
     tensordict = carried.begin(env.reset())
-    total = torch.zeros(slots, dtype=torch.float64, device=env.device)
+    total: Tensor | float = 0.0  # then [slots, n]
     succeeded = torch.zeros(slots, dtype=torch.bool, device=env.device)
     has_success = False
     while missing:
@@ -238,7 +258,7 @@ def run_episodes(
             raise RuntimeError(
                 f"An episode has run for more than env.max_episode_steps = {longest} steps without done."
             )
-        total += tensordict.get(next_key(REWARD)).double().mean(-2).squeeze(-1)  # [slots, n, 1] -> [slots]
+        total = total + tensordict.get(next_key(REWARD)).double().squeeze(-1)  # [slots, n, 1] -> [slots, n]
         success = tensordict.get(next_key(SUCCESS), None)
         if success is not None:
             has_success = True
@@ -251,7 +271,7 @@ def run_episodes(
                     finished[slot].append((earned, time - began[slot], won))
                     missing -= 1
                 began[slot] = time
-            total.masked_fill_(done, 0)
+            total.masked_fill_(done.unsqueeze(-1), 0)
             succeeded.masked_fill_(done, False)
         tensordict = carried.onward(tensordict, following)
     return finished, has_success

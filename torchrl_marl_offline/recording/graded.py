@@ -204,6 +204,20 @@ def check_quality(task: str, quality: str) -> None:
         raise ValueError(f"quality must be one of {known} or two as 'A-B', got {quality!r}.")
 
 
+def check_all_are_held(recorded: OfflineDataset, policy: StitchController) -> None:
+    """Refuse a recording that does not hold every joint action of its coverage in every context.
+
+    Raises:
+        ValueError: so.
+    """
+    visits, wanted = recorded.data.get(STATE).sum(0), policy.counts.cpu()
+    if (visits < wanted).any():
+        raise ValueError(
+            f"{len(recorded)} transitions do not hold all {int(wanted.sum())} joint actions of {policy.coverage!r} in "
+            f"the {len(wanted)} contexts that are drawn by chance; record more."
+        )
+
+
 def published_levels(task: str) -> dict[str, float]:
     """Return the mean returns of the published ``"medium"`` and ``"expert"`` sets of a task, or an empty mapping."""
     levels = {}
@@ -354,12 +368,7 @@ class _Recording:
         policy = StitchController(self.env, quality, seed=self.settings.seed)
         words = f"all joint actions of the coverage {quality} in turn"
         recorded = self._collect(policy, self._facts(quality) | {"behaviour": words})
-        visits, wanted = recorded.data.get(STATE).sum(0), policy.counts.cpu()
-        if (visits < wanted).any():
-            raise ValueError(
-                f"{len(recorded)} transitions do not hold all {int(wanted.sum())} joint actions of {quality!r} in the "
-                f"{len(wanted)} contexts that are drawn by chance; record more."
-            )
+        check_all_are_held(recorded, policy)
         return recorded
 
     def _collect(self, policy: Any, facts: dict[str, Any]) -> OfflineDataset:

@@ -17,7 +17,7 @@ from torchrl_marl_offline.core.figure_style import (
     make_figure,
     save_figure,
 )
-from torchrl_marl_offline.core.layout import ACTION, REWARD, next_key
+from torchrl_marl_offline.core.layout import ACTION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,9 +121,7 @@ def _entries(table: torch.Tensor) -> list[tuple[tuple[int, int], float]]:
 
 def _draw_rewards(axis: Axes, dataset: OfflineDataset) -> None:
     """Draw the mean over episodes of each agent's return, with the standard deviation across episodes."""
-    reward = dataset.data.get(next_key(REWARD)).squeeze(-1).double().cpu()  # [T, n]
-    lengths = dataset.episode_lengths
-    returns = torch.stack([torch.segment_reduce(agent.contiguous(), "sum", lengths=lengths) for agent in reward.T])
+    returns = dataset.agent_returns().T  # [n, E]
     agents = range(len(returns))
     axis.bar(agents, returns.mean(1).numpy(), yerr=returns.std(1, correction=0).numpy(), color=_COLOUR, width=0.6)
     axis.axhline(0.0, color="black", lw=0.8)

@@ -123,6 +123,11 @@ class OfflineDataset:
         team = (reward.mean(-1) if reduce == "mean" else reward.sum(-1)).cpu()
         return torch.segment_reduce(team, "sum", lengths=self.episode_lengths).float()
 
+    def agent_returns(self) -> torch.Tensor:
+        """Return ``[E, n]`` float64: the undiscounted sum over time of each agent's reward, on the CPU."""
+        reward = self.data.get(next_key(REWARD)).squeeze(-1).double().cpu()  # [T, n, 1] -> [T, n]
+        return torch.segment_reduce(reward, "sum", lengths=self.episode_lengths, axis=0)
+
     def success(self) -> torch.Tensor | None:
         """Return ``[E]`` bool, whether each episode succeeded, or ``None`` where the source does not say."""
         flags = self.data.get(next_key(SUCCESS), None)

@@ -1,0 +1,162 @@
+"""A suite is made whole or not at all, equal for equal seeds, and goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from suite_toys import small_suite
+
+from torchrl_marl_offline.data import OfflineDataset, load_dataset
+from torchrl_marl_offline.suites import SUITES, SuiteError, make_suite, suite_of
+from torchrl_marl_offline.suites.making import read_index
+
+NAMES = ["stitch-additive-two_teams", "motives-chicken"]
+
+
+def silently(folder, suite=None, **options):
+    return make_suite(suite or small_suite(), folder, say=lambda _: None, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and file.parent != folder]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    assert silently(folder).made == NAMES
+    return folder
+
+
+def test_equal_seeds_give_equal_files_and_other_seeds_others(made, tmp_path):
+    silently(tmp_path / "again")
+    assert content(tmp_path / "again") == content(made) and len(content(made)) > 20
+    silently(tmp_path / "other", seed=1, only=NAMES[:1])
+    one, other = (OfflineDataset.load(folder / NAMES[0]) for folder in (made, tmp_path / "other"))
+    assert not torch.equal(one.data["agents", "action"], other.data["agents", "action"])
+
+
+def test_what_is_whole_stays_and_what_is_not_is_made_again(made, tmp_path):
+    folder, said = tmp_path / "suite", []
+    first = silently(folder, only=NAMES[1:])
+    assert (first.made, first.found) == (NAMES[1:], [])
+    seconds = read_index(folder)[NAMES[1]]["seconds"]
+    second = silently(folder)
+    assert (second.made, second.found) == (NAMES[:1], NAMES[1:])
+    assert read_index(folder)[NAMES[1]]["seconds"] == seconds > 0
+    file = folder / NAMES[0] / "data/agents/action.memmap"
+    file.write_bytes(file.read_bytes()[:-8])
+    third = make_suite(small_suite(), folder, say=said.append)
+    assert (third.made, third.found) == (NAMES[:1], NAMES[1:])
+    assert re.match(rf"damaged {NAMES[0]}: .*action.memmap has \d+ bytes instead of \d+", said[0])
+    assert content(folder) == content(made)
+
+
+KILLED = """
+import sys
+from suite_toys import small_suite
+from torchrl_marl_offline.data.transitions import storage
+from torchrl_marl_offline.suites import make_suite
+def seal(*args):
+    print("half", flush=True)
+    input()
+if sys.argv[2] == "half":
+    storage.seal = seal
+make_suite(small_suite(), sys.argv[1], say=lambda text: print(text, flush=True))
+"""
+
+
+def test_a_killed_process_leaves_no_part_of_a_dataset_and_the_next_goes_on(made, tmp_path):
+    toys = str(Path(__file__).parents[1] / "toys")
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {toys!r})\n{KILLED}", str(tmp_path), "half"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    left = [entry.name for entry in tmp_path.iterdir()]
+    assert NAMES[0] not in left and any(name.startswith(f".{NAMES[0]}.tmp-") for name in left)
+    assert silently(tmp_path).made == NAMES
+    assert content(tmp_path) == content(made)
+    assert not [entry for entry in tmp_path.iterdir() if ".tmp-" in entry.name]
+
+
+def test_what_cannot_be_made_does_not_stop_the_others(tmp_path):
+    outcome = silently(tmp_path, small_suite(broken=True))
+    assert outcome.made == NAMES
+    assert outcome.failed == {"broken": "There are no recordings of this one; give a folder."}
+
+
+def test_another_suite_of_the_same_names_is_not_touched(made):
+    for suite, options, words in (
+        (small_suite(), {"seed": 3}, "holds another dataset, of seed 0 and not 3; choose another folder"),
+        (small_suite(version=2), {}, "holds another dataset, of version 1 and not 2"),
+    ):
+        with pytest.raises(SuiteError, match=words):
+            silently(made, suite, **options)
+    with FileLock(made / ".lock"), pytest.raises(SuiteError, match="Another process is making the suite"):
+        silently(made)
+
+
+def test_unknown_names_are_refused_with_the_nearest(tmp_path):
+    with pytest.raises(SuiteError, match="unknown dataset 'motives-chickn'; did you mean 'motives-chicken'"):
+        silently(tmp_path, only=["motives-chickn"])
+    with pytest.raises(SuiteError, match="There is no suite 'coord'; known are coordination"):
+        suite_of("coord")
+    with pytest.raises(SuiteError, match="is no folder of recordings"):
+        silently(tmp_path, recordings=tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cards(made):
+    card = read_index(made)[NAMES[0]]
+    assert (card["suite"], card["version"], card["seed"], card["agents"]) == ("small", 1, 0, 2)
+    assert card["optimum"] == {
+        "value": 1.0,
+        "kind": "enumeration",
+        "how": "the largest of the 25 payoffs of each of 8 contexts",
+    }
+    assert card["random"]["how"] == "computed" and 0 < card["random"]["value"] < card["best_recorded"]["value"] < 1
+    assert card["best_recorded"]["how"] == "mean of the best recorded episode of each of 8 starts"
+    assert card["stitchable"]["share"] == 0.0 and "shares" not in card
+    assert card["transitions"] == 2000 and card["bytes"] > 1e5 and re.fullmatch("[0-9a-f]{32}", card["checksum"])
+    gap = card["optimum"]["value"] - card["random"]["value"]
+    told = (card["best_recorded"]["value"] - card["random"]["value"]) / gap
+    assert card["normalized"]["best_recorded"] == pytest.approx(told, abs=1e-5)
+    motives = read_index(made)["motives-chicken"]
+    assert (motives["optimum"]["value"], motives["random"]["value"]) == (
+        60.0,
+        40.0,
+    )  # 20 steps of 3, and of a mean of 2
+    assert motives["shares"]["gini"] > 0 and motives["best_recorded"]["how"] == "the best recorded episode"
+    page = (made / "README.md").read_text()
+    assert page.count("## ") == 2 and "enumeration: the largest of the 25 payoffs" in page
+    assert json.loads(json.dumps(card)) == card
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_datasets_load_without_warning_and_have_their_simulator(made):
+    for name in NAMES:
+        dataset = load_dataset(made / name)
+        assert dataset.metadata["suite"]["name"] == name
+        assert not dataset.inspection.problems
+
+
+def test_the_core_has_five_payoffs_in_six_coverages_and_four_games_of_mixed_motives():
+    suite = SUITES["coordination"]
+    core = suite.chosen()
+    assert len({entry.name for entry in suite.entries}) == len(suite.entries)
+    assert sum(entry.group.startswith("stitch-") for entry in core) == 30
+    assert sum(entry.group == "motives" for entry in core) == 4
+    assert len(suite.chosen(more=True)) > len(core) and all(entry.about for entry in suite.entries)
+    assert [entry.name for entry in suite.chosen(only=["hanabi-2p"])] == ["hanabi-2p"]

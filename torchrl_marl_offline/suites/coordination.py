@@ -1,0 +1,244 @@
+"""The suite ``coordination``: datasets whose best joint action is known, and mostly not recorded."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrl_marl_offline.data.collection import Policy
+from torchrl_marl_offline.envs.foraging import foraging_options
+from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.mixed_motives import RepeatedGame, StrategyController
+from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent
+from torchrl_marl_offline.envs.stitch import Stitch, StitchController
+from torchrl_marl_offline.envs.vmas_heuristics import VmasHeuristic
+from torchrl_marl_offline.recording.graded import check_all_are_held
+from torchrl_marl_offline.recording.hanabi_games import read_hanabi_games
+from torchrl_marl_offline.suites.entries import (
+    Making,
+    Optimum,
+    Recorded,
+    Suite,
+    SuiteEntry,
+    SuiteError,
+    best_known,
+    played,
+    played_by_teams,
+)
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+
+PAYOFFS = {
+    "additive": "a sum of each agent's own values",
+    "monotonic": "a product, which rises with each agent's value",
+    "weakest_link": "the smallest of the agents' values",
+    "matching": "nothing unless both choose the same convention",
+    "climbing": "a loss where only one plays the best action",
+}
+COVERAGES = {
+    "full": "all joint actions are recorded",
+    "best_left_out": "all joint actions but the best one are recorded",
+    "two_teams": "two teams that share no action are recorded",
+    "bridged_1": "two teams and one joint action between them are recorded",
+    "star": "one joint action, and all in which one agent leaves it, are recorded",
+    "share_0.5": "half of the joint actions are recorded",
+}
+STITCH_SIZES = {"agents": 2, "actions": 5, "contexts": 8}
+STITCH_TRANSITIONS = 2_000
+
+_NEVER = "one agent plays at random and the other defects, so that they never cooperate together"
+MOTIVES = {
+    "stag_hunt": "all joint actions are recorded, and the best one is worse for who has a partner that plays at random",
+    "chicken": f"{_NEVER}, and what comes after it is not recorded either",
+    "prisoners_dilemma": f"{_NEVER}, and what comes after it is not recorded either",
+    "public_goods": "one agent plays at random and the others keep, so that they never give together",
+}
+MOTIVES_EPISODES = 250
+
+HANABI_GAMES = 500
+HANABI_FILE = Path("hanabi") / "hanabi_2p_5000_games.npz"
+"""Where recorded games lie in a folder of recordings."""
+
+
+# ------------------------------------------------------------------------------ stitch
+
+
+def _record_coverage(entry: SuiteEntry, making: Making, *, coverage: str) -> Recorded:
+    env = entry.make_env(250, making.seed)
+    policy = StitchController(env, coverage, seed=making.seed)
+    words = f"all joint actions of the coverage {coverage} in turn"
+    dataset = entry.collect(env, policy, words, making, steps=STITCH_TRANSITIONS)
+    check_all_are_held(dataset, policy)
+    return Recorded(dataset)
+
+
+def _best_of_tables(entry: SuiteEntry, _: Making) -> Optimum:
+    env: Stitch = entry.make_env(1)
+    cells = env.task_spec.action_size**env.task_spec.n_agents
+    words = f"the largest of the {cells} payoffs of each of {len(env.payoffs)} contexts"
+    return Optimum(env.best_return, "enumeration", words)
+
+
+def _stitch() -> list[SuiteEntry]:
+    return [
+        SuiteEntry(
+            name=f"stitch-{payoff}-{coverage}",
+            group=f"stitch-{payoff}",
+            task="games/stitch",
+            options=STITCH_SIZES | {"payoff": payoff},
+            record=partial(_record_coverage, coverage=coverage),
+            optimum=_best_of_tables,
+            random=lambda env: env.reference_returns[0],
+            about=f"The payoff is {pays}; {recorded}.",
+        )
+        for payoff, pays in PAYOFFS.items()
+        for coverage, recorded in COVERAGES.items()
+    ]
+
+
+# ----------------------------------------------------------------------- mixed motives
+
+
+def _strategies(env: RepeatedGame, seed: int, *, name: str) -> Policy:
+    agents = env.task_spec.n_agents
+    if name == "stag_hunt":
+        return StrategyController(env, ["random"] * agents, seed=seed)
+    teams = [["random" if agent == one else "defect" for agent in range(agents)] for one in range(agents)]
+    return MixedSkill([StrategyController(env, team, seed=seed) for team in teams], seed=seed)
+
+
+def _behaviour(name: str) -> str:
+    if name == "stag_hunt":
+        return "random"
+    return "one agent, drawn for each episode, plays at random, and the others defect"
+
+
+def _best_step_repeated(entry: SuiteEntry, _: Making) -> Optimum:
+    env: RepeatedGame = entry.make_env(1)
+    words = f"the largest mean over agents of the {2**env.task_spec.n_agents} joint actions of a step, in each step"
+    return Optimum(env.reference_returns[1], "enumeration", words)
+
+
+def _mixed_motives() -> list[SuiteEntry]:
+    return [
+        SuiteEntry(
+            name=f"motives-{name}",
+            group="motives",
+            task=f"games/{name}",
+            record=played(partial(_strategies, name=name), episodes=MOTIVES_EPISODES, behaviour=_behaviour(name)),
+            optimum=_best_step_repeated,
+            random=lambda env: env.reference_returns[0],
+            about=f"Each agent has its own reward; {recorded}.",
+        )
+        for name, recorded in MOTIVES.items()
+    ]
+
+
+# ------------------------------------------------------------------------------- more
+
+
+def _grid_roles(env: EnvBase, seed: int) -> dict[str, Policy]:
+    return {
+        f"the team whose agent {agent} walks well": OneStrongAgent(
+            GridController("optimal", seed=10 * seed + agent),
+            GridController("random", seed=10 * seed + 5 + agent),
+            agent=agent,
+        )
+        for agent in range(env.task_spec.n_agents)
+    }
+
+
+def _foraging_roles(env: EnvBase, seed: int) -> dict[str, Policy]:
+    return {
+        f"the team whose agent {agent} goes where all should": OneStrongAgent(
+            ForagingController("team", seed=10 * seed + agent),
+            ForagingController("random", seed=10 * seed + 5 + agent),
+            agent=agent,
+        )
+        for agent in range(env.task_spec.n_agents)
+    }
+
+
+def _vmas_mixture(env: EnvBase, _: int) -> dict[str, Policy]:
+    return {f"VMAS's heuristic with noise {noise}": VmasHeuristic(env, noise=noise) for noise in (0.3, 1.0)}
+
+
+def _everything_collected(entry: SuiteEntry, _: Making) -> Optimum:
+    return Optimum(1.0, "bound", "the return is 1 where all food is collected, and no more")
+
+
+def _all_cards(entry: SuiteEntry, _: Making) -> Optimum:
+    return Optimum(25.0, "bound", "all 25 cards are played; not every deck allows it")
+
+
+def _record_hanabi(entry: SuiteEntry, making: Making) -> Recorded:
+    if making.recordings is None:
+        raise SuiteError("no recordings")
+    file = making.recordings / HANABI_FILE
+    if not file.is_file():
+        raise SuiteError(f"There are no recorded games of Hanabi at {file}; give another folder, or none.")
+    dataset = read_hanabi_games(file, games=HANABI_GAMES)
+    dataset.metadata["quality"] = entry.name
+    dataset.metadata["behaviour"] = "recorded games"
+    return Recorded(dataset)
+
+
+def _more() -> list[SuiteEntry]:
+    return [
+        SuiteEntry(
+            name="hanabi-2p",
+            group="hanabi",
+            task="games/hanabi",
+            record=_record_hanabi,
+            optimum=_all_cards,
+            core=False,
+            about="Agents see all cards but their own, and speak by hints alone.",
+        ),
+        SuiteEntry(
+            name="foraging-roles",
+            group="roles",
+            task="games/foraging",
+            options=foraging_options("Foraging-8x8-2p-2f-coop-v3") | {"reward": "team"},
+            record=played_by_teams(
+                _foraging_roles, episodes=1000, behaviour="one agent goes where all should, the others act at random"
+            ),
+            optimum=_everything_collected,
+            core=False,
+            about="Each food needs all agents; no recorded team has more than one agent that goes there on purpose.",
+        ),
+        SuiteEntry(
+            name="grid-roles",
+            group="roles",
+            task="games/grid_navigation",
+            options={"agents": 3, "max_steps": 20},
+            record=played_by_teams(
+                _grid_roles, episodes=1000, behaviour="one agent walks to its landmark, the others at random"
+            ),
+            optimum=best_known(
+                lambda _, seed: GridController("optimal", seed=seed), "all agents walk to the cheapest assignment"
+            ),
+            core=False,
+            about="All landmarks have to be reached; no recorded team has more than one agent that walks well.",
+        ),
+        SuiteEntry(
+            name="vmas-balance",
+            group="vmas",
+            task="vmas/balance",
+            record=played_by_teams(
+                _vmas_mixture, episodes=300, num_envs=100, behaviour="VMAS's heuristic, noise .3 or 1"
+            ),
+            optimum=best_known(lambda env, _: VmasHeuristic(env), "VMAS's heuristic without noise"),
+            core=False,
+            about="Continuous actions: a package is balanced to its goal by all agents together.",
+        ),
+    ]
+
+
+COORDINATION = Suite(
+    name="coordination",
+    version=1,
+    entries=(*_stitch(), *_mixed_motives(), *_more()),
+    about="The best joint action is known, and mostly not recorded.",
+)

@@ -1,0 +1,74 @@
+"""The card of a suite's dataset: what is known of its task and its data, kept in the dataset's own metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchrl_marl_offline.data.quality.stitchable import stitchable_share
+from torchrl_marl_offline.evaluation.agent_shares import shares_of
+from torchrl_marl_offline.suites.entries import Making, Recorded, Suite, SuiteEntry
+from torchrl_marl_offline.suites.reference_scores import best_recorded, random_team
+
+SUITE_KEY = "suite"
+"""Under which a dataset's metadata holds its card."""
+
+
+def identity(suite: Suite, entry: SuiteEntry, making: Making) -> dict[str, Any]:
+    """Return what a dataset of a suite is told by: another one has other data."""
+    return {
+        "suite": suite.name,
+        "version": suite.version,
+        "name": entry.name,
+        "group": entry.group,
+        "task": entry.task,
+        "task_options": dict(entry.options),
+        "seed": making.seed,
+    }
+
+
+def make_card(suite: Suite, entry: SuiteEntry, making: Making, recorded: Recorded) -> dict[str, Any]:
+    """Return the card of what was recorded, JSON-ready; equal recordings have equal cards.
+
+    It holds the identity; ``about``; ``agents`` and ``actions``; ``optimum`` (``value``, ``kind``, ``how``); the
+    references ``random`` and ``best_recorded`` (``value``, ``how``); ``behaviour``, in words, and ``recorded_return``,
+    its mean; ``normalized``: the last two on the scale of which 0 is a random team and 1 the optimum; ``stitchable``
+    (:func:`~torchrl_marl_offline.data.stitchable_share`); where agents have rewards of their own ``shares``.
+    """
+    dataset = recorded.dataset
+    optimum = entry.optimum(entry, making)._asdict()
+    random = random_team(entry, making)._asdict()
+    best = (recorded.best or best_recorded(dataset))._asdict()
+    mean = dataset.episode_returns().double().mean().item()
+    card = identity(suite, entry, making) | {
+        "about": entry.about,
+        "agents": dataset.spec.n_agents,
+        "actions": dataset.spec.action_size,
+        "discrete": dataset.spec.discrete,
+        "transitions": len(dataset),
+        "episodes": dataset.n_episodes,
+        "behaviour": dataset.metadata.get("behaviour"),
+        "optimum": _rounded(optimum),
+        "random": _rounded(random),
+        "best_recorded": _rounded(best),
+        "recorded_return": round(mean, 6),
+        "stitchable": stitchable_share(dataset).to_dict(),
+    }
+    card["normalized"] = {
+        "best_recorded": round(normalized(card, best["value"]), 6),
+        "recorded_return": round(normalized(card, mean), 6),
+    }
+    own = dataset.agent_returns()
+    if ((own - own[:, :1]).abs() > 0).any():
+        card["shares"] = _rounded(shares_of(own)._asdict())
+    return card
+
+
+def normalized(card: Mapping[str, Any], value: float) -> float:
+    """Return a return on the scale of which 0 is a random team and 1 the optimum."""
+    low, high = card["random"]["value"], card["optimum"]["value"]
+    return (value - low) / (high - low)
+
+
+def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in facts.items()}
