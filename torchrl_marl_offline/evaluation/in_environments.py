@@ -57,6 +57,7 @@ class Evaluation:
         reference_returns: the task's (random, expert) returns, or ``None``.
         mode: how actions were chosen, ``"mode"`` or ``"sample"``.
         seed: seed of the environments and of the sampling.
+        best_return: mean return of the best team, where the task knows it exactly (``env.best_return``), or ``None``.
     """
 
     returns: Tensor
@@ -65,13 +66,14 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
     mode: Mode = "mode"
     seed: int = 0
+    best_return: float | None = None
 
     @classmethod
     def of(cls, rows: Sequence[EpisodeRow], has_success: bool, env: EnvBase, mode: Mode, seed: int) -> Evaluation:
         """Put together the episodes that :func:`run_episodes` found in ``env``."""
         returns, lengths, success = (torch.tensor(column) for column in zip(*rows, strict=True))
-        references = getattr(env, "reference_returns", None)
-        return cls(returns.float(), lengths, success if has_success else None, references, mode, seed)
+        references, best = (getattr(env, name, None) for name in ("reference_returns", "best_return"))
+        return cls(returns.float(), lengths, success if has_success else None, references, mode, seed, best)
 
     @property
     def mean(self) -> float:
@@ -96,6 +98,11 @@ class Evaluation:
         random, expert = self.reference_returns
         return 100 * (self.mean - random) / (expert - random)
 
+    @property
+    def gap(self) -> float | None:
+        """How much less the mean return is than the best team's, or ``None`` where that is not known."""
+        return None if self.best_return is None else self.best_return - self.mean
+
     @checked
     def confidence_interval(self, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
         """Student's t interval of the mean return across episodes; needs two episodes."""
@@ -108,6 +115,8 @@ class Evaluation:
             _, row["return_low"], row["return_high"] = self.confidence_interval()
         if self.normalized is not None:
             row["normalized"] = self.normalized
+        if self.gap is not None:
+            row["gap"] = self.gap
         if self.success is not None:
             row["success"] = self.success_rate
             if len(self.success) > 1:
