@@ -59,6 +59,7 @@ class Evaluation:
         mode: how actions were chosen, ``"mode"`` or ``"sample"``.
         seed: seed of the environments and of the sampling.
         agent_returns: ``[E, n]``, each agent's own; ``None`` where all have the same rewards.
+        best_return: mean return of the best team, where the task knows it exactly (``env.best_return``), or ``None``.
     """
 
     returns: Tensor
@@ -68,6 +69,7 @@ class Evaluation:
     mode: Mode = "mode"
     seed: int = 0
     agent_returns: Tensor | None = None
+    best_return: float | None = None
 
     @classmethod
     def of(cls, rows: Sequence[EpisodeRow], has_success: bool, env: EnvBase, mode: Mode, seed: int) -> Evaluation:
@@ -75,14 +77,16 @@ class Evaluation:
         earned, lengths, success = zip(*rows, strict=True)
         own = torch.tensor(earned, dtype=torch.float64)  # [E, n]
         differ = getattr(env, "own_rewards", False) or bool(((own - own[:, :1]).abs() > 0).any())  # of numbers alone
+        references, best = (getattr(env, name, None) for name in ("reference_returns", "best_return"))
         return cls(
             own.mean(1).float(),
             torch.tensor(lengths),
             torch.tensor(success) if has_success else None,
-            getattr(env, "reference_returns", None),
+            references,
             mode,
             seed,
             own.float() if differ else None,
+            best,
         )
 
     @property
@@ -108,6 +112,11 @@ class Evaluation:
         random, expert = self.reference_returns
         return 100 * (self.mean - random) / (expert - random)
 
+    @property
+    def gap(self) -> float | None:
+        """How much less the mean return is than the best team's, or ``None`` where that is not known."""
+        return None if self.best_return is None else self.best_return - self.mean
+
     @checked
     def confidence_interval(self, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
         """Student's t interval of the mean return across episodes; needs two episodes."""
@@ -124,6 +133,8 @@ class Evaluation:
             _, row["return_low"], row["return_high"] = self.confidence_interval()
         if self.normalized is not None:
             row["normalized"] = self.normalized
+        if self.gap is not None:
+            row["gap"] = self.gap
         if self.success is not None:
             row["success"] = self.success_rate
             if len(self.success) > 1:
