@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
@@ -15,6 +16,7 @@ __all__ = [
     "CueController",
     "ForagingController",
     "GridController",
+    "HanabiController",
     "MixedSkill",
     "OneStrongAgent",
     "SpreadController",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torchrl_marl_offline.data.collection import Policy
 from torchrl_marl_offline.envs.foraging import foraging_options
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.mixed_motives import RepeatedGame, StrategyController
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent
 from torchrl_marl_offline.envs.stitch import Stitch, StitchController
@@ -57,7 +58,9 @@ MOTIVES = {
 }
 MOTIVES_EPISODES = 250
 
-HANABI_GAMES = 500
+HANABI_GAMES = 150
+"""A game of two takes 70 turns and more than a megabyte."""
+
 HANABI_FILE = Path("hanabi") / "hanabi_2p_5000_games.npz"
 """Where recorded games lie in a folder of recordings."""
 
@@ -173,16 +176,29 @@ def _all_cards(entry: SuiteEntry, _: Making) -> Optimum:
     return Optimum(25.0, "bound", "all 25 cards are played; not every deck allows it")
 
 
+def _hanabi_teams(env: EnvBase, seed: int) -> dict[str, Policy]:
+    return {
+        f"the scripted team with a share {epsilon} of random actions": HanabiController(env, epsilon=epsilon, seed=seed)
+        for epsilon in (0.0, 0.1, 0.3)
+    }
+
+
 def _record_hanabi(entry: SuiteEntry, making: Making) -> Recorded:
     if making.recordings is None:
-        raise SuiteError("no recordings")
+        return _play_hanabi(entry, making)
     file = making.recordings / HANABI_FILE
     if not file.is_file():
         raise SuiteError(f"There are no recorded games of Hanabi at {file}; give another folder, or none.")
     dataset = read_hanabi_games(file, games=HANABI_GAMES)
-    dataset.metadata["quality"] = entry.name
-    dataset.metadata["behaviour"] = "recorded games"
+    dataset.metadata |= {"quality": entry.name, "behaviour": "recorded games"}
     return Recorded(dataset)
+
+
+_play_hanabi = played_by_teams(
+    _hanabi_teams,
+    episodes=HANABI_GAMES,
+    behaviour="a scripted team that hints what can be played, with a share 0, .1 or .3 of random actions",
+)
 
 
 def _more() -> list[SuiteEntry]:
