@@ -19,6 +19,8 @@ REMARKS = {
     "`games/hanabi`, `games/foraging` and the four of mixed motives are "
     "[games of coordination](guides/games_of_coordination.md).",
     "rware": "A [game of coordination](guides/games_of_coordination.md), of which the registry has recordings.",
+    "lle": "[Certified worlds](guides/games_of_coordination.md#certified-worlds); `none-N`, `one_sided-N` and "
+    "`mutual-N` with any number as the seed.",
     "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}.",
     "mamujoco": "Further tasks are `ManySegmentAnt-NxM` and `ManySegmentSwimmer-NxM` with numbers of your own.",
 }

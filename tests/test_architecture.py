@@ -35,6 +35,7 @@ OPTIONAL = {
     "huggingface_hub",
     "jax",
     "jaxmarl",
+    "lle",
     "minari",
     "mujoco",
     "mujoco_warp",

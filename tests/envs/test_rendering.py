@@ -48,6 +48,7 @@ def test_boards_have_row_0_on_top():
     [
         *("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world"),
         *("games/grid_navigation", "games/bridge", "games/recall", "games/telephone"),
+        "lle/level6",
     ],
 )
 def test_pictures_show_the_game(task):

@@ -6,6 +6,9 @@ from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.hanabi_controller import HanabiController
+from torchrl_marl_offline.envs.laser_controller import LaserController
+from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
+from torchrl_marl_offline.envs.laser_worlds import Optimum, WorldCertificate, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
@@ -13,17 +16,23 @@ from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 
 __all__ = [
+    "CORE_WORLDS",
     "CueController",
     "ForagingController",
     "GridController",
     "HanabiController",
+    "LaserController",
     "MixedSkill",
     "OneStrongAgent",
+    "Optimum",
     "SpreadController",
     "StitchController",
     "StrategyController",
+    "WorldCertificate",
+    "certify_world",
     "from_pettingzoo",
     "from_torchrl",
+    "generate_world",
     "list_tasks",
     "make_env",
     "register_environment",

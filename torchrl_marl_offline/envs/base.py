@@ -158,6 +158,11 @@ class TeamEnv(EnvBase):
             raise RuntimeError("There is nothing to draw before the first reset().")
         return draw(self._scene(index), size=size)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what recordings carry of the game, JSON-ready: its best return, where that is known."""
+        best = getattr(self, "best_return", None)
+        return {} if best is None else {"best_return": best}
+
     def episodes_state(self) -> dict[str, Any] | None:
         """Return all that the running episodes and the coming ones depend on, as tensors, numbers and words.
 
@@ -332,6 +337,12 @@ class TeamEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.random = CounterRandom(seed, num_envs=self.num_envs, device=self.device)
+
+
+def facts_of(env: EnvBase) -> dict[str, Any]:
+    """Return what recordings in an environment carry of its game; nothing where it is none of the library's."""
+    game = getattr(env, "base_env", env)
+    return game.facts() if isinstance(game, TeamEnv) else {}
 
 
 def game_of(env: EnvBase, kind: type[GameEnv], refusal: str) -> GameEnv:

@@ -18,6 +18,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import SEED, SIZE
+from torchrl_marl_offline.envs.laser_names import world_names
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 
@@ -83,6 +84,12 @@ FAMILIES: dict[str, Family] = {
     "mpe": Family(_MPE),
     "games": Family(_GAMES),
     "rware": Family(_WAREHOUSES, name_option="layout"),
+    "lle": Family(
+        world_names,
+        library="lle",
+        install="pip install 'torchrl-marl-offline[coordination]'",
+        name_option="name",
+    ),
     "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
     "mamujoco": Family(
         _mamujoco_names,

@@ -58,6 +58,7 @@ class Evaluation:
         reference_returns: the task's (random, expert) returns, or ``None``.
         mode: how actions were chosen, ``"mode"`` or ``"sample"``.
         seed: seed of the environments and of the sampling.
+        best_return: mean return of the best team, where the task knows it exactly (``env.best_return``), or ``None``.
         agent_returns: ``[E, n]``, each agent's own; ``None`` where all have the same rewards.
     """
 
@@ -67,6 +68,7 @@ class Evaluation:
     reference_returns: tuple[float, float] | None = None
     mode: Mode = "mode"
     seed: int = 0
+    best_return: float | None = None
     agent_returns: Tensor | None = None
 
     @classmethod
@@ -82,6 +84,7 @@ class Evaluation:
             getattr(env, "reference_returns", None),
             mode,
             seed,
+            getattr(env, "best_return", None),
             own.float() if differ else None,
         )
 
@@ -108,6 +111,11 @@ class Evaluation:
         random, expert = self.reference_returns
         return 100 * (self.mean - random) / (expert - random)
 
+    @property
+    def gap(self) -> float | None:
+        """How much less the mean return is than the best team's, or ``None`` where that is not known."""
+        return None if self.best_return is None else self.best_return - self.mean
+
     @checked
     def confidence_interval(self, level: Annotated[float, OPEN_UNIT] = 0.95) -> Interval:
         """Student's t interval of the mean return across episodes; needs two episodes."""
@@ -124,6 +132,8 @@ class Evaluation:
             _, row["return_low"], row["return_high"] = self.confidence_interval()
         if self.normalized is not None:
             row["normalized"] = self.normalized
+        if self.gap is not None:
+            row["gap"] = self.gap
         if self.success is not None:
             row["success"] = self.success_rate
             if len(self.success) > 1:

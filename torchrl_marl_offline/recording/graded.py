@@ -26,10 +26,12 @@ from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
+from torchrl_marl_offline.envs.base import facts_of
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.stitch import StitchController, parse_coverage
 from torchrl_marl_offline.evaluation.in_environments import evaluate
 from torchrl_marl_offline.modules.history import Memory, MemorySize
+from torchrl_marl_offline.recording.laser_teams import check_laser_quality, laser_team
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.run.logging import read_csv
@@ -135,6 +137,8 @@ def record(
     a coverage            of ``games/stitch``: :class:`~torchrl_marl_offline.envs.StitchController`, which plays the
                           joint actions of ``full``, ``best_left_out``, ``two_teams``, ``bridged_2``, ``star`` or
                           ``share_0.3`` in turn
+    a script              of ``lle/*``: ``plan``, ``noisy_0.1``, ``dropped`` or ``mixed``, by the solver's shortest plan
+                          (:class:`~torchrl_marl_offline.envs.LaserController`)
     ====================  =========================================================================================
 
     MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`); with
@@ -196,6 +200,8 @@ def check_quality(task: str, quality: str) -> None:
         return
     if task == "games/stitch":
         parse_coverage(quality)
+    elif task.startswith("lle/"):
+        check_laser_quality(quality)
     else:
         raise ValueError(f"quality must be one of {', '.join(QUALITIES)} or two as 'A-B', got {quality!r}.")
 
@@ -315,7 +321,7 @@ class _Recording:
     def dataset(self, quality: str) -> OfflineDataset:
         """Load the dataset of a quality, recorded first if it is not there."""
         special = {"random": self._random, "medium-replay": self._medium_replay}
-        make = special.get(quality, self._level if quality in QUALITIES else self._coverage)
+        make = special.get(quality, self._level if quality in QUALITIES else self._scripted)
         return self._kept(quality, lambda: make(quality))
 
     def mixture(self, name: str, parts: list[OfflineDataset]) -> OfflineDataset:
@@ -323,7 +329,7 @@ class _Recording:
 
         def make() -> OfflineDataset:
             mixed = mixture(parts, [1.0] * len(parts), seed=self.settings.seed)
-            mixed.metadata["quality"] = name
+            mixed.metadata |= {"quality": name} | self._task_facts()
             return mixed
 
         return self._kept(name, make)
@@ -353,6 +359,12 @@ class _Recording:
         facts = self._facts(quality) | self._policy_facts(row) | {"source": "record", "task": self.settings.task}
         return OfflineDataset(gathered.data, gathered.spec, facts, check=False)
 
+    def _scripted(self, quality: str) -> OfflineDataset:
+        if self.settings.task == "games/stitch":
+            return self._coverage(quality)
+        words, policy = laser_team(self.env, quality, self.settings.seed)
+        return self._collect(policy, self._facts(quality) | {"behaviour": words})
+
     def _coverage(self, quality: str) -> OfflineDataset:
         policy = StitchController(self.env, quality, seed=self.settings.seed)
         words = f"all joint actions of the coverage {quality} in turn"
@@ -367,11 +379,13 @@ class _Recording:
         return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
 
     def _facts(self, quality: str) -> dict[str, Any]:
-        options = dict(self.settings.task_options)
         method = self.learner.name if quality in QUALITIES else "script"
-        return {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}} | (
-            {"task_options": options} if options else {}
-        )
+        facts = {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}}
+        return facts | self._task_facts()
+
+    def _task_facts(self) -> dict[str, Any]:
+        options = dict(self.settings.task_options)
+        return ({"task_options": options} if options else {}) | facts_of(self.env)
 
     def _policy_facts(self, row: Mapping[str, Any]) -> dict[str, Any]:
         words = f"{self.learner.name} after {row['step']} updates, with its exploration"

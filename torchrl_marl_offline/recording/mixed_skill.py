@@ -20,10 +20,13 @@ from torchrl_marl_offline.data.quality.inspected_writing import save_inspected
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
+from torchrl_marl_offline.envs.base import facts_of
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.laser_controller import LaserController
+from torchrl_marl_offline.envs.laser_grid import LaserGrid
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
 
@@ -57,6 +60,8 @@ def record_mixed_skill(
                                 all of them know the state, whatever ``sight`` is
     ``games/recall``,           the best team with memory, with a tenth of its actions random (.3), the best without
     ``games/telephone``         memory (.4), random (.3)
+    ``lle/*``                   along a shortest plan with a twentieth of the actions random (.3), along it until a
+                                step drawn for each episode and then random (.4), random (.3)
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
     others                      uniform over the legal actions
     ==========================  ==============================================================================
@@ -77,10 +82,11 @@ def record_mixed_skill(
     options = _plain_options({} if task_options is None else task_options)
     name = mixed_skill_name(task, episodes, seed, options)
     env = make_env(task, num_envs=min(num_envs, episodes), seed=seed, **options)
-    behaviour, policy = _mixed_skill(env, seed)
+    behaviour, policy = mixed_team(env, seed)
     path = user_path(folder) / name
     if not is_dataset_folder(path):
         facts = {"quality": "mixed", "behaviour": behaviour} | ({"task_options": options} if options else {})
+        facts |= facts_of(env)
         recorded = collect(env, policy, episodes=episodes, seed=seed, metadata=facts, progress=progress)
         with suppress(FileExistsError):  # another process was faster, with the same seed
             save_inspected(recorded, path)
@@ -102,8 +108,13 @@ def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"task_options of a recording must be JSON-ready, got {options!r:.60}.") from error
 
 
-def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
-    """Return the policies in words, which tell one version's data from another's, and the policy to record with."""
+def mixed_team(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
+    """Return the policies in words, which tell one version's data from another's, and the policy to record with.
+
+    Args:
+        env: the task.
+        seed: of the policies' chance.
+    """
     family, _, name = env.task_spec.task.partition("/")
     seeds = iter(range(1000 * seed, 1000 * seed + 10))
     if name == "simple_spread":
@@ -122,6 +133,10 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.3, 0.4, 0.3]
         controller = functools.partial(CueController, env)
         words, policies = _kinds(controller, seeds, 0.1, ("optimal", "memoryless", "random"), shares)
+    elif isinstance(env, LaserGrid):
+        shares = [0.3, 0.4, 0.3]
+        controller = functools.partial(LaserController, env)
+        words, policies = _kinds(controller, seeds, 0.05, ("expert", "dropped", "random"), shares)
     elif family == "vmas" and name in SCENARIOS:
         shares = [0.5, 0.5]
         draw = env.full_action_spec[ACTION].rand

@@ -21,7 +21,17 @@ from torchrl_marl_offline.data.transitions.findings import Inspection
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
-_FACTS = ("quality", "behaviour", "seed", "time_limit", "team_reward", "provenance", "repairs")
+_FACTS = (
+    "quality",
+    "behaviour",
+    "seed",
+    "time_limit",
+    "team_reward",
+    "best_return",
+    "certificate",
+    "provenance",
+    "repairs",
+)
 NOT_STATED = "not stated"
 """What a card says of a license or a citation that nobody gave."""
 
@@ -56,7 +66,7 @@ class Card:
         lines += [f"reward       {per_agent} a step, by agent", f"joint SACo   {facts['joint_saco']:.4f}"]
         if facts["stitchable"] is not None:
             lines.append(f"stitchable   {_told(facts['stitchable'])}")
-        lines += [f"{name:12} {facts[name]}" for name in _FACTS if name in facts]
+        lines += [f"{name:12} {_in_words(facts[name])}" for name in _FACTS if name in facts]
         source = f", {facts['license_source']}" if "license_source" in facts else ""
         lines += [f"license      {facts['license']}{source}", f"citation     {facts['citation']}"]
         return "\n".join([*lines, *map(str, self.inspection.findings)])
@@ -138,6 +148,10 @@ def _told(stitchable: dict[str, Any]) -> str:
     known = "all joint actions recorded" if share is None else f"{share:.4f} of the unrecorded joint actions of a state"
     rest = f"{stitchable['recorded']:.4g} recorded, {stitchable['components']:.2f} components"
     return f"{known}; {rest} ({stitchable['how']})"
+
+
+def _in_words(fact: Any) -> Any:
+    return fact.get("words", fact) if isinstance(fact, dict) else fact
 
 
 def _stated(metadata: dict[str, Any], name: str) -> str:

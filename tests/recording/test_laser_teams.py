@@ -1,0 +1,54 @@
+"""``record`` on lle/*: scripted qualities with the world's certificate, and what there is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from torchrl_marl_offline.data.quality.card import describe
+from torchrl_marl_offline.envs import make_env
+from torchrl_marl_offline.evaluation import make_simulator
+from torchrl_marl_offline.recording import record, record_mixed_skill
+
+pytest.importorskip("lle")
+
+SIZES = {"transitions": 200, "num_envs": 20, "progress": False, "learner": {"hidden": (4,)}}
+
+
+def test_scripted_qualities_carry_the_certificate(tmp_path):
+    options = {"gems": 1, "reward": "exits"}
+    names = ["plan", "noisy_0.1", "dropped", "mixed", "plan-random"]
+    sets = record("lle/mutual-1", tmp_path / "a", qualities=names, task_options=options, **SIZES)
+    again = record("lle/mutual-1", tmp_path / "b", qualities=names[2:4], task_options=options, **SIZES)
+    assert list(sets) == names and all((again[name].data == sets[name].data).all() for name in again)
+    assert not (tmp_path / "a" / "behaviour" / "eval.csv").exists()
+    env = make_env("lle/mutual-1", **options)
+    for name, dataset in sets.items():
+        assert dataset.metadata["certificate"] == env.certificate.to_dict() and dataset.metadata["best_return"] == 3
+        simulator = make_simulator(dataset, num_envs=2)
+        assert simulator.world == env.world and simulator.reward_kind == "exits"
+        assert dataset.metadata["quality"] == name
+    card = str(describe(sets["noisy_0.1"]))
+    assert "\nbest_return  3.0\n" in card and "\ncertificate  mutual; shortest plan " in card
+    assert sets["plan"].success().all() and (sets["plan"].episode_returns() == 3).all()
+    assert sets["mixed"].metadata["behaviour"] == "expert with epsilon 0.05, dropped, random, shares [0.3, 0.4, 0.3]"
+    rates = [sets[name].success().float().mean() for name in ("plan", "noisy_0.1", "dropped")]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_mixed_skill_is_recorded_alone_too(tmp_path):
+    dataset = record_mixed_skill("lle/one_sided-0", tmp_path, episodes=60)
+    assert dataset.metadata["certificate"]["kind"] == "one_sided" and dataset.n_episodes == 60
+    assert 0 < dataset.success().float().mean() < 1
+
+
+def test_the_best_return_of_other_games_is_carried_as_well(tmp_path):
+    dataset = record_mixed_skill("games/recall", tmp_path, episodes=20)
+    assert dataset.metadata["best_return"] == make_env("games/recall").best_return
+    assert "best_return" not in record_mixed_skill("games/xor", tmp_path, episodes=20).metadata
+
+
+@pytest.mark.parametrize("quality", ["plans", "noisy", "noisy_0", "noisy_1.5", "noisy_nan", "full"])
+def test_unknown_qualities_are_refused(quality, tmp_path):
+    with pytest.raises(ValueError, match=r"quality must be one of random, .*, plan, noisy_P, dropped, mixed, with P"):
+        record("lle/mutual-1", tmp_path, qualities=[quality], **SIZES)
+    assert not (tmp_path / "recording.json").exists()
