@@ -152,11 +152,24 @@ def test_the_datasets_load_without_warning_and_have_their_simulator(made):
         assert not dataset.inspection.problems
 
 
-def test_the_core_has_five_payoffs_in_six_coverages_and_four_games_of_mixed_motives():
+def test_the_core_has_five_payoffs_in_six_coverages_six_laser_worlds_and_four_games_of_mixed_motives():
     suite = SUITES["coordination"]
     core = suite.chosen()
     assert len({entry.name for entry in suite.entries}) == len(suite.entries)
     assert sum(entry.group.startswith("stitch-") for entry in core) == 30
     assert sum(entry.group == "motives" for entry in core) == 4
+    assert sum(entry.group == "lle" for entry in core) == 6 and len(core) == 40
     assert len(suite.chosen(more=True)) > len(core) and all(entry.about for entry in suite.entries)
     assert [entry.name for entry in suite.chosen(only=["hanabi-2p"])] == ["hanabi-2p"]
+
+
+def test_a_laser_world_s_optimum_is_proven(tmp_path, monkeypatch):
+    pytest.importorskip("lle")
+    monkeypatch.setattr("torchrl_marl_offline.suites.entries.REFERENCE_EPISODES", 50)
+    monkeypatch.setattr("torchrl_marl_offline.suites.reference_scores.REFERENCE_EPISODES", 50)
+    make_suite(suite_of("coordination"), tmp_path, only=["lle-none-1"], say=lambda _: None)
+    card = read_index(tmp_path)["lle-none-1"]
+    assert card["optimum"]["value"] == 3.0 and card["optimum"]["kind"] == "proof"
+    assert card["optimum"]["how"].startswith("by a SAT solver: none; shortest plan ")
+    assert card["best_recorded"] == {"value": 3.0, "how": "the best recorded episode"}
+    assert card["random"]["value"] < card["recorded_return"] < 3.0

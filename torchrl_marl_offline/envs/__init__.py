@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
 from torchrl_marl_offline.envs.laser_worlds import BestReturn, WorldCertificate, certify_world, generate_world
@@ -20,6 +21,7 @@ __all__ = [
     "CueController",
     "ForagingController",
     "GridController",
+    "HanabiController",
     "LaserController",
     "MixedSkill",
     "OneStrongAgent",

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 from torchrl_marl_offline.data.collection import Policy
 from torchrl_marl_offline.envs.foraging import foraging_options
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.hanabi_controller import HanabiController
+from torchrl_marl_offline.envs.laser_grid import LaserGrid
+from torchrl_marl_offline.envs.laser_names import CORE_WORLDS, split_world_name
 from torchrl_marl_offline.envs.mixed_motives import RepeatedGame, StrategyController
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent
 from torchrl_marl_offline.envs.stitch import Stitch, StitchController
 from torchrl_marl_offline.envs.vmas_heuristics import VmasHeuristic
 from torchrl_marl_offline.recording.graded import check_all_are_held
 from torchrl_marl_offline.recording.hanabi_games import read_hanabi_games
+from torchrl_marl_offline.recording.laser_teams import laser_team
 from torchrl_marl_offline.suites.entries import (
+    BestReturn,
     Making,
-    Optimum,
     Recorded,
     Suite,
     SuiteEntry,
@@ -57,7 +61,9 @@ MOTIVES = {
 }
 MOTIVES_EPISODES = 250
 
-HANABI_GAMES = 500
+HANABI_GAMES = 150
+"""A game of two takes 70 turns and more than a megabyte."""
+
 HANABI_FILE = Path("hanabi") / "hanabi_2p_5000_games.npz"
 """Where recorded games lie in a folder of recordings."""
 
@@ -74,11 +80,11 @@ def _record_coverage(entry: SuiteEntry, making: Making, *, coverage: str) -> Rec
     return Recorded(dataset)
 
 
-def _best_of_tables(entry: SuiteEntry, _: Making) -> Optimum:
+def _best_of_tables(entry: SuiteEntry, _: Making) -> BestReturn:
     env: Stitch = entry.make_env(1)
     cells = env.task_spec.action_size**env.task_spec.n_agents
     words = f"the largest of the {cells} payoffs of each of {len(env.payoffs)} contexts"
-    return Optimum(env.best_return, "enumeration", words)
+    return BestReturn(env.best_return, "enumeration", words)
 
 
 def _stitch() -> list[SuiteEntry]:
@@ -115,10 +121,10 @@ def _behaviour(name: str) -> str:
     return "one agent, drawn for each episode, plays at random, and the others defect"
 
 
-def _best_step_repeated(entry: SuiteEntry, _: Making) -> Optimum:
+def _best_step_repeated(entry: SuiteEntry, _: Making) -> BestReturn:
     env: RepeatedGame = entry.make_env(1)
     words = f"the largest mean over agents of the {2**env.task_spec.n_agents} joint actions of a step, in each step"
-    return Optimum(env.reference_returns[1], "enumeration", words)
+    return BestReturn(env.reference_returns[1], "enumeration", words)
 
 
 def _mixed_motives() -> list[SuiteEntry]:
@@ -133,6 +139,40 @@ def _mixed_motives() -> list[SuiteEntry]:
             about=f"Each agent has its own reward; {recorded}.",
         )
         for name, recorded in MOTIVES.items()
+    ]
+
+
+# -------------------------------------------------------------------------- laser worlds
+
+HELP = {"none": "nobody's help", "one_sided": "one agent's help of another", "mutual": "two agents' help of each other"}
+LASER_EPISODES = 1000
+
+
+def _dropped_plan(env: EnvBase, seed: int) -> Policy:
+    return laser_team(env, "dropped", seed)[1]
+
+
+def _certified(entry: SuiteEntry, _: Making) -> BestReturn:
+    env: LaserGrid = entry.make_env(1)
+    return BestReturn(env.best_return, "proof", f"by a SAT solver: {env.certificate}")
+
+
+def _laser_worlds() -> list[SuiteEntry]:
+    return [
+        SuiteEntry(
+            name=world.replace("/", "-"),
+            group="lle",
+            task=world,
+            record=played(
+                _dropped_plan,
+                episodes=LASER_EPISODES,
+                num_envs=100,
+                behaviour="the solver's shortest plan until a step that is drawn for each episode, then at random",
+            ),
+            optimum=_certified,
+            about=f"Agents stop laser beams for each other; this world needs {HELP[split_world_name(name)[0]]}.",
+        )
+        for world, name in ((world, world.removeprefix("lle/")) for world in CORE_WORLDS)
     ]
 
 
@@ -165,24 +205,37 @@ def _vmas_mixture(env: EnvBase, _: int) -> dict[str, Policy]:
     return {f"VMAS's heuristic with noise {noise}": VmasHeuristic(env, noise=noise) for noise in (0.3, 1.0)}
 
 
-def _everything_collected(entry: SuiteEntry, _: Making) -> Optimum:
-    return Optimum(1.0, "bound", "the return is 1 where all food is collected, and no more")
+def _everything_collected(entry: SuiteEntry, _: Making) -> BestReturn:
+    return BestReturn(1.0, "bound", "the return is 1 where all food is collected, and no more")
 
 
-def _all_cards(entry: SuiteEntry, _: Making) -> Optimum:
-    return Optimum(25.0, "bound", "all 25 cards are played; not every deck allows it")
+def _all_cards(entry: SuiteEntry, _: Making) -> BestReturn:
+    return BestReturn(25.0, "bound", "all 25 cards are played; not every deck allows it")
+
+
+def _hanabi_teams(env: EnvBase, seed: int) -> dict[str, Policy]:
+    return {
+        f"the scripted team with a share {epsilon} of random actions": HanabiController(env, epsilon=epsilon, seed=seed)
+        for epsilon in (0.0, 0.1, 0.3)
+    }
 
 
 def _record_hanabi(entry: SuiteEntry, making: Making) -> Recorded:
     if making.recordings is None:
-        raise SuiteError("no recordings")
+        return _play_hanabi(entry, making)
     file = making.recordings / HANABI_FILE
     if not file.is_file():
         raise SuiteError(f"There are no recorded games of Hanabi at {file}; give another folder, or none.")
     dataset = read_hanabi_games(file, games=HANABI_GAMES)
-    dataset.metadata["quality"] = entry.name
-    dataset.metadata["behaviour"] = "recorded games"
+    dataset.metadata |= {"quality": entry.name, "behaviour": "recorded games"}
     return Recorded(dataset)
+
+
+_play_hanabi = played_by_teams(
+    _hanabi_teams,
+    episodes=HANABI_GAMES,
+    behaviour="a scripted team that hints what can be played, with a share 0, .1 or .3 of random actions",
+)
 
 
 def _more() -> list[SuiteEntry]:
@@ -239,6 +292,6 @@ def _more() -> list[SuiteEntry]:
 COORDINATION = Suite(
     name="coordination",
     version=1,
-    entries=(*_stitch(), *_mixed_motives(), *_more()),
+    entries=(*_stitch(), *_laser_worlds(), *_mixed_motives(), *_more()),
     about="The best joint action is known, and mostly not recorded.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from torchrl_marl_offline.core.tables import check_keys
 from torchrl_marl_offline.data.collection import Policy, collect
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
+from torchrl_marl_offline.envs.base import facts_of
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.scripted import MixedSkill
 from torchrl_marl_offline.evaluation.in_environments import evaluate
@@ -28,7 +29,7 @@ class SuiteError(ValueError):
     """A suite, or its folder, is not what it should be; the message names the remedy."""
 
 
-class Optimum(NamedTuple):
+class BestReturn(NamedTuple):
     """The best mean return of a task.
 
     Attributes:
@@ -99,7 +100,7 @@ class SuiteEntry:
     group: str
     task: str
     record: Callable[[SuiteEntry, Making], Recorded]
-    optimum: Callable[[SuiteEntry, Making], Optimum]
+    optimum: Callable[[SuiteEntry, Making], BestReturn]
     options: Mapping[str, Any] = field(default_factory=dict)
     random: Callable[[EnvBase], float] | None = None
     core: bool = True
@@ -113,12 +114,9 @@ class SuiteEntry:
         self, env: EnvBase, policy: Policy | None, behaviour: str, making: Making, **amount: int
     ) -> OfflineDataset:
         """Record whole episodes of a policy in the entry's environment, ``episodes=`` or ``steps=``."""
-        facts = {"quality": self.name, "behaviour": behaviour} | self.facts()
+        options = {"task_options": dict(self.options)} if self.options else {}
+        facts = {"quality": self.name, "behaviour": behaviour} | options | facts_of(env)
         return collect(env, policy, seed=making.seed, metadata=facts, **amount)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a simulator of the dataset has to know."""
-        return {"task_options": dict(self.options)} if self.options else {}
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ def played_by_teams(
     return record
 
 
-def best_known(policy: Callable[[EnvBase, int], Policy], words: str) -> Callable[[SuiteEntry, Making], Optimum]:
+def best_known(policy: Callable[[EnvBase, int], Policy], words: str) -> Callable[[SuiteEntry, Making], BestReturn]:
     """Return what measures the best policy that is known: an optimum that is not proven.
 
     Args:
@@ -213,10 +211,10 @@ def best_known(policy: Callable[[EnvBase, int], Policy], words: str) -> Callable
         words: which it is.
     """
 
-    def optimum(entry: SuiteEntry, making: Making) -> Optimum:
+    def optimum(entry: SuiteEntry, making: Making) -> BestReturn:
         env = entry.make_env(REFERENCE_EPISODES)
         value = measured(env, policy(env, making.seed), making.seed)
-        return Optimum(value, "best known", f"{words}, {REFERENCE_EPISODES} episodes")
+        return BestReturn(value, "best known", f"{words}, {REFERENCE_EPISODES} episodes")
 
     return optimum
 
