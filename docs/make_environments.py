@@ -10,6 +10,7 @@ from markup import table, to_markdown
 from torchrl_marl_offline import envs
 from torchrl_marl_offline.envs.factory import FAMILIES, Family
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS as WITH_HEURISTIC
+from torchrl_marl_offline.envs.vmas_steering import STEERING
 
 PAGE = Path(__file__).parent / "environments.md"
 FOLDER = Path(envs.__file__).parent
@@ -19,7 +20,8 @@ REMARKS = {
     "`games/hanabi`, `games/foraging` and the four of mixed motives are "
     "[games of coordination](guides/games_of_coordination.md).",
     "rware": "A [game of coordination](guides/games_of_coordination.md), of which the registry has recordings.",
-    "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}.",
+    "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}, and "
+    f"`SteeringController` plays {', '.join(f'`{name}`' for name in STEERING)}.",
     "mamujoco": "Further tasks are `ManySegmentAnt-NxM` and `ManySegmentSwimmer-NxM` with numbers of your own.",
 }
 

@@ -10,6 +10,7 @@ from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
+from torchrl_marl_offline.envs.vmas_steering import SteeringController
 
 __all__ = [
     "CueController",
@@ -17,6 +18,7 @@ __all__ = [
     "GridController",
     "MixedSkill",
     "SpreadController",
+    "SteeringController",
     "StitchController",
     "StrategyController",
     "from_pettingzoo",

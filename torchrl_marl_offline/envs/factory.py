@@ -40,8 +40,10 @@ class Family(NamedTuple):
 
 def _vmas_scenarios() -> dict[str, str]:
     from torchrl_marl_offline.envs.vmas_scenarios import scenario_names
+    from torchrl_marl_offline.envs.vmas_sparse import sparse_names
 
-    return dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
+    tasks = dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
+    return tasks | dict.fromkeys(sparse_names(), "vmas_sparse:SparseVmas")
 
 
 def _mamujoco_names() -> dict[str, str]:

@@ -26,6 +26,8 @@ from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
+from torchrl_marl_offline.envs.vmas_sparse import SparseVmas
+from torchrl_marl_offline.envs.vmas_steering import STEERING, SteeringController
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -57,6 +59,8 @@ def record_mixed_skill(
                                 all of them know the state, whatever ``sight`` is
     ``games/recall``,           the best team with memory, with a tenth of its actions random (.3), the best without
     ``games/telephone``         memory (.4), random (.3)
+    ``vmas/*_sparse``           each kind of :class:`~torchrl_marl_offline.envs.SteeringController` with noise .3 and
+                                random play, equally often; ``passage_sparse``, which has none, as others
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
     others                      uniform over the legal actions
     ==========================  ==============================================================================
@@ -122,15 +126,24 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.3, 0.4, 0.3]
         controller = functools.partial(CueController, env)
         words, policies = _kinds(controller, seeds, 0.1, ("optimal", "memoryless", "random"), shares)
+    elif isinstance(env, SparseVmas) and env.scenario in STEERING:
+        kinds = STEERING[env.scenario]
+        policies = [SteeringController(env, kind, noise=0.3, seed=next(seeds)) for kind in kinds]
+        policies.append(_uniform(env))
+        shares = [1.0] * len(policies)
+        words = f"{', '.join(kinds)} with noise 0.3, random, equally often"
     elif family == "vmas" and name in SCENARIOS:
         shares = [0.5, 0.5]
-        draw = env.full_action_spec[ACTION].rand
-        uniform = TensorDictModule(lambda _: draw(), in_keys=[OBSERVATION], out_keys=[ACTION])
-        policies = [VmasHeuristic(env, noise=0.3), uniform]
+        policies = [VmasHeuristic(env, noise=0.3), _uniform(env)]
         words = f"heuristic with noise 0.3, random, shares {shares}"
     else:
         return "uniform over the legal actions", None
     return words, MixedSkill(policies, probabilities=shares, seed=next(seeds))
+
+
+def _uniform(env: EnvBase) -> TensorDictModule:
+    draw = env.full_action_spec[ACTION].rand
+    return TensorDictModule(lambda _: draw(), in_keys=[OBSERVATION], out_keys=[ACTION])
 
 
 def _kinds(
