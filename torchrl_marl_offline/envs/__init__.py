@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
@@ -15,6 +16,7 @@ from torchrl_marl_offline.envs.vmas_steering import SteeringController
 __all__ = [
     "CueController",
     "ForagingController",
+    "GoalController",
     "GridController",
     "MixedSkill",
     "SpreadController",

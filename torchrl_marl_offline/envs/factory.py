@@ -60,6 +60,7 @@ def _smax_scenarios() -> dict[str, str]:
 
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
+    "spread_goals": "goal_tasks:SpreadGoals",
     "simple_tag": "mpe_pursuit:SimpleTag",
     "simple_world": "mpe_pursuit:SimpleWorld",
 }
@@ -69,6 +70,7 @@ _GAMES = {
     "climb": "games:Climb",
     "bridge": "bridge:Bridge",
     "grid_navigation": "grid_navigation:GridNavigation",
+    "grid_goals": "goal_tasks:GridGoals",
     "recall": "cue_games:Recall",
     "telephone": "cue_games:Telephone",
     "stitch": "stitch:Stitch",

@@ -24,6 +24,8 @@ from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.goal_controller import GoalController
+from torchrl_marl_offline.envs.goal_tasks import GoalTask
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
 from torchrl_marl_offline.envs.vmas_sparse import SparseVmas
@@ -59,6 +61,8 @@ def record_mixed_skill(
                                 all of them know the state, whatever ``sight`` is
     ``games/recall``,           the best team with memory, with a tenth of its actions random (.3), the best without
     ``games/telephone``         memory (.4), random (.3)
+    ``games/grid_goals``,       to other places than the goals with noise .2 (.8), to the goals (.1), random (.1)
+    ``mpe/spread_goals``
     ``vmas/*_sparse``           each kind of :class:`~torchrl_marl_offline.envs.SteeringController` with noise .3 and
                                 random play, equally often; ``passage_sparse``, which has none, as others
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
@@ -126,6 +130,11 @@ def _mixed_skill(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.3, 0.4, 0.3]
         controller = functools.partial(CueController, env)
         words, policies = _kinds(controller, seeds, 0.1, ("optimal", "memoryless", "random"), shares)
+    elif isinstance(env, GoalTask):
+        shares = [0.8, 0.1, 0.1]
+        policies = [GoalController(env, "elsewhere", noise=0.2, seed=next(seeds))]
+        policies += [GoalController(env, kind, seed=next(seeds)) for kind in ("goal", "random")]
+        words = f"elsewhere with noise 0.2, goal, random, shares {shares}"
     elif isinstance(env, SparseVmas) and env.scenario in STEERING:
         kinds = STEERING[env.scenario]
         policies = [SteeringController(env, kind, noise=0.3, seed=next(seeds)) for kind in kinds]
