@@ -10,6 +10,7 @@ from markup import table, to_markdown
 from torchrl_marl_offline import envs
 from torchrl_marl_offline.envs.factory import FAMILIES, Family
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS as WITH_HEURISTIC
+from torchrl_marl_offline.envs.vmas_steering import STEERING
 
 PAGE = Path(__file__).parent / "environments.md"
 FOLDER = Path(envs.__file__).parent
@@ -21,7 +22,8 @@ REMARKS = {
     "rware": "A [game of coordination](guides/games_of_coordination.md), of which the registry has recordings.",
     "lle": "[Certified worlds](guides/games_of_coordination.md#certified-worlds); `none-N`, `one_sided-N` and "
     "`mutual-N` with any number as the seed.",
-    "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}.",
+    "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}, and "
+    f"`SteeringController` plays {', '.join(f'`{name}`' for name in STEERING)}.",
     "mamujoco": "Further tasks are `ManySegmentAnt-NxM` and `ManySegmentSwimmer-NxM` with numbers of your own.",
 }
 

@@ -20,6 +20,8 @@ TASKS = [
     ("games/climb", {"penalty": True}),
     ("games/bridge", {}),
     ("games/grid_navigation", {"agents": 3, "sight": 3}),
+    ("games/grid_goals", {"agents": 3}),
+    ("mpe/spread_goals", {"pays": "own"}),
     ("games/recall", {"delay": 3}),
     ("games/telephone", {"agents": 3, "words": 2, "delay": 3}),
     ("games/stitch", {"agents": 3, "actions": 4}),

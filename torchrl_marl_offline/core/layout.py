@@ -11,6 +11,10 @@ key                            shape, dtype             meaning
 ``("agents", "action_mask")``  ``[*B, n, A]`` bool      legal discrete actions, where there are any
 ``("agents", "action_log_prob")``  ``[*B, n]`` float32  log-probability of the action under the behaviour
                                                         policy, where a source has it
+``("agents", "goal")``         ``[*B, n, g]`` float32   what each agent is to reach, where a task has goals: also the
+                                                        last ``g`` numbers of its observation, and, of all
+                                                        agents, the last ``n g`` of the state
+``("agents", "achieved")``     ``[*B, n, g]`` float32   what it has reached, in the same units
 ``("agents", "mask")``         ``[*B, n]`` bool         false for a dead or padding agent
 ``"state"``                    ``[*B, s]`` float32      global state
 ``("next", ...)``              as above                 the true next observation, state and mask
@@ -46,6 +50,8 @@ ACTION = (GROUP, "action")
 ACTION_LOG_PROB = (GROUP, "action_log_prob")
 ACTION_MASK = (GROUP, "action_mask")
 AGENT_MASK = (GROUP, "mask")
+GOAL = (GROUP, "goal")
+ACHIEVED = (GROUP, "achieved")
 REWARD = (GROUP, "reward")
 STATE = "state"
 DONE = "done"

@@ -12,6 +12,7 @@ from torchrl_marl_offline.data.formats.pymarl import read_pymarl
 from torchrl_marl_offline.data.formats.readers import register_reader
 from torchrl_marl_offline.data.formats.table_reader import read_table
 from torchrl_marl_offline.data.formats.vault import read_vault
+from torchrl_marl_offline.data.hindsight import HindsightGoals, hindsight_buffer
 from torchrl_marl_offline.data.hub import pull_dataset, push_dataset
 from torchrl_marl_offline.data.published.caching import load_published
 from torchrl_marl_offline.data.published.cards import DatasetCard, list_datasets
@@ -33,6 +34,7 @@ __all__ = [
     "DatasetError",
     "DatasetWarning",
     "Finding",
+    "HindsightGoals",
     "Inspection",
     "OfflineDataset",
     "StitchableShare",
@@ -44,6 +46,7 @@ __all__ = [
     "describe",
     "export_dataset",
     "from_arrays",
+    "hindsight_buffer",
     "hold_out",
     "inspect",
     "inspect_source",

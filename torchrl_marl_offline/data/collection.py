@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import (
+    ACHIEVED,
     ACTION,
     ACTION_MASK,
     AGENT_MASK,
     DONE,
     EPISODE,
     EPISODE_STEP,
+    GOAL,
     OBSERVATION,
     REWARD,
     STATE,
@@ -40,7 +42,7 @@ Policy = Callable[[TensorDictBase], TensorDictBase]
 
 _HERE = (OBSERVATION, STATE, ACTION_MASK, AGENT_MASK)
 _NEXT = (*_HERE, REWARD, TERMINATED, TRUNCATED, SUCCESS)
-KEPT = (*_HERE, ACTION, EPISODE, EPISODE_STEP, *map(next_key, _NEXT))
+KEPT = (*_HERE, GOAL, ACTION, EPISODE, EPISODE_STEP, *map(next_key, (*_NEXT, ACHIEVED)))
 """What a dataset keeps of the steps of an environment, where they have it."""
 
 

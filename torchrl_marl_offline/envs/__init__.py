@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
@@ -14,18 +15,21 @@ from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
+from torchrl_marl_offline.envs.vmas_steering import SteeringController
 
 __all__ = [
     "CORE_WORLDS",
     "BestReturn",
     "CueController",
     "ForagingController",
+    "GoalController",
     "GridController",
     "HanabiController",
     "LaserController",
     "MixedSkill",
     "OneStrongAgent",
     "SpreadController",
+    "SteeringController",
     "StitchController",
     "StrategyController",
     "WorldCertificate",

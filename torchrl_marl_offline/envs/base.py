@@ -25,7 +25,7 @@ from torchrl_marl_offline.core.layout import (
     TRUNCATED,
     TaskSpec,
 )
-from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE
+from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.usable_mask import usable_mask
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
@@ -61,6 +61,8 @@ class View(NamedTuple):
     state: Tensor  # [B, s]
     action_mask: Tensor | None = None  # [B, n, A] bool
     mask: Tensor | None = None  # [B, n] bool, which agents live
+    goal: Tensor | None = None  # [B, n, g], what each agent is to reach
+    achieved: Tensor | None = None  # [B, n, g], what it has reached
 
 
 class TeamEnv(EnvBase):
@@ -86,6 +88,7 @@ class TeamEnv(EnvBase):
         reference_returns: mean episode return of random play and of the reference expert, if known.
         has_success: whether :class:`Outcome` carries ``success``.
         has_agent_mask: whether :class:`View` carries ``mask``.
+        goal_size: width ``g`` of what :class:`View` carries as ``goal`` and ``achieved``; 0: nothing.
         dtype: of observations, rewards and continuous actions.
     """
 
@@ -107,6 +110,7 @@ class TeamEnv(EnvBase):
         reference_returns: Annotated[tuple[float, float] | None, REAL] = None,
         has_success: bool = False,
         has_agent_mask: bool = False,
+        goal_size: Annotated[int, SIZE_OR_NONE] = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(device=torch.device(device), batch_size=[num_envs])
@@ -116,6 +120,7 @@ class TeamEnv(EnvBase):
         self.reference_returns = reference_returns
         self.has_success = has_success
         self.has_agent_mask = has_agent_mask
+        self.goal_size = goal_size
         self.float_dtype = dtype
         self._make_specs()
         self._game: Game = {}
@@ -236,6 +241,9 @@ class TeamEnv(EnvBase):
             agents["action_mask"] = self._bool_spec((*batch, n, spec.action_size))
         if self.has_agent_mask:
             agents["mask"] = self._bool_spec((*batch, n))
+        if self.goal_size:
+            for name in ("goal", "achieved"):
+                agents[name] = Unbounded(shape=(*batch, n, self.goal_size), **real)
         observation = {
             GROUP: Composite(agents, shape=(*batch, n), **at),
             STATE: Unbounded(shape=(*batch, spec.state_size), **real),
@@ -303,6 +311,8 @@ class TeamEnv(EnvBase):
             agents["action_mask"] = usable_mask(legal, view.mask, terminated) if self.checks_masks else legal
         if view.mask is not None:
             agents["mask"] = view.mask
+        if view.goal is not None:
+            agents |= {"goal": view.goal, "achieved": view.achieved}
         if reward is not None:
             agents["reward"] = reward
         shape = (self.num_envs, self.task_spec.n_agents)

@@ -41,8 +41,10 @@ class Family(NamedTuple):
 
 def _vmas_scenarios() -> dict[str, str]:
     from torchrl_marl_offline.envs.vmas_scenarios import scenario_names
+    from torchrl_marl_offline.envs.vmas_sparse import sparse_names
 
-    return dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
+    tasks = dict.fromkeys(scenario_names(), "vmas_scenarios:VmasScenario")
+    return tasks | dict.fromkeys(sparse_names(), "vmas_sparse:SparseVmas")
 
 
 def _mamujoco_names() -> dict[str, str]:
@@ -59,6 +61,7 @@ def _smax_scenarios() -> dict[str, str]:
 
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
+    "spread_goals": "goal_tasks:SpreadGoals",
     "simple_tag": "mpe_pursuit:SimpleTag",
     "simple_world": "mpe_pursuit:SimpleWorld",
 }
@@ -68,6 +71,7 @@ _GAMES = {
     "climb": "games:Climb",
     "bridge": "bridge:Bridge",
     "grid_navigation": "grid_navigation:GridNavigation",
+    "grid_goals": "goal_tasks:GridGoals",
     "recall": "cue_games:Recall",
     "telephone": "cue_games:Telephone",
     "stitch": "stitch:Stitch",

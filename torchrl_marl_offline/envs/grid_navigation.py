@@ -21,7 +21,8 @@ MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 REACH = 2
 """An agent covers the landmarks within this Chebyshev distance."""
 
-_SIDES = {2: 6, 3: 8, 4: 10, 5: 12}
+SIDES = {2: 6, 3: 8, 4: 10, 5: 12}
+"""Cells along each side of the board, by the number of agents."""
 
 
 def legal_moves(cells: Tensor, side: int) -> Tensor:
@@ -29,6 +30,19 @@ def legal_moves(cells: Tensor, side: int) -> Tensor:
     row, column = cells.unbind(-1)
     stay = torch.ones_like(row, dtype=torch.bool)
     return torch.stack([stay, row > 0, row < side - 1, column > 0, column < side - 1], -1)
+
+
+def moved(agents: Tensor, steps: Tensor, side: int) -> Tensor:
+    """Return where agents on a board of ``side`` × ``side`` come by simultaneous steps, int64 ``[B, n, 2]`` each.
+
+    A step off the board is a stay. Where two or more aim at the same cell, all of those keep their place.
+    """
+    aim = agents + steps
+    on_board = ((aim >= 0) & (aim < side)).all(-1, keepdim=True)
+    aim = torch.where(on_board, aim, agents)
+    itself = torch.eye(agents.shape[-2], dtype=torch.bool, device=agents.device)
+    same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1) & ~itself  # [B, n, n]
+    return torch.where(same.any(-1, keepdim=True), agents, aim)
 
 
 def within_reach(agents: Tensor, landmarks: Tensor) -> Tensor:
@@ -73,8 +87,8 @@ class GridNavigation(TeamEnv):
         agents: Annotated[int, FEW] = 2,
         sight: Annotated[int | None, FEW] = None,
     ) -> None:
-        if agents not in _SIDES:
-            raise ValueError(f"agents must be one of {sorted(_SIDES)} in games/grid_navigation, got {agents!r}.")
+        if agents not in SIDES:
+            raise ValueError(f"agents must be one of {sorted(SIDES)} in games/grid_navigation, got {agents!r}.")
         spec = TaskSpec(
             n_agents=agents,
             observation_size=4 * agents,
@@ -84,13 +98,12 @@ class GridNavigation(TeamEnv):
             has_action_mask=True,
             task="games/grid_navigation",
         )
-        self.side, self.sight = _SIDES[agents], sight
+        self.side, self.sight = SIDES[agents], sight
         super().__init__(
             spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps, has_success=True
         )
         self._moves = torch.tensor(MOVES, device=self.device)
         self._matchings = torch.tensor(list(permutations(range(agents))), device=self.device)  # [n!, n]
-        self._self_pair = torch.eye(agents, dtype=torch.bool, device=self.device)
         order = [[i, *(j for j in range(agents) if j != i), *range(agents, 2 * agents)] for i in range(agents)]
         self._order = torch.tensor(order, device=self.device).flatten()
         rows = torch.arange(self.side, device=self.device)
@@ -117,11 +130,7 @@ class GridNavigation(TeamEnv):
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         agents, landmarks = game["agents"], game["landmarks"]
-        aim = agents + self._moves[action]
-        on_board = ((aim >= 0) & (aim < self.side)).all(-1, keepdim=True)
-        aim = torch.where(on_board, aim, agents)
-        same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1) & ~self._self_pair  # [B, n, n]
-        agents = torch.where(same.any(-1, keepdim=True), agents, aim)
+        agents = moved(agents, self._moves[action], self.side)
         success = self.matched(agents, landmarks)
         reward = success.to(self.float_dtype).unsqueeze(-1).expand(-1, self.task_spec.n_agents)
         return Outcome({"agents": agents, "landmarks": landmarks}, reward.contiguous(), success, success)

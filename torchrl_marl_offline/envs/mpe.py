@@ -21,7 +21,8 @@ from torchrl_marl_offline.envs.mpe_physics import (
     others_index,
 )
 
-_SENSITIVITY = 5.0
+SENSITIVITY = 5.0
+"""Force of an action of 1."""
 
 
 class SimpleSpread(TeamEnv):
@@ -92,7 +93,7 @@ class SimpleSpread(TeamEnv):
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         position, velocity, landmark = game["position"], game["velocity"], game["landmark"]
-        force = _SENSITIVITY * action.clamp(-1, 1) + contact_forces(position, position, 2 * self.radius)
+        force = SENSITIVITY * action.clamp(-1, 1) + contact_forces(position, position, 2 * self.radius)
         position, velocity = integrate(position, velocity, force, integration=self.integration)
         game = {"position": position, "velocity": velocity, "landmark": landmark}
         return Outcome(game, self.reward(position, landmark), self._false.squeeze(-1))

@@ -145,7 +145,7 @@ class GridController(TensorDictModuleBase):
 
     Args:
         kind: one of the above.
-        epsilon: probability with which an agent takes a uniformly random legal action instead.
+        epsilon: probability with which an agent takes a uniformly random legal action instead; or one for each agent.
         seed: of the chance; ``None`` takes torch's global generator.
     """
 
@@ -154,7 +154,7 @@ class GridController(TensorDictModuleBase):
         self,
         kind: GridKind = "optimal",
         *,
-        epsilon: Annotated[float, UNIT] = 0.0,
+        epsilon: Annotated[float | Sequence[float], UNIT] = 0.0,
         seed: Annotated[int | None, SEED] = None,
     ) -> None:
         if kind not in get_args(GridKind):
@@ -162,6 +162,7 @@ class GridController(TensorDictModuleBase):
         self.in_keys, self.out_keys = [STATE, ACTION_MASK], [ACTION]
         super().__init__()
         self.kind, self.epsilon = kind, epsilon
+        self._explores = bool(epsilon if isinstance(epsilon, (int, float)) else any(epsilon))
         self._chance = Chance(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -177,10 +178,20 @@ class GridController(TensorDictModuleBase):
             aim = agents + torch.tensor(MOVES, device=agents.device)[action]
             same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
             action = torch.where(same.tril(-1).any(-1), random, action)
-        if self.epsilon:
-            explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
+        if self._explores:
+            epsilon = self._epsilons(action)
+            explore = torch.rand(action.shape, device=mask.device, generator=generator) < epsilon
             action = torch.where(explore, random, action)
         return tensordict.set(ACTION, action)
+
+    def _epsilons(self, action: Tensor) -> float | Tensor:
+        if isinstance(self.epsilon, (int, float)):
+            return self.epsilon
+        if len(self.epsilon) != action.shape[-1]:
+            raise ValueError(
+                f"GridController has {len(self.epsilon)} epsilons for {action.shape[-1]} agents; give one each."
+            )
+        return torch.tensor(self.epsilon, device=action.device)
 
     def _walk(self, agents: Tensor, landmarks: Tensor) -> Tensor:
         """Return the move of each agent towards the landmark that is chosen for it."""

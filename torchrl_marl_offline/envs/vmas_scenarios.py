@@ -65,7 +65,12 @@ class VmasScenario(TeamEnv):
         own_bounds: where bounds of actions differ between agents or components, leave actions in their own units,
             instead of scaling each to [-1, 1].
         **options: the scenario's own, such as ``n_agents``.
+
+    Attributes:
+        scenario: its name.
     """
+
+    reports_success = False
 
     @checked
     def __init__(
@@ -84,9 +89,9 @@ class VmasScenario(TeamEnv):
             raise ValueError(f"starts must be 'batched' or 'independent', got {starts!r}.")
         self._independent = starts == "independent"
         self._chance = _Chance(torch.device(device))
-        self._scenario, self._options = scenario, options
+        self.scenario, self._options = scenario, options
         with self._chance.lent():
-            self._simulator = _make_simulator(scenario, num_envs, device, options)
+            self._simulator = self._make_simulator(num_envs, device)
             observations = self._simulator.look()
         self.observation_sizes = tuple(_flat(observation).shape[-1] for observation in observations)
         spaces = self._simulator.action_space
@@ -106,8 +111,21 @@ class VmasScenario(TeamEnv):
             action_high=self._ranges.high,
             task=f"vmas/{scenario}",
         )
-        super().__init__(spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps)
+        super().__init__(
+            spec=spec,
+            num_envs=num_envs,
+            device=device,
+            seed=seed,
+            max_episode_steps=max_steps,
+            has_success=self.reports_success,
+        )
         self._unpadded = len(set(self.observation_sizes)) == 1
+
+    def _make_simulator(self, num_envs: int, device: torch.device | str) -> Any:
+        # `vmas.scenarios`, the attribute, is a list of names that hides the module
+        rules = import_module("vmas.scenarios").load(f"{self.scenario}.py").Scenario()
+        options = self._options
+        return _simulator_class()(rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options)
 
     def _start(self, rows: Tensor | None = None) -> Game:
         with self._chance.lent():
@@ -172,7 +190,7 @@ class VmasScenario(TeamEnv):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         with _Chance(self.device).lent():
-            simulator = _make_simulator(self._scenario, self.num_envs, self.device, self._options)
+            simulator = self._make_simulator(self.num_envs, self.device)
         _fill(simulator, state["_simulator"], self.device)
         self._simulator = simulator
 
@@ -187,12 +205,6 @@ class VmasScenario(TeamEnv):
         room = room * max(1.0, ((np.abs(agents).max(0) + margin) / room).max())
         bodies = [entity for entity in world.landmarks + world.agents if bool(entity.is_rendering[index])]
         return Scene(tuple(origin - room), tuple(origin + room), [_drawn(body, index) for body in bodies])
-
-
-def _make_simulator(scenario: str, num_envs: int, device: torch.device | str, options: dict[str, Any]) -> Any:
-    # `vmas.scenarios`, the attribute, is a list of names that hides the module
-    rules = import_module("vmas.scenarios").load(f"{scenario}.py").Scenario()
-    return _simulator_class()(rules, num_envs=num_envs, device=device, continuous_actions=True, seed=0, **options)
 
 
 def _read(simulator: Any) -> list[Any]:

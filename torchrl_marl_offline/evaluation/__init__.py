@@ -25,6 +25,7 @@ from torchrl_marl_offline.evaluation.offline import (
     select_offline,
     simulated_value,
 )
+from torchrl_marl_offline.evaluation.over_goals import GoalEvaluation, evaluate_goals
 from torchrl_marl_offline.evaluation.pictures import plot_learning_curves, plot_methods
 from torchrl_marl_offline.evaluation.policy_export import export_policy
 from torchrl_marl_offline.evaluation.policy_strategies import policy_regret, strategies_of
@@ -46,6 +47,7 @@ __all__ = [
     "Evaluation",
     "ExportCheck",
     "FittedQSettings",
+    "GoalEvaluation",
     "HeldOutEvaluation",
     "IllegalActionError",
     "Interval",
@@ -61,6 +63,7 @@ __all__ = [
     "diagnose",
     "diagnose_run",
     "evaluate",
+    "evaluate_goals",
     "evaluate_held_out",
     "evaluate_population",
     "export_agent_policies",

@@ -25,10 +25,14 @@ from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.factory import make_env
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
+from torchrl_marl_offline.envs.goal_controller import GoalController
+from torchrl_marl_offline.envs.goal_tasks import GoalTask
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_grid import LaserGrid
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
+from torchrl_marl_offline.envs.vmas_sparse import SparseVmas
+from torchrl_marl_offline.envs.vmas_steering import STEERING, SteeringController
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -62,6 +66,10 @@ def record_mixed_skill(
     ``games/telephone``         memory (.4), random (.3)
     ``lle/*``                   along a shortest plan with a twentieth of the actions random (.3), along it until a
                                 step drawn for each episode and then random (.4), random (.3)
+    ``games/grid_goals``,       to other places than the goals with noise .2 (.8), to the goals (.1), random (.1)
+    ``mpe/spread_goals``
+    ``vmas/*_sparse``           each kind of :class:`~torchrl_marl_offline.envs.SteeringController` with noise .3 and
+                                random play, equally often; ``passage_sparse``, which has none, as others
     ``vmas/*``                  VMAS's heuristic with noise .3 (.5), where there is one, and random (.5)
     others                      uniform over the legal actions
     ==========================  ==============================================================================
@@ -137,15 +145,29 @@ def mixed_team(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.3, 0.4, 0.3]
         controller = functools.partial(LaserController, env)
         words, policies = _kinds(controller, seeds, 0.05, ("expert", "dropped", "random"), shares)
+    elif isinstance(env, GoalTask):
+        shares = [0.8, 0.1, 0.1]
+        policies = [GoalController(env, "elsewhere", noise=0.2, seed=next(seeds))]
+        policies += [GoalController(env, kind, seed=next(seeds)) for kind in ("goal", "random")]
+        words = f"elsewhere with noise 0.2, goal, random, shares {shares}"
+    elif isinstance(env, SparseVmas) and env.scenario in STEERING:
+        kinds = STEERING[env.scenario]
+        policies = [SteeringController(env, kind, noise=0.3, seed=next(seeds)) for kind in kinds]
+        policies.append(_uniform(env))
+        shares = [1.0] * len(policies)
+        words = f"{', '.join(kinds)} with noise 0.3, random, equally often"
     elif family == "vmas" and name in SCENARIOS:
         shares = [0.5, 0.5]
-        draw = env.full_action_spec[ACTION].rand
-        uniform = TensorDictModule(lambda _: draw(), in_keys=[OBSERVATION], out_keys=[ACTION])
-        policies = [VmasHeuristic(env, noise=0.3), uniform]
+        policies = [VmasHeuristic(env, noise=0.3), _uniform(env)]
         words = f"heuristic with noise 0.3, random, shares {shares}"
     else:
         return "uniform over the legal actions", None
     return words, MixedSkill(policies, probabilities=shares, seed=next(seeds))
+
+
+def _uniform(env: EnvBase) -> TensorDictModule:
+    draw = env.full_action_spec[ACTION].rand
+    return TensorDictModule(lambda _: draw(), in_keys=[OBSERVATION], out_keys=[ACTION])
 
 
 def _kinds(

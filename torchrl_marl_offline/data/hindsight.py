@@ -1,0 +1,305 @@
+"""Hindsight: recorded steps as if what was achieved later had been the goal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs.transforms import Transform
+
+from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import (
+    ACHIEVED,
+    DONE,
+    GOAL,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    SUCCESS,
+    TERMINATED,
+    TRAJ_IDS,
+    TRUNCATED,
+    joined,
+    next_key,
+)
+from torchrl_marl_offline.core.ranges import SEED, SIZE, SIZE_OR_NONE, UNIT
+from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.data.transitions.buffers import make_replay_buffer
+
+if TYPE_CHECKING:
+    from tensordict import NestedKey
+
+    from torchrl_marl_offline.core.goals import GoalFunction
+    from torchrl_marl_offline.data.transitions.protocol import Transitions
+
+
+class HindsightGoals(Transform):
+    """Gives some of the sampled steps another goal, one that was achieved (hindsight experience replay).
+
+    Andrychowicz et al., "Hindsight experience replay" (NeurIPS 2017). It is called with samples of a replay buffer over
+    the same dataset that say the ``"index"`` of each row, which :func:`hindsight_buffer` does. (Transforms that
+    are appended to a buffer are told no index.) Of a step at time t of an episode of T steps, the new goal is what was
+    achieved after
+
+    - ``future``: a step drawn uniformly from t, ..., T - 1;
+    - ``final``: step T - 1;
+    - ``random``: any step of the dataset.
+
+    The other steps keep the goal that they were recorded with. The goal is replaced where it stands: at ``("agents",
+    "goal")``, at the end of observations and states, this step's and the next one's. Reward, ``"terminated"`` and
+    ``"success"`` are computed anew from what was achieved in this step; a step that ended its episode and does not
+    reach the new goal is ``"truncated"``.
+
+    Slices have one goal each, drawn by their first step, because networks with memory and returns of several steps see
+    all of it; what comes after the step that reaches it does not count (``("collector", "mask")``).
+
+    Args:
+        data: the dataset that the buffer draws from, with goals and what was achieved, as :func:`collect` records it.
+        outcome: reward ``[*B, n]`` and success ``[*B]`` of what was achieved and the goals, ``[*B, n, g]`` each: the
+            environment's ``outcome``, such as :class:`~torchrl_marl_offline.core.goals.AtGoals`, or a function of
+            one's own.
+        future: probability of such a goal.
+        final: likewise.
+        random: likewise.
+        per: ``"team"``: one draw for all agents, whose goals were then achieved at one time; ``"agent"``: a draw for
+            each.
+        slice_len: of the buffer, where it draws slices that lie end to end; sequences need none.
+        device: where samples are.
+        seed: of the draws; by default from the operating system.
+
+    Raises:
+        KeyError: the dataset has no goals; or a sample has no ``"index"``.
+        ValueError: probabilities that are more than 1 together; or goals are not at the end of observations and states.
+        TypeError: ``outcome`` cannot be called.
+    """
+
+    @checked
+    def __init__(
+        self,
+        data: Transitions | TensorDictBase,
+        outcome: GoalFunction,
+        *,
+        future: Annotated[float, UNIT] = 0.8,
+        final: Annotated[float, UNIT] = 0.0,
+        random: Annotated[float, UNIT] = 0.0,
+        per: Literal["team", "agent"] = "team",
+        slice_len: Annotated[int | None, SIZE] = None,
+        device: torch.device | str = "cpu",
+        seed: Annotated[int | None, SEED] = None,
+    ) -> None:
+        super().__init__()
+        if future + final + random > 1 + 1e-9:
+            raise ValueError(f"future + final + random must be at most 1, got {future} + {final} + {random}.")
+        if not callable(outcome):
+            raise TypeError(f"outcome must be a function of what was achieved and the goals, got {outcome!r:.60}.")
+        rows = data if isinstance(data, TensorDictBase) else data.data
+        for key in (GOAL, next_key(ACHIEVED)):
+            if rows.get(key, None) is None:
+                raise KeyError(f"The data has no {key!r}; record it by collect() in a task with goals, or set it.")
+        self.outcome, self.per, self.slice_len = outcome, per, slice_len
+        self.future, self.final, self.random = future, final, random
+        # plain attributes: they are the dataset's, and no state of the buffer
+        goal = _plain(rows.get(GOAL))
+        self._achieved = _plain(rows.get(next_key(ACHIEVED))).to(device)
+        _check_ends(rows, goal)
+        self._goal = goal.to(device)
+        lengths = torch.unique_consecutive(_plain(rows.get(TRAJ_IDS)), return_counts=True)[1]
+        self._last = (
+            (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
+        )  # [T], the last row of a row's episode
+        self._generator = torch.Generator(device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the state of the generator."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from what :meth:`get_extra_state` returned."""
+        self._generator.set_state(state.cpu())
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Relabel a sample ``[*B]`` of the buffer."""
+        index = tensordict.get("index", None)
+        if index is None:
+            raise KeyError("Hindsight needs the 'index' of each row in the dataset; sample from hindsight_buffer().")
+        index = torch.as_tensor(index).reshape(tensordict.shape)
+        slices = self._slices(index)  # [S, L]
+        drawn, anew = self._draw(slices[:, 0])  # [S, n] each
+        agent = torch.arange(self._goal.shape[1], device=index.device)
+        chosen = self._achieved[drawn, agent].unsqueeze(1)  # [S, 1, n, g]
+        goal = torch.where(anew[:, None, :, None], chosen, self._goal[slices])
+        reward, success = self.outcome(self._achieved[slices], goal)  # [S, L, n], [S, L]
+        reached = torch.where(success, slices, len(self._last)).amin(1, keepdim=True)  # the first row that does
+        over = slices > reached
+        changed = anew.any(-1, keepdim=True).expand_as(success)
+        shape = tensordict.shape
+        return self._write(
+            tensordict,
+            goal.reshape(*shape, *goal.shape[2:]),
+            reward.reshape(*shape, -1),
+            success=success.reshape(shape),
+            over=(over & changed).reshape(shape),
+            changed=changed.reshape(shape),
+        )
+
+    def _slices(self, index: Tensor) -> Tensor:
+        if index.ndim > 1:
+            return index.flatten(0, -2)
+        if self.slice_len is None:
+            return index.unsqueeze(1)
+        if len(index) % self.slice_len:
+            raise ValueError(f"A sample of {len(index)} rows is no whole number of slices of {self.slice_len}.")
+        return index.view(-1, self.slice_len)
+
+    def _draw(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a row to take a goal from and whether to take it, ``[S, n]`` each, for rows ``[S]``."""
+        n = self._goal.shape[1]
+        columns = n if self.per == "agent" else 1
+        shape, kind_of = (2, len(first), columns), {"dtype": torch.float64, "device": first.device}
+        kind, place = torch.rand(shape, generator=self._generator, **kind_of)
+        first, last = first.unsqueeze(-1), self._last[first].unsqueeze(-1)
+        later = first + (place * (last - first + 1)).long()
+        anywhere = (place * len(self._last)).long()
+        with_final = self.future + self.final
+        row = torch.where(kind < self.future, later, torch.where(kind < with_final, last, anywhere))
+        anew = kind < with_final + self.random
+        return row.expand(-1, n), anew.expand(-1, n)
+
+    def _write(
+        self, td: TensorDictBase, goal: Tensor, reward: Tensor, *, success: Tensor, over: Tensor, changed: Tensor
+    ) -> TensorDictBase:
+        """Put the goal and what follows from it where a sample has such entries."""
+
+        def put(key: Any, anew: Tensor) -> None:
+            there = td.get(key, None)
+            if there is not None:
+                where = changed.view(*changed.shape, *[1] * (there.ndim - changed.ndim))
+                td.set(key, torch.where(where, anew.to(there), there))
+
+        for key in (OBSERVATION, next_key(OBSERVATION)):
+            if (there := td.get(key, None)) is not None:
+                put(key, torch.cat([there[..., : -goal.shape[-1]], goal.to(there)], -1))
+        joint = goal.flatten(-2)
+        for key in (STATE, next_key(STATE)):
+            if (there := td.get(key, None)) is not None:
+                put(key, torch.cat([there[..., : -joint.shape[-1]], joint.to(there)], -1))
+        success = success.unsqueeze(-1)
+        done = td.get(next_key(DONE), None)
+        put(GOAL, goal)
+        put(next_key(REWARD), reward.unsqueeze(-1))
+        put(next_key(SUCCESS), success)
+        put(next_key(TERMINATED), success)
+        if done is not None:
+            put(next_key(TRUNCATED), done & ~success)
+            put(next_key(DONE), done | success)
+        mask = td.get(MASK, None)
+        if mask is not None:
+            td.set(MASK, mask & ~over)
+        return td
+
+
+class RelabelledBuffer(TensorDictReplayBuffer):
+    """A buffer whose samples are relabelled last, when their rows and the ends of their slices are known."""
+
+    hindsight: HindsightGoals
+
+    def sample(self, *args: Any, return_info: bool = False, **options: Any) -> Any:
+        """Draw and relabel a sample."""
+        found = super().sample(*args, return_info=return_info, **options)
+        sampled = found[0] if return_info else found
+        self.hindsight(sampled)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the buffer and of the draws of goals."""
+        return super().state_dict() | {"hindsight": self.hindsight.get_extra_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with exactly the samples that would have come."""
+        self.hindsight.set_extra_state(state_dict["hindsight"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "hindsight"})
+
+
+@checked
+def hindsight_buffer(
+    data: Transitions | TensorDictBase,
+    outcome: GoalFunction,
+    *,
+    batch_size: Annotated[int, SIZE],
+    future: Annotated[float, UNIT] = 0.8,
+    final: Annotated[float, UNIT] = 0.0,
+    random: Annotated[float, UNIT] = 0.0,
+    per: Literal["team", "agent"] = "team",
+    device: torch.device | str | None = None,
+    slice_len: Annotated[int | None, SIZE] = None,
+    burn_in: Annotated[int | None, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = None,
+    seed: Annotated[int | None, SEED] = None,
+    keys: Sequence[NestedKey] | None = None,
+) -> TensorDictReplayBuffer:
+    """Return a replay buffer that relabels what it draws, see :class:`HindsightGoals`.
+
+    Everything else is that of ``data.replay_buffer``: equal seeds give equal samples, and the state has both draws.
+
+    Args:
+        data: a dataset with goals and what was achieved.
+        outcome: reward and success of what was achieved and the goals: the environment's ``outcome``.
+        batch_size: rows of a sample.
+        future: probability that a step's goal is what was achieved later in its episode.
+        final: that it is what was achieved last in its episode.
+        random: that it is what was achieved anywhere in the dataset. The rest keep their goal.
+        per: one draw for the ``"team"``, or for each ``"agent"``.
+        device: put all of it on that device.
+        slice_len: draw slices of episodes of that many rows.
+        burn_in: rows of a slice that memory alone sees.
+        seed: of both draws.
+        keys: leaves to keep, such as ``loss.in_keys``.
+
+    Examples:
+        >>> from torchrl_marl_offline import collect, make_env
+        >>> from torchrl_marl_offline.data import hindsight_buffer
+        >>> env = make_env("games/grid_goals", num_envs=20, seed=0)
+        >>> data = collect(env, episodes=20, seed=0)
+        >>> buffer = hindsight_buffer(data, env.outcome, future=0.8, batch_size=400, seed=0)
+        >>> reached = [each.sample()["next", "success"].sum() for each in (buffer, data.replay_buffer(batch_size=400))]
+        >>> bool(reached[0] > reached[1])
+        True
+    """
+    options = {"slice_len": slice_len, "burn_in": burn_in, "seed": seed, "keys": keys, "device": device}
+    buffer = make_replay_buffer(data, batch_size=batch_size, buffer_class=RelabelledBuffer, **options)
+    buffer.hindsight = HindsightGoals(
+        data,
+        outcome,
+        future=future,
+        final=final,
+        random=random,
+        per=per,
+        slice_len=slice_len if burn_in is None else None,
+        device=buffer.storage.device,
+        seed=seed,
+    )
+    return buffer
+
+
+def _plain(leaf: Tensor) -> Tensor:
+    return leaf.as_subclass(torch.Tensor)
+
+
+def _check_ends(rows: TensorDictBase, goal: Tensor) -> None:
+    """Refuse data whose observations and states do not end with the goals."""
+    for key, expected in ((OBSERVATION, goal), (STATE, goal.flatten(-2))):
+        for each in (key, next_key(key)):
+            there = rows.get(each, None)
+            if there is not None and not torch.equal(_plain(there)[..., -expected.shape[-1] :], expected):
+                raise ValueError(
+                    f"{joined(each)} does not end with the goals, {expected.shape[-1]} numbers, which networks read "
+                    "there; append them to it."
+                )
