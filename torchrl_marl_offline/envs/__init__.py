@@ -14,6 +14,7 @@ from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
+from torchrl_marl_offline.envs.warehouse_controller import WarehouseController
 
 __all__ = [
     "CORE_WORLDS",
@@ -28,6 +29,7 @@ __all__ = [
     "SpreadController",
     "StitchController",
     "StrategyController",
+    "WarehouseController",
     "WorldCertificate",
     "certify_world",
     "from_pettingzoo",
