@@ -8,8 +8,8 @@ Actions are given (drawn beforehand), so that the environment alone is measured.
 on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
 alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
 drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many. Where
-``lbforaging`` and ``rware`` are installed, the games ``--packaged`` are played by these, one game with resets in the
-same process, and by ``games/foraging`` and ``rware/*``.
+``lbforaging``, ``rware`` and ``lle`` are installed, the games ``--packaged`` are played by these, one game with resets
+in the same process, and by ``games/foraging``, ``rware/*`` and ``lle/*``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ TASKS = (
 )
 
 
-PACKAGES = ("lbforaging", "rware")
+PACKAGES = {"lbforaging": "lbforaging", "rware": "rware", "lle": "laser-learning-environment"}
+"""Module -> distribution."""
 PACKAGE_STEPS = 16
 """Steps of one game of a package that count as one: it plays one game, where others play many."""
 
@@ -103,12 +104,16 @@ def of_package(name: str) -> tuple[str, str, dict[str, Any]]:
     """Return the package of a game's name, and our task and its options for it."""
     if name.startswith("Foraging"):
         return "lbforaging", "games/foraging", foraging_options(name)
+    if name.startswith("lle/"):
+        return "lle", name, {}
     layout, agents, difficulty = re.fullmatch(r"rware-(\w+)-(\d+)ag(?:-(easy|hard))?-v2", name).groups()
     return "rware", f"rware/{layout}", {"agents": int(agents), "difficulty": difficulty or "normal"}
 
 
 def packaged(name: str) -> Play:
     """Return a function that plays one game of a package with given actions, and begins anew at its end."""
+    if name.startswith("lle/"):
+        return packaged_lasers(name)
     import gymnasium
 
     import_module(of_package(name)[0])  # registers its games
@@ -122,6 +127,29 @@ def packaged(name: str) -> Play:
         for _ in range(PACKAGE_STEPS * steps):
             state["step"] += 1
             if game.step(actions[state["step"] % 997])[2]:
+                game.reset()
+
+    return play
+
+
+def packaged_lasers(name: str) -> Play:
+    """Return a function that plays one world of ``lle`` with given actions; to stay, where they are illegal."""
+    import lle
+
+    made = make_env(name)
+    game = lle.LLE.from_str(made.world).obs_type("flattened").state_type("normalized-state").build()
+    game.reset()
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randint(game.n_actions, (997, game.n_agents), generator=generator).numpy()
+    state = {"step": 0, "began": 0}
+
+    def play(steps: int) -> None:
+        for _ in range(PACKAGE_STEPS * steps):
+            state["step"] += 1
+            drawn, legal = actions[state["step"] % 997], game.available_actions()
+            joint = [each if own[each] else lle.Action.STAY.value for each, own in zip(drawn, legal)]
+            if game.step(joint).done or state["step"] - state["began"] >= made.max_episode_steps:
+                state["began"] = state["step"]
                 game.reset()
 
     return play
@@ -149,8 +177,10 @@ def main() -> None:
             "Foraging-2s-10x10-3p-3f-v3",
             "rware-tiny-2ag-v2",
             "rware-small-4ag-v2",
+            "lle/mutual-0",
+            "lle/level6",
         ],
-        help="games of lbforaging and rware to compare with these, where they are installed",
+        help="games of lbforaging, rware and lle to compare with these, where they are installed",
     )
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()
@@ -191,9 +221,13 @@ def main() -> None:
                 "step": stepper(task, num_envs, args.device, reset=False, **options),
                 "step_and_maybe_reset": stepper(task, num_envs, args.device, reset=True, **options),
             }
+            if package == "lle":  # a world in which an agent has died stands still until it is reset
+                del plays["step"]
             record(name, num_envs, args.steps, plays)
     settings = {"device": args.device, "torch_threads": args.threads, "clock": args.clock}
-    report(args.json, results, libraries=("vmas", *(name for name in PACKAGES if find_spec(name))), **settings)
+    report(
+        args.json, results, libraries=("vmas", *(PACKAGES[name] for name in PACKAGES if find_spec(name))), **settings
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from selection import some_of
 
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE
-from torchrl_marl_offline.envs import CORE_WORLDS, factory, generate_world, list_tasks, make_env
+from torchrl_marl_offline.envs import CORE_WORLDS, factory, generate_world, laser_grid, list_tasks, make_env
 from torchrl_marl_offline.envs.laser_grid import EAST, NORTH, SOUTH, STAY, WEST
 
 lle = pytest.importorskip("lle")
@@ -105,6 +105,18 @@ def test_a_thousand_steps_are_the_package_s(task, options):
             if after["done"][index]:
                 each.reset()
     assert ends > 5
+
+
+def test_what_is_forgotten_is_asked_of_the_package_again(monkeypatch):
+    def play():
+        env = make_env("lle/mutual-0", num_envs=6)
+        torch.manual_seed(3)
+        return env, env.rollout(60, break_when_any_done=False)
+
+    _, expected = play()
+    monkeypatch.setattr(laser_grid, "_REMEMBERED", 7)
+    env, found = play()
+    assert (found == expected).all() and len(env._following) <= 7
 
 
 def test_one_start_whatever_the_seed():

@@ -16,6 +16,7 @@ from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneSt
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 from torchrl_marl_offline.envs.vmas_steering import SteeringController
+from torchrl_marl_offline.envs.warehouse_controller import WarehouseController
 
 __all__ = [
     "CORE_WORLDS",
@@ -32,6 +33,7 @@ __all__ = [
     "SteeringController",
     "StitchController",
     "StrategyController",
+    "WarehouseController",
     "WorldCertificate",
     "certify_world",
     "from_pettingzoo",

@@ -41,17 +41,20 @@ ACTIONS = NORTH, SOUTH, EAST, WEST, STAY = range(5)
 Level = Literal["level1", "level2", "level3", "level4", "level5", "level6"]
 Sight = Literal[3, 5, 7]
 
+_REMEMBERED = 500_000  # steps; a hundred bytes or two each
 _PAYS = {"full": (1.0, 1.0, 1.0, -1.0), "exits": (0.0, 1.0, 1.0, -1.0), "done": (0.0, 0.0, 1.0, 0.0)}
 
 
 class LaserGrid(TeamEnv):
     """A world of the package ``lle``, stepped by the package, many copies at once; see :func:`laser_level`.
 
+    Worlds have no chance: what a joint action leads to is asked of the package once, and remembered for all copies.
+
     Args:
         world: its map.
         task: name of the task.
         num_envs: number of environments.
-        device: where tensors go; the worlds stay on the host.
+        device: where tensors go; the world stays on the host.
         seed: of nothing: worlds have one start and no chance.
         max_steps: time limit.
         reward: what is paid.
@@ -80,9 +83,9 @@ class LaserGrid(TeamEnv):
         from lle import Action
 
         self._joint = [Action(number) for number in ACTIONS]
-        self._worlds = [parsed(world) for _ in range(num_envs)]
-        one = self._worlds[0]
+        self._world = one = parsed(world)
         self.world, self.reward_kind, self.sight, self.horizon = world, reward, sight, max(certified, max_steps)
+        self._exits = set(one.exit_pos)
         self.rows, self.columns, self.gems = one.height, one.width, one.n_gems
         self.colours = one.n_colours
         n = one.n_agents
@@ -100,7 +103,9 @@ class LaserGrid(TeamEnv):
             spec=spec, num_envs=num_envs, device=device, seed=seed, max_episode_steps=max_steps, has_success=True
         )
         self._pays = _PAYS[reward]
+        self._strides = torch.tensor([len(ACTIONS) ** i for i in (n, *range(n))], device=self.device)
         self._make_floor()
+        self._forget()
 
     @property
     def certificate(self) -> WorldCertificate:
@@ -124,11 +129,12 @@ class LaserGrid(TeamEnv):
 
     def states_along(self, plan: Plan) -> Tensor:
         """Return the states from which a plan acts, step by step, ``[steps, s]``."""
-        world, states = parsed(self.world), []
+        self._world.reset()
+        numbers = []
         for joint in plan:
-            states.append(self._view(self._read([world])).state)
-            world.step([self._joint[number] for number in joint])
-        return torch.cat(states)
+            numbers.append(self._number())
+            self._world.step([self._joint[each] for each in joint])
+        return self._view(self._rows(numbers)).state
 
     def set_state(self, cells: Tensor, gems: Tensor) -> TensorDict:
         """Put agents, alive, where they shall be, and return the first observation.
@@ -140,21 +146,18 @@ class LaserGrid(TeamEnv):
         Raises:
             ValueError: agents cannot be there together.
         """
-        alive = torch.ones(cells.shape[:2], dtype=torch.bool)
-        self._put(cells, gems, alive)
-        return self._set_game(**self._read(self._worlds))
-
-    def _put(self, cells: Tensor, gems: Tensor, alive: Tensor) -> None:
         from lle import WorldState
 
-        for world, *parts in zip(self._worlds, cells.tolist(), gems.tolist(), alive.tolist(), strict=True):
-            places, collected, living = parts
-            world.reset()  # else the package may kill agents on their way from where they were
-            world.set_state(WorldState([tuple(place) for place in places], collected, living))
+        numbers = []
+        for places, collected in zip(cells.tolist(), gems.tolist(), strict=True):
+            self._world.reset()  # else the package may kill agents on their way from where they were
+            self._world.set_state(WorldState([tuple(place) for place in places], collected))
+            numbers.append(self._number())
+        return self._set_game(**self._rows(numbers))
 
     def _make_floor(self) -> None:
         """Lay out what never changes, and where each thing is in an observation: cell ``row * columns + column``."""
-        one, cells, at = self._worlds[0], self.rows * self.columns, {"device": self.device}
+        one, cells, at = self._world, self.rows * self.columns, {"device": self.device}
 
         def places(found: list[tuple[int, int]]) -> Tensor:
             return torch.tensor([row * self.columns + column for row, column in found], dtype=torch.int64, **at)
@@ -169,7 +172,7 @@ class LaserGrid(TeamEnv):
         self._static = layers.flatten()
         self._is_exit = layers[exits] == 1
         self._agent_layer = torch.tensor(one.agent_colours, **at) * cells
-        self._gem_place = gems * cells + places(_gems_in_order(one, self._worlds[-1]))
+        self._gem_place = gems * cells + places(_gems_in_order(one))
         self._make_beams(cells)
         self._scale = torch.tensor([self.rows, self.columns], dtype=self.float_dtype, **at)
         if self.sight:  # without the layer of voids, in the package's order
@@ -179,50 +182,85 @@ class LaserGrid(TeamEnv):
             self._window = (steps.unsqueeze(-1) * (self.columns + self.sight - 1) + steps).flatten()  # [sight^2]
 
     def _make_beams(self, cells: int) -> None:
-        """Number the cells of each beam from its source: an agent of its colour turns off its own and those behind."""
-        one, at = self._worlds[0], {"device": self.device}
-        sources = {source.laser_id: source.pos for source in one.laser_sources}
-        beams = []
-        for beam in one.lasers:
-            away = sum(abs(here - there) for here, there in zip(beam.pos, sources[beam.laser_id]))
-            beams.append((beam.laser_id, away, beam.colour, beam.pos[0] * self.columns + beam.pos[1]))
-        table = torch.tensor(sorted(beams), dtype=torch.int64, **at).view(-1, 4)
-        source, away, colour, cell = table.unbind(1)
-        before = (source.unsqueeze(1) == source) & (away.unsqueeze(1) >= away)  # [L, L]
-        self._beams = [(number, divmod(place, self.columns)) for number, _, _, place in sorted(beams)]
-        self._beam_cell, self._before = cell, before.to(self.float_dtype)
-        self._beam_place = (self.colours + colour) * cells + cell
-        self._owns = colour == torch.tensor(one.agent_colours, **at).unsqueeze(-1)  # [n, L]
+        """Number the cells of the beams; the package has them in another order each time."""
+        beams = sorted((beam.laser_id, beam.pos, beam.colour) for beam in self._world.lasers)
+        self._beams = {(number, place): index for index, (number, place, _) in enumerate(beams)}
+        layers = [(self.colours + colour) * cells + row * self.columns + column for _, (row, column), colour in beams]
+        self._beam_place = torch.tensor(layers, dtype=torch.int64, device=self.device)
+
+    def _forget(self) -> None:
+        """Remember no position but the start."""
+        n = self.task_spec.n_agents
+        self._known: dict[str, np.ndarray] = {
+            "cells": np.zeros((64, n, 2), np.int64),
+            "gems": np.zeros((64, self.gems), bool),
+            "alive": np.zeros((64, n), bool),
+            "legal": np.zeros((64, n, len(ACTIONS)), bool),
+            "lit": np.zeros((64, len(self._beams)), bool),
+        }
+        self._numbers: dict[bytes, int] = {}
+        self._following: dict[int, int] = {}  # by number * 5^n + code of the joint action
+        self._world.reset()
+        self._number()
+
+    def _number(self) -> int:
+        """Return the number of the position that the world is in."""
+        n, world = self.task_spec.n_agents, self._world
+        cells, gems, alive = np.split(world.get_state().as_array(), [2 * n, 2 * n + self.gems])
+        legal = np.zeros((n, len(ACTIONS)), bool)
+        for agent, actions in enumerate(world.available_actions()):
+            legal[agent, [action.value for action in actions]] = True
+        lit = np.zeros(len(self._beams), bool)
+        for beam in world.lasers:
+            lit[self._beams[beam.laser_id, beam.pos]] = beam.is_on
+        found = {"cells": cells.astype(np.int64).reshape(n, 2), "gems": gems > 0, "alive": alive > 0}
+        return self._remembered(found | {"legal": legal, "lit": lit})
+
+    def _remembered(self, position: Mapping[str, np.ndarray]) -> int:
+        """Return the number of a position, a new one if it has none."""
+        key = b"".join(position[name].tobytes() for name in ("cells", "gems", "alive", "lit"))
+        number = self._numbers.setdefault(key, len(self._numbers))
+        if number == len(self._known["cells"]):
+            self._known = {name: np.concatenate([rows, rows]) for name, rows in self._known.items()}
+        for name, rows in self._known.items():
+            rows[number] = position[name]
+        return number
+
+    def _rows(self, numbers: list[int]) -> Game:
+        """Return the game at remembered positions."""
+        found = {name: torch.from_numpy(rows[numbers]) for name, rows in self._known.items()}
+        return {name: rows.to(self.device) for name, rows in (found | {"number": torch.tensor(numbers)}).items()}
+
+    def _explore(self, code: int) -> int:
+        """Return the number of the position that a joint action leads to."""
+        from lle import WorldState
+
+        n = self.task_spec.n_agents
+        number, rest = divmod(code, len(ACTIONS) ** n)
+        cells, gems, alive, legal = (self._known[name][number] for name in ("cells", "gems", "alive", "legal"))
+        if not alive.all() or all(tuple(cell) in self._exits for cell in cells.tolist()):
+            return number  # it is over
+        joint = [rest // len(ACTIONS) ** i % len(ACTIONS) for i in range(n)]
+        self._world.reset()
+        self._world.set_state(WorldState([tuple(cell) for cell in cells.tolist()], gems.tolist()))
+        self._world.step([self._joint[each if own[each] else STAY] for each, own in zip(joint, legal)])
+        return self._number()
 
     def _start(self, rows: Tensor | None) -> Game:
-        worlds = self._worlds if rows is None else [self._worlds[index] for index in rows.tolist()]
-        for world in worlds:
-            world.reset()
-        return self._read(worlds)
-
-    def _read(self, worlds: list[World]) -> Game:
-        """Return the game of worlds."""
-        n = self.task_spec.n_agents
-        state = np.array([world.get_state().as_array() for world in worlds], dtype=np.float32)
-        legal = np.zeros((len(worlds), n, len(ACTIONS)), dtype=bool)
-        for own, world in zip(legal, worlds):
-            for agent, actions in enumerate(world.available_actions()):
-                own[agent, [action.value for action in actions]] = True
-        cells, gems, alive = np.split(state, [2 * n, 2 * n + self.gems], axis=1)
-        found = {"cells": cells.astype(np.int64).reshape(-1, n, 2), "gems": gems > 0, "alive": alive > 0}
-        game = {key: torch.from_numpy(value).to(self.device) for key, value in (found | {"legal": legal}).items()}
-        game["lit"] = self._lit_beams(game)
-        for row in np.flatnonzero(~found["alive"].all(1)).tolist():  # whoever died may block its beam, or may not
-            lit = {(beam.laser_id, beam.pos): beam.is_on for beam in worlds[row].lasers}
-            game["lit"][row] = torch.tensor([lit[beam] for beam in self._beams], device=self.device)
-        return game
+        return self._rows([0] * (self.num_envs if rows is None else len(rows)))
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
-        legal = game["legal"].gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        action = torch.where(legal, action, STAY)
-        for world, joint in zip(self._worlds, action.tolist()):
-            world.step([self._joint[number] for number in joint])
-        following = self._read(self._worlds)
+        codes = (torch.cat([game["number"].unsqueeze(-1), action], -1) * self._strides).sum(-1)
+        numbers = []
+        for code in codes.tolist():
+            number = self._following.get(code)
+            if number is None:
+                number = self._following[code] = self._explore(code)
+            numbers.append(number)
+        following = self._rows(numbers)
+        if len(self._following) > _REMEMBERED:
+            self._forget()
+            following["number"] = self._renumbered(following)
         before, after = self._arrived(game), self._arrived(following)
         done, died = after.all(-1) & ~before.all(-1), game["alive"] & ~following["alive"]
         counts = ((following["gems"] & ~game["gems"]).sum(-1), (after & ~before).sum(-1), done, died.sum(-1))
@@ -238,11 +276,6 @@ class LaserGrid(TeamEnv):
     def _cell(self, game: Game) -> Tensor:
         row, column = game["cells"].unbind(-1)
         return row * self.columns + column  # [B, n]
-
-    def _lit_beams(self, game: Game) -> Tensor:
-        """Return which cells of the beams are lit while all agents live, bool ``[B, L]``."""
-        there = (self._cell(game).unsqueeze(-1) == self._beam_cell) & self._owns  # [B, n, L]
-        return there.any(1).to(self.float_dtype) @ self._before.T == 0
 
     def _view(self, game: Game) -> View:
         cell, n = self._cell(game), self.task_spec.n_agents
@@ -265,12 +298,18 @@ class LaserGrid(TeamEnv):
         seen = floor.gather(-1, window.expand(-1, floor.shape[1], -1))
         return seen.unflatten(-1, (n, -1)).transpose(1, 2).flatten(2)
 
+    def _renumbered(self, game: Game) -> Tensor:
+        """Return the numbers of positions that may have been forgotten, int64 ``[B]``."""
+        rows = {name: game[name].cpu().numpy() for name in self._known}
+        numbers = [self._remembered({name: each[row] for name, each in rows.items()}) for row in range(self.num_envs)]
+        return torch.tensor(numbers, device=self.device)
+
     def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
         if self._game:
-            self._put(*(self._game[key] for key in ("cells", "gems", "alive")))
+            self._game["number"] = self._renumbered(self._game)
 
     def _scene(self, index: int) -> Scene:
-        game, one = {key: value[index].cpu() for key, value in self._game.items()}, self._worlds[0]
+        game, one = {key: value[index].cpu() for key, value in self._game.items()}, self._world
 
         def at(found: list[tuple[int, int]]) -> Tensor:
             return on_board(torch.tensor(found, dtype=torch.int64).view(-1, 2))
@@ -280,8 +319,9 @@ class LaserGrid(TeamEnv):
             corners = [(column + x, -row + y) for x, y in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
             shapes.append(Shape(corners, colour="#777777"))
         shapes += discs(at(one.void_pos), 0.45, "#222222") + discs(at(one.exit_pos), 0.45, "#bbddbb")
-        for place, cell, on in zip(self._beam_place.tolist(), self._beam_cell.tolist(), game["lit"].tolist()):
-            colour = AGENT_COLOURS[(place // len(self._is_exit) - self.colours) % len(AGENT_COLOURS)]
+        for place, on in zip(self._beam_place.tolist(), game["lit"].tolist()):
+            layer, cell = divmod(place, len(self._is_exit))
+            colour = AGENT_COLOURS[(layer - self.colours) % len(AGENT_COLOURS)]
             centre = torch.tensor([divmod(cell, self.columns)])
             shapes += discs(on_board(centre), 0.15, colour, alpha=0.9 if on else 0.15)
         for source in one.laser_sources:
@@ -293,16 +333,16 @@ class LaserGrid(TeamEnv):
         return board(self.rows, self.columns, shapes + agents)
 
 
-def _gems_in_order(world: World, spare: World) -> list[tuple[int, int]]:
+def _gems_in_order(world: World) -> list[tuple[int, int]]:
     """Return the gems' places in the order of the state, which that of ``world.gems`` need not be."""
     from lle import WorldState
 
     start, found = world.get_state(), []
     for number in range(world.n_gems):
         only = [each == number for each in range(world.n_gems)]
-        spare.set_state(WorldState(start.agents_positions, only, start.agents_alive))
-        found += [gem.pos for gem in spare.gems if gem.is_collected]
-    spare.reset()
+        world.set_state(WorldState(start.agents_positions, only, start.agents_alive))
+        found += [gem.pos for gem in world.gems if gem.is_collected]
+    world.reset()
     return found
 
 
@@ -322,7 +362,7 @@ def laser_level(
     Agents walk through a grid to its exits and collect gems on their way (Molinghen et al., 2023). A laser kills an
     agent of another colour that is in its beam, which ends the episode; an agent of its colour is safe there, and
     blocks the beam for those behind it. So a team may have to help each other across. The package ``lle`` plays the
-    game, one world for each environment. Levels 1 and 2 need no help, 3 and 5 one-sided, 4 and 6 mutual help, as the
+    game. Levels 1 and 2 need no help, 3 and 5 one-sided, 4 and 6 mutual help, as the
     package's solver proves (``env.certificate``); level 1 has one agent, levels 2 to 4 two, 5 and 6 four.
 
     Actions: north, south, east, west, stay. Illegal are those into walls, lasers' sources and cells of others; who has
@@ -341,7 +381,7 @@ def laser_level(
 
     Args:
         num_envs: number of environments.
-        device: where tensors go; the worlds stay on the host.
+        device: where tensors go; the world stays on the host.
         seed: of nothing.
         name: which level.
         max_steps: time limit; by default half the number of cells, 78, as in the publication.
@@ -380,7 +420,7 @@ def certified_world(
 
     Args:
         num_envs: number of environments.
-        device: where tensors go; the worlds stay on the host.
+        device: where tensors go; the world stays on the host.
         seed: of nothing: the world's is in its name.
         name: kind and seed.
         size: cells along each side.
@@ -423,7 +463,7 @@ def custom_world(
 
     Args:
         num_envs: number of environments.
-        device: where tensors go; the worlds stay on the host.
+        device: where tensors go; the world stays on the host.
         seed: of nothing.
         name: of the task.
         map: lines of tiles, as the package reads them: ``.`` floor, ``@`` wall, ``S0`` the start of agent 0, ``X``

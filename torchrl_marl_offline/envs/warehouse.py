@@ -164,6 +164,12 @@ class Warehouse(TeamEnv):
         words[:, 2, 6] = 1
         self._words = words.flatten(0, 1)  # [15, 7]
 
+    def floor_plan(self) -> tuple[Tensor, Tensor]:
+        """Return which cells are ways, bool ``[rows, columns]``, and the numbers of the goals, row by row, ``[2]``."""
+        shape = self.rows + 2, self.width
+        ways = self._way.view(shape)[1:-1, 1:-1]
+        return ways, self._row[self._goals] * self.columns + self._column[self._goals]
+
     def set_state(
         self, cells: Tensor, directions: Tensor, carried: Tensor, shelves: Tensor, requested: Tensor
     ) -> TensorDict:

@@ -42,6 +42,7 @@ class Job:
         data: folder of data that is made.
         population: what to train.
         source: on which dataset.
+        others: further datasets of the same sizes, where some of the runs are on these.
         evaluation: how to judge it.
         study: the study's settings, of which a job reads ``compile``, ``log_every``, ``logger``,
             ``checkpoint_every``, ``keep_checkpoints``.
@@ -68,6 +69,7 @@ class Job:
     estimated_by: str | None = None
     offline: OfflineSettings = OfflineSettings()  # noqa: RUF009
     estimates: bool = True
+    others: tuple[DatasetSource, ...] = ()
 
 
 @dataclass

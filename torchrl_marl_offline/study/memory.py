@@ -137,8 +137,8 @@ class Capacity:
 
     def __call__(self, runs: Sequence[Run]) -> int:
         """Return how many runs like these fit, at least one."""
-        _, rows = self._fact(runs[0].dataset)
-        data = rows * _row_bytes(self._fact(runs[0].dataset)[0])
+        facts = [self._fact(name) for name in dict.fromkeys(run.dataset for run in runs)]
+        data = sum(rows * _row_bytes(spec) for spec, rows in facts)
         return max(1, int((self.budget - data) // self.bytes_of(runs[0])))
 
     def spec(self, dataset: str) -> TaskSpec:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.tables import check_keys
 from torchrl_marl_offline.study.checking import StudyError, study_errors
 from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings, with_tuples
-from torchrl_marl_offline.study.runs import Run, is_read, slug
+from torchrl_marl_offline.study.runs import Run, is_read, sampling_of, slug
 from torchrl_marl_offline.study.search import TrialScores, runs_so_far
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -28,7 +28,9 @@ PLAN_FILE, JOBS = "plan.json", "jobs"
 
 @dataclass(frozen=True)
 class PlannedPopulation:
-    """Runs of one method on one dataset that differ in settings of their members alone, trained as one.
+    """Runs of one method that differ in settings of their members alone, trained as one.
+
+    They are on one dataset, or on several of the same sizes, where a study joins these.
 
     Attributes:
         name: unique in the study, and the name of its folder.
@@ -39,8 +41,13 @@ class PlannedPopulation:
     runs: tuple[Run, ...]
 
     @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets."""
+        return tuple(dict.fromkeys(run.dataset for run in self.runs))
+
+    @property
     def dataset(self) -> str:
-        """Name of the dataset."""
+        """Name of the dataset, of several that of the first."""
         return self.runs[0].dataset
 
     @property
@@ -168,7 +175,11 @@ def plan_study(
         known = {run.name for run in kept.runs}
         runs = [run for run in runs if run.name not in known]
     populations = pack(
-        runs, members=study.settings.members, capacity=capacity, before=() if kept is None else kept.populations
+        runs,
+        members=study.settings.members,
+        capacity=capacity,
+        before=() if kept is None else kept.populations,
+        sizes=_sizes(study) if study.settings.join_datasets else None,
     )
     return Plan(
         study.settings.name,
@@ -189,6 +200,7 @@ def pack(
     members: int,
     capacity: Callable[[Sequence[Run]], int] | None = None,
     before: Sequence[PlannedPopulation] = (),
+    sizes: Callable[[Run], str] | None = None,
 ) -> tuple[PlannedPopulation, ...]:
     """Group runs into populations of nearly equal size, after those of ``before``.
 
@@ -197,21 +209,43 @@ def pack(
         members: most runs of one population.
         capacity: how many of such runs fit the memory.
         before: populations that are there already.
+        sizes: what stands for the dataset of a run where several may be joined; by default its name.
     """
+    sizes = sizes or (lambda run: run.dataset)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([run.dataset, run.method, run.shared_settings]), []).append(run)
+        groups.setdefault(json.dumps([sizes(run), run.method, run.shared_settings]), []).append(run)
     populations = list(before)
     for group in groups.values():
         most = max(1, min([members] if capacity is None else [members, capacity(group)]))
         parts = -(-len(group) // most)
         for part in range(parts):
             low, high = (len(group) * end // parts for end in (part, part + 1))
-            first = group[0]
-            number = sum((p.dataset, p.method) == (first.dataset, first.method) for p in populations)
-            name = slug([first.dataset, first.method, f"{number:02d}"])
-            populations.append(PlannedPopulation(name, tuple(group[low:high])))
+            chosen = PlannedPopulation("", tuple(group[low:high]))
+            words = _words(chosen)
+            number = sum((_words(p), p.method) == (words, chosen.method) for p in populations)
+            populations.append(replace(chosen, name=slug([words, chosen.method, f"{number:02d}"])))
     return tuple(populations)
+
+
+def _words(population: PlannedPopulation) -> str:
+    """Return what stands for the datasets in a population's name."""
+    return population.dataset if len(population.datasets) == 1 else f"{len(population.datasets)}-datasets"
+
+
+def _sizes(study: Study) -> Callable[[Run], str]:
+    """Return what tells the sizes of a run's task, or its dataset, where that is not to be joined with others."""
+    sources = {source.name: source for source in study.datasets}
+    known: dict[str, str] = {}
+
+    def sizes(run: Run) -> str:
+        if sampling_of(run.settings) or run.settings["normalize_inputs"] != "off":
+            return run.dataset
+        if run.dataset not in known:
+            known[run.dataset] = json.dumps(sources[run.dataset].facts()[0].to_dict() | {"task": None})
+        return known[run.dataset]
+
+    return sizes
 
 
 def _check_choosing(kept: Plan, study: Study) -> None:
@@ -266,15 +300,17 @@ def searches_without_choice(populations: Sequence[PlannedPopulation]) -> dict[st
 
 @study_errors()
 def select(plan: Plan, only: Sequence[str]) -> tuple[PlannedPopulation, ...]:
-    """Return the populations whose dataset or method is named, or all where ``only`` is empty.
+    """Return the populations with a dataset or method that is named, or all where ``only`` is empty.
 
     Raises:
         StudyError: a name that is neither.
     """
-    known = [name for population in plan.populations for name in (population.dataset, population.method)]
+    known = [name for population in plan.populations for name in (*population.datasets, population.method)]
     check_keys(dict.fromkeys(only), known, "--only")
     methods = {p.method for p in plan.populations} & set(only)
-    datasets = {p.dataset for p in plan.populations} & set(only)
+    datasets = {name for p in plan.populations for name in p.datasets} & set(only)
     return tuple(
-        p for p in plan.populations if (not methods or p.method in methods) and (not datasets or p.dataset in datasets)
+        p
+        for p in plan.populations
+        if (not methods or p.method in methods) and (not datasets or datasets & set(p.datasets))
     )

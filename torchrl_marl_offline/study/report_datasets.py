@@ -151,11 +151,11 @@ def _runs(report: Report, dataset: str) -> list[Table]:
     """Return every run with a link to its folder, where it has one, folded away."""
     rows = []
     for population in report.whole.populations:
-        if population.dataset != dataset:
-            continue
         place = job_folder(report.output, population)
         state = job_state(place)
         for run in population.runs:
+            if run.dataset != dataset:
+                continue
             folder = place / MEMBERS / run.name
             name = Link(run.name, folder.relative_to(report.output).as_posix()) if folder.is_dir() else run.name
             setting = ", ".join(f"{name} {value}" for name, value in run.grid.items())

@@ -223,6 +223,7 @@ def make_jobs(study: Study, plan: Plan, machine: Machine, only: Sequence[str] = 
             plan.estimated_by,
             plan.offline,
             estimates=population.runs[0].rung is None or plan.search.by == plan.estimated_by,
+            others=tuple(plan.datasets[name] for name in population.datasets[1:]),
         )
         for population in select(plan, only)
     ]

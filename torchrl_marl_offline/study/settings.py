@@ -128,6 +128,9 @@ class StudySettings:
         seeds: a number of seeds, counted from 0, or a list of them.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where there is any.
         members: most runs of one population, whatever the memory.
+        join_datasets: train the runs of a method on all datasets of the same sizes as one population, each on its own
+            data: many small datasets then cost little more than one. Joined are runs without memory and with
+            ``normalize_inputs = "off"``; the largest value that rewards allow is that of all joined datasets together.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:
@@ -152,6 +155,7 @@ class StudySettings:
     seeds: Annotated[tuple[int, ...], RUN_SEED, ONCE] = (0, 1, 2, 3, 4)
     device: str = "auto"
     members: Annotated[int, SIZE] = 64
+    join_datasets: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
     on_impossible_values: Literal["warn", "stop", "ignore"] = "warn"
     log_every: Annotated[int, COUNT] = 100
@@ -294,6 +298,11 @@ def read_study(path: str | Path) -> Study:
 def _check_offline(study: Study, given: Mapping[str, Any] | None) -> None:
     """Refuse a table ``[offline]`` of which nothing, or a key of which nothing, is read."""
     by = study.estimated_by  # which refuses two words
+    if study.settings.join_datasets and (by is not None or study.search is not None):
+        raise StudyError(
+            "join_datasets is for studies whose runs are trained to their end and not estimated; leave it out beside "
+            "select and [search]."
+        )
     if given is None:
         return
     if by is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchrl_marl_offline.algorithms.algorithm import make_loss
-from torchrl_marl_offline.evaluation import evaluate_held_out, evaluate_population, make_simulator
+from torchrl_marl_offline.core.layout import REWARD, next_key
+from torchrl_marl_offline.evaluation import evaluate, evaluate_held_out, evaluate_population, make_simulator
+from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.choosing_checks import check_held_out
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.run_estimates import estimate_members, save_estimates
@@ -20,6 +22,8 @@ from torchrl_marl_offline.study.runs import Run, sampling_of
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torch import Tensor
     from torchrl.envs import EnvBase
 
     from torchrl_marl_offline.data import OfflineDataset
@@ -33,6 +37,8 @@ def train_population(job: Job, progress: Progress) -> Trained:
     if job.threads:
         torch.set_num_threads(job.threads)
     dataset = job.source.load(job.data)
+    if job.others:
+        return _train(job, progress, joined_trainer(job, dataset))
     members = len(job.population.runs)
     slots = max(1, min(job.evaluation.episodes, job.evaluation.num_envs // members))  # of each member
     env = make_simulator(dataset, num_envs=members * slots, device=job.device)
@@ -47,6 +53,10 @@ def train_population(job: Job, progress: Progress) -> Trained:
         trainer.evaluators |= {
             mode: partial(_played, trainer, env, mode=mode, **options) for mode in job.evaluation.modes
         }
+    return _train(job, progress, trainer, held_out)
+
+
+def _train(job: Job, progress: Progress, trainer: Trainer, held_out: OfflineDataset | None = None) -> Trained:
     progress.step = lambda: trainer.step
     if trainer.checkpoints.latest() is not None:
         trainer.resume()
@@ -62,6 +72,29 @@ def train_population(job: Job, progress: Progress) -> Trained:
     return Trained(finished, trainer.step, trainer.left_out, trainer.seconds, trainer.impossible)
 
 
+def joined_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
+    """Return what trains runs on several datasets at once, each on its own, and lets each play in its own task.
+
+    Raises:
+        StudyError: a dataset is of other sizes, or has no simulator.
+    """
+    datasets = {job.source.name: dataset} | {each.name: each.load(job.data) for each in job.others}
+    envs = {}
+    for name, each in datasets.items():
+        if each.spec.to_dict() | {"task": None} != dataset.spec.to_dict() | {"task": None}:
+            raise StudyError(f"{name} is of other sizes than {job.source.name}; leave join_datasets out.")
+        envs[name] = make_simulator(each, num_envs=min(job.evaluation.episodes, job.evaluation.num_envs))
+        if envs[name] is None:
+            raise StudyError(f"{name} has no simulator to evaluate its runs in; leave join_datasets out.")
+    trainer = make_trainer(job, dataset, datasets)
+    options = {"episodes": job.evaluation.episodes, "seed": job.evaluation.seed}
+    trainer.evaluators |= {
+        mode: partial(_played_apart, trainer, job.population.runs, envs, mode=mode, **options)
+        for mode in job.evaluation.modes
+    }
+    return trainer
+
+
 def split_for(job: Job, dataset: OfflineDataset) -> tuple[OfflineDataset, OfflineDataset]:
     """Return what the runs of a job are trained on, and the episodes that they are held against.
 
@@ -75,12 +108,20 @@ def split_for(job: Job, dataset: OfflineDataset) -> tuple[OfflineDataset, Offlin
     return train, held_out
 
 
-def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
-    """Build the members of a job's population and what trains them."""
+def make_trainer(job: Job, dataset: OfflineDataset, datasets: Mapping[str, OfflineDataset] | None = None) -> Trainer:
+    """Build the members of a job's population and what trains them.
+
+    Args:
+        job: whose population it is.
+        dataset: of all runs.
+        datasets: by name, where runs are on several.
+    """
     runs, settings = job.population.runs, job.population.runs[0].settings
-    losses = {run.name: build_loss(run, dataset).to(job.device) for run in runs}
+    losses = {run.name: build_loss(run, (datasets or {}).get(run.dataset, dataset)).to(job.device) for run in runs}
+    data, rows = (dataset.data, None) if datasets is None else _joined(datasets, runs, losses)
     buffer = PopulationBuffer(
-        dataset.data,
+        data,
+        rows=rows,
         batch_size=settings["batch_size"],
         seeds=[run.seed for run in runs],
         device=job.device,
@@ -113,6 +154,19 @@ def make_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
     )
 
 
+def _joined(
+    datasets: Mapping[str, OfflineDataset], runs: Sequence[Run], losses: Mapping[str, OfflineMARLLoss]
+) -> tuple[TensorDictBase, list[Tensor]]:
+    """Return the rows of all datasets, one after another, and which of them are each run's."""
+    keys = [*next(iter(losses.values())).in_keys, next_key(REWARD)]
+    parts, places, count = [], {}, 0
+    for name, each in datasets.items():
+        parts.append(each.data.select(*keys, strict=False).to_tensordict())
+        places[name] = torch.arange(count, count + len(each))
+        count += len(each)
+    return torch.cat(parts), [places[run.dataset] for run in runs]
+
+
 def _has_critic(losses: dict[str, OfflineMARLLoss]) -> bool:
     return next(iter(losses.values())).value_learning is not None
 
@@ -128,6 +182,18 @@ def _played(trainer: Trainer, env: EnvBase, **options: Any) -> dict[str, Any]:
     """Evaluate every member; a member that diverged may act by numbers that are none, and has no return then."""
     found = evaluate_population(trainer.learner.population, env, **options)
     return {name: e if e.returns.isfinite().all() else {"return": math.nan} for name, e in found.items()}
+
+
+def _played_apart(trainer: Trainer, runs: Sequence[Run], envs: Mapping[str, EnvBase], **options: Any) -> dict[str, Any]:
+    """Evaluate every member in the task of its own dataset; one that diverged has no return."""
+    found = {}
+    for run, (name, loss) in zip(runs, trainer.learner.member_losses(), strict=True):
+        if name in trainer.learner.left_out():
+            found[name] = {"return": math.nan}
+            continue
+        each = evaluate(loss.actor_network, envs[run.dataset], **options)
+        found[name] = each if each.returns.isfinite().all() else {"return": math.nan}
+    return found
 
 
 def _held_out(trainer: Trainer, runs: Sequence[Run], dataset: OfflineDataset, device: str) -> dict[str, Any]:

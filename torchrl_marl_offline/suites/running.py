@@ -19,6 +19,8 @@ from torchrl_marl_offline.suites.entries import Suite, SuiteError
 from torchrl_marl_offline.suites.making import read_index
 from torchrl_marl_offline.suites.suite_methods import METHODS, SHARED
 
+MEMBERS = 128
+"""Most runs that are trained as one population; datasets of the same sizes are joined."""
 RUNS = "runs"
 """Folder of the runs within that of the suite, where no other is named."""
 
@@ -39,7 +41,9 @@ def run_suite(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> StudyOutcome:
-    """Train the systems on the datasets of a suite that was made, one population of seeds each; call it again to go on.
+    """Train the systems on the datasets of a suite that was made; call it again to go on.
+
+    The seeds of a system on all datasets of the same sizes are one population, each run on its own data.
 
     It is a study (``FOLDER/RUNS.toml``, results in ``FOLDER/RUNS``) of all systems on all datasets with discrete
     actions that are there, of which ``algorithms`` and ``only`` say the part that is trained now. Every run is
@@ -107,7 +111,8 @@ def write_study(
     """Write the study file of a suite, and return it as it is read."""
     name = folder_name(runs, "--runs")
     study = {"name": f"{suite.name}, version {suite.version}", "output": name, "seeds": seeds, "steps": updates}
-    study |= SHARED | {"compile": "off", "metric": "return", "last_k": 1}
+    study |= SHARED | {"compile": "auto", "metric": "return", "last_k": 1}
+    study |= {"join_datasets": True, "members": MEMBERS}
     study |= {"log_every": updates, "checkpoint_every": updates}
     lines = ["# Written by `marl-offline benchmark run`.", *_table("study", study)]
     lines += _table("evaluation", {"every": updates, "episodes": episodes})

@@ -10,6 +10,7 @@ SHARED: dict[str, Any] = {
     "lr": 2e-3,
     "tau": 0.02,
     "gamma": 0.99,
+    "normalize_inputs": "off",
 }
 """Settings of all runs; a system that lacks one does without."""
 

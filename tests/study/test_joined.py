@@ -1,0 +1,108 @@
+"""Datasets of the same sizes trained as one population: each run on its own data, equal to runs that are not joined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from study_toys import quietly, write_study
+
+from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline.envs import StitchController
+from torchrl_marl_offline.study import StudyError, plan_study, read_results, read_study
+from torchrl_marl_offline.study.study_report import write_study_report
+from torchrl_marl_offline.study.training import train_population
+from torchrl_marl_offline.training import load_policy
+
+TEXT = """
+[study]
+name = "joined"
+output = "{output}"
+seeds = 2
+steps = 25
+batch_size = 16
+hidden = [8]
+lr = 1e-2
+normalize_inputs = "off"
+join_datasets = {joined}
+on_impossible_values = "ignore"
+compile = "off"
+device = "cpu"
+metric = "return"
+
+[evaluation]
+every = 25
+episodes = 8
+
+[methods.recipe]
+
+[methods.cloning]
+algorithm = "cloning"
+
+[datasets.additive]
+source = "additive"
+
+[datasets.matching]
+source = "matching"
+
+[datasets.hunt]
+source = "hunt"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("joined")
+    for payoff in ("additive", "matching"):
+        options = {"payoff": payoff, "actions": 3, "contexts": 2}
+        env = make_env("games/stitch", num_envs=20, **options)
+        policy = StitchController(env, "full" if payoff == "additive" else "star", seed=0)
+        data = collect(env, policy, episodes=60, seed=0, metadata={"task_options": options})
+        data.save(place / payoff)
+    collect(make_env("games/stag_hunt", num_envs=4, seed=0), episodes=8, seed=0).save(place / "hunt")
+    return place
+
+
+def study_of(folder, joined: str):
+    text = TEXT.replace("{joined}", joined)
+    return write_study(folder, text, output=f"out-{joined}")
+
+
+def test_the_plan_joins_what_has_the_same_sizes(folder) -> None:
+    found = plan_study(read_study(study_of(folder, "true")))
+    assert [(p.name, p.datasets, len(p.runs)) for p in found.populations] == [
+        ("2-datasets--recipe--00", ("additive", "matching"), 4),
+        ("2-datasets--cloning--00", ("additive", "matching"), 4),
+        ("hunt--recipe--00", ("hunt",), 2),
+        ("hunt--cloning--00", ("hunt",), 2),
+    ]
+    apart = plan_study(read_study(study_of(folder, "false")))
+    assert len(apart.populations) == 6 and {run.name for run in apart.runs} == {run.name for run in found.runs}
+
+
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
+def test_a_joined_run_is_the_run_that_is_not(folder) -> None:
+    policies, returns = {}, {}
+    for joined in ("true", "false"):
+        quietly(study_of(folder, joined), train=train_population)
+        output = folder / f"out-{joined}"
+        frame = read_results(output)
+        assert len(frame) == 12 and frame["finished"].all()
+        for file in sorted(output.glob("jobs/*/members/*/policy.pt")):
+            policies.setdefault(file.parent.name, []).append(load_policy(file).policy)
+        returns[joined] = dict(zip(frame["run"], frame["return"]))
+    assert len(policies) == 12
+    for name, (one, other) in policies.items():
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+    own = {name: value for name, value in returns["true"].items() if "additive" in name}
+    assert own == pytest.approx({name: returns["false"][name] for name in own}, abs=0.5)
+    html, _ = write_study_report(folder / "out-true")
+    text = html.read_text()
+    assert "matching" in text and "additive--recipe--seed=1" in text
+
+
+def test_choices_by_estimates_are_not_joined(folder) -> None:
+    file = study_of(folder, "true")
+    file.write_text(file.read_text().replace('metric = "return"', 'metric = "return"\nselect = "fqe"'))
+    with pytest.raises(StudyError, match="join_datasets"):
+        read_study(file)
