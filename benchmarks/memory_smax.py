@@ -27,7 +27,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_marl_offline import OfflineDataset, evaluate, make_env
+from torchrl_marl_offline import OfflineDataset, evaluate, load_policy, make_env
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION
 from torchrl_marl_offline.evaluation import evaluate_population
 from torchrl_marl_offline.recording import record
@@ -101,23 +101,30 @@ class Shooters(TensorDictModuleBase):
 def jobs_of(
     folder: Path, *, qualities: Sequence[str], methods: Sequence[str], seeds: int, updates: int
 ) -> list[dict[str, Any]]:
-    """Return a job for each scripted team and each population."""
+    """Return a job for each scripted team, each policy that was recorded, and each population."""
     base = {"stage": "train", "folder": str(folder), "seeds": seeds, "updates": updates}
-    return [{"stage": "play", "kind": kind} for kind in ("nearest", "weakest")] + [
-        base | {"quality": quality, "algorithm": algorithm, "memory": memory} | TRAININGS[algorithm]
-        for quality in qualities
-        for algorithm, memory in (METHODS[name] for name in methods)
-    ]
+    scripted = [{"stage": "play", "kind": kind} for kind in ("nearest", "weakest")]
+    recorded = [{"stage": "play", "kind": q, "folder": str(folder)} for q in qualities if q != "medium-replay"]
+    return (
+        scripted
+        + recorded
+        + [
+            base | {"quality": quality, "algorithm": algorithm, "memory": memory} | TRAININGS[algorithm]
+            for quality in qualities
+            for algorithm, memory in (METHODS[name] for name in methods)
+        ]
+    )
 
 
 def work(stage: str, **options: Any) -> Row:
-    """Do a job: train a population, or let a scripted team play."""
+    """Do a job: train a population, or let a team play."""
     return train(**options) if stage == "train" else play(**options)
 
 
-def play(kind: str) -> Row:
-    """Let a scripted team play as many battles, from the same seed."""
-    found = evaluate(Shooters(kind), make_env(TASK, num_envs=50), episodes=BATTLES, seed=1)
+def play(kind: str, folder: str = "") -> Row:
+    """Let a team play as many battles, from the same seed: a scripted one, or QMIX's of a quality, without noise."""
+    team = load_policy(Path(folder) / "policies" / f"{kind}.pt") if folder else Shooters(kind)
+    found = evaluate(team, make_env(TASK, num_envs=50), episodes=BATTLES, seed=1)
     return {"members": [{"win rate": found.success_rate, "return": found.mean}]}
 
 
@@ -150,7 +157,14 @@ def report(rows: Sequence[Row]) -> str:
 
 def _named(row: Row) -> Row:
     if row["stage"] == "play":
-        return {"quality": "", "algorithm": f"scripted, {row['kind']}", "memory": "none", "updates": ""}
+        recorded = "folder" in row
+        team = "QMIX, recorded here" if recorded else f"scripted, {row['kind']}"
+        return {
+            "quality": row["kind"] if recorded else "",
+            "algorithm": team,
+            "memory": RECORDING["memory"] if recorded else "none",
+            "updates": "",
+        }
     return {name: row[name] or "none" for name in ("quality", "algorithm", "memory", "updates")}
 
 

@@ -14,6 +14,8 @@ from tensordict import TensorDict
 from torchrl_marl_offline import collect, make_env
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, next_key
+from torchrl_marl_offline.modules.greedy_actors import make_greedy_actor
+from torchrl_marl_offline.training.run.saved_policies import save_policy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -292,10 +294,13 @@ def test_a_population_is_trained_on_a_recording_and_plays(script, monkeypatch, t
     collect(env, None, episodes=40, seed=0).save(tmp_path / "medium")
     chosen = {"qualities": ["medium"], "methods": ["cloning, gru", "recipe, none"], "seeds": 2, "updates": 2}
     jobs = smax.jobs_of(tmp_path, **chosen)
-    assert [job["stage"] for job in jobs] == ["play", "play", "train", "train"]
-    rows = [job | smax.work(**job) for job in jobs[2:]]
+    assert [job["stage"] for job in jobs] == ["play", "play", "play", "train", "train"]
+    rows = [job | smax.work(**job) for job in jobs[3:]]
     assert all(len(row["members"]) == 2 and row["data"].keys() == {"win rate", "return"} for row in rows)
     rows.append(jobs[0] | {"members": [{"win rate": 0.5, "return": 1.25}]})
+    save_policy(tmp_path / "policies" / "medium.pt", make_greedy_actor(env.task_spec, memory="gru"))
+    rows.append(jobs[2] | smax.work(**jobs[2]))
     lines = smax.report(rows).splitlines()
     assert lines[2].startswith("| medium | cloning | gru | 2 | 2 |")
     assert lines[4] == "|  | scripted, nearest | none |  | 1 | 0.5 | 1.25 |  |"
+    assert lines[5].startswith("| medium | QMIX, recorded here | gru |  | 1 | ")
