@@ -60,14 +60,14 @@ Row = dict[str, Any]
 
 
 def trained(
-    data: OfflineDataset, seeds: int, *, updates: int, tau: float = 0.005, **settings: Any
+    data: OfflineDataset, seeds: int, *, updates: int, tau: float = 0.005, slice_len: int = 32, **settings: Any
 ) -> tuple[PopulationLearner, float]:
-    """Train seeds of an algorithm as one population; returns it, and the CPU seconds of a member."""
+    """Train seeds of an algorithm as one population, with memory on slices; returns it, and a member's CPU seconds."""
     losses = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
         losses[str(seed)] = make_loss(data.spec, hidden=(64, 64), **settings)
-    slices = {"batch_size": 320, "slice_len": 32, "burn_in": 0}
+    slices = {"batch_size": 320, "slice_len": slice_len, "burn_in": 0}
     sampling = {"batch_size": 256} if settings["memory"] is None else slices
     buffer = PopulationBuffer(data.data, seeds=range(seeds), keys=losses["0"].in_keys, **sampling)
     learner = PopulationLearner(losses, lr=1e-3, tau=tau)

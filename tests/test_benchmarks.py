@@ -9,9 +9,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from tensordict import TensorDict
 
+from torchrl_marl_offline import collect, make_env
 from torchrl_marl_offline.algorithms import ALGORITHMS
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, next_key
+from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, next_key
+from torchrl_marl_offline.modules.greedy_actors import make_greedy_actor
+from torchrl_marl_offline.training.run.saved_policies import save_policy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -262,3 +266,41 @@ def test_a_policy_that_draws_legal_actions_evenly_is_surprised_by_their_number(s
     loss.actor_network_params.data.zero_()
     legal = data.data[ACTION_MASK].sum(-1).double()
     assert study.surprise(loss, data) == pytest.approx(legal[legal > 1].log().mean().item(), rel=1e-5)
+
+
+def test_shooters_shoot_the_nearest_or_the_weakest_or_walk(script):
+    """Three agents: two enemies in range; one in sight, north of east; nothing in sight. The fourth is dead."""
+    smax = script("memory_smax")
+    observation, legal = torch.zeros(4, 5 * 13 + 10), torch.zeros(4, 8, dtype=torch.bool)
+    enemies = observation[:, :65].view(4, 5, 13)[:, 2:]
+    enemies[0, :, :3] = torch.tensor([[1.0, 0.0, 0.1], [0.4, 0.3, 0.0], [0.0, 0.0, 0.0]])
+    enemies[1, 2, :3] = torch.tensor([1.0, 0.5, 0.6])
+    legal[:3, :5] = True
+    legal[0, 5:7] = True
+    legal[3, 4] = True
+    rows = TensorDict({OBSERVATION: observation, ACTION_MASK: legal}, [])
+    assert smax.Shooters("nearest")(rows)[ACTION].tolist() == [5, 0, 1, 4]
+    assert smax.Shooters("weakest")(rows)[ACTION].tolist() == [6, 0, 1, 4]
+    legal[2, 1] = False  # east
+    assert smax.Shooters("weakest")(rows)[ACTION][2].item() in (0, 2)
+
+
+def test_a_population_is_trained_on_a_recording_and_plays(script, monkeypatch, tmp_path):
+    """In a game that needs no other package; whoever cannot see the cue again names it only with memory."""
+    smax = script("memory_smax")
+    monkeypatch.setattr(smax, "TASK", "games/recall")
+    monkeypatch.setattr(smax, "BATTLES", 6)
+    env = make_env("games/recall", num_envs=4)
+    collect(env, None, episodes=40, seed=0).save(tmp_path / "medium")
+    chosen = {"qualities": ["medium"], "methods": ["cloning, gru", "recipe, none"], "seeds": 2, "updates": 2}
+    jobs = smax.jobs_of(tmp_path, **chosen)
+    assert [job["stage"] for job in jobs] == ["play", "play", "play", "train", "train"]
+    rows = [job | smax.work(**job) for job in jobs[3:]]
+    assert all(len(row["members"]) == 2 and row["data"].keys() == {"win rate", "return"} for row in rows)
+    rows.append(jobs[0] | {"members": [{"win rate": 0.5, "return": 1.25}]})
+    save_policy(tmp_path / "policies" / "medium.pt", make_greedy_actor(env.task_spec, memory="gru"))
+    rows.append(jobs[2] | smax.work(**jobs[2]))
+    lines = smax.report(rows).splitlines()
+    assert lines[2].startswith("| medium | cloning | gru | 2 | 2 |")
+    assert lines[4] == "|  | scripted, nearest | none |  | 1 | 0.5 | 1.25 |  |"
+    assert lines[5].startswith("| medium | QMIX, recorded here | gru |  | 1 | ")

@@ -15,6 +15,7 @@ from torchrl_marl_offline import collect, evaluate, load_policy, make_env
 from torchrl_marl_offline.core.layout import ACTION, IS_INIT, MASK, OBSERVATION, TaskSpec
 from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.modules.greedy_actors import make_deterministic_actor, make_greedy_actor
+from torchrl_marl_offline.recording import graded
 from torchrl_marl_offline.recording.graded import RecordSettings, record
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
 from torchrl_marl_offline.training import CollectorSource, OnlineReplay, read_csv
@@ -157,6 +158,57 @@ def test_a_memory_that_cannot_be_had_is_refused(options, message) -> None:
     settings = {name: value for name, value in SMALL.items() if name not in ("transitions", "progress")} | options
     with pytest.raises(ValueError, match=message):
         RecordSettings("games/recall", **settings)
+
+
+@pytest.mark.parametrize("kind", [None, "gru"])
+def test_the_mixer_sees_a_normalized_state_and_nothing_else_changes(kind: str | None) -> None:
+    """States that are shifted and scaled are seen as those of a mixer without a norm."""
+    width = make_env(TASKS["QMIX"]).task_spec.state_size
+    mean, deviation = (3.0,) * width, (20.0,) * width
+    batch = sequences("QMIX")
+    batch = batch[batch[MASK]] if kind is None else batch
+    plain, gradients = losses_of(learner_of("QMIX", kind), batch)
+    for state in (batch, batch["next"]):
+        state["state"] = state["state"] * 20.0 + 3.0
+    found, normalized = losses_of(learner_of("QMIX", kind, state_norm=(mean, deviation)), batch)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item(), rel=1e-4)
+    assert all(torch.allclose(one, other, rtol=1e-2, atol=1e-4) for one, other in zip(gradients, normalized))
+    assert losses_of(learner_of("QMIX", kind), batch)[0]["loss"].item() != pytest.approx(plain["loss"].item(), rel=1e-2)
+
+
+def test_the_scale_of_the_state_is_that_of_random_play(tmp_path, monkeypatch) -> None:
+    told = {}
+
+    def make(env, **options):
+        told.update(options)
+        return make_online_learner(env, **options)
+
+    monkeypatch.setattr(graded, "make_online_learner", make)
+    options = SMALL | {"updates": 2, "eval_every": 2, "normalize_state": True}
+    record("games/recall", tmp_path / "recall", qualities=("medium-replay",), **options)
+    first = collect(make_env("games/recall", num_envs=8), None, episodes=8, seed=4 * 1_000_003)
+    assert told["state_norm"] == first.input_statistics().state
+    with pytest.raises(ValueError, match="normalize_state is for QMIX's mixer, but mpe/simple_spread has continuous"):
+        record("mpe/simple_spread", tmp_path / "spread", **options)
+    assert not (tmp_path / "spread").exists()
+    with pytest.raises(ValueError, match="state_norm is found by the recording; give it normalize_state=True"):
+        RecordSettings("games/recall", learner={"state_norm": None})
+
+
+def test_values_are_of_scaled_rewards_and_the_recording_of_the_tasks(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def prepare(rows, **options):
+        seen.append((rows["next", "agents", "reward"].mean(-2), with_team_reward(rows, **options)["next", "reward"]))
+        return with_team_reward(rows, **options)
+
+    monkeypatch.setattr(graded, "with_team_reward", prepare)
+    options = SMALL | {"updates": 2, "eval_every": 2, "memory": None, "reward_scale": 4.0, "compile": False}
+    for name in ("memory_size", "slice_len", "burn_in"):
+        options.pop(name)
+    found = record(TASKS["MATD3"], tmp_path, qualities=("medium-replay",), **options)["medium-replay"]
+    assert seen and all(plain.all() and torch.equal(scaled, 4.0 * plain) for plain, scaled in seen)
+    assert torch.equal(found.data["next", "agents", "reward"].mean(-2)[: len(seen[0][0])], seen[0][0])
 
 
 @pytest.mark.parametrize("make", [make_greedy_actor, make_deterministic_actor])

@@ -28,7 +28,9 @@ class Smax(TeamEnv):
 
     The allies are the group ``agents``; the game, its observations and its rewards (the share of the enemy's health
     taken, and 1 for a victory, to every agent, dead or alive) are JaxMARL's. ``"state"`` is its ``world_state``:
-    health, position, cooldown and type of every unit, zeros for the dead, not scaled, then teams and types.
+    health, position, cooldown and type of every unit, zeros for the dead, then teams and types. It is not scaled:
+    positions are up to 32, and the cooldown of who does not shoot falls by 0.5 a step without limit. ``record`` has
+    ``normalize_state=`` for such states, ``make_loss`` ``inputs=``.
     ``("agents", "mask")`` is false for the dead, whose only legal action is to stop (4). ``terminated`` is the death of
     a whole side; ``success`` is a victory: all enemies dead and somebody alive. The time limit is ``truncated`` only.
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,9 @@ import torch
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.files import write_json_atomic
-from torchrl_marl_offline.core.layout import STATE
+from torchrl_marl_offline.core.layout import STATE, TaskSpec
 from torchrl_marl_offline.core.paths import user_path
-from torchrl_marl_offline.core.ranges import COUNT, RATE, REAL, RUN_SEED, SIZE, SIZE_OR_NONE
+from torchrl_marl_offline.core.ranges import COUNT, POSITIVE, RATE, REAL, RUN_SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.collection import collect
@@ -70,6 +71,10 @@ class RecordSettings:
         task_options: of ``make_env``.
         learner: options of :func:`~torchrl_marl_offline.recording.learners.make_matd3` or
             :func:`~torchrl_marl_offline.recording.learners.make_qmix`.
+        normalize_state: let QMIX's mixer see the state by its mean and deviation in random play: where components of it
+            are much larger than 1, as in ``smax/*``, values are noise otherwise.
+        reward_scale: what rewards are multiplied by for the behaviour's training; recorded are those of the task.
+            Values begin as noise of about 1, in which rewards that are much smaller drown.
         memory: what the recorded team remembers of an episode: gru, lstm, or window:K, the last K observations; by
             default nothing.
         memory_size: width of a recurrent memory.
@@ -90,6 +95,8 @@ class RecordSettings:
     compile: bool = True
     task_options: Mapping[str, Any] = field(default_factory=dict)
     learner: Mapping[str, Any] = field(default_factory=dict)
+    normalize_state: bool = False
+    reward_scale: Annotated[float, POSITIVE] = 1.0
     memory: Memory = None
     memory_size: MemorySize = 64
     slice_len: Annotated[int, SIZE, ReadWith("memory", given=True)] = 32
@@ -98,6 +105,8 @@ class RecordSettings:
     def __post_init__(self) -> None:
         if taken := sorted({"memory", "memory_size"} & set(self.learner)):
             raise ValueError(f"{taken[0]} is a setting of the recording, not of its learner; give it beside updates.")
+        if "state_norm" in self.learner:
+            raise ValueError("state_norm is found by the recording; give it normalize_state=True instead.")
         if self.memory is not None:
             check_slices(self.batch_size, self.slice_len, self.burn_in)
 
@@ -244,10 +253,24 @@ class _Recording:
         self.behaviour, self.policies = folder / "behaviour", folder / "behaviour" / "snapshots"
         torch.manual_seed(settings.seed)
         self.env = make_env(settings.task, num_envs=settings.num_envs, **settings.task_options)
-        self.learner: OnlineLearner = make_online_learner(self.env, **settings.learner, **settings.remembered)
         self.warm_up = math.ceil(5000 / (settings.num_envs * self.env.max_episode_steps))  # rounds of random play
+        self.learner: OnlineLearner = make_online_learner(
+            self.env, **settings.learner, **settings.remembered, **self._normalization()
+        )
         self.replay: OnlineReplay | None = None
         self._claim()  # after everything that could be refused
+
+    def _normalization(self) -> dict[str, Any]:
+        """What the learner is told of the scale of the state, which is that of the first round."""
+        if not self.settings.normalize_state:
+            return {}
+        if not TaskSpec.from_env(self.env).discrete:
+            raise ValueError(
+                f"normalize_state is for QMIX's mixer, but {self.settings.task} has continuous actions, which MATD3 "
+                "learns; leave it out."
+            )
+        played = collect(self.env, None, episodes=self.settings.num_envs, seed=self._round_seed(0))
+        return {"state_norm": played.input_statistics().state}
 
     # Training
 
@@ -262,7 +285,7 @@ class _Recording:
             batch_size=settings.batch_size,
             update_to_data=1 / settings.transitions_per_update,
             journal=self.behaviour / "experience",
-            prepare=with_team_reward,
+            prepare=partial(with_team_reward, scale=settings.reward_scale),
             keys=self.learner.keys,
             device=self.env.device,
             seed=settings.seed,
@@ -302,8 +325,10 @@ class _Recording:
         """Gather one episode of every environment."""
         self.learner.set_exploration(number / max(1, 10 * self.warm_up))
         policy = None if number < self.warm_up else self.learner.explorer
-        seed = _STRIDE * (number + len(QUALITIES)) + self.settings.seed  # after those of the datasets
-        return collect(self.env, policy, episodes=self.settings.num_envs, seed=seed)
+        return collect(self.env, policy, episodes=self.settings.num_envs, seed=self._round_seed(number))
+
+    def _round_seed(self, number: int) -> int:
+        return _STRIDE * (number + len(QUALITIES)) + self.settings.seed  # after those of the datasets
 
     def _snapshot(self) -> dict[str, float]:
         """Measure the policy as it would be recorded, and keep it."""

@@ -18,6 +18,7 @@ from torchrl.objectives import LossModule, TD3Loss
 from torchrl.objectives.multiagent import QMixerLoss
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.input_statistics import Moments
 from torchrl_marl_offline.core.layout import (
     ACTION,
     ACTION_MASK,
@@ -37,6 +38,7 @@ from torchrl_marl_offline.modules.greedy_actors import (
     make_greedy_actor,
 )
 from torchrl_marl_offline.modules.history import Memory, MemorySize
+from torchrl_marl_offline.modules.input_norm import InputNorm
 from torchrl_marl_offline.modules.mixers import HyperNetworkMixer
 from torchrl_marl_offline.recording.sequence_losses import SequenceQMixerLoss, SequenceTD3Loss
 from torchrl_marl_offline.training.step.optimizer import default_optimizer
@@ -101,11 +103,11 @@ class DelayedUpdates:
                 parameter.grad = None  # an optimizer passes over parameters without a gradient
 
 
-def with_team_reward(rows: TensorDictBase) -> TensorDictBase:
-    """Return ``rows`` with the mean of the agents' rewards, ``[*B, 1]``, at ``("next", "reward")``."""
+def with_team_reward(rows: TensorDictBase, *, scale: float = 1.0) -> TensorDictBase:
+    """Return ``rows`` with the mean of the agents' rewards times ``scale``, ``[*B, 1]``, at ``("next", "reward")``."""
     rows = rows.copy()
     following = rows.get("next").copy()
-    return rows.set("next", following.set(TEAM_REWARD, rows.get(next_key(REWARD)).mean(-2)))
+    return rows.set("next", following.set(TEAM_REWARD, scale * rows.get(next_key(REWARD)).mean(-2)))
 
 
 def make_online_learner(env: EnvBase, **options: Any) -> OnlineLearner:
@@ -172,6 +174,7 @@ def make_qmix(
     lr: Annotated[float, LEARNING_RATE] = 1e-3,
     gamma: Annotated[float, DISCOUNT] = 0.95,
     noise: Annotated[float, NON_NEGATIVE] = 0.05,
+    state_norm: Moments | None = None,
     memory: Memory = None,
     memory_size: MemorySize = 64,
 ) -> OnlineLearner:
@@ -188,6 +191,8 @@ def make_qmix(
         lr: Adam's learning rate.
         gamma: discount.
         noise: the last epsilon, which is also that of a recorded behaviour.
+        state_norm: means and deviations of the state's components, by which the mixer sees it, such as
+            ``dataset.input_statistics().state``; by default it sees the state as it is.
         memory: what the local values remember of an episode, see :func:`~torchrl_marl_offline.make_actor`.
         memory_size: width of the recurrent memory.
     """
@@ -195,6 +200,8 @@ def make_qmix(
     mask = ACTION_MASK if spec.has_action_mask else None
     actor = make_greedy_actor(spec, hidden=hidden, memory=memory, memory_size=memory_size).to(env.device)
     network = HyperNetworkMixer(spec.n_agents, spec.state_size)
+    if state_norm is not None:
+        network.register_forward_pre_hook(InputNorm({1: state_norm}))
     mixer = TensorDictModule(network, in_keys=[CHOSEN_ACTION_VALUE, STATE], out_keys=["chosen_action_value"])
     if memory is None:
         loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
