@@ -105,6 +105,7 @@ from .objectives import SequentialCloning as SequentialCloning
 from .objectives import TDLoss as TDLoss
 from .objectives import VAELearning as VAELearning
 from .objectives import ValueLearning as ValueLearning
+from .objectives import WeightedBRAC as WeightedBRAC
 from .recording import record as record
 from .recording import record_mixed_skill as record_mixed_skill
 from .training import Learner as Learner

@@ -41,6 +41,7 @@ RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decompos
 RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": True}, True)]  # by default the other way round
 RUNS += [("omiga", {"decomposition": "mixer", "batch_norm": True}, False)]
 RUNS += [("recipe", {"batch_norm": True, "distribution": "tanh_gaussian"}, False)]
+RUNS += [("recipe", {"extraction": "weighted_brac", "alpha": 0.3}, discrete) for discrete in (False, True)]
 RUNS += [("omsd", {"batch_norm": True}, False)]  # whose critic is the team's
 
 

@@ -14,6 +14,8 @@ from torchrl_marl_offline.modules.networks import ACTIVATIONS
 from torchrl_marl_offline.objectives.extraction import AWR, EXTRACTIONS
 from torchrl_marl_offline.objectives.value_learning import VALUE_LEARNINGS
 
+WEIGHTED = ReadWith("extraction", "awr", "weighted_brac")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ActorCritic, name="recipe"):
@@ -41,12 +43,12 @@ class Recipe(ActorCritic, name="recipe"):
 
     Args:
         value_learning: :class:`TD`, :class:`SARSA` or :class:`IQL`, or a rule of one's own by its name.
-        extraction: :class:`AWR` or :class:`BRAC`, or a rule of one's own by its name.
-        temperature: of :class:`AWR`.
+        extraction: :class:`AWR`, :class:`BRAC` or :class:`WeightedBRAC`, or a rule of one's own by its name.
+        temperature: of :class:`AWR` and :class:`WeightedBRAC`.
         weights: of :class:`AWR`; ``"clipped"`` is the released code's.
-        advantage: of :class:`AWR`.
+        advantage: of :class:`AWR` and :class:`WeightedBRAC`.
         online_advantage: ``online`` of :class:`AWR`.
-        alpha: of :class:`BRAC`.
+        alpha: of :class:`BRAC` and :class:`WeightedBRAC`.
         expectile: of :class:`IQL`.
     """
 
@@ -58,11 +60,11 @@ class Recipe(ActorCritic, name="recipe"):
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "gaussian"
     value_learning: Annotated[str, OneOf(VALUE_LEARNINGS)] = "iql"
     extraction: Annotated[str, OneOf(EXTRACTIONS)] = "awr"
-    temperature: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "awr")] = setting(AWR.temperature, member=True)
+    temperature: Annotated[float, NON_NEGATIVE, WEIGHTED] = setting(AWR.temperature, member=True)
     weights: Annotated[Literal["bounded", "softmax", "clipped"], ReadWith("extraction", "awr")] = AWR.weights
-    advantage: Annotated[Literal["joint", "local"], ReadWith("extraction", "awr")] = "joint"
+    advantage: Annotated[Literal["joint", "local"], WEIGHTED] = "joint"
     online_advantage: Annotated[bool, ReadWith("extraction", "awr")] = AWR.online
-    alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac")] = setting(1.0, member=True)
+    alpha: Annotated[float, NON_NEGATIVE, ReadWith("extraction", "brac", "weighted_brac")] = setting(1.0, member=True)
     expectile: Annotated[float, OPEN_UNIT, ReadWith("value_learning", "iql")] = setting(0.9, member=True)
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Recipe(ActorCritic, name="recipe"):
             "iql": {"expectile": self.expectile},
             "awr": {"temperature": self.temperature} | weighted,
             "brac": {"alpha": self.alpha},
+            "weighted_brac": {"alpha": self.alpha, "temperature": self.temperature, "advantage": self.advantage},
         }
         learning, extraction = VALUE_LEARNINGS[self.value_learning], EXTRACTIONS[self.extraction]
         return {

@@ -7,7 +7,7 @@ from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.cloned_behaviour import ClonedBehaviour
 from torchrl_marl_offline.objectives.conservative import CQL
 from torchrl_marl_offline.objectives.counterfactual import CFCQL
-from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction
+from torchrl_marl_offline.objectives.extraction import AWR, BRAC, Cloning, PolicyExtraction, WeightedBRAC
 from torchrl_marl_offline.objectives.flow_matching import FlowDistillation, FlowMatching
 from torchrl_marl_offline.objectives.in_sample import ICQ, GlobalToLocal, LocalIQL
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
@@ -64,4 +64,5 @@ __all__ = [
     "TDLoss",
     "VAELearning",
     "ValueLearning",
+    "WeightedBRAC",
 ]

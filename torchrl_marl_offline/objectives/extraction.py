@@ -203,12 +203,65 @@ class BRAC(PolicyExtraction, name="brac"):
 
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and clone."""
-        log_prob = log_prob_of(batch.policy, batch.action, rule="BRAC")  # [*B, n]
-        action = differentiable_action(batch.policy, sample=self.sample, rule="BRAC")
+        objective, log_prob, metrics = self._parts(batch)
+        return -objective - batch.coefficient("alpha") * log_prob, metrics
+
+    def _parts(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the value of the policy's action ``[*B, k]``, the data's log-probabilities ``[*B, n]``, metrics."""
+        log_prob = log_prob_of(batch.policy, batch.action, rule=type(self).__name__)  # [*B, n]
+        action = differentiable_action(batch.policy, sample=self.sample, rule=type(self).__name__)
         value = batch.q(action, detach=True).total_min.squeeze(-1)  # [*B, k]
         objective = scale_invariant(value, batch.counts(value)) if self.normalize else value
-        metrics = {"policy_qvalue": batch.mean(value), "log_prob": batch.mean(log_prob)}
-        return -objective - batch.coefficient("alpha") * log_prob, metrics
+        return objective, log_prob, {"policy_qvalue": batch.mean(value), "log_prob": batch.mean(log_prob)}
+
+
+@dataclass(frozen=True)
+@checked
+class WeightedBRAC(BRAC, name="weighted_brac"):
+    r""":class:`BRAC` whose cloning prefers better actions, as :class:`AWR` does (Peng et al. 2023, for one agent).
+
+    .. math:: -\,\widetilde Q_{tot}(s, \pi(o)) - \alpha\, w(A)\, \log \pi_a(u_a | o_a)
+
+    with bounded weights of :class:`AWR`, of mean 1. The critic may lead the policy to joint actions that were never
+    recorded, and the weights to the better ones of those that were: by the joint advantage, to the better mode of
+    joint behaviour.
+
+    Args:
+        alpha: weight :math:`\alpha` of cloning; may be scheduled as ``loss.alpha = 0.1``.
+        normalize: see :class:`BRAC`.
+        sample: see :class:`BRAC`.
+        temperature: see :class:`AWR`; may be scheduled as ``loss.temperature = 3.0``.
+        advantage: see :class:`AWR`.
+        max_relative_weight: see :class:`AWR`.
+
+    Metrics:
+        ``policy_qvalue`` (mean), ``log_prob``, ``advantage`` (mean), ``effective_sample_size`` (share of the batch).
+    """
+
+    temperature: Annotated[float, NON_NEGATIVE] = 3.0
+    advantage: Literal["local", "joint", "weighted"] = "joint"
+    max_relative_weight: Annotated[float, ABOVE_ONE] = 30.0
+    metrics: ClassVar[tuple[str, ...]] = (*BRAC.metrics, "advantage", "effective_sample_size")
+
+    def __post_init__(self) -> None:
+        AWR(self.temperature, self.advantage, max_relative_weight=self.max_relative_weight)  # which refuses the same
+
+    def coefficients(self) -> dict[str, float]:
+        """Return alpha and the temperature."""
+        return super().coefficients() | {"temperature": self.temperature}
+
+    def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maximize the critic at the policy's action, and clone what is better."""
+        objective, log_prob, metrics = self._parts(batch)
+        with torch.no_grad():
+            advantage, mask = batch.advantage(self.advantage).expand_as(log_prob), batch.counts(log_prob)
+            scaled, bound = standardize(advantage, mask), self.max_relative_weight
+            weight = bounded_weights(scaled, batch.coefficient("temperature"), mask, max_weight=bound)
+            metrics |= {
+                "advantage": batch.mean(advantage),
+                "effective_sample_size": effective_sample_size(weight, mask),
+            }
+        return -objective - batch.coefficient("alpha") * weight * log_prob, metrics
 
 
 @dataclass(frozen=True)
