@@ -82,6 +82,17 @@ def test_std_and_interval_across_episodes():
     assert "return_low" not in Evaluation(torch.tensor([1.0]), torch.tensor([1])).summary()
 
 
+def test_the_gap_to_the_best_return_where_the_task_knows_it():
+    result = Evaluation(torch.tensor([1.0, 2.0]), torch.tensor([1, 1]), best_return=4.0)
+    assert result.gap == 2.5 == result.summary()["gap"]
+    assert Evaluation(torch.tensor([1.0]), torch.tensor([1])).gap is None
+    env = CountdownEnv([[1], [1]])
+    assert "gap" not in evaluate(stay, env, episodes=2, seed=0).summary()
+    env.best_return = 10.0
+    result = evaluate(stay, env, episodes=2, seed=0)
+    assert result.gap == 10 - result.mean
+
+
 def test_the_same_seed_gives_the_same_episodes_and_another_seed_others():
     env = CountdownEnv([[3], [3]], noisy=True)
     first, again, other = (evaluate(stay, env, episodes=4, seed=seed).returns for seed in (1, 1, 2))

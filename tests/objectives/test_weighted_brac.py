@@ -50,5 +50,5 @@ def test_as_an_extraction_of_the_recipe() -> None:
     for wrong in ({"temperature": -1.0}, {"max_relative_weight": 1.0}, {"advantage": "own"}, {"alpha": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             WeightedBRAC(**wrong)
-    with pytest.raises(ValueError, match="weights is read only with extraction awr"):
+    with pytest.raises(ValueError, match="weights is read only with extraction 'awr'"):
         make_loss(case.spec, extraction="weighted_brac", weights="clipped", hidden=(8,))

@@ -9,7 +9,7 @@ from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
-from torchrl_marl_offline.envs.laser_worlds import BestReturn, WorldCertificate, certify_world, generate_world
+from torchrl_marl_offline.envs.laser_worlds import WorldCertificate, WorldOptimum, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
@@ -20,7 +20,6 @@ from torchrl_marl_offline.envs.warehouse_controller import WarehouseController
 
 __all__ = [
     "CORE_WORLDS",
-    "BestReturn",
     "CueController",
     "ForagingController",
     "GoalController",
@@ -35,6 +34,7 @@ __all__ = [
     "StrategyController",
     "WarehouseController",
     "WorldCertificate",
+    "WorldOptimum",
     "certify_world",
     "from_pettingzoo",
     "from_torchrl",

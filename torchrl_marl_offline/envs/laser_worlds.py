@@ -25,7 +25,7 @@ GEMS = Range(0, limit=8)
 _LAYOUTS, _DRAWS = 4000, 200  # tried for one candidate, and candidates looked at
 
 
-class BestReturn(NamedTuple):
+class WorldOptimum(NamedTuple):
     """Proven bounds on what the best team earns in an episode; equal where it is known exactly."""
 
     low: float
@@ -80,7 +80,7 @@ class WorldCertificate(NamedTuple):
         reward: LaserReward = "full",
         max_steps: Annotated[int | None, COUNT] = None,
         gamma: Annotated[float, DISCOUNT] = 1.0,
-    ) -> BestReturn:
+    ) -> WorldOptimum:
         """Return proven bounds on the best return of an episode.
 
         With ``"done"`` the best return is ``gamma ** (shortest - 1)``, exactly, and 0 where there is no plan. Without
@@ -134,7 +134,7 @@ def certify_world(world: str, *, horizon: Annotated[int, COUNT]) -> WorldCertifi
         >>> from torchrl_marl_offline.envs import certify_world
         >>> found = certify_world("S0 . . X\n. . . L0W\nS1 . . X", horizon=12)
         >>> found.kind, found.shortest, found.optimum()
-        ('none', 3, BestReturn(low=3.0, high=3.0))
+        ('none', 3, WorldOptimum(low=3.0, high=3.0))
     """
     return _certificate(world, horizon)
 
@@ -174,16 +174,16 @@ def shortest_plan(world: str, horizon: int, *, mode: str = "standard", gems: boo
     return None if plan is None else tuple(tuple(action.value for action in joint) for joint in plan)
 
 
-def optimum_of(world: str, max_steps: int, reward: LaserReward, gamma: float = 1.0) -> BestReturn:
+def optimum_of(world: str, max_steps: int, reward: LaserReward, gamma: float = 1.0) -> WorldOptimum:
     """Return what :meth:`WorldCertificate.optimum` does, without the searches that it does not need."""
     made = parsed(world)
     gems = made.n_gems if reward == "full" else 0
     shortest = shortest_plan(world, max_steps)
     if reward == "done":
         best = 0.0 if shortest is None else float(gamma ** (len(shortest) - 1))
-        return BestReturn(best, best)
+        return WorldOptimum(best, best)
     if shortest is None:  # all but one may have come to an exit
-        return BestReturn(0.0, float(gems + made.n_agents - 1))
+        return WorldOptimum(0.0, float(gems + made.n_agents - 1))
     plans = [shortest, best_plan(world, max_steps, reward)]
     low = max(_earned(made, plan, gamma, counts_gems=gems > 0) for plan in plans)
     walks = _walks(made)
@@ -192,7 +192,7 @@ def optimum_of(world: str, max_steps: int, reward: LaserReward, gamma: float = 1
     if gems:
         steps += [max(1, min(found.get(gem.pos, max_steps) for found in walks)) for gem in made.gems]
     high = float(sum(gamma ** (step - 1) for step in steps))
-    return BestReturn(low, max(low, high))
+    return WorldOptimum(low, max(low, high))
 
 
 def _walks(world: World) -> list[dict[tuple[int, int], int]]:
