@@ -31,6 +31,7 @@ TASKS = [
     ("rware/small", {"agents": 4, "difficulty": "hard", "reward": "team"}),
     ("games/prisoners_dilemma", {}),
     ("games/public_goods", {"agents": 3}),
+    ("games/commons", {"agents": 4}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from torchrl_marl_offline.envs.commons import CommonsController
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
 from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
-from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
+from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController, role_team
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 from torchrl_marl_offline.envs.vmas_steering import SteeringController
 
 __all__ = [
+    "CommonsController",
     "CueController",
     "ForagingController",
     "GoalController",
@@ -28,4 +30,5 @@ __all__ = [
     "list_tasks",
     "make_env",
     "register_environment",
+    "role_team",
 ]
