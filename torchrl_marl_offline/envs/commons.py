@@ -167,7 +167,7 @@ class CommonsController(TensorDictModuleBase):
         kinds: CommonsKind | Sequence[CommonsKind] = "restrained",
         *,
         leave: Annotated[int, COUNT_OR_NONE] = 4,
-        rush: Annotated[int, COUNT_OR_NONE] = 10,
+        rush: Annotated[int, COUNT_OR_NONE] = 20,
         epsilon: Annotated[float, UNIT] = 0.0,
         seed: Annotated[int | None, SEED] = None,
     ) -> None:
