@@ -5,7 +5,7 @@
 The data: teams that walk to places of their own, a fifth of their actions random, whatever their goals are
 (``GoalController("elsewhere")``), 1,000 episodes of at most 20 steps, about 20,000 transitions. A team is at both of
 its goals by chance: the 36 * 35 pairs of cells make it 1 in 1,260 where a team stands, and it visits few pairs in 20
-steps and stays at the last; 0.6 % of the episodes were seen to reach their goals. So about 6 rewards are all that the
+steps and stays at the last; 9 of the 1,000 episodes were seen to reach their goals. So 9 rewards are all that the
 data pays. With hindsight four fifths of the steps get what was achieved later in their episode as their goal, all of
 which are reached.
 

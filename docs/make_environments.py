@@ -17,8 +17,9 @@ FOLDER = Path(envs.__file__).parent
 OF_MAKE_ENV = ("self", "num_envs", "device", "seed")
 REMARKS = {
     "games": "`games/recall` and `games/telephone` are [games of memory](guides/games_of_memory.md); `games/stitch`, "
-    "`games/hanabi`, `games/foraging` and the four of mixed motives are "
-    "[games of coordination](guides/games_of_coordination.md).",
+    "`games/hanabi`, `games/foraging`, `games/commons` and the four of mixed motives are "
+    "[games of coordination](guides/games_of_coordination.md); `games/grid_goals` and `mpe/spread_goals` have "
+    "[goals](guides/goals.md).",
     "rware": "A [game of coordination](guides/games_of_coordination.md), of which the registry has recordings.",
     "lle": "[Certified worlds](guides/games_of_coordination.md#certified-worlds); `none-N`, `one_sided-N` and "
     "`mutual-N` with any number as the seed.",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrl_marl_offline import OfflineDataset, collect, make_env
+from torchrl_marl_offline import OfflineDataset, Trainer, collect, make_env, make_loss
 from torchrl_marl_offline.core.goals import AtGoals
 from torchrl_marl_offline.core.layout import ACHIEVED, GOAL, OBSERVATION, REWARD, STATE
 from torchrl_marl_offline.data import HindsightGoals, hindsight_buffer
+from torchrl_marl_offline.training import Learner
 
 KINDS = ("future", "final", "random")
 NONE = dict.fromkeys(KINDS, 0.0)
@@ -172,3 +173,21 @@ def test_refusals(data, env):
     other[STATE][3, -1] += 1
     with pytest.raises(ValueError, match="state does not end with the goals, 4 numbers"):
         HindsightGoals(OfflineDataset(other, data.spec, dict(data.metadata)), env.outcome)
+
+
+def test_training_goes_on_with_the_same_goals(data, env, tmp_path):
+    def trainer(steps, output):
+        torch.manual_seed(0)
+        loss = make_loss(data.spec, algorithm="cloning", hidden=(8,))
+        buffer = hindsight_buffer(data, env.outcome, batch_size=16, seed=0, keys=loss.in_keys)
+        learner = Learner(loss, compile="off")
+        return loss, Trainer(learner, buffer, steps=steps, output=output, checkpoint_every=3, progress=False)
+
+    whole, run = trainer(6, tmp_path / "whole")
+    run.train()
+    trainer(3, tmp_path / "half")[1].train()
+    resumed, run = trainer(6, tmp_path / "half")
+    run.resume()
+    run.train()
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -33,6 +33,7 @@ TASKS = [
     ("lle/level6", {"sight": 5, "reward": "exits"}),
     ("games/prisoners_dilemma", {}),
     ("games/public_goods", {"agents": 3}),
+    ("games/commons", {"agents": 4}),
     ("vmas/balance", {}),
     ("vmas/give_way", {}),
     ("vmas/simple_crypto", {}),

@@ -72,6 +72,9 @@ class HindsightGoals(Transform):
         device: where samples are.
         seed: of the draws; by default from the operating system.
 
+    Attributes:
+        generator: of the draws.
+
     Raises:
         KeyError: the dataset has no goals; or a sample has no ``"index"``.
         ValueError: probabilities that are more than 1 together; or goals are not at the end of observations and states.
@@ -112,19 +115,11 @@ class HindsightGoals(Transform):
         self._last = (
             (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
         )  # [T], the last row of a row's episode
-        self._generator = torch.Generator(device)
+        self.generator = torch.Generator(device)
         if seed is None:
-            self._generator.seed()
+            self.generator.seed()
         else:
-            self._generator.manual_seed(seed)
-
-    def get_extra_state(self) -> Tensor:
-        """Return the state of the generator."""
-        return self._generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Go on from what :meth:`get_extra_state` returned."""
-        self._generator.set_state(state.cpu())
+            self.generator.manual_seed(seed)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Relabel a sample ``[*B]`` of the buffer."""
@@ -165,7 +160,7 @@ class HindsightGoals(Transform):
         n = self._goal.shape[1]
         columns = n if self.per == "agent" else 1
         shape, kind_of = (2, len(first), columns), {"dtype": torch.float64, "device": first.device}
-        kind, place = torch.rand(shape, generator=self._generator, **kind_of)
+        kind, place = torch.rand(shape, generator=self.generator, **kind_of)
         first, last = first.unsqueeze(-1), self._last[first].unsqueeze(-1)
         later = first + (place * (last - first + 1)).long()
         anywhere = (place * len(self._last)).long()
@@ -216,17 +211,11 @@ class RelabelledBuffer(TensorDictReplayBuffer):
         """Draw and relabel a sample."""
         found = super().sample(*args, return_info=return_info, **options)
         sampled = found[0] if return_info else found
+        self.hindsight.generator = (
+            self._rng
+        )  # one state for both draws, which checkpoints have; loading makes a new one
         self.hindsight(sampled)
         return found
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the buffer and of the draws of goals."""
-        return super().state_dict() | {"hindsight": self.hindsight.get_extra_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with exactly the samples that would have come."""
-        self.hindsight.set_extra_state(state_dict["hindsight"])
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "hindsight"})
 
 
 @checked
@@ -247,7 +236,8 @@ def hindsight_buffer(
 ) -> TensorDictReplayBuffer:
     """Return a replay buffer that relabels what it draws, see :class:`HindsightGoals`.
 
-    Everything else is that of ``data.replay_buffer``: equal seeds give equal samples, and the state has both draws.
+    Everything else is that of ``data.replay_buffer``. Equal seeds give equal samples, and one generator, whose state
+    checkpoints have, draws rows and goals.
 
     Args:
         data: a dataset with goals and what was achieved.
@@ -284,7 +274,6 @@ def hindsight_buffer(
         per=per,
         slice_len=slice_len if burn_in is None else None,
         device=buffer.storage.device,
-        seed=seed,
     )
     return buffer
 

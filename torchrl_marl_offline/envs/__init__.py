@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_marl_offline.envs.commons import CommonsController
 from torchrl_marl_offline.envs.cue_controller import CueController
 from torchrl_marl_offline.envs.factory import list_tasks, make_env, register_environment
 from torchrl_marl_offline.envs.foraging_controller import ForagingController
@@ -12,7 +13,7 @@ from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
 from torchrl_marl_offline.envs.laser_worlds import WorldCertificate, WorldOptimum, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
-from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController
+from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController, role_team
 from torchrl_marl_offline.envs.stitch import StitchController
 from torchrl_marl_offline.envs.torchrl_team import from_torchrl
 from torchrl_marl_offline.envs.vmas_steering import SteeringController
@@ -20,6 +21,7 @@ from torchrl_marl_offline.envs.warehouse_controller import WarehouseController
 
 __all__ = [
     "CORE_WORLDS",
+    "CommonsController",
     "CueController",
     "ForagingController",
     "GoalController",
@@ -42,4 +44,5 @@ __all__ = [
     "list_tasks",
     "make_env",
     "register_environment",
+    "role_team",
 ]

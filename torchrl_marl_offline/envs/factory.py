@@ -81,6 +81,7 @@ _GAMES = {
     "chicken": "mixed_motives:Chicken",
     "prisoners_dilemma": "mixed_motives:PrisonersDilemma",
     "public_goods": "mixed_motives:PublicGoods",
+    "commons": "commons:Commons",
 }
 _WAREHOUSES = dict.fromkeys(("tiny", "small", "medium", "large"), "warehouse:Warehouse")
 

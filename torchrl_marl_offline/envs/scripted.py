@@ -208,6 +208,39 @@ class GridController(TensorDictModuleBase):
         return torch.where(left.sum(-1) == 0, 0, torch.where(row, vertical, horizontal))
 
 
+ROLE_TEAMS = ("strong_K", "strong_all", "weak_all")
+"""Teams of ``games/grid_navigation``, by which of the agents play their part well; ``K`` is an agent's number."""
+
+
+def role_team(quality: str, *, agents: int, weakness: float = 0.9, seed: int | None = None) -> GridController:
+    """Return a team of ``games/grid_navigation`` in which some agents play their part well.
+
+    A role is to be one of the agents: to go to the landmark that the optimal assignment has for it. In ``"strong_K"``
+    agent ``K`` alone does so in every step; the others do with probability ``1 - weakness`` and else take a random
+    legal action. In ``"strong_all"`` all do, in ``"weak_all"`` none. Data of all ``strong_K`` has each part played well
+    and never all at once.
+
+    Args:
+        quality: as above, such as ``"strong_0"``.
+        agents: of the task.
+        weakness: see above.
+        seed: of the chance.
+
+    Raises:
+        ValueError: there is no such team.
+    """
+    kind, _, which = quality.partition("_")
+    strong = {"all": range(agents)} if kind == "strong" else {"all": ()} if kind == "weak" else {}
+    if kind == "strong":
+        strong |= {str(agent): (agent,) for agent in range(agents)}
+    if which not in strong:
+        raise ValueError(
+            f"A team of games/grid_navigation is {', '.join(ROLE_TEAMS)}, with K below {agents}; got {quality!r}."
+        )
+    epsilon = [0.0 if agent in strong[which] else weakness for agent in range(agents)]
+    return GridController("optimal", epsilon=epsilon, seed=seed)
+
+
 class MixedSkill(TensorDictModuleBase):
     """Plays one of several policies, drawn for each episode or for each agent of each episode.
 

@@ -29,6 +29,8 @@ from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import mixture
 from torchrl_marl_offline.envs.base import facts_of
 from torchrl_marl_offline.envs.factory import make_env
+from torchrl_marl_offline.envs.grid_navigation import SIDES
+from torchrl_marl_offline.envs.scripted import role_team
 from torchrl_marl_offline.envs.stitch import StitchController, parse_coverage
 from torchrl_marl_offline.evaluation.in_environments import evaluate
 from torchrl_marl_offline.modules.history import Memory, MemorySize
@@ -151,6 +153,9 @@ def record(
                           ``share_0.3`` in turn
     a script              of ``lle/*``: ``plan``, ``noisy_0.1``, ``dropped`` or ``mixed``, by the solver's shortest plan
                           (:class:`~torchrl_marl_offline.envs.LaserController`)
+    a team of roles       of ``games/grid_navigation``: :func:`~torchrl_marl_offline.envs.scripted.role_team`:
+                          ``strong_0``, ``strong_1``, ... each with one agent that plays its part well. The score of the
+                          team of all of these agents, ``strong_all``, stands in the metadata as ``"held_out"``
     ====================  =========================================================================================
 
     MATD3 trains continuous tasks and QMIX discrete ones (:mod:`~torchrl_marl_offline.recording.learners`); with
@@ -179,7 +184,7 @@ def record(
     """
     base = [part for quality in qualities for part in parts_of(quality)]
     for part in base:
-        check_quality(task, part)
+        check_quality(task, part, settings.get("task_options"))
     levels = published_levels(task) if levels is None else dict(levels)
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
@@ -202,8 +207,8 @@ def parts_of(quality: str) -> list[str]:
     return [quality] if quality in QUALITIES else quality.split("-")
 
 
-def check_quality(task: str, quality: str) -> None:
-    """Refuse a quality, no mixture, that :func:`record` does not know in a task.
+def check_quality(task: str, quality: str, task_options: Mapping[str, Any] | None = None) -> None:
+    """Refuse a quality, no mixture, that :func:`record` does not know in a task with these options.
 
     Raises:
         ValueError: so.
@@ -214,6 +219,8 @@ def check_quality(task: str, quality: str) -> None:
         parse_coverage(quality)
     elif task.startswith("lle/"):
         check_laser_quality(quality)
+    elif task == "games/grid_navigation" and quality.startswith(("strong_", "weak_")):
+        role_team(quality, agents=(task_options or {}).get("agents", min(SIDES)))
     else:
         known = ", ".join((*QUALITIES, UNTRAINED))
         raise ValueError(f"quality must be one of {known} or two as 'A-B', got {quality!r}.")
@@ -398,6 +405,8 @@ class _Recording:
     def _scripted(self, quality: str) -> OfflineDataset:
         if self.settings.task == "games/stitch":
             return self._coverage(quality)
+        if self.settings.task == "games/grid_navigation":
+            return self._roles(quality)
         words, policy = laser_team(self.env, quality, self.settings.seed)
         return self._collect(policy, self._facts(quality) | {"behaviour": words})
 
@@ -407,6 +416,15 @@ class _Recording:
         recorded = self._collect(policy, self._facts(quality) | {"behaviour": words})
         check_all_are_held(recorded, policy)
         return recorded
+
+    def _roles(self, quality: str) -> OfflineDataset:
+        seed, agents = self.settings.seed, self.env.task_spec.n_agents
+        policy, best = (role_team(name, agents=agents, seed=seed) for name in (quality, "strong_all"))
+        found = evaluate(best, self.env, episodes=self.settings.eval_episodes, seed=seed)
+        held_out = {"team": "strong_all", "episodes": self.settings.eval_episodes, "return": found.mean}
+        held_out |= {"success": found.success_rate, "length": found.lengths.double().mean().item()}
+        words = f"the scripted team {quality}: others than the strong take nine of ten actions at random"
+        return self._collect(policy, self._facts(quality) | {"behaviour": words, "held_out": held_out})
 
     def _collect(self, policy: Any, facts: dict[str, Any]) -> OfflineDataset:
         places = (*QUALITIES, UNTRAINED)
