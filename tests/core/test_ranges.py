@@ -47,6 +47,7 @@ SIGNED = {
         "observation_norm",
     ),  # places
     *("data_mean", "levels", "max_next_value", "random_return"),  # returns and values
+    "goals",  # places in the plane
     *("deadline", "exponent_range"),
 }
 """Parameters that may be below 0."""

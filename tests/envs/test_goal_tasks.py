@@ -113,7 +113,7 @@ def test_success_is_measured_for_each_goal():
     ("options", "words"),
     [
         ({"goals": [[[1, 1]]]}, r"goals must be numbers \[goals, 2, 2\]"),
-        ({"goals": "here"}, r"goals must be numbers \[goals, 2, 2\], each agent's, got 'here'"),
+        ({"goals": "here"}, "goals must be a list of numbers or a Tensor, got .here."),
         ({"goals": [[[0, 1], [1, 1]]]}, "whole numbers from 1 to 6"),
         ({"goals": [[[1.5, 1], [1, 1]]]}, "whole numbers from 1 to 6"),
         ({"goals": [[[1, 1], [1, 1]]]}, "Two agents have the same cell as their goal"),

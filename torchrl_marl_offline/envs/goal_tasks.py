@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.goals import AtGoals, Payment
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, FEW, POSITIVE, SEED, SIZE
+from torchrl_marl_offline.core.ranges import COUNT, FEW, POSITIVE, REAL, SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, arena, board, discs, on_board
 from torchrl_marl_offline.envs.grid_navigation import MOVES, SIDES, legal_moves, moved
@@ -104,7 +104,7 @@ class GridGoals(GoalTask):
         max_steps: Annotated[int, COUNT] = 50,
         agents: Annotated[int, FEW] = 2,
         pays: Payment = "team",
-        goals: Goals | Tensor | None = None,
+        goals: Annotated[Goals | Tensor | None, REAL] = None,
     ) -> None:
         if agents not in SIDES:
             raise ValueError(f"agents must be one of {sorted(SIDES)} in games/grid_goals, got {agents!r}.")
@@ -221,7 +221,7 @@ class SpreadGoals(GoalTask):
         max_steps: Annotated[int, COUNT] = 50,
         within: Annotated[float, POSITIVE] = 0.15,
         pays: Payment = "team",
-        goals: Goals | Tensor | None = None,
+        goals: Annotated[Goals | Tensor | None, REAL] = None,
     ) -> None:
         self.outcome = AtGoals(within=within, pays=pays)
         self._made_with = {"device": device, "max_steps": max_steps, "within": within, "pays": pays}

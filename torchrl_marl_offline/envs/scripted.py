@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, STATE
-from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, NON_NEGATIVE, REAL, SEED, UNIT
+from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FEW, NON_NEGATIVE, REAL, SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
 
@@ -212,7 +212,14 @@ ROLE_TEAMS = ("strong_K", "strong_all", "weak_all")
 """Teams of ``games/grid_navigation``, by which of the agents play their part well; ``K`` is an agent's number."""
 
 
-def role_team(quality: str, *, agents: int, weakness: float = 0.9, seed: int | None = None) -> GridController:
+@checked
+def role_team(
+    quality: str,
+    *,
+    agents: Annotated[int, FEW],
+    weakness: Annotated[float, UNIT] = 0.9,
+    seed: Annotated[int | None, SEED] = None,
+) -> GridController:
     """Return a team of ``games/grid_navigation`` in which some agents play their part well.
 
     A role is to be one of the agents: to go to the landmark that the optimal assignment has for it. In ``"strong_K"``

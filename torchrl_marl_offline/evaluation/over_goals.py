@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.exploration import Mode
-from torchrl_marl_offline.core.ranges import OPEN_UNIT, SEED, SIZE
+from torchrl_marl_offline.core.ranges import OPEN_UNIT, REAL, SEED, SIZE
 from torchrl_marl_offline.envs.goal_tasks import Goals, goal_task
 from torchrl_marl_offline.evaluation.in_environments import Policy, evaluate
 from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
@@ -60,7 +60,7 @@ def evaluate_goals(
     policy: Policy,
     env: EnvBase,
     *,
-    goals: Goals | Tensor,
+    goals: Annotated[Goals | Tensor, REAL],
     episodes: Annotated[int, SIZE],
     seed: Annotated[int, SEED],
     mode: Mode = "mode",
