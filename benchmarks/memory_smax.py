@@ -9,7 +9,12 @@ of a method as one population, and play 200 battles each by the mode of their po
 them: who is in range shoots the nearest enemy, as the opponent does, or the weakest; the others walk towards the
 nearest in sight, or east.
 
-A batch is 256 rows without memory, and 16 slices of 20 rows with it, which hold most battles whole.
+A batch is 256 rows without memory, and 16 slices of 20 rows with it, which hold 97 % of the battles whole.
+
+Arithmetic, on one thread: QMIX reaches its level after 1,750 updates with 64 environment steps for each, about 45 ms of
+CPU together, so 80 s. CPU seconds of a member's 1,000 updates, without memory and with it: cloning 3 and 8, recipe 15
+and 35, OMAR 30 and 57, ICQ 19 and 35; three members of each are 10 minutes. A job is one population, and those that are
+in ``--results`` are not done again.
 """
 
 from __future__ import annotations
@@ -175,7 +180,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=as_few, default=3)
     parser.add_argument("--qmix", type=as_count, default=10_000, help="updates of QMIX, at most")
-    parser.add_argument("--updates", type=as_count, default=1500, help="of each offline algorithm")
+    parser.add_argument("--updates", type=as_count, default=1000, help="of each offline algorithm")
     parser.add_argument("--qualities", nargs="+", choices=("medium-replay", "medium", "expert"), default=["medium"])
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], help="algorithm and memory")
     parser.add_argument("--report", action="store_true", help="train nothing: report what is there")

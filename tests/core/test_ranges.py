@@ -45,6 +45,7 @@ SIGNED = {
         "sampler_loc",
         "offset",
         "observation_norm",
+        "state_norm",
     ),  # places
     *("data_mean", "levels", "max_next_value", "random_return"),  # returns and values
     "goals",  # places in the plane

@@ -176,6 +176,13 @@ def test_the_mixer_sees_a_normalized_state_and_nothing_else_changes(kind: str | 
     assert losses_of(learner_of("QMIX", kind), batch)[0]["loss"].item() != pytest.approx(plain["loss"].item(), rel=1e-2)
 
 
+@pytest.mark.parametrize(("more", "deviation"), [(1, 1.0), (0, 0.0), (0, -1.0)])
+def test_a_norm_of_another_state_is_refused(more: int, deviation: float) -> None:
+    width = make_env(TASKS["QMIX"]).task_spec.state_size
+    with pytest.raises(ValueError, match=f"state_norm needs means and positive deviations of the state's {width} comp"):
+        learner_of("QMIX", None, state_norm=((0.0,) * (width + more), (deviation,) * (width + more)))
+
+
 def test_the_scale_of_the_state_is_that_of_random_play(tmp_path, monkeypatch) -> None:
     told = {}
 

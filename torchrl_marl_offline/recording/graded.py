@@ -73,8 +73,8 @@ class RecordSettings:
         task_options: of ``make_env``.
         learner: options of :func:`~torchrl_marl_offline.recording.learners.make_matd3` or
             :func:`~torchrl_marl_offline.recording.learners.make_qmix`.
-        normalize_state: let QMIX's mixer see the state by its mean and deviation in random play: where components of it
-            are much larger than 1, as in ``smax/*``, values are noise otherwise.
+        normalize_state: let QMIX's mixer see the state by its mean and deviation in random play; where components of it
+            are much larger than 1, as in ``smax/*``, it learns sooner.
         reward_scale: what rewards are multiplied by for the behaviour's training; recorded are those of the task.
             Values begin as noise of about 1, in which rewards that are much smaller drown.
         memory: what the recorded team remembers of an episode: gru, lstm, or window:K, the last K observations; by

@@ -29,7 +29,7 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
-from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, WIDTHS
+from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, LEARNING_RATE, NON_NEGATIVE, REAL, WIDTHS
 from torchrl_marl_offline.modules.critics import make_critic
 from torchrl_marl_offline.modules.greedy_actors import (
     ACTION_VALUE,
@@ -174,7 +174,7 @@ def make_qmix(
     lr: Annotated[float, LEARNING_RATE] = 1e-3,
     gamma: Annotated[float, DISCOUNT] = 0.95,
     noise: Annotated[float, NON_NEGATIVE] = 0.05,
-    state_norm: Moments | None = None,
+    state_norm: Annotated[Moments | None, REAL] = None,
     memory: Memory = None,
     memory_size: MemorySize = 64,
 ) -> OnlineLearner:
@@ -201,7 +201,7 @@ def make_qmix(
     actor = make_greedy_actor(spec, hidden=hidden, memory=memory, memory_size=memory_size).to(env.device)
     network = HyperNetworkMixer(spec.n_agents, spec.state_size)
     if state_norm is not None:
-        network.register_forward_pre_hook(InputNorm({1: state_norm}))
+        network.register_forward_pre_hook(InputNorm({1: _checked_moments(state_norm, spec.state_size)}))
     mixer = TensorDictModule(network, in_keys=[CHOSEN_ACTION_VALUE, STATE], out_keys=["chosen_action_value"])
     if memory is None:
         loss = QMixerLoss(actor, mixer.to(env.device), action_space="categorical")
@@ -229,6 +229,16 @@ def make_qmix(
 
     explorer = TensorDictSequential(actor, greedy)
     return OnlineLearner(_named("QMIX", memory), loss, actor, explorer, optimizer, set_exploration)
+
+
+def _checked_moments(moments: Moments, size: int) -> Moments:
+    mean, deviation = moments
+    if len(mean) != size or len(deviation) != size or min(deviation, default=0.0) <= 0:
+        raise ValueError(
+            f"state_norm needs means and positive deviations of the state's {size} components; take "
+            "input_statistics().state of a dataset of this task."
+        )
+    return tuple(mean), tuple(deviation)
 
 
 def _named(method: str, memory: str | None) -> str:
