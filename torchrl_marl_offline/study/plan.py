@@ -242,7 +242,7 @@ def _sizes(study: Study) -> Callable[[Run], str]:
         if sampling_of(run.settings) or run.settings["normalize_inputs"] != "off":
             return run.dataset
         if run.dataset not in known:
-            known[run.dataset] = json.dumps(sources[run.dataset].facts()[0].to_dict() | {"task": None})
+            known[run.dataset] = json.dumps(sources[run.dataset].facts()[0].to_dict())
         return known[run.dataset]
 
     return sizes

@@ -81,8 +81,10 @@ def joined_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
     datasets = {job.source.name: dataset} | {each.name: each.load(job.data) for each in job.others}
     envs = {}
     for name, each in datasets.items():
-        if each.spec.to_dict() | {"task": None} != dataset.spec.to_dict() | {"task": None}:
-            raise StudyError(f"{name} is of other sizes than {job.source.name}; leave join_datasets out.")
+        if each.spec != dataset.spec:
+            raise StudyError(
+                f"{name} is of another task or other sizes than {job.source.name}; leave join_datasets out."
+            )
         envs[name] = make_simulator(each, num_envs=min(job.evaluation.episodes, job.evaluation.num_envs))
         if envs[name] is None:
             raise StudyError(f"{name} has no simulator to evaluate its runs in; leave join_datasets out.")

@@ -43,7 +43,7 @@ def run_suite(
 ) -> StudyOutcome:
     """Train the systems on the datasets of a suite that was made; call it again to go on.
 
-    The seeds of a system on all datasets of the same sizes are one population, each run on its own data.
+    The seeds of a system on all datasets of one task and the same sizes are one population, each run on its own data.
 
     It is a study (``FOLDER/RUNS.toml``, results in ``FOLDER/RUNS``) of all systems on all datasets with discrete
     actions that are there, of which ``algorithms`` and ``only`` say the part that is trained now. Every run is
