@@ -248,8 +248,8 @@ def test_what_stitches_is_told_by_payoffs(script, monkeypatch):
     stitching = script("stitching")
     monkeypatch.setattr(stitching, "PAYOFFS", ("additive",))
     monkeypatch.setattr(stitching, "COVERAGES", ("full", "two_teams"))
-    (_, _, game, _), _ = stitching.games()
-    monkeypatch.setattr(stitching, "joint_values", lambda loss, seen: game.payoffs.flatten(1))
+    (_, _, game, _), _ = stitching.games(2)
+    monkeypatch.setattr(stitching, "joint_values", lambda loss, seen, agents: game.payoffs.flatten(1))
     found = stitching.train("vdn", "AWR, local", steps=2, seeds=2, compiled="off")["found"]
     assert list(found) == ["additive/full", "additive/two_teams"]
     for name, members in found.items():

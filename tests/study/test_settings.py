@@ -131,7 +131,10 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"mix": "on.spraed.lr = 3"}, r"\[methods.mix.on\] has an unknown key 'spraed'; did you mean 'spread'\?"),
         ({"mix": "on.spread.lrr = 3"}, r"\[methods.mix.on.spread\] has an unknown key 'lrr'; did you mean 'lr'\?"),
         ({"mix": "on = 3"}, r"methods.mix.on must be a table, \[methods.mix.on\], got 3\."),
-        ({"mix": "on.spread.alpha = 3"}, r"sets 'alpha', but only extraction = 'brac' reads it; leave it out"),
+        (
+            {"mix": "on.spread.alpha = 3"},
+            r"sets 'alpha', but only extraction = 'brac' or 'weighted_brac' reads it; leave it out",
+        ),
         ({"more": '[evaluation]\nmodes = ["best"]'}, r"modes must be one of mode, sample, got 'best'\."),
         ({"spread": ""}, r"\[datasets.spread\] needs either a source to load or a task to record\."),
         ({"spread": "source = 'x'\nepisodes = 3"}, "episodes belongs to data that is recorded"),

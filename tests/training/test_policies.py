@@ -230,7 +230,7 @@ def help_of_all_commands(capsys) -> dict[str, str]:
 def test_no_help_shows_the_marks_of_documentation(capsys):
     texts = help_of_all_commands(capsys)
     assert (
-        len(texts) == 22 + len(ALGORITHMS)
+        len(texts) == 23 + len(ALGORITHMS)
         and "The policy is a file of save_policy, a run's folder" in texts["evaluate "]
     )
     for name, text in texts.items():

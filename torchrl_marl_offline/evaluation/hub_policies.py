@@ -44,9 +44,11 @@ OF_RUNS = frozenset(
         *("actor_every", "anneal", "batch_size", "bounds", "capacity", "checkpoint_every", "clip_grad_norm", "cloning"),
         *("compile", "dataset", "episodes", "eval_episodes", "eval_every", "exploration", "figures", "from_"),
         *(
+            "critic_first",
             "grid",
             "logger",
             "lr",
+            "lr_schedule",
             "normalize_inputs",
             "num_envs",
             "offline_fraction",
