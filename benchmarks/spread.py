@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
-from torchrl_marl_offline import AWR, IQL, evaluate, make_env
+from torchrl_marl_offline import AWR, IQL, WeightedBRAC, evaluate, make_env
 from torchrl_marl_offline.recording import record_mixed_skill
 
 METHODS = {
@@ -25,6 +25,7 @@ METHODS = {
     "frozen mixer": ("frozen mixer", "joint"),
     "mixer without SVN": ("mixer without SVN", "joint"),
     "mixer, local advantage": ("mixer", "local"),
+    "mixer, weighted BRAC": ("mixer", "joint"),
 }
 
 
@@ -35,7 +36,12 @@ def spread(
     torch.manual_seed(seed)
     data = record_mixed_skill("mpe/simple_spread", folder, seed=seed)
     network, advantage = METHODS[method]
-    rules = {"value_learning": IQL(expectile), "extraction": AWR(temperature, advantage=advantage, weights="clipped")}
+    extraction = (
+        WeightedBRAC(1.0, temperature=temperature)
+        if method == "mixer, weighted BRAC"
+        else AWR(temperature, advantage=advantage, weights="clipped")
+    )
+    rules = {"value_learning": IQL(expectile), "extraction": extraction}
     loss = make_loss(data.spec, network, gamma=gamma, hidden=(64, 64), **rules)
     env = make_env("mpe/simple_spread", num_envs=1000)
 

@@ -34,6 +34,7 @@ import torch
 from arguments import as_count, as_few, script_parser
 from common import machine, run_jobs
 from measuring import markdown
+from stitchable import pay
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -66,6 +67,7 @@ EXTRACTIONS: dict[str, dict[str, Any]] = {
     "AWR, local": {"extraction": "awr", "advantage": "local"},
     "AWR, local, temperature 10": {"extraction": "awr", "advantage": "local", "temperature": 10.0},
     "BRAC": {"extraction": "brac", "alpha": 0.1},
+    "weighted BRAC": {"extraction": "weighted_brac", "alpha": 1.0},
 }
 COPIES = 4
 """Of each recorded joint action of a context."""
@@ -143,14 +145,13 @@ def measured(learner: PopulationLearner, member: str, game: Stitch, there: Tenso
     cell = (action * torch.tensor([ACTIONS**i for i in reversed(range(agents))])).sum(-1, keepdim=True)
     missing = ~there
     error = (values - payoffs).abs()[missing].mean().item() if missing.any() else None
-    greedy = values.argmax(1, keepdim=True)
-    return {"error": error, "score": score(payoffs, there, cell), "greedy": score(payoffs, there, greedy)}
+    played, preferred = (payoffs.gather(1, each).squeeze(1) for each in (cell, values.argmax(1, keepdim=True)))
+    return {"error": error, "score": score(payoffs, there, played), "greedy": score(payoffs, there, preferred)}
 
 
-def score(payoffs: Tensor, there: Tensor, cells: Tensor) -> float:
-    """Return the score of a joint action ``[C, 1]`` in every context, the mean over them."""
+def score(payoffs: Tensor, there: Tensor, paid: Tensor) -> float:
+    """Return the score of joint actions that pay so much ``[C]`` in every context, the mean over them."""
     best, known = payoffs.amax(1), payoffs.masked_fill(~there, -torch.inf).amax(1)
-    paid = payoffs.gather(1, cells).squeeze(1)
     gap = torch.where(best > known, best - known, torch.ones(()))
     return torch.where(best > known, (paid - known) / gap, paid / best).mean().item()
 
@@ -160,14 +161,13 @@ def told_by_data(game: Stitch, there: Tensor) -> Row:
     payoffs, agents = game.payoffs.flatten(1).double(), game.task_spec.n_agents
     joint = as_joint_action(torch.arange(payoffs.shape[1]), agents=agents, actions=ACTIONS)
     indicators = torch.nn.functional.one_hot(joint, ACTIONS).flatten(1).double()  # [K^n, n K]
-    shares, among, preferred = [], [], []
+    shares, among = [], []
     for own, row in zip(payoffs, there):
-        inverse = torch.linalg.pinv(indicators[row])
-        known = (indicators - indicators @ inverse @ indicators[row]).abs().amax(1) < 1e-9
+        projected = indicators @ torch.linalg.pinv(indicators[row]) @ indicators[row]
+        known = (indicators - projected).abs().amax(1) < 1e-9
         shares.append(known[~row].double().mean().nan_to_num(1.0))
         among.append(known[own.argmax()].double())
-        preferred.append((indicators @ inverse @ own[row]).argmax())
-    found = score(payoffs, there, torch.stack(preferred).unsqueeze(1))
+    found = score(payoffs, there, pay(game, there)[1])
     return {"share": torch.stack(shares).mean().item(), "predicted": torch.stack(among).mean().item(), "fitted": found}
 
 
