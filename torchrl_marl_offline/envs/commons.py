@@ -17,8 +17,8 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE, TaskSpe
 from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, UNIT, Range
 from torchrl_marl_offline.envs.base import STEP_COUNT, Game, Outcome, TeamEnv, View, game_of
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, board, discs, on_board
-from torchrl_marl_offline.envs.grid_navigation import MOVES, legal_moves, moved
-from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
+from torchrl_marl_offline.envs.grid_navigation import MOVES, comes_later, legal_moves, moved
+from torchrl_marl_offline.envs.scripted import Chance, steps_taken
 
 CommonsKind = Literal["greedy", "restrained", "random"]
 
@@ -194,13 +194,9 @@ class CommonsController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask, state, step = (tensordict.get(key) for key in (ACTION_MASK, STATE, STEP_COUNT))
-        if step is None:
-            raise KeyError(
-                "CommonsController needs 'step_count' to see the end coming; make the environment with make_env."
-            )
-        generator = self._chance(mask.device)
-        random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
+        mask, state = tensordict.get(ACTION_MASK), tensordict.get(STATE)
+        step = steps_taken(tensordict, type(self).__name__, "the end coming")
+        random = self._chance.legal(mask)
         agents, apples = state[..., :-_CELLS].unflatten(-1, (-1, 2)).long() - 1, state[..., -_CELLS:] > 0.5
         action = self._to_nearest(agents, mask, apples, apples)
         if self.is_restrained.any():
@@ -208,10 +204,8 @@ class CommonsController(TensorDictModuleBase):
             taken = apples & ((around >= self.leave) | (step >= self.rush_from))
             action = torch.where(self.is_restrained, self._to_nearest(agents, mask, apples, taken), action)
         aim = agents + torch.tensor(MOVES, device=agents.device)[action]
-        same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
-        yields = same.tril(-1).any(-1) & (action != 0)
-        explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
-        return tensordict.set(ACTION, torch.where(yields | explore | self.is_random, random, action))
+        action = torch.where((comes_later(aim) & (action != 0)) | self.is_random, random, action)
+        return tensordict.set(ACTION, self._chance.explored(action, random, self.epsilon))
 
     def _to_nearest(self, agents: Tensor, mask: Tensor, apples: Tensor, taken: Tensor) -> Tensor:
         """Return the moves that lead nearest to apples that are taken, bool ``[*B, 49]``, around all others."""

@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT, game_of
 from torchrl_marl_offline.envs.cue_games import CueGame
-from torchrl_marl_offline.envs.scripted import Chance
+from torchrl_marl_offline.envs.scripted import Chance, steps_taken
 
 CueKind = Literal["optimal", "memoryless", "random"]
 
@@ -85,11 +85,7 @@ class CueController(TensorDictModuleBase):
             KeyError: there is no ``"step_count"``.
             RuntimeError: a row is in the middle of an episode of which the steps before were not seen.
         """
-        observation, step = tensordict.get(OBSERVATION), tensordict.get(STEP_COUNT, None)
-        if step is None:
-            raise KeyError(
-                "CueController needs 'step_count' to see where episodes begin; make the environment with make_env."
-            )
+        observation, step = tensordict.get(OBSERVATION), steps_taken(tensordict, type(self).__name__)
         shape, device = observation.shape[:-1], observation.device
         generator = self._chance(device)
         random = torch.randint(self.actions, shape, device=device, generator=generator)
@@ -98,8 +94,7 @@ class CueController(TensorDictModuleBase):
         act = self._tell if self.words else self._recall
         action = act(observation, step, self._remembered(step.squeeze(-1), shape))
         if self.epsilon:
-            explore = torch.rand(shape, device=device, generator=generator) < self.epsilon
-            action = torch.where(explore, random, action)
+            action = self._chance.explored(action, random, self.epsilon)
         return tensordict.set(ACTION, action)
 
     def _remembered(self, step: Tensor, shape: torch.Size) -> Tensor:

@@ -13,7 +13,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.foraging import LOAD
-from torchrl_marl_offline.envs.grid_navigation import MOVES
+from torchrl_marl_offline.envs.grid_navigation import MOVES, alike, comes_later
 from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
 
 ForagingKind = Literal["team", "greedy", "random"]
@@ -69,8 +69,7 @@ class ForagingController(TensorDictModuleBase):
         action, aim = self._walk(food, agents, mask, drawn)
         action = torch.where(_has_to_yield(aim, action), random, action)
         if self.epsilon:
-            explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
-            action = torch.where(explore, random, action)
+            action = self._chance.explored(action, random, self.epsilon)
         return tensordict.set(ACTION, action)
 
     def _walk(self, food: Tensor, agents: Tensor, mask: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +109,5 @@ def _taken(cells: Tensor, agents: Tensor) -> Tensor:
 
 def _has_to_yield(aim: Tensor, action: Tensor) -> Tensor:
     """Return who aims, ``[*B, n, 2]``, at the cell of an agent that keeps it, or at which one before it aims."""
-    same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
     stays = (action == 0) | (action == LOAD)
-    return ((same & stays.unsqueeze(-2)).any(-1) | same.tril(-1).any(-1)) & ~stays
+    return ((alike(aim) & stays.unsqueeze(-2)).any(-1) | comes_later(aim)) & ~stays

@@ -15,8 +15,8 @@ from torchrl_marl_offline.core.layout import ACHIEVED, ACTION, ACTION_MASK, GOAL
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
 from torchrl_marl_offline.envs.goal_tasks import GridGoals, goal_task
-from torchrl_marl_offline.envs.grid_navigation import MOVES
-from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
+from torchrl_marl_offline.envs.grid_navigation import MOVES, comes_later
+from torchrl_marl_offline.envs.scripted import Chance, kept, steps_taken
 
 GoalKind = Literal["goal", "elsewhere", "random"]
 
@@ -78,19 +78,13 @@ class GoalController(TensorDictModuleBase):
         target = self._elsewhere(tensordict, generator) if self.kind == "elsewhere" else tensordict.get(GOAL)
         if self.side is None:
             return tensordict.set(ACTION, self._steer(tensordict.get(OBSERVATION)[..., :2], at, target, generator))
-        return tensordict.set(ACTION, self._walk(tensordict.get(ACTION_MASK), at, target, generator))
+        return tensordict.set(ACTION, self._walk(tensordict.get(ACTION_MASK), at, target))
 
     def _elsewhere(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        step, at = tensordict.get(STEP_COUNT, None), tensordict.get(ACHIEVED)
-        if step is None:
-            raise KeyError(
-                "GoalController needs 'step_count' to see where episodes begin; make the environment with make_env."
-            )
+        step, at = steps_taken(tensordict, type(self).__name__), tensordict.get(ACHIEVED)
         drawn = torch.rand(at.shape, device=at.device, generator=generator)
         drawn = 2 * drawn - 1 if self.side is None else (drawn * self.side).floor() + 1
-        if self._places is None or self._places.shape != drawn.shape or self._places.device != drawn.device:
-            self._places = drawn
-        self._places = torch.where(step.unsqueeze(-1) == 0, drawn, self._places)
+        self._places = kept(self._places, drawn, step.unsqueeze(-1) == 0)
         return self._places
 
     def _steer(self, velocity: Tensor, at: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -101,8 +95,8 @@ class GoalController(TensorDictModuleBase):
             action = action + self.noise * torch.empty_like(action).normal_(generator=generator)
         return action.clamp(-1, 1)
 
-    def _walk(self, mask: Tensor, at: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
-        random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
+    def _walk(self, mask: Tensor, at: Tensor, target: Tensor) -> Tensor:
+        random = self._chance.legal(mask)
         if self.kind == "random":
             return random
         away = target - at
@@ -110,7 +104,4 @@ class GoalController(TensorDictModuleBase):
         action = torch.where(away[..., 0].abs() >= away[..., 1].abs(), vertical, horizontal)
         action = torch.where((away == 0).all(-1), 0, action)
         aim = at + torch.tensor(MOVES, device=at.device)[action]
-        same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
-        action = torch.where(same.tril(-1).any(-1), random, action)
-        explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.noise
-        return torch.where(explore, random, action)
+        return self._chance.explored(torch.where(comes_later(aim), random, action), random, self.noise)

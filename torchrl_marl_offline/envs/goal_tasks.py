@@ -16,7 +16,7 @@ from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, FEW, POSITIVE, REAL, SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, arena, board, discs, on_board
-from torchrl_marl_offline.envs.grid_navigation import MOVES, SIDES, legal_moves, moved
+from torchrl_marl_offline.envs.grid_navigation import MOVES, SIDES, legal_moves, moved, own_first
 from torchrl_marl_offline.envs.mpe import SENSITIVITY
 from torchrl_marl_offline.envs.mpe_physics import contact_forces, integrate, others_index
 
@@ -133,8 +133,7 @@ class GridGoals(GoalTask):
         )
         self.goals = None if found is None else found.to(self.device)
         self._moves = torch.tensor(MOVES, device=self.device)
-        order = [[i, *(j for j in range(agents) if j != i)] for i in range(agents)]
-        self._order = torch.tensor(order, device=self.device).flatten()
+        self._order = torch.tensor(own_first(agents), device=self.device).flatten()
 
     def _check_cells(self, goals: Tensor) -> None:
         cells = goals.long()

@@ -41,8 +41,23 @@ def moved(agents: Tensor, steps: Tensor, side: int) -> Tensor:
     on_board = ((aim >= 0) & (aim < side)).all(-1, keepdim=True)
     aim = torch.where(on_board, aim, agents)
     itself = torch.eye(agents.shape[-2], dtype=torch.bool, device=agents.device)
-    same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1) & ~itself  # [B, n, n]
+    same = alike(aim) & ~itself  # [B, n, n]
     return torch.where(same.any(-1, keepdim=True), agents, aim)
+
+
+def alike(cells: Tensor) -> Tensor:
+    """Return which agents have or aim at the same cell, ``[*B, n, 2]`` -> bool ``[*B, n, n]``."""
+    return (cells.unsqueeze(-2) == cells.unsqueeze(-3)).all(-1)
+
+
+def comes_later(aim: Tensor) -> Tensor:
+    """Return which agents aim at the cell of one of a lower number, ``[*B, n, 2]`` -> bool ``[*B, n]``."""
+    return alike(aim).tril(-1).any(-1)
+
+
+def own_first(agents: int) -> list[list[int]]:
+    """Return the order in which each agent sees all: itself, then the others."""
+    return [[i, *(j for j in range(agents) if j != i)] for i in range(agents)]
 
 
 def within_reach(agents: Tensor, landmarks: Tensor) -> Tensor:
@@ -104,7 +119,7 @@ class GridNavigation(TeamEnv):
         )
         self._moves = torch.tensor(MOVES, device=self.device)
         self._matchings = torch.tensor(list(permutations(range(agents))), device=self.device)  # [n!, n]
-        order = [[i, *(j for j in range(agents) if j != i), *range(agents, 2 * agents)] for i in range(agents)]
+        order = [[*seen, *range(agents, 2 * agents)] for seen in own_first(agents)]
         self._order = torch.tensor(order, device=self.device).flatten()
         rows = torch.arange(self.side, device=self.device)
         self._cells = torch.cartesian_prod(rows, rows)  # [side², 2]

@@ -16,7 +16,7 @@ from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import game_of
 from torchrl_marl_offline.envs.hanabi import Hanabi
 from torchrl_marl_offline.envs.hanabi_rules import CARDS, COLOURS, DECK, HINT_TOKENS, LIVES, RANKS
-from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
+from torchrl_marl_offline.envs.scripted import Chance
 
 _KNOWN = CARDS + COLOURS + RANKS  # numbers that say what has been told of one card
 
@@ -57,10 +57,7 @@ class HanabiController(TensorDictModuleBase):
         mask = tensordict.get(ACTION_MASK)
         action = self._wishes(tensordict.get(OBSERVATION)).masked_fill(~mask, -1.0).argmax(-1)
         if self.epsilon:
-            generator = self._chance(mask.device)
-            random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
-            explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
-            action = torch.where(explore, random, action)
+            action = self._chance.explored(action, self._chance.legal(mask), self.epsilon)
         return tensordict.set(ACTION, action)
 
     def _wishes(self, observation: Tensor) -> Tensor:

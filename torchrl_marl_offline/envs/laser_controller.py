@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT, game_of
 from torchrl_marl_offline.envs.laser_grid import LaserGrid
-from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
+from torchrl_marl_offline.envs.scripted import Chance, kept, steps_taken
 
 LaserKind = Literal["expert", "dropped", "random"]
 
@@ -78,30 +78,21 @@ class LaserController(TensorDictModuleBase):
             KeyError: the team is ``"dropped"``, and there is no ``"step_count"``.
         """
         mask = tensordict.get(ACTION_MASK)
-        generator = self._chance(mask.device)
-        random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
+        random = self._chance.legal(mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
         there = (tensordict.get(STATE).unsqueeze(-2) == self.path).all(-1)  # [*B, T]
         planned = self.plan[there.to(torch.uint8).argmax(-1)]  # [*B, n]
         follows = there.any(-1, keepdim=True)
         if self.kind == "dropped":
-            follows = follows & self._still_follows(tensordict.get(STEP_COUNT, None), generator)
+            follows = follows & self._still_follows(steps_taken(tensordict, type(self).__name__))
         action = torch.where(follows, planned, random)
         if self.epsilon:
-            explore = torch.rand(action.shape, device=mask.device, generator=generator) < self.epsilon
-            action = torch.where(explore, random, action)
+            action = self._chance.explored(action, random, self.epsilon)
         return tensordict.set(ACTION, action)
 
-    def _still_follows(self, step: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def _still_follows(self, step: Tensor) -> Tensor:
         """Return in which episodes the step of dropping has not come yet, bool ``[*B, 1]``."""
-        if step is None:
-            raise KeyError(
-                "LaserController needs 'step_count' to see where episodes begin; make the environment with make_env."
-            )
-        drawn = torch.randint(len(self.plan), step.shape, device=step.device, generator=generator)
-        before = self._drop
-        if before is None or before.shape != step.shape or before.device != step.device:
-            before = drawn
-        self._drop = torch.where(step == 0, drawn, before)
+        drawn = torch.randint(len(self.plan), step.shape, device=step.device, generator=self._chance(step.device))
+        self._drop = kept(self._drop, drawn, step == 0)
         return step < self._drop

@@ -19,7 +19,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, STATE
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FEW, NON_NEGATIVE, REAL, SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT
-from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH
+from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH, comes_later
 
 SKILL = (GROUP, "skill")
 SpreadKind = Literal["optimal", "greedy_nearest", "fixed_assignment", "wrong_landmark", "drift", "random"]
@@ -41,10 +41,38 @@ class Chance:
             self._generators[device] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[device]
 
+    def legal(self, mask: Tensor) -> Tensor:
+        """Draw a uniformly random legal action of each agent: mask ``[*B, A]`` -> ``[*B]``."""
+        return uniform_legal(torch.rand(mask.shape, device=mask.device, generator=self(mask.device)), mask)
+
+    def explored(self, action: Tensor, other: Tensor, epsilon: float | Tensor) -> Tensor:
+        """Return the other action with probability ``epsilon``, drawn for each agent: ``[*B, n]`` each."""
+        drawn = torch.rand(action.shape, device=action.device, generator=self(action.device))
+        return torch.where(drawn < epsilon, other, action)
+
 
 def uniform_legal(drawn: Tensor, mask: Tensor) -> Tensor:
     """Return a uniformly random legal action, where the largest of independent uniform numbers is, ``[*B, A]`` each."""
     return drawn.masked_fill(~mask, -1.0).argmax(-1)
+
+
+def steps_taken(tensordict: TensorDictBase, who: str, why: str = "where episodes begin") -> Tensor:
+    """Return ``"step_count"``, ``[*B, 1]``, which a scripted team needs.
+
+    Raises:
+        KeyError: there is none.
+    """
+    step = tensordict.get(STEP_COUNT, None)
+    if step is None:
+        raise KeyError(f"{who} needs 'step_count' to see {why}; make the environment with make_env.")
+    return step
+
+
+def kept(before: Tensor | None, anew: Tensor, begins: Tensor) -> Tensor:
+    """Return what was before, and what is new where something begins or nothing of its shape was there before."""
+    if before is None or before.shape != anew.shape or before.device != anew.device:
+        before = anew
+    return torch.where(begins, anew, before)
 
 
 def best_assignment(cost: Tensor) -> Tensor:
@@ -168,20 +196,16 @@ class GridController(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
         mask = tensordict.get(ACTION_MASK)
-        generator = self._chance(mask.device)
-        random = uniform_legal(torch.rand(mask.shape, device=mask.device, generator=generator), mask)
+        random = self._chance.legal(mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
         agents, landmarks = tensordict.get(STATE).long().unflatten(-1, (2, -1, 2)).unbind(-3)  # each [*B, n, 2]
         action = self._walk(agents, landmarks)
         if self.kind == "optimal":
             aim = agents + torch.tensor(MOVES, device=agents.device)[action]
-            same = (aim.unsqueeze(-2) == aim.unsqueeze(-3)).all(-1)  # [*B, n, n]
-            action = torch.where(same.tril(-1).any(-1), random, action)
+            action = torch.where(comes_later(aim), random, action)
         if self._explores:
-            epsilon = self._epsilons(action)
-            explore = torch.rand(action.shape, device=mask.device, generator=generator) < epsilon
-            action = torch.where(explore, random, action)
+            action = self._chance.explored(action, random, self._epsilons(action))
         return tensordict.set(ACTION, action)
 
     def _epsilons(self, action: Tensor) -> float | Tensor:
@@ -295,12 +319,9 @@ class MixedSkill(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")`` and ``("agents", "skill")``."""
-        if tensordict.get(STEP_COUNT, None) is None:
-            raise KeyError(
-                "MixedSkill needs 'step_count' to see where episodes begin; make the environment with make_env."
-            )
+        step = steps_taken(tensordict, type(self).__name__)
         actions = [policy(tensordict.copy()).get(ACTION) for policy in self.policies]
-        skill = self._draw(tensordict.get(STEP_COUNT), tensordict.get(OBSERVATION).shape[-2])
+        skill = self._draw(step, tensordict.get(OBSERVATION).shape[-2])
         action = actions[0]
         for i, other in enumerate(actions[1:], start=1):
             chosen = (skill == i).view(*skill.shape, *[1] * (action.dim() - skill.dim()))
@@ -313,9 +334,7 @@ class MixedSkill(TensorDictModuleBase):
         shape, device = (*step_count.shape[:-1], columns), step_count.device
         uniform = torch.rand(shape, device=device, generator=self._chance(device))
         drawn = torch.searchsorted(self.cumulative.to(device)[:-1].contiguous(), uniform, right=True)
-        if self._skill is None or self._skill.shape != drawn.shape or self._skill.device != device:
-            self._skill = drawn
-        self._skill = torch.where(step_count == 0, drawn, self._skill)
+        self._skill = kept(self._skill, drawn, step_count == 0)
         return self._skill.expand(*step_count.shape[:-1], n_agents).contiguous()
 
 

@@ -14,7 +14,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import game_of
-from torchrl_marl_offline.envs.scripted import Chance
+from torchrl_marl_offline.envs.scripted import Chance, kept
 from torchrl_marl_offline.envs.warehouse import ACTIONS, FORWARD, LEFT, RIGHT, TOGGLE_LOAD, Warehouse
 
 _FAR = 10_000.0
@@ -78,9 +78,7 @@ class WarehouseController(TensorDictModuleBase):
         wanted = state[..., 3 * self.agents :].unflatten(-1, (-1, 2))
         wanted = wanted[..., 1] * self.columns + wanted[..., 0]  # [*B, requests]
         cell, carries = row * self.columns + column, seen[..., 2] > 0.5
-        if self._home is None or self._home.shape != cell.shape or self._home.device != cell.device:
-            self._home = cell
-        self._home = torch.where(carries, self._home, cell)
+        self._home = kept(self._home, cell, ~carries)
         request = wanted[..., torch.arange(self.agents, device=cell.device) % self.requests]
         is_wanted = carries & (wanted.unsqueeze(-2) == cell.unsqueeze(-1)).any(-1)
         goal = self.goals[self.along_ways[self.goals].T[cell].argmin(-1)]
@@ -89,8 +87,7 @@ class WarehouseController(TensorDictModuleBase):
         action = torch.where((cell == target) & ~is_wanted, TOGGLE_LOAD, action)
         generator = self._chance(cell.device)
         random = torch.randint(len(ACTIONS), action.shape, device=cell.device, generator=generator)
-        explore = torch.rand(action.shape, device=cell.device, generator=generator) < self.epsilon
-        return tensordict.set(ACTION, torch.where(explore, random, action))
+        return tensordict.set(ACTION, self._chance.explored(action, random, self.epsilon))
 
     def _towards(self, cell: Tensor, direction: Tensor, target: Tensor, carries: Tensor) -> Tensor:
         """Return the action of each robot that leads to its target, ``[*B, n]``."""
