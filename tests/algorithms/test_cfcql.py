@@ -16,6 +16,7 @@ from torchrl_marl_offline.core.layout import AGENT_MASK, next_key
 from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.modules import make_behaviour_policy
 from torchrl_marl_offline.objectives import CFCQL, TD, ClonedBehaviour, PolicyGradient
+from torchrl_marl_offline.objectives.batch import Following
 
 TEAMS = ["centralized", "vdn", "mixer"]
 
@@ -141,7 +142,7 @@ def test_targets_with_one_agents_action_replaced(decomposition: str, discrete: b
         weight = (alive if dying else torch.ones(6, 3)).float()
         weight = weight / weight.sum(-1, keepdim=True)
         expected = (torch.stack(each, 1) * weight.unsqueeze(-1)).sum(1).amin(-1)
-        found = rule.next_value(type(rows).__subclasses__()[0](rows.networks, following))
+        found = rule.next_value(Following(rows.networks, following))
         assert_close(found.reshape(6), expected)
 
 
@@ -166,7 +167,7 @@ def test_targets_weigh_how_many_agents_are_replaced_by_how_certain_they_are(disc
     expected = ((certain * values).sum(1) / certain.sum(1)).amin(-1)
     rows = loss.batch(batch)
     with given_noise([places]):
-        found = loss.value_learning.next_value(type(rows).__subclasses__()[0](rows.networks, following))
+        found = loss.value_learning.next_value(Following(rows.networks, following))
     assert_close(found.reshape(5), expected)
 
 

@@ -112,9 +112,8 @@ class HindsightGoals(Transform):
         _check_ends(rows, goal)
         self._goal = goal.to(device)
         lengths = torch.unique_consecutive(_plain(rows.get(TRAJ_IDS)), return_counts=True)[1]
-        self._last = (
-            (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
-        )  # [T], the last row of a row's episode
+        # [T], the last row of a row's episode
+        self._last = (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
         self.generator = torch.Generator(device)
         if seed is None:
             self.generator.seed()
@@ -211,9 +210,8 @@ class RelabelledBuffer(TensorDictReplayBuffer):
         """Draw and relabel a sample."""
         found = super().sample(*args, return_info=return_info, **options)
         sampled = found[0] if return_info else found
-        self.hindsight.generator = (
-            self._rng
-        )  # one state for both draws, which checkpoints have; loading makes a new one
+        # one state for both draws, which checkpoints have; loading makes a new one
+        self.hindsight.generator = self._rng
         self.hindsight(sampled)
         return found
 

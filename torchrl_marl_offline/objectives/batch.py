@@ -254,18 +254,17 @@ class Batch:
         joint = torch.where(own, actions.unsqueeze(-3), recorded.unsqueeze(-3).unsqueeze(-3))  # [*B, K, n, n, a]
         return self._valued(joint, 2, mixed=True, target=target, detach=detach).squeeze(-2)  # [*B, K, n, 1, H]
 
-    def joint_candidates(self, actions: Tensor, *, target: bool = False, detach: bool = False) -> Tensor:
+    def joint_candidates(self, actions: Tensor, *, target: bool = False) -> Tensor:
         """Evaluate the critic and the mixer at ``K`` joint actions.
 
         Args:
-            actions: ``[*B, K, n, a]``; one-hot for a discrete task.
+            actions: ``[*B, K, n, a]``; of a discrete task one-hot, or indices ``[*B, K, n]``.
             target: use the target networks.
-            detach: keep the gradient from the critic's parameters (not from the actions).
 
         Returns:
             ``[*B, K, k, H]``.
         """
-        return self._valued(actions, 1, mixed=True, target=target, detach=detach)
+        return self._valued(actions, 1, mixed=True, target=target, detach=False)
 
     def _valued(self, actions: Tensor, samples: int, *, mixed: bool, target: bool, detach: bool) -> Tensor:
         """Evaluate the critic, alone or with its mixer, at samples in so many dimensions behind the batch's.

@@ -20,6 +20,7 @@ from torchrl_marl_offline.objectives.action_distributions import in_halves, is_d
 from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.candidates import best_candidate, every_action
+from torchrl_marl_offline.objectives.cloned_behaviour import has_logits
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.functional import soft_clipped
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
@@ -91,7 +92,7 @@ class BatchConstraint:
     @torch.no_grad()
     def allowed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return candidates ``[*B, K, n, a]``, and of discrete tasks which of them count, ``[*B, K, n]``."""
-        if BEHAVIOUR_LOGITS not in map(unravel_key, batch.behaviour_model.out_keys):
+        if not has_logits(batch):
             _check_generative(batch, type(self).__name__)
             return generated_actions(batch, self.samples, detach=True), None
         logits = batch.behaviour(detach=True)[BEHAVIOUR_LOGITS]

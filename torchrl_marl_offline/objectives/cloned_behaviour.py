@@ -43,10 +43,9 @@ def behaviour_log_prob(batch: Batch, action: Tensor, *, rule: str, detach: bool 
         detach: keep the gradient from the model's parameters.
     """
     found = batch.behaviour(detach=detach)
-    keys = set(map(unravel_key, batch.behaviour_model.out_keys))
-    if BEHAVIOUR_LOGITS in keys:
-        return found[BEHAVIOUR_LOGITS].log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-    if {BEHAVIOUR_LOC, BEHAVIOUR_SCALE} <= keys:
+    if has_logits(batch):
+        return log_prob_by(found[BEHAVIOUR_LOGITS], action)
+    if {BEHAVIOUR_LOC, BEHAVIOUR_SCALE} <= set(map(unravel_key, batch.behaviour_model.out_keys)):
         density = Normal(found[BEHAVIOUR_LOC], found[BEHAVIOUR_SCALE], validate_args=False)
         return density.log_prob(action).sum(-1)
     raise ValueError(
@@ -55,11 +54,38 @@ def behaviour_log_prob(batch: Batch, action: Tensor, *, rule: str, detach: bool 
     )
 
 
-def behaviour_log_probs(batch: Batch, *, rule: str) -> Tensor:
-    """Return the log-probabilities of all discrete actions by the model of the data, ``[*B, n, A]``, detached."""
-    if BEHAVIOUR_LOGITS not in map(unravel_key, batch.behaviour_model.out_keys):
+def has_logits(batch: Batch) -> bool:
+    """Say whether the model of the data is one of discrete actions, with logits."""
+    return BEHAVIOUR_LOGITS in map(unravel_key, batch.behaviour_model.out_keys)
+
+
+def behaviour_logits(
+    batch: Batch,
+    *,
+    rule: str,
+    model: str = "make_behaviour_policy",
+    learning: str = "ClonedBehaviour",
+    detach: bool = False,
+    **given: Tensor,
+) -> Tensor:
+    """Return the logits of all discrete actions by the model of the data, ``[*B, n, A]``.
+
+    Args:
+        batch: the rows.
+        rule: who asks, for the error.
+        model: what builds such a model, for the error.
+        learning: what fits it, for the error.
+        detach: keep the gradient from the model's parameters.
+        **given: see :meth:`Batch.behaviour`.
+    """
+    if not has_logits(batch):
         raise ValueError(
-            f"{rule} needs a model of discrete actions; pass behaviour=make_behaviour_policy(spec) and "
-            "behaviour_learning=ClonedBehaviour()."
+            f"{rule} needs a model of discrete actions; pass behaviour={model}(spec) and "
+            f"behaviour_learning={learning}()."
         )
-    return batch.behaviour(detach=True)[BEHAVIOUR_LOGITS].log_softmax(-1)
+    return batch.behaviour(detach=detach, **given)[BEHAVIOUR_LOGITS]
+
+
+def log_prob_by(logits: Tensor, action: Tensor) -> Tensor:
+    """Return the log-probabilities of actions, indices ``[*B, n]``, by logits ``[*B, n, A]``."""
+    return logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)

@@ -12,7 +12,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
 from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
 from torchrl_marl_offline.objectives.batch import Batch
-from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_log_prob, behaviour_log_probs
+from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_log_prob, behaviour_logits
 from torchrl_marl_offline.objectives.conservative import CQL
 
 
@@ -83,7 +83,7 @@ def _deviation(batch: Batch) -> Tensor:
     policy = batch.policy
     if is_discrete(policy):
         chances = policy.probs
-        there = behaviour_log_probs(batch, rule="CFCQL")  # [*B, n, A]
+        there = behaviour_logits(batch, rule="CFCQL", detach=True).log_softmax(-1)  # [*B, n, A]
         own = chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
         return torch.where(chances > 0, chances * (own - there), torch.zeros_like(chances)).sum(-1)
     mode = mode_of(policy)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, unravel_key
+from tensordict import NestedKey
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
@@ -14,11 +14,11 @@ from torchrl_marl_offline.core.layout import joined
 from torchrl_marl_offline.core.noise import normal_like, uniform_like
 from torchrl_marl_offline.core.ranges import INCREASING, POSITIVE, RATE
 from torchrl_marl_offline.modules.diffusion import DIFFUSION_TIME, NOISE, NOISY_ACTION, NoisePredictor
-from torchrl_marl_offline.modules.sequential import BEHAVIOUR_LOGITS
 from torchrl_marl_offline.objectives.action_distributions import is_discrete
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
+from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_logits, log_prob_by
 from torchrl_marl_offline.objectives.functional import mean_magnitude
 
 Times = tuple[float, float]
@@ -68,7 +68,7 @@ class SequentialCloning(BehaviourLearning):
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of each agent's action, ``[*B, n]``."""
         logits = _logits(batch, rule=type(self).__name__)
-        log_prob = logits.log_softmax(-1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+        log_prob = log_prob_by(logits, batch.action)
         return -log_prob, {"behaviour_log_prob": batch.mean(log_prob)}
 
 
@@ -187,12 +187,8 @@ def _predictor(batch: Batch, rule: str) -> NoisePredictor:
 
 def _logits(batch: Batch, *, rule: str, detach: bool = False, **given: Tensor) -> Tensor:
     """Return the logits ``[*B, n, A]`` of the data's actions, each given the previous agents'."""
-    if BEHAVIOUR_LOGITS not in map(unravel_key, batch.behaviour_model.out_keys):
-        raise ValueError(
-            f"{rule} needs a model of discrete actions; pass behaviour=make_sequential_policy(spec) and "
-            "behaviour_learning=SequentialCloning()."
-        )
-    return batch.behaviour(detach=detach, **given)[BEHAVIOUR_LOGITS]
+    words = {"model": "make_sequential_policy", "learning": "SequentialCloning"}
+    return behaviour_logits(batch, rule=rule, detach=detach, **words, **given)
 
 
 def _acting(batch: Batch, action: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def _shares(scores: numpy.ndarray, names: Sequence[str]) -> dict[str, float]:
     of_cells = float(((cells - cells.mean()) ** 2).sum()) * scores.shape[-1] / total
     if len(names) > 2:
         found["higher interactions"] = max(0.0, of_cells - sum(found.values()))
-    found["seeds"] = max(0.0, 1.0 - of_cells) if total else 0.0
+    found["seeds"] = max(0.0, 1.0 - of_cells)
     return found
 
 

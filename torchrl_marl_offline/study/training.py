@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
     from torchrl_marl_offline.data import OfflineDataset
+    from torchrl_marl_offline.evaluation import Evaluation
     from torchrl_marl_offline.objectives import OfflineMARLLoss
 
 HELD_OUT = "held-out episodes"
@@ -183,18 +184,20 @@ def build_loss(run: Run, dataset: OfflineDataset) -> OfflineMARLLoss:
 def _played(trainer: Trainer, env: EnvBase, **options: Any) -> dict[str, Any]:
     """Evaluate every member; a member that diverged may act by numbers that are none, and has no return then."""
     found = evaluate_population(trainer.learner.population, env, **options)
-    return {name: e if e.returns.isfinite().all() else {"return": math.nan} for name, e in found.items()}
+    return {name: _if_finite(each) for name, each in found.items()}
+
+
+def _if_finite(found: Evaluation) -> Evaluation | dict[str, float]:
+    return found if found.returns.isfinite().all() else {"return": math.nan}
 
 
 def _played_apart(trainer: Trainer, runs: Sequence[Run], envs: Mapping[str, EnvBase], **options: Any) -> dict[str, Any]:
     """Evaluate every member in the task of its own dataset; one that diverged has no return."""
     found = {}
     for run, (name, loss) in zip(runs, trainer.learner.member_losses(), strict=True):
-        if name in trainer.learner.left_out():
-            found[name] = {"return": math.nan}
-            continue
-        each = evaluate(loss.actor_network, envs[run.dataset], **options)
-        found[name] = each if each.returns.isfinite().all() else {"return": math.nan}
+        is_out = name in trainer.learner.left_out()
+        env = envs[run.dataset]
+        found[name] = {"return": math.nan} if is_out else _if_finite(evaluate(loss.actor_network, env, **options))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,26 +181,43 @@ def _laser_worlds() -> list[SuiteEntry]:
 # ------------------------------------------------------------------------------- more
 
 
-def _grid_roles(env: EnvBase, seed: int) -> dict[str, Policy]:
-    return {
-        f"the team whose agent {agent} walks well": OneStrongAgent(
-            GridController("optimal", seed=10 * seed + agent),
-            GridController("random", seed=10 * seed + 5 + agent),
-            agent=agent,
-        )
-        for agent in range(env.task_spec.n_agents)
-    }
+def _roles(
+    words: str, strong: Callable[[EnvBase, int], Policy], weak: Callable[[EnvBase, int], Policy]
+) -> Callable[[EnvBase, int], dict[str, Policy]]:
+    """Return what makes the teams of an entry: each agent in its turn acts well, the others do not.
+
+    Args:
+        words: of a team, with the agent's number in place of ``{}``.
+        strong: environment and seed -> the policy of the one.
+        weak: likewise, of the others.
+    """
+
+    def teams(env: EnvBase, seed: int) -> dict[str, Policy]:
+        return {
+            words.format(agent): OneStrongAgent(
+                strong(env, 10 * seed + agent), weak(env, 10 * seed + 5 + agent), agent=agent
+            )
+            for agent in range(env.task_spec.n_agents)
+        }
+
+    return teams
 
 
-def _foraging_roles(env: EnvBase, seed: int) -> dict[str, Policy]:
-    return {
-        f"the team whose agent {agent} goes where all should": OneStrongAgent(
-            ForagingController("team", seed=10 * seed + agent),
-            ForagingController("random", seed=10 * seed + 5 + agent),
-            agent=agent,
-        )
-        for agent in range(env.task_spec.n_agents)
-    }
+_grid_roles = _roles(
+    "the team whose agent {} walks well",
+    lambda _, seed: GridController("optimal", seed=seed),
+    lambda _, seed: GridController("random", seed=seed),
+)
+_foraging_roles = _roles(
+    "the team whose agent {} goes where all should",
+    lambda _, seed: ForagingController("team", seed=seed),
+    lambda _, seed: ForagingController("random", seed=seed),
+)
+_warehouse_roles = _roles(
+    "the team whose robot {} delivers",
+    lambda env, seed: WarehouseController(env, epsilon=0.05, seed=seed),
+    lambda env, seed: WarehouseController(env, epsilon=1.0, seed=seed),
+)
 
 
 def _vmas_mixture(env: EnvBase, _: int) -> dict[str, Policy]:
@@ -218,17 +236,6 @@ def _everything_collected(entry: SuiteEntry, _: Making) -> BestReturn:
 
 def _all_cards(entry: SuiteEntry, _: Making) -> BestReturn:
     return BestReturn(25.0, "bound", "all 25 cards are played; not every deck allows it")
-
-
-def _warehouse_roles(env: EnvBase, seed: int) -> dict[str, Policy]:
-    return {
-        f"the team whose robot {agent} delivers": OneStrongAgent(
-            WarehouseController(env, epsilon=0.05, seed=10 * seed + agent),
-            WarehouseController(env, epsilon=1.0, seed=10 * seed + 5 + agent),
-            agent=agent,
-        )
-        for agent in range(env.task_spec.n_agents)
-    }
 
 
 def _hanabi_teams(env: EnvBase, seed: int) -> dict[str, Policy]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, IS_INIT
 from torchrl_marl_offline.core.ranges import SIZE
-from torchrl_marl_offline.modules.networks import one_hot
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
 
@@ -77,20 +76,19 @@ class ComposedPolicy(TensorDictModuleBase):
         loss = self.loss
         old = self.offline(tensordict.copy()).get(ACTION)
         new = loss.actor_network(tensordict.copy()).get(ACTION)
-        rows = tensordict.copy().set(loss.tensor_keys.action, new)
-        batch = loss.batch(rows)
-        discrete = not new.is_floating_point()
-        size = batch.policy.probs.shape[-1] if discrete else 0
-        codes = (one_hot(old, size, torch.float32), one_hot(new, size, torch.float32)) if discrete else (old, new)
+        batch = loss.batch(tensordict.copy().set(loss.tensor_keys.action, new))
+        own = new.shape[tensordict.ndim + 1 :]  # of an agent's action: (a,), of a discrete one ()
+
+        def composed(taken: Tensor, *samples: int) -> Tensor:
+            first, second = (each.reshape(*tensordict.shape, *samples, -1, *own) for each in (old, new))
+            return torch.where(taken.reshape(*taken.shape, *(1 for _ in own)), first, second)
 
         def value(taken: Tensor) -> Tensor:
-            joint = torch.where(taken.unsqueeze(-1), codes[0].unsqueeze(-3), codes[1].unsqueeze(-3))
-            return batch.joint_candidates(joint, target=False).amin(-1).mean(-1)  # [*B, K]
+            return batch.joint_candidates(composed(taken, 1)).amin(-1).mean(-1)  # [*B, K]
 
         taken = best_composition(value, new.shape[: tensordict.ndim + 1], self.beam, device=new.device)
-        differs = old != new if discrete else (old != new).any(-1)
-        action = torch.where(taken if discrete else taken.unsqueeze(-1), old, new)
-        return tensordict.set(ACTION, action).set(FROM_OFFLINE, taken & differs)
+        differs = (old != new).flatten(tensordict.ndim + 1).any(-1) if own else old != new
+        return tensordict.set(ACTION, composed(taken)).set(FROM_OFFLINE, taken & differs)
 
 
 FROM_OFFLINE = ("agents", "from_offline")
