@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from memory_toys import make_sequences, memory_options
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from objective_toys import gradients as gradients_of
+from tensordict import TensorDict
 from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
@@ -17,6 +19,7 @@ from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.modules import make_behaviour_policy
 from torchrl_marl_offline.objectives import CFCQL, TD, ClonedBehaviour, PolicyGradient
 from torchrl_marl_offline.objectives.batch import Following
+from torchrl_marl_offline.objectives.targets import value_target
 
 TEAMS = ["centralized", "vdn", "mixer"]
 
@@ -190,6 +193,38 @@ def test_what_independent_agents_do_not_have_is_refused() -> None:
         make_loss(CONTINUOUS, algorithm="cfcql", decomposition="independent")
     with pytest.raises(ValueError, match="model"):
         loss_of(Case("centralized"), CFCQL(deviation_weight=1.0))(make_batch(CONTINUOUS, 3))
+
+
+def test_how_certain_one_head_is_nobody_knows() -> None:
+    for given in ({"algorithm": "spacql"}, {"algorithm": "cfcql", "replaced": "weighted"}):
+        with pytest.raises(ValueError, match="there is one; take num_heads=2"):
+            make_loss(CONTINUOUS, num_heads=1, hidden=(8,), **given)
+    with pytest.raises(ValueError, match="there is one; take num_heads=2"):
+        loss_of(Case("centralized"), TD(replaced="weighted"), heads=1)(make_batch(CONTINUOUS, 3))
+
+
+@pytest.mark.parametrize("memory", ["gru", "window:3"])
+@pytest.mark.parametrize("replaced", ["one", "weighted"])
+def test_targets_of_histories_are_those_of_each_slice_alone(memory: str, replaced: str) -> None:
+    torch.manual_seed(0)
+    options = {"decomposition": "vdn", "replaced": replaced, "hidden": (8,)} | memory_options(memory)
+    loss = make_loss(DISCRETE, algorithm="cfcql", **options)
+    SoftUpdate(loss, tau=0.5)
+    batch, places = make_sequences(DISCRETE, 2, 5, dtype=torch.float32), torch.rand(2, 5, 3)
+
+    def target(rows: TensorDict, drawn: torch.Tensor) -> torch.Tensor:
+        of_rows = loss.batch(rows)
+        given = {"how": loss.team_reward, "has_target": loss.value_learning.row_mask(of_rows)}
+        with given_noise([drawn] if replaced == "weighted" else []):
+            return value_target(of_rows, loss.value_learning, loss.value_estimator, **given)
+
+    both = target(batch, places)
+    for one in range(2):
+        assert_close(target(batch[one : one + 1], places[one : one + 1]), both[one : one + 1])
+    later = batch.clone()
+    later["next", "agents", "observation"][:, -1] += 1.0
+    assert_close(target(later, places)[:, :-1], both[:, :-1])
+    assert (target(later, places)[:, -1] != both[:, -1]).all()
 
 
 @pytest.mark.parametrize("algorithm", ["cfcql", "spacql"])

@@ -89,5 +89,7 @@ def test_what_cannot_be_composed_is_refused() -> None:
     loss = make_loss(DISCRETE, algorithm="cql", decomposition="vdn", memory="gru", hidden=(8,))
     with pytest.raises(ValueError, match="has memory, which ComposedPolicy does not carry"):
         ComposedPolicy(Case(discrete=True).actor(), loss)
+    with pytest.raises(TypeError, match="offline must be a TensorDictModule"):
+        ComposedPolicy(3, make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)))
     with pytest.raises(ValueError, match="beam"):
         ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)), beam=0)

@@ -16,6 +16,7 @@ from torchrl_marl_offline.modules.critics import TEAM
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.cloned_behaviour import ClonedBehaviour
 from torchrl_marl_offline.objectives.counterfactual import CFCQL
+from torchrl_marl_offline.objectives.value_learning import ONE_HEAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,11 @@ class MACFCQL(MACQL, name="cfcql"):
     deviation_weight: Annotated[float, NON_NEGATIVE] = 0.0
     replaced: Literal["all", "one", "weighted"] = "all"
     min_q_weight: Annotated[float, NON_NEGATIVE] = setting(1.0, member=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replaced == "weighted" and self.num_heads < 2:
+            raise ValueError(ONE_HEAD)
 
     def behaviour(self, spec: TaskSpec) -> TensorDictModuleBase | None:
         """Draw the cloned policies, where deviations count."""

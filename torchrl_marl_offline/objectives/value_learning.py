@@ -28,6 +28,10 @@ VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
 
 
 _EPSILON = 1e-3
+ONE_HEAD = (
+    "replaced='weighted' weighs values by how far the critic's heads are apart, and there is one; take num_heads=2."
+)
+"""What is said where a critic has a single head."""
 
 
 def no_team_value(rule: ValueLearning) -> str:
@@ -126,7 +130,8 @@ class TD(ValueLearning, name="td"):
             action counts only if it terminated, as in :class:`SARSA`.
 
     Raises:
-        ValueError: where agents are independent, for ``replaced`` other than ``"all"``.
+        ValueError: where agents are independent, for ``replaced`` other than ``"all"``; where the critic has one head,
+            for ``"weighted"``.
     """
 
     noise: Annotated[float, NON_NEGATIVE] = 0.0
@@ -185,6 +190,8 @@ class TD(ValueLearning, name="td"):
         first = order.unsqueeze(-2) < torch.arange(1, n + 1, device=action.device).unsqueeze(-1)  # [*B, m, n]
         joint = torch.where(first.unsqueeze(-1), action.unsqueeze(-3), recorded.unsqueeze(-3))
         values = following.joint_candidates(joint, target=True)  # [*B, m, 1, H]
+        if values.shape[-1] < 2:
+            raise ValueError(ONE_HEAD)
         spread = values.std(-1, keepdim=True)
         certain = (spread + _EPSILON * (1 + spread.mean(-3, keepdim=True))).reciprocal()
         return (certain * values).sum(-3) / certain.sum(-3)

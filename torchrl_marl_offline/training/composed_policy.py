@@ -37,6 +37,7 @@ class ComposedPolicy(TensorDictModuleBase):
 
     Raises:
         ValueError: the loss has no policy or no team value, or a policy has memory.
+        TypeError: ``offline`` is no module.
 
     Shape:
         Of the environment's ``[*B]`` to the joint action ``[*B, n, a]``, of a discrete task ``[*B, n]``; in
@@ -48,6 +49,10 @@ class ComposedPolicy(TensorDictModuleBase):
         self, offline: TensorDictModuleBase, loss: OfflineMARLLoss, *, beam: Annotated[int, SIZE] = 64
     ) -> None:
         super().__init__()
+        if not isinstance(offline, TensorDictModuleBase):
+            raise TypeError(
+                f"offline must be a TensorDictModule, such as load_policy(PATH).policy; got a {type(offline).__name__}."
+            )
         if getattr(loss, "actor_network", None) is None or loss.team.critic is None or not loss.is_team:
             raise ValueError(
                 "ComposedPolicy compares joint actions by the team's value: it needs a loss with an actor and a critic "
