@@ -341,6 +341,7 @@ def test_a_name_makes_no_folder_outside(tmp_path, name):
         ({"spread": "source = 5"}, r"source must be a string, got 5"),
         ({"study": "output = [1]"}, r"\[study\] output must be a path, got \[1\]"),
         ({"study": "steps = 5\nactor_every = 100"}, r"actor_every must be at most steps \(5\), got 100"),
+        ({"study": "steps = 5\ncritic_first = 5"}, r"critic_first must be below steps \(5\), got 5"),
     ],
 )
 def test_what_means_nothing_is_said_in_a_sentence(tmp_path, given, sentence):

@@ -63,7 +63,7 @@ class TrainSettings(OnlineSettings):
     """Rate of the target networks."""
     actor_every: Annotated[int, ranges.COUNT, ranges.AtMost("steps")] = 1
     """Updates between two of the actor and the targets."""
-    critic_first: Annotated[int, ranges.COUNT_OR_NONE, ranges.AtMost("steps"), ReadWith("from_", None)] = 0
+    critic_first: Annotated[int, ranges.COUNT_OR_NONE, ranges.AtMost("steps", strict=True), ReadWith("from_", None)] = 0
     """So many of the steps train all networks but the actor, the others the actor alone."""
     lr_schedule: Annotated[Literal["constant", "cosine"], ReadWith("from_", None)] = "constant"
     """The learning rate stays, or falls to 0 by a cosine over the steps that follow --critic-first."""

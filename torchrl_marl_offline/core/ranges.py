@@ -119,9 +119,11 @@ class AtMost:
 
     Attributes:
         other: its name; None there is no bound.
+        strict: whether it is below it.
     """
 
     other: str
+    strict: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,13 +221,14 @@ def check_all(
     others = values if others is None else others
     for parameter, (hint, _) in declared(subject).items():
         for bound in (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, AtMost)):
-            _check_at_most(bound.other, parameter, others, name)
+            _check_at_most(bound, parameter, others, name)
 
 
-def _check_at_most(other: str, parameter: str, values: Mapping[str, Any], name: Callable[[str], str]) -> None:
-    number, bound = _plain(values.get(parameter)), _plain(values.get(other))
-    if number is not None and bound is not None and number > bound:
-        raise ValueError(f"{name(parameter)} must be at most {name(other)} ({shown(bound)}), got {shown(number)}.")
+def _check_at_most(bound: AtMost, parameter: str, values: Mapping[str, Any], name: Callable[[str], str]) -> None:
+    number, most = _plain(values.get(parameter)), _plain(values.get(bound.other))
+    if number is not None and most is not None and (number > most or (bound.strict and number == most)):
+        words = "below" if bound.strict else "at most"
+        raise ValueError(f"{name(parameter)} must be {words} {name(bound.other)} ({shown(most)}), got {shown(number)}.")
 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:

@@ -86,7 +86,7 @@ class TrainingSettings:
     lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
     actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
-    critic_first: Annotated[int, COUNT_OR_NONE, AtMost("steps")] = 0
+    critic_first: Annotated[int, COUNT_OR_NONE, AtMost("steps", strict=True)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
