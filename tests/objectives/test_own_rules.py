@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from memory_toys import make_sequences, with_memory
 from objective_toys import CONTINUOUS, Case, make_batch
 
 from torchrl_marl_offline import (
@@ -281,3 +282,42 @@ def test_a_gaussian_policy_starts_where_its_mode_passes_a_gradient(low, high, al
         assert ((mode > low) & (mode < high)).any()
         loss.zero_grad()
         loss.reset_parameters_recursive()
+
+
+@pytest.mark.parametrize("learning", ["td", "sarsa", "iql"])
+@pytest.mark.parametrize("asked", ["live", "target", "state", "policy", "credit"])
+@pytest.mark.parametrize("memory", [False, True])
+def test_what_a_rule_first_asks_for_without_gradient_is_still_trained(learning: str, asked: str, memory: bool) -> None:
+    """A batch keeps what networks said; the terms that come after must find it with its graph."""
+    if asked in ("target", "state") and learning != "iql":
+        pytest.skip("They are asked together with state values, which there are with IQL alone.")
+
+    @dataclass(frozen=True)
+    class Looking(AWR):
+        def element_loss(self, batch):
+            with torch.no_grad():
+                getattr(batch, asked)
+            return super().element_loss(batch)
+
+    case = Case("mixer", learning, "awr")
+    case = with_memory(case) if memory else case
+    batch = make_sequences(case.spec, 2, 5, dtype=torch.float32) if memory else make_batch(case.spec, 6)
+    found = {}
+    for rule in (AWR(), Looking()):
+        loss = case.build(extraction=rule)
+        output = loss(batch)
+        sum(output[key] for key in output.keys() if key.startswith("loss")).backward()  # noqa: SIM118
+        found[type(rule).__name__] = {name: p.grad for name, p in loss.named_parameters()}
+    assert any(name.startswith("qvalue") for name in found["AWR"])
+    for name, grad in found["AWR"].items():
+        torch.testing.assert_close(found["Looking"][name], grad)
+
+
+def test_a_loss_without_gradient_builds_no_graph() -> None:
+    case = Case("mixer", "iql", "awr")
+    loss = case.build()
+    with torch.no_grad():
+        rows = loss.batch(make_batch(case.spec, 6))
+        assert not any(value.requires_grad for value in (rows.live.total, rows.state.total, rows.policy.mean))
+        assert not loss(make_batch(case.spec, 6))["loss_qvalue"].requires_grad
+    assert loss(make_batch(case.spec, 6))["loss_qvalue"].requires_grad

@@ -38,6 +38,22 @@ def test_it_is_the_ascent_of_brac_and_the_cloning_of_awr(decomposition: str, dis
     assert any(grad.abs().sum() > 0 for grad in gradients["both"])
 
 
+@pytest.mark.parametrize("learning", ["td", "sarsa", "iql"])
+@pytest.mark.parametrize("decomposition", ["mixer", "centralized", "independent"])
+def test_every_network_is_trained_beside_it(learning: str, decomposition: str) -> None:
+    case = Case(decomposition, learning, "brac")
+    batch, found = make_batch(case.spec, 9), {}
+    for name, rule in (("own", WeightedBRAC(sample=False)), ("brac", BRAC(sample=False))):
+        loss = case.build(extraction=rule)
+        output = loss(batch)
+        sum(output[key] for key in output.keys() if key.startswith("loss")).backward()  # noqa: SIM118
+        found[name] = {n: p.grad for n, p in loss.named_parameters() if not n.startswith("actor")}
+    assert found["own"]
+    for name, grad in found["own"].items():
+        assert_close(grad, found["brac"][name])
+        assert grad.abs().sum() > 0 or "bias" in name
+
+
 def test_as_an_extraction_of_the_recipe() -> None:
     case = Case(discrete=True)
     loss = make_loss(case.spec, extraction="weighted_brac", alpha=0.3, temperature=5.0, hidden=(8,))

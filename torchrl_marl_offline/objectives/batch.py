@@ -39,6 +39,8 @@ class Batch:
 
     def __init__(self, networks: TeamNetworks, tensordict: TensorDictBase) -> None:
         self.networks, self.tensordict = networks, tensordict
+        # what is kept serves all terms, also where a rule first asks for it within torch.no_grad()
+        self._is_differentiated = torch.is_grad_enabled()
         # functools.cached_property holds a lock, which torch.compile cannot trace
         self._live: Values | None = None
         self._target: Values | None = None
@@ -189,7 +191,8 @@ class Batch:
     def policy(self) -> Distribution:
         """The agents' action distribution."""
         if self._policy is None:
-            self._policy = self.networks.policy(self.tensordict)
+            with torch.set_grad_enabled(self._is_differentiated):
+                self._policy = self.networks.policy(self.tensordict)
         return self._policy
 
     @property
@@ -220,7 +223,7 @@ class Batch:
 
     def _graph_if_trained(self) -> torch.set_grad_enabled:
         """Build no graph for values that no term trains, as in a loss with an actor term alone."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and self.networks.loss.value_learning is not None)
+        return torch.set_grad_enabled(self._is_differentiated and self.networks.loss.value_learning is not None)
 
     def q(self, action: Tensor, *, target: bool = False, detach: bool = False) -> Values:
         """Evaluate the critic and the mixer at ``action``.
