@@ -2,15 +2,17 @@
 
     python benchmarks/offline_to_online.py --output runs/offline_to_online
 
-Every run trains Mix + SVN + IQL with one of the two extractions on recorded data (of mixed skill by scripted policies,
+Every run trains Mix + SVN + IQL with one of three extractions on recorded data (of mixed skill by scripted policies,
 a recording for each seed; for MA-MuJoCo the medium quality of one MATD3 recording), then goes on with the same networks
-on its own experience alone (a fresh buffer, as in the paper), the policy's distribution acting. Returns of evaluation
-episodes by the deterministic policy: 500, for MA-MuJoCo 16.
+on its own experience alone (a fresh buffer, as in the paper). What acts is the policy's distribution, or, "composed",
+the best joint action by the critic of what it and the policy that was offline draw. Returns of evaluation episodes by
+the deterministic policy: 500, for MA-MuJoCo 16.
 """
 
 from __future__ import annotations
 
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,29 @@ import torch
 from arguments import as_count, as_few, as_size, script_parser
 from common import draw_seeds, machine, make_loss, run_jobs, table
 
-from torchrl_marl_offline import AWR, BRAC, IQL, OfflineDataset, OnlineReplay, Trainer, evaluate, make_env, record
+from torchrl_marl_offline import (
+    AWR,
+    BRAC,
+    IQL,
+    OfflineDataset,
+    OnlineReplay,
+    Trainer,
+    WeightedBRAC,
+    evaluate,
+    make_env,
+    record,
+)
 from torchrl_marl_offline.core.figure_style import GREY, figure_style, legend_beside, make_figure, save_figure
 from torchrl_marl_offline.recording import record_mixed_skill
-from torchrl_marl_offline.training import CollectorSource, Learner
+from torchrl_marl_offline.training import CollectorSource, ComposedPolicy, Learner
 
-EXTRACTIONS = {"AWR": AWR(3.0, advantage="joint", weights="clipped"), "BRAC": BRAC(0.1)}
+EXTRACTIONS = {
+    "AWR": AWR(3.0, advantage="joint", weights="clipped"),
+    "BRAC": BRAC(0.1),
+    "WeightedBRAC": WeightedBRAC(1.0),
+}
+COMPOSED = ", composed"
+METHODS = [name + how for name in EXTRACTIONS for how in ("", COMPOSED)]
 GAMMA = {"mpe/simple_spread": 0.95, "vmas/balance": 0.97, "mamujoco/2halfcheetah": 0.98}
 EVAL_EPISODES = {"mamujoco/2halfcheetah": 16}
 RECORDED = {
@@ -52,7 +71,7 @@ def fine_tune(
     """Pretrain and fine-tune with one seed; returns both curves and what was measured at their ends."""
     torch.manual_seed(seed)
     data = load_data(task, folder, episodes=episodes, seed=seed)
-    rules = {"value_learning": IQL(0.7), "extraction": EXTRACTIONS[method]}
+    rules = {"value_learning": IQL(0.7), "extraction": EXTRACTIONS[method.removesuffix(COMPOSED)]}
     loss = make_loss(data.spec, "mixer", gamma=GAMMA[task], hidden=(64, 64), **rules)
     eval_episodes = EVAL_EPISODES.get(task, 500)
     eval_env = make_env(task, num_envs=eval_episodes)
@@ -76,8 +95,11 @@ def fine_tune(
     trainer.train()
     offline = curve["return"][-1]
     with tempfile.TemporaryDirectory() as journal:
+        acting = loss.actor_network
+        if method.endswith(COMPOSED):
+            acting = ComposedPolicy(deepcopy(acting).requires_grad_(False), loss)
         source = CollectorSource(
-            make_env(task, num_envs=num_envs), loss.actor_network, steps_per_round=25, exploration="sample", seed=seed
+            make_env(task, num_envs=num_envs), acting, steps_per_round=25, exploration="sample", seed=seed
         )
         replay = OnlineReplay(
             source,
@@ -116,12 +138,15 @@ def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
     figure = make_figure((5.0 * len(tasks), 4.0))
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axis, task in zip(axes, tasks):
-        for index, method in enumerate(EXTRACTIONS):
+        for index, method in enumerate(METHODS):
             members = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            if not members:
+                continue
             curves = [row["curve"]["return"] for row in members]
             draw_seeds(axis, members[0]["curve"]["step"], curves, index=index, label=method)
-        axis.axvline(members[0]["offline_steps"], color=GREY, linestyle="-.", label="online from here")
-        axis.axhline(sum(row["data"] for row in members) / len(members), color=GREY, linestyle=":", label="data")
+        own = [row for row in rows if row["task"] == task]
+        axis.axvline(own[0]["offline_steps"], color=GREY, linestyle="-.", label="online from here")
+        axis.axhline(sum(row["data"] for row in own) / len(own), color=GREY, linestyle=":", label="data")
         axis.set(title=task, xlabel="updates", ylabel="mean return of an episode")
     legend_beside(figure, axes[0])
     figure.suptitle("Offline, then online: mean and range over seeds", x=0.01, ha="left")
@@ -133,6 +158,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/offline_to_online"))
     parser.add_argument("--tasks", nargs="+", default=list(GAMMA), choices=list(GAMMA))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--workers", type=as_few, default=2)
     parser.add_argument("--offline-steps", type=as_count, default=2000)
@@ -148,7 +174,7 @@ def main() -> None:
         {"task": task, "method": method, "seed": seed} | settings
         for task in args.tasks
         for seed in range(args.seeds)
-        for method in EXTRACTIONS
+        for method in args.methods
     ]
     rows = run_jobs(fine_tune, jobs, workers=args.workers, results=args.output / "results.jsonl")
     rows.sort(key=lambda row: (args.tasks.index(row["task"]), row["method"]))

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, script_parser
+from arguments import as_amount, as_count, as_few, script_parser
 from common import machine, run_jobs
 from measuring import markdown
 from stitchable import pay
@@ -69,6 +69,7 @@ EXTRACTIONS: dict[str, dict[str, Any]] = {
     "BRAC": {"extraction": "brac", "alpha": 0.1},
     "weighted BRAC": {"extraction": "weighted_brac", "alpha": 1.0},
 }
+LR = 5e-3
 COPIES = 4
 """Of each recorded joint action of a context."""
 
@@ -106,7 +107,9 @@ def recorded(agents: int) -> tuple[OfflineDataset, dict[str, Tensor]]:
     return data, rows
 
 
-def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compiled: str, agents: int = 2) -> Row:
+def train(
+    decomposition: str, extraction: str, *, steps: int, seeds: int, compiled: str, agents: int = 2, lr: float = LR
+) -> Row:
     """Train one decomposition with one extraction on all data, and measure every member."""
     data, rows = recorded(agents)
     options = {"hidden": (32,), "value_learning": "td", "svn": False, "gamma": 0.99}
@@ -118,7 +121,7 @@ def train(decomposition: str, extraction: str, *, steps: int, seeds: int, compil
             losses[f"{name}/{seed}"] = make_loss(data.spec, **options)
             seeds_of.append(seed)
             rows_of.append(own)
-    learner = PopulationLearner(losses, lr=5e-3, tau=0.05, compile=compiled)
+    learner = PopulationLearner(losses, lr=lr, tau=0.05, compile=compiled)
     keys = learner.template.in_keys
     buffer = PopulationBuffer(data.data, batch_size=64, seeds=seeds_of, keys=keys, rows=rows_of)
     Trainer(learner, buffer, steps=steps, log_every=steps, on_impossible_values="ignore", progress=False).train()
@@ -205,16 +208,17 @@ def table(rows: Sequence[Row], measure: str) -> str:
                 row["extraction"],
                 row["steps"],
                 row.get("agents", 2),
+                f"{row.get('lr', LR):g}",
                 *cells,
                 told(_by_seed(row["found"], whole, measure)),
             ]
         )
-    return markdown(["critic", "extraction", "updates", "agents", *PAYOFFS, "all"], lines)
+    return markdown(["critic", "extraction", "updates", "agents", "learning rate", *PAYOFFS, "all"], lines)
 
 
 def predictions(rows: Sequence[Row], agents: int) -> str:
     """What the data alone tell of additive critics, beside what those that were trained prefer."""
-    trained = [r for r in rows if r["decomposition"] == "vdn" and r.get("agents", 2) == agents]
+    trained = [r for r in rows if r["decomposition"] == "vdn" and r.get("agents", 2) == agents and "lr" not in r]
     trained = {row["extraction"]: row["found"] for row in sorted(trained, key=lambda row: row["steps"])}
     lines = []
     for payoff, coverage, game, there in games(agents):
@@ -266,6 +270,7 @@ def main() -> None:
     parser.add_argument("--steps", type=as_count, default=2000)
     parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--agents", type=as_few, default=2)
+    parser.add_argument("--lr", type=as_amount, default=LR, help="at the default QPLEX diverges; 3e-4 keeps it")
     parser.add_argument("--compiled", choices=["off", "on", "auto"], default="off")
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--report", action="store_true", help="train nothing: report what is there")
@@ -273,6 +278,7 @@ def main() -> None:
     if not args.report:
         settings = {"steps": args.steps, "seeds": args.seeds, "compiled": args.compiled}
         settings |= {"agents": args.agents} if args.agents != 2 else {}
+        settings |= {"lr": args.lr} if args.lr != LR else {}
         jobs = [
             {"decomposition": critic, "extraction": extraction} | settings
             for critic in args.critics
