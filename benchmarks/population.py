@@ -7,8 +7,8 @@
 
 A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
 runs and populations are measured as they stand and compiled, on as many threads; and, with ``--processes``, as many
-single runs of one thread at the same time as there are cores. The share is of what a large matrix product reaches. A
-population that does not fit a GPU is left out, and named.
+single runs of one thread at the same time as there are cores, and populations that share the members. The share is of
+what a large matrix product reaches. A population that does not fit a GPU is left out, and named.
 
 With ``--at-once``, a population of 32, or of each ``--members``, goes through the computation in groups of at most so
 many members; the sizes of groups take turns, and nothing else is measured.
@@ -56,6 +56,15 @@ name, compile, seconds, ready, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 print(json.dumps(single_rate(name, compile, float(seconds), float(ready))))
 """
+SHARE = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from population import population_rate
+name, members, compile, seconds, ready = sys.argv[1:]
+torch.set_num_threads(1)
+print(json.dumps(population_rate(name, int(members), compile, float(seconds), float(ready))))
+"""
 
 
 def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0, **options: Any) -> dict[str, float]:
@@ -72,11 +81,15 @@ def single_rate(name: str, compile: str, seconds: float, begin_at: float = 0.0, 
     trainer = make_trainer(size, random_transitions(size.spec, TRANSITIONS), compile=compile, **options)
     for _ in range(5):
         update(trainer)
-    late = time.time() - begin_at
-    if begin_at and late > 0:
-        raise RuntimeError(f"the warm-up ended {late:.0f} s after the common start; raise --head-start")
-    time.sleep(max(0.0, -late if begin_at else 0.0))
+    _wait_until(begin_at)
     return {"rate": _rate(lambda: update(trainer), seconds)}
+
+
+def _wait_until(moment: float) -> None:
+    late = time.time() - moment
+    if moment and late > 0:
+        raise RuntimeError(f"the warm-up ended {late:.0f} s after the common start; raise --head-start")
+    time.sleep(max(0.0, -late if moment else 0.0))
 
 
 def population_trainer(
@@ -104,7 +117,9 @@ def population_trainer(
     return trainer
 
 
-def population_rate(name: str, members: int, compile: str, seconds: float, **options: Any) -> dict[str, Any]:
+def population_rate(
+    name: str, members: int, compile: str, seconds: float, begin_at: float = 0.0, **options: Any
+) -> dict[str, Any]:
     """Return the member updates a second of a population, and its first step's seconds.
 
     Args:
@@ -112,11 +127,13 @@ def population_rate(name: str, members: int, compile: str, seconds: float, **opt
         members: how many.
         compile: as in :class:`Trainer`.
         seconds: how long it is measured.
+        begin_at: as of :func:`single_rate`.
         **options: of :func:`population_trainer`.
     """
     trainer = population_trainer(name, members, compile, **options)
     first = first_seconds(lambda: update(trainer))
     update(trainer)
+    _wait_until(begin_at)
     return {"rate": members * _rate(lambda: update(trainer), seconds), "first_seconds": first}
 
 
@@ -161,16 +178,21 @@ def _rate(step: Any, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def processes(name: str, compile: str, seconds: float, count: int, head_start: float) -> float:
-    """Return the updates a second of ``count`` single runs at the same time, a process of one thread each."""
+def processes(
+    name: str, compile: str, seconds: float, count: int, head_start: float, *, members: int | None = None
+) -> float:
+    """Return the updates a second of ``count`` processes of one thread at the same time.
+
+    Each has a single run; with ``members`` a population of its share of them.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     begin = time.time() + head_start
+    work = (ALONE, name, compile, seconds, begin, 1)
+    if members is not None:
+        work = (SHARE, name, members // count, compile, seconds, begin)
     with ThreadPoolExecutor(count) as pool:
-        runs = [
-            pool.submit(fresh_process, ALONE, name, compile, seconds, begin, 1, OMP_NUM_THREADS="1")
-            for _ in range(count)
-        ]
+        runs = [pool.submit(fresh_process, *work, OMP_NUM_THREADS="1") for _ in range(count)]
         return sum(run.result()["rate"] for run in runs)
 
 
@@ -205,7 +227,7 @@ def main() -> None:
     parser.add_argument("--threads", type=as_threads, default=1)
     parser.add_argument("--device", type=as_device, default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
-    parser.add_argument("--processes", action="store_true", help="also single runs at the same time")
+    parser.add_argument("--processes", action="store_true", help="also a process for each core, all at once")
     parser.add_argument("--compiled", action="store_true", help="populations compiled, too (half a minute each)")
     parser.add_argument("--seconds", type=as_amount, default=10.0, help="of each measurement")
     parser.add_argument("--repeats", type=as_few, default=3)
@@ -244,6 +266,10 @@ def main() -> None:
                 except torch.OutOfMemoryError:
                     outcome = "not enough memory"
                 print(f"turn {turn}: {what}: {outcome}", flush=True)
+                if args.processes and members >= cores:
+                    together = processes(args.size, compile, args.seconds, cores, args.head_start, members=members)
+                    shares = f"{cores} populations of {members // cores} at once, {label}, 1 thread each"
+                    rows.append({"what": shares, "members": members, "rate": together})
                 torch.compiler.reset()
                 gc.collect()  # here, where the error no longer holds what did not fit
     grouped: dict[str, list[float]] = {}
