@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torchrl_marl_offline import collect, make_env
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, next_key
+from torchrl_marl_offline.envs import LaserWalker, MixedSkill
 from torchrl_marl_offline.modules.greedy_actors import make_greedy_actor
 from torchrl_marl_offline.training.run.saved_policies import save_policy
 
@@ -304,3 +305,16 @@ def test_a_population_is_trained_on_a_recording_and_plays(script, monkeypatch, t
     assert lines[2].startswith("| medium | cloning | gru | 2 | 2 |")
     assert lines[4] == "|  | scripted, nearest | none |  | 1 | 0.5 | 1.25 |  |"
     assert lines[5].startswith("| medium | QMIX, recorded here | gru |  | 1 | ")
+
+
+def test_tables_say_what_laser_data_allow(script):
+    pytest.importorskip("lle")
+    laser_data = script("laser_data")
+    env = make_env("lle/none-1", num_envs=20, seed=0, max_steps=25)
+    found = laser_data.measure(collect(env, LaserWalker(env), episodes=20, seed=0))
+    assert found == dict.fromkeys(["mode of cloning", "sampled cloning", "joint Q", "independent Q"], 3.0)
+    aims = (("all_out", 0), ("one_out", 0), ("one_out", 1))
+    walks = [LaserWalker(env, aim, agent=agent, epsilon=0.1, seed=agent) for aim, agent in aims]
+    mixed = MixedSkill(walks, probabilities=[0.1, 0.45, 0.45], seed=0)
+    found = laser_data.measure(collect(env, mixed, episodes=200, seed=0))
+    assert found["joint Q"] == 3 and found["mode of cloning"] < 3 and found["sampled cloning"] < 2

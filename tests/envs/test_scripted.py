@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import processes
 import pytest
 import torch
@@ -171,6 +173,22 @@ def test_one_strong_agent_among_weak_ones():
         OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=3)(td)
     with pytest.raises(ValueError, match="agent must be at least 0"):
         OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=-1)
+
+
+def test_a_team_parts_at_a_step_drawn_for_each_episode():
+    team = OneStrongAgent(_Constant(0.7), _Constant(-0.2), agent=1, together=4, seed=0)
+    strong = []
+    for step in range(5):
+        counts = torch.full((400, 1), step)
+        td = TensorDict({OBSERVATION: torch.zeros(400, 3, 18), "step_count": counts}, [400])
+        acted = team(td)[ACTION]
+        assert (acted[:, 1] == 0.7).all()
+        strong.append((acted == 0.7).all((1, 2)))
+    shares = torch.stack(strong).float().mean(1)
+    assert ((shares - torch.tensor([0.75, 0.5, 0.25, 0.0, 0.0])).abs() < 0.08).all() and shares[3:].sum() == 0
+    assert all(not (later & ~before).any() for before, later in pairwise(strong))
+    with pytest.raises(KeyError, match="OneStrongAgent needs 'step_count'"):
+        team(TensorDict({OBSERVATION: torch.zeros(2, 3, 18)}, [2]))
 
 
 def test_bad_arguments():

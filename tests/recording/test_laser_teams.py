@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+import torch
 
 from torchrl_marl_offline.data.quality.card import describe
 from torchrl_marl_offline.envs import make_env
@@ -35,6 +38,38 @@ def test_scripted_qualities_carry_the_certificate(tmp_path):
     assert rates == sorted(rates, reverse=True)
 
 
+def test_teams_of_which_most_are_short_sighted(tmp_path):
+    sizes = SIZES | {"transitions": 4000, "num_envs": 100}
+    sets = record("lle/mutual-1", tmp_path / "a", qualities=["outnumbered", "parted"], **sizes)
+    again = record("lle/mutual-1", tmp_path / "b", qualities=["parted"], **sizes)
+    assert (again["parted"].data == sets["parted"].data).all()
+    rates = {name: dataset.success().float().mean() for name, dataset in sets.items()}
+    assert 0.04 < rates["outnumbered"] < 0.16 and rates["parted"] < 0.03
+    assert sets["parted"].metadata["behaviour"] == (
+        "together until a drawn step, then one agent alone as if the others came too (share 0.3), one agent out or one "
+        "into a beam (share 0.7), with epsilon 0.1"
+    )
+    for dataset in sets.values():
+        assert mode_of_cloning(dataset, make_env("lle/mutual-1")) < 2
+
+
+def mode_of_cloning(dataset, env) -> float:
+    """Return what a team earns of which each agent takes its most frequent recorded action in each state."""
+    seen: dict[tuple[float, ...], list[Counter]] = {}
+    for state, joint in zip(dataset.data["state"].tolist(), dataset.data["agents", "action"].tolist(), strict=True):
+        counts = seen.setdefault(tuple(state), [Counter() for _ in joint])
+        for count, action in zip(counts, joint, strict=True):
+            count[action] += 1
+
+    def most_frequent(td):
+        counts = seen.get(tuple(td["state"][0].tolist()))
+        joint = [0, 0] if counts is None else [count.most_common(1)[0][0] for count in counts]
+        return td.set(("agents", "action"), torch.tensor([joint]))
+
+    rollout = env.rollout(env.max_episode_steps, most_frequent)
+    return rollout["next", "agents", "reward"].sum(1).mean().item()
+
+
 def test_mixed_skill_is_recorded_alone_too(tmp_path):
     dataset = record_mixed_skill("lle/one_sided-0", tmp_path, episodes=60)
     assert dataset.metadata["certificate"]["kind"] == "one_sided" and dataset.n_episodes == 60
@@ -47,8 +82,11 @@ def test_the_best_return_of_other_games_is_carried_as_well(tmp_path):
     assert "best_return" not in record_mixed_skill("games/xor", tmp_path, episodes=20).metadata
 
 
-@pytest.mark.parametrize("quality", ["plans", "noisy", "noisy_0", "noisy_1.5", "noisy_nan", "full"])
+@pytest.mark.parametrize("quality", ["plans", "noisy", "noisy_P", "noisy_0", "noisy_1.5", "noisy_nan", "full"])
 def test_unknown_qualities_are_refused(quality, tmp_path):
-    with pytest.raises(ValueError, match=r"quality must be one of random, .*, plan, noisy_P, dropped, mixed, with P"):
+    with pytest.raises(
+        ValueError,
+        match=r"quality must be one of random, .*, plan, noisy_P, dropped, mixed, outnumbered, parted, with P",
+    ):
         record("lle/mutual-1", tmp_path, qualities=[quality], **SIZES)
     assert not (tmp_path / "recording.json").exists()

@@ -158,7 +158,13 @@ def test_the_core_has_five_payoffs_in_six_coverages_six_laser_worlds_and_four_ga
     assert len({entry.name for entry in suite.entries}) == len(suite.entries)
     assert sum(entry.group.startswith("stitch-") for entry in core) == 30
     assert sum(entry.group == "motives" for entry in core) == 4
-    assert sum(entry.group == "lle" for entry in core) == 6 and len(core) == 40
+    worlds = {entry.name: entry.about for entry in core if entry.group == "lle"}
+    assert len(worlds) == 6 and len(core) == 40
+    assert {name for name, about in worlds.items() if "no recorded team is good to the end" in about} == {
+        "lle-none-0",
+        "lle-one_sided-1",
+        "lle-mutual-1",
+    }
     assert len(suite.chosen(more=True)) > len(core) and all(entry.about for entry in suite.entries)
     assert [entry.name for entry in suite.chosen(only=["hanabi-2p"])] == ["hanabi-2p"]
 
@@ -172,4 +178,4 @@ def test_a_laser_world_s_optimum_is_proven(tmp_path, monkeypatch):
     assert card["optimum"]["value"] == 3.0 and card["optimum"]["kind"] == "proof"
     assert card["optimum"]["how"].startswith("by a SAT solver: none; shortest plan ")
     assert card["best_recorded"] == {"value": 3.0, "how": "the best recorded episode"}
-    assert card["random"]["value"] < card["recorded_return"] < 3.0
+    assert card["recorded_return"] < 1.0 and card["behaviour"].startswith("all out together (share 0.1), one agent out")

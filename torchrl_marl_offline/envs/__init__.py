@@ -10,6 +10,7 @@ from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.hanabi_controller import HanabiController
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
+from torchrl_marl_offline.envs.laser_walker import LaserWalker
 from torchrl_marl_offline.envs.laser_worlds import WorldCertificate, WorldOptimum, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
@@ -28,6 +29,7 @@ __all__ = [
     "GridController",
     "HanabiController",
     "LaserController",
+    "LaserWalker",
     "MixedSkill",
     "OneStrongAgent",
     "SpreadController",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,28 @@ Level = Literal["level1", "level2", "level3", "level4", "level5", "level6"]
 Sight = Literal[3, 5, 7]
 
 _REMEMBERED = 500_000  # steps; a hundred bytes or two each
+_EXPLORED = 400_000  # steps that :meth:`LaserGrid.positions` asks the package for, some 20 microseconds each
 _PAYS = {"full": (1.0, 1.0, 1.0, -1.0), "exits": (0.0, 1.0, 1.0, -1.0), "done": (0.0, 0.0, 1.0, 0.0)}
+
+
+class Positions(NamedTuple):
+    """All positions that a world comes to from its start, the start first, and what joint actions lead to.
+
+    A joint action's code is the sum of the agents' actions times ``5 ** agent``.
+
+    Attributes:
+        state: ``[P, s]``, as the environment's.
+        out: which agents are at an exit, alive, bool ``[P, n]``.
+        alive: which agents live, bool ``[P, n]``.
+        legal: joint actions of legal actions, bool ``[P, 5 ** n]``; none where the game is over.
+        following: the position that a joint action leads to, int64 ``[P, 5 ** n]``; itself where it is not legal.
+    """
+
+    state: Tensor
+    out: Tensor
+    alive: Tensor
+    legal: Tensor
+    following: Tensor
 
 
 class LaserGrid(TeamEnv):
@@ -135,6 +156,36 @@ class LaserGrid(TeamEnv):
             numbers.append(self._number())
             self._world.step([self._joint[each] for each in joint])
         return self._view(self._rows(numbers)).state
+
+    @cached_property
+    def positions(self) -> Positions:
+        """All positions of the world, by trying every legal joint action in each of them.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        n = self.task_spec.n_agents
+        joint = torch.cartesian_prod(*[torch.arange(len(ACTIONS))] * n).view(-1, n).flip(-1)  # [5^n, n], by code
+        self._forget()
+        legal, following = [], []
+        number = 0
+        while number < len(self._numbers):  # which grows
+            if number * len(joint) > _EXPLORED:
+                raise ValueError(
+                    f"The world of {self.task_spec.task} has more positions than the {_EXPLORED // len(joint):,} that "
+                    "are tried; take a smaller one, or fewer agents or gems."
+                )
+            own = torch.from_numpy(self._known["legal"][number])  # [n, A]
+            game = self._rows([number])
+            over = self._arrived(game).all() | ~game["alive"].all()
+            allowed = own[torch.arange(n), joint].all(-1) & ~over.cpu()
+            codes = number * len(joint) + torch.arange(len(joint))
+            following.append([self._explore(code) if may else number for code, may in zip(codes.tolist(), allowed)])
+            legal.append(allowed)
+            number += 1
+        game = self._rows(list(range(number)))
+        out, legal = self._arrived(game), torch.stack(legal).to(self.device)
+        return Positions(self._view(game).state, out, game["alive"], legal, torch.tensor(following, device=self.device))
 
     def set_state(self, cells: Tensor, gems: Tensor) -> TensorDict:
         """Put agents, alive, where they shall be, and return the first observation.

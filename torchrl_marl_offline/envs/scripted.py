@@ -347,6 +347,9 @@ class OneStrongAgent(TensorDictModuleBase):
         strong: of the one agent.
         weak: of the others.
         agent: its number.
+        together: the others act by ``strong`` too until a step that is drawn for each episode, uniformly among the
+            first ``together``; 0: never. An episode begins where ``"step_count"`` is 0.
+        seed: of the draws; ``None`` takes torch's global generator.
 
     Examples:
         >>> from torchrl_marl_offline.envs import GridController, MixedSkill, OneStrongAgent, make_env
@@ -357,18 +360,40 @@ class OneStrongAgent(TensorDictModuleBase):
 
     @checked
     def __init__(
-        self, strong: TensorDictModuleBase, weak: TensorDictModuleBase, *, agent: Annotated[int, COUNT_OR_NONE]
+        self,
+        strong: TensorDictModuleBase,
+        weak: TensorDictModuleBase,
+        *,
+        agent: Annotated[int, COUNT_OR_NONE],
+        together: Annotated[int, COUNT_OR_NONE] = 0,
+        seed: Annotated[int | None, SEED] = None,
     ) -> None:
-        self.in_keys, self.out_keys = list(dict.fromkeys([*strong.in_keys, *weak.in_keys])), [ACTION]
+        counted = [STEP_COUNT] if together else []
+        self.in_keys, self.out_keys = list(dict.fromkeys([*strong.in_keys, *weak.in_keys, *counted])), [ACTION]
         super().__init__()
-        self.strong, self.weak, self.agent = strong, weak, agent
+        self.strong, self.weak, self.agent, self.together = strong, weak, agent, together
+        self._chance = Chance(seed)
+        self._parted: Tensor | None = None  # [*B, 1]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``("agents", "action")``."""
+        """Write ``("agents", "action")``.
+
+        Raises:
+            KeyError: the others act by ``strong`` for a while, and there is no ``"step_count"``.
+        """
         action = self.weak(tensordict.copy()).get(ACTION).clone()  # [*B, n] or [*B, n, a]
         place = tensordict.get(OBSERVATION).dim() - 2
         if self.agent >= action.shape[place]:
             raise ValueError(f"There is no agent {self.agent} among {action.shape[place]}; they are counted from 0.")
         strong = self.strong(tensordict.copy()).get(ACTION)
         action.select(place, self.agent).copy_(strong.select(place, self.agent))
+        if self.together:
+            still = self._still_together(steps_taken(tensordict, type(self).__name__))  # [*B, 1]
+            action = torch.where(still.view(*still.shape, *[1] * (action.dim() - still.dim())), strong, action)
         return tensordict.set(ACTION, action)
+
+    def _still_together(self, step: Tensor) -> Tensor:
+        """Return in which episodes the step of parting has not come yet, bool ``[*B, 1]``."""
+        drawn = torch.randint(self.together, step.shape, device=step.device, generator=self._chance(step.device))
+        self._parted = kept(self._parted, drawn, step == 0)
+        return step < self._parted

@@ -152,7 +152,8 @@ def record(
                           joint actions of ``full``, ``best_left_out``, ``two_teams``, ``bridged_2``, ``star`` or
                           ``share_0.3`` in turn
     a script              of ``lle/*``: ``plan``, ``noisy_0.1``, ``dropped`` or ``mixed``, by the solver's shortest plan
-                          (:class:`~torchrl_marl_offline.envs.LaserController`)
+                          (:class:`~torchrl_marl_offline.envs.LaserController`); ``outnumbered`` or ``parted``, of
+                          which most teams are short-sighted (:class:`~torchrl_marl_offline.envs.LaserWalker`)
     a team of roles       of ``games/grid_navigation``: :func:`~torchrl_marl_offline.envs.scripted.role_team`:
                           ``strong_0``, ``strong_1``, ... each with one agent that plays its part well. The score of the
                           team of all of these agents, ``strong_all``, stands in the metadata as ``"held_out"``

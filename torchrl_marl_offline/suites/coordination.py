@@ -148,10 +148,20 @@ def _mixed_motives() -> list[SuiteEntry]:
 
 HELP = {"none": "nobody's help", "one_sided": "one agent's help of another", "mutual": "two agents' help of each other"}
 LASER_EPISODES = 1000
+LASER_TEAMS = {
+    "outnumbered": "nine of ten recorded teams are short-sighted",
+    "parted": "no recorded team is good to the end, and most are short-sighted",
+}
+"""Qualities of :func:`~torchrl_marl_offline.recording.laser_teams.laser_team`, and what they make hard."""
+
+PARTED_WORLDS = ("none-0", "one_sided-1", "mutual-1")
+"""One of each kind; the others are of ``outnumbered`` teams."""
 
 
-def _dropped_plan(env: EnvBase, seed: int) -> Policy:
-    return laser_team(env, "dropped", seed)[1]
+def _record_laser_world(entry: SuiteEntry, making: Making, *, quality: str) -> Recorded:
+    env = entry.make_env(100, making.seed)
+    words, team = laser_team(env, quality, making.seed)
+    return Recorded(entry.collect(env, team, words, making, episodes=LASER_EPISODES))
 
 
 def _certified(entry: SuiteEntry, _: Making) -> BestReturn:
@@ -159,23 +169,22 @@ def _certified(entry: SuiteEntry, _: Making) -> BestReturn:
     return BestReturn(env.best_return, "proof", f"by a SAT solver: {env.certificate}")
 
 
+def _laser_world(world: str) -> SuiteEntry:
+    name = world.removeprefix("lle/")
+    quality = "parted" if name in PARTED_WORLDS else "outnumbered"
+    needed = HELP[split_world_name(name)[0]]
+    return SuiteEntry(
+        name=f"lle-{name}",
+        group="lle",
+        task=world,
+        record=partial(_record_laser_world, quality=quality),
+        optimum=_certified,
+        about=f"Agents stop laser beams for each other; this world needs {needed}; {LASER_TEAMS[quality]}.",
+    )
+
+
 def _laser_worlds() -> list[SuiteEntry]:
-    return [
-        SuiteEntry(
-            name=world.replace("/", "-"),
-            group="lle",
-            task=world,
-            record=played(
-                _dropped_plan,
-                episodes=LASER_EPISODES,
-                num_envs=100,
-                behaviour="the solver's shortest plan until a step that is drawn for each episode, then at random",
-            ),
-            optimum=_certified,
-            about=f"Agents stop laser beams for each other; this world needs {HELP[split_world_name(name)[0]]}.",
-        )
-        for world, name in ((world, world.removeprefix("lle/")) for world in CORE_WORLDS)
-    ]
+    return [_laser_world(world) for world in CORE_WORLDS]
 
 
 # ------------------------------------------------------------------------------- more
@@ -331,7 +340,7 @@ def _more() -> list[SuiteEntry]:
 
 COORDINATION = Suite(
     name="coordination",
-    version=1,
+    version=2,
     entries=(*_stitch(), *_laser_worlds(), *_mixed_motives(), *_more()),
     about="The best joint action is known, and mostly not recorded.",
 )
