@@ -24,7 +24,7 @@ from torchrl_marl_offline.training import CollectorSource
 SLOW = pytest.mark.slow
 TASKS = [
     *("games/xor", "games/two_step", "games/grid_navigation", "games/bridge", "games/recall", "games/telephone"),
-    *("games/stitch", "games/hanabi", "lle/mutual-0"),
+    *("games/stitch", "games/hanabi", "lle/mutual-0", "overcooked/cramped_room"),
     *("mpe/simple_spread", "mpe/simple_tag", "vmas/balance", "pettingzoo"),
     *(
         pytest.param(f"vmas/{name}", marks=SLOW)

@@ -12,6 +12,7 @@ from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
 from torchrl_marl_offline.envs.laser_worlds import WorldCertificate, WorldOptimum, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
+from torchrl_marl_offline.envs.overcooked_controller import OvercookedController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController, role_team
 from torchrl_marl_offline.envs.stitch import StitchController
@@ -30,6 +31,7 @@ __all__ = [
     "LaserController",
     "MixedSkill",
     "OneStrongAgent",
+    "OvercookedController",
     "SpreadController",
     "SteeringController",
     "StitchController",

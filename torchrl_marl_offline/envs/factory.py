@@ -19,6 +19,7 @@ from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import SEED, SIZE
 from torchrl_marl_offline.envs.laser_names import world_names
+from torchrl_marl_offline.envs.overcooked_names import layout_names
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 
@@ -94,6 +95,12 @@ FAMILIES: dict[str, Family] = {
         library="lle",
         install="pip install 'torchrl-marl-offline[coordination]'",
         name_option="name",
+    ),
+    "overcooked": Family(
+        layout_names,
+        library="overcooked",
+        install="pip install 'torchrl-marl-offline[coordination]'",
+        name_option="layout",
     ),
     "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
     "mamujoco": Family(
