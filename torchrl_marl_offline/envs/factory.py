@@ -60,6 +60,13 @@ def _smax_scenarios() -> dict[str, str]:
     return dict.fromkeys(SCENARIOS, "smax:Smax")
 
 
+def _jaxmarl_games() -> dict[str, str]:
+    from torchrl_marl_offline.envs.jaxmarl_games import game_names
+
+    return game_names()
+
+
+_JAXMARL = "pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'"
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
     "spread_goals": "goal_tasks:SpreadGoals",
@@ -111,12 +118,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "smac": Family(smac_names, library="smacv2", install=INSTALL, name_option="map_name"),
     "smacv2": Family(smacv2_names, library="smacv2", install=INSTALL, name_option="scenario"),
-    "smax": Family(
-        _smax_scenarios,
-        library="jaxmarl",
-        install="pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'",
-        name_option="scenario",
-    ),
+    "smax": Family(_smax_scenarios, library="jaxmarl", install=_JAXMARL, name_option="scenario"),
+    "jaxmarl": Family(_jaxmarl_games, library="jaxmarl", install=_JAXMARL, name_option="game"),
 }
 
 

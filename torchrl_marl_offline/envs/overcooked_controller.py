@@ -60,9 +60,9 @@ class OvercookedController(TensorDictModuleBase):
     """Plays ``overcooked/*`` by the state.
 
     A cook with empty hands starts a pot that holds the recipe, or else takes a soup that lies on a counter, a dish if a
-    pot waits for one, or an ingredient that a pot still wants. With something in its hands it goes where that is wanted;
-    where it cannot get there, it hands it over on a counter that both reach, and what nobody wants it lays down. With
-    nothing to do it walks about. The recipe is the one of the highest value for which the kitchen has the ingredients.
+    pot waits for one, or an ingredient that a pot still wants. With full hands it goes where that is wanted; where it
+    cannot get there, it hands it over on a counter that both reach, and what nobody wants it lays down. With nothing to
+    do it walks about. The recipe is the one of the highest value for which the kitchen has the ingredients.
 
     - ``"team"``: cooks count what the other holds, and the second leaves to the first what that one goes for;
     - ``"alone"``: each cook works as if the other held nothing and did nothing;
