@@ -40,6 +40,7 @@ from torchrl_marl_offline.envs.scripted import Chance
 
 CookKind = Literal["team", "alone", "random"]
 
+_START = SOUP + 1  # what a cook goes for that starts a pot
 _FAR = 10_000.0
 _SIDESTEP = 2.5  # what a cell with the other cook on it costs in steps
 
@@ -54,6 +55,17 @@ class _Seen(NamedTuple):
     onions: Tensor  # [N, C], in pots that do not cook
     tomatoes: Tensor
     cooks: Tensor  # [N, C] bool, pots that cook or are ready
+
+
+class _Needs(NamedTuple):
+    """What a kitchen wants of a cook, ``[N, C]`` each."""
+
+    reach: Tensor  # bool, cells that it can come next to
+    other: Tensor  # bool, and those that the other cook can
+    onions: Tensor  # how many more each pot takes
+    tomatoes: Tensor
+    start: Tensor  # bool, pots that may cook
+    dishes: Tensor  # bool, pots for whose soup there shall be a dish
 
 
 class OvercookedController(TensorDictModuleBase):
@@ -148,47 +160,52 @@ class OvercookedController(TensorDictModuleBase):
 
         ``goes_for`` is the thing that the cook before it goes for, with empty hands, or 0.
         """
-        tiles, held = self.tiles, seen.held[:, cook : cook + 1]
-        reach = self.away[seen.cell[:, cook]] < _FAR  # [N, C]
-        other = self.away[seen.cell[:, 1 - cook]] < _FAR
-        is_pot = (tiles == POT) & ~seen.cooks
-        lacks = [(wanted - there) * is_pot for wanted, there in zip(self.recipe, (seen.onions, seen.tomatoes))]
-        spoiled = is_pot & ((lacks[0] < 0) | (lacks[1] < 0))
-        complete = spoiled | (is_pot & (lacks[0] + lacks[1] == 0))
-        lacks = [each * ~spoiled for each in lacks]
-        waits = seen.cooks | complete
+        needs, held = self._needs(seen, cook), seen.held[:, cook : cook + 1]
         counted = seen.held if self.kind == "team" else held
         in_play = {
-            thing: (seen.lies == thing).sum(-1, keepdim=True)
-            + (counted == thing).sum(-1, keepdim=True)
-            + (goes_for == thing).long()
+            thing: sum((each == thing).sum(-1, keepdim=True) for each in (seen.lies, counted, goes_for))
             for thing in (ONION, TOMATO, DISH)
         }
-        free, pots_here = (tiles == COUNTER) & (seen.lies == NOTHING), (reach & (tiles == POT)).any(-1, keepdim=True)
-        # with empty hands, the first of these that is somewhere
-        wanted = {thing: lack.sum(-1, keepdim=True) > in_play[thing] for thing, lack in zip((ONION, TOMATO), lacks)}
-        wanted[DISH] = waits.sum(-1, keepdim=True) > in_play[DISH]
-        jobs = [(SOUP + 1, complete & (goes_for != SOUP + 1))]
-        jobs.append((SOUP, (seen.lies == SOUP) & (reach & (tiles == WINDOW)).any(-1, keepdim=True)))
+        taken, job = self._to_take(seen, needs, goes_for, in_play)
+        empty = held == NOTHING
+        return torch.where(empty, taken, self._to_bring(seen, needs, held)), torch.where(empty, job, NOTHING)
+
+    def _needs(self, seen: _Seen, cook: int) -> _Needs:
+        reach, other = (self.away[seen.cell[:, each]] < _FAR for each in (cook, 1 - cook))
+        is_pot = (self.tiles == POT) & ~seen.cooks
+        lacks = [(wanted - there) * is_pot for wanted, there in zip(self.recipe, (seen.onions, seen.tomatoes))]
+        spoiled = (lacks[0] < 0) | (lacks[1] < 0)
+        complete = is_pot & (spoiled | (lacks[0] + lacks[1] == 0))
+        return _Needs(reach, other, lacks[0] * ~spoiled, lacks[1] * ~spoiled, complete, seen.cooks | complete)
+
+    def _to_take(
+        self, seen: _Seen, needs: _Needs, goes_for: Tensor, in_play: dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return where a cook with empty hands goes, and for what: the first of these that is somewhere."""
+        lacks = {ONION: needs.onions, TOMATO: needs.tomatoes, DISH: needs.dishes}
+        served, cooked = ((needs.reach & (self.tiles == tile)).any(-1, keepdim=True) for tile in (WINDOW, POT))
+        jobs = [(_START, needs.start & (goes_for != _START)), (SOUP, (seen.lies == SOUP) & served)]
         for thing, store in ((DISH, DISHES), (ONION, ONIONS), (TOMATO, TOMATOES)):
+            lacking = lacks[thing].sum(-1, keepdim=True)
             # what lies on a counter is in play already: it is for whoever reaches a pot
-            needed = waits.any(-1, keepdim=True) if thing == DISH else lacks[thing - ONION].sum(-1, keepdim=True) > 0
-            fetched = (seen.lies == thing) & pots_here & needed & (goes_for != thing)
-            jobs.append((thing, fetched))
-            jobs.append((thing, (tiles == store) & wanted[thing]))
-        targets, job = torch.zeros_like(reach), torch.zeros_like(held)
+            jobs.append((thing, (seen.lies == thing) & cooked & (lacking > 0) & (goes_for != thing)))
+            jobs.append((thing, (self.tiles == store) & (lacking > in_play[thing])))
+        targets, job = torch.zeros_like(needs.reach), torch.zeros_like(goes_for)
         for thing, cells in jobs:
-            cells = cells & reach & (job == 0)
+            cells = cells & needs.reach & (job == NOTHING)
             job = torch.where(cells.any(-1, keepdim=True), thing, job)
             targets = targets | cells
-        # with full hands: where it is wanted, else a counter
-        use = torch.where(held == SOUP, tiles == WINDOW, torch.where(held == DISH, waits, lacks[0] > 0))
-        use = torch.where(held == TOMATO, lacks[1] > 0, use)
-        elsewhere = (use & other).any(-1, keepdim=True) & ~(use & reach).any(-1, keepdim=True)
-        shared = free & reach & other
-        laid = torch.where(elsewhere & shared.any(-1, keepdim=True), shared, free & reach)
-        hands_full = torch.where((use & reach).any(-1, keepdim=True), use & reach, laid)
-        return torch.where(held == NOTHING, targets, hands_full), torch.where(held == NOTHING, job, NOTHING)
+        return targets, job
+
+    def _to_bring(self, seen: _Seen, needs: _Needs, held: Tensor) -> Tensor:
+        """Return where a cook with full hands goes: where that is wanted, else to a counter."""
+        use = torch.where(held == ONION, needs.onions > 0, needs.tomatoes > 0)
+        use = torch.where(held == SOUP, self.tiles == WINDOW, torch.where(held == DISH, needs.dishes, use))
+        used = use & needs.reach
+        free = (self.tiles == COUNTER) & (seen.lies == NOTHING) & needs.reach
+        shared = free & needs.other & (use & needs.other).any(-1, keepdim=True)  # for the other cook to bring it there
+        laid = torch.where(shared.any(-1, keepdim=True), shared, free)
+        return torch.where(used.any(-1, keepdim=True), used, laid)
 
     def _towards(self, seen: _Seen, cook: int, targets: Tensor, drawn: Tensor) -> Tensor:
         """Return the action of one cook that leads to the nearest of its targets, ``[N]``."""
