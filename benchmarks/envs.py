@@ -8,8 +8,9 @@ Actions are given (drawn beforehand), so that the environment alone is measured.
 on one thread of a busy machine that is what an idle one would show. ``games/hanabi`` also has a row for the rules
 alone: legal actions, the first of which is taken, and the step, with new decks every 40 turns; in the environment most
 drawn actions are illegal and taken as playing the oldest card, so that games are short and resets many. Where
-``lbforaging``, ``rware`` and ``lle`` are installed, the games ``--packaged`` are played by these, one game with resets
-in the same process, and by ``games/foraging``, ``rware/*`` and ``lle/*``.
+``lbforaging``, ``rware``, ``lle`` and ``overcooked`` are installed, the games ``--packaged`` are played by these, one
+game with resets in the same process, and by ``games/foraging``, ``rware/*``, ``lle/*`` and ``overcooked/*``. Of
+``overcooked`` these are the rules and the encoding of states, without its own environment's planner.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ TASKS = (
 )
 
 
-PACKAGES = {"lbforaging": "lbforaging", "rware": "rware", "lle": "laser-learning-environment"}
+PACKAGES = {
+    "lbforaging": "lbforaging",
+    "rware": "rware",
+    "lle": "laser-learning-environment",
+    "overcooked": "overcooked",
+}
 """Module -> distribution."""
 PACKAGE_STEPS = 16
 """Steps of one game of a package that count as one: it plays one game, where others play many."""
@@ -104,8 +110,8 @@ def of_package(name: str) -> tuple[str, str, dict[str, Any]]:
     """Return the package of a game's name, and our task and its options for it."""
     if name.startswith("Foraging"):
         return "lbforaging", "games/foraging", foraging_options(name)
-    if name.startswith("lle/"):
-        return "lle", name, {}
+    if name.startswith(("lle/", "overcooked/")):
+        return name.partition("/")[0], name, {}
     layout, agents, difficulty = re.fullmatch(r"rware-(\w+)-(\d+)ag(?:-(easy|hard))?-v2", name).groups()
     return "rware", f"rware/{layout}", {"agents": int(agents), "difficulty": difficulty or "normal"}
 
@@ -114,6 +120,8 @@ def packaged(name: str) -> Play:
     """Return a function that plays one game of a package with given actions, and begins anew at its end."""
     if name.startswith("lle/"):
         return packaged_lasers(name)
+    if name.startswith("overcooked/"):
+        return packaged_kitchen(name)
     import gymnasium
 
     import_module(of_package(name)[0])  # registers its games
@@ -155,6 +163,26 @@ def packaged_lasers(name: str) -> Play:
     return play
 
 
+def packaged_kitchen(name: str) -> Play:
+    """Return a function that plays one kitchen of ``overcooked`` with given actions, and begins anew after 400."""
+    from overcooked.mdp import Action, OvercookedGridworld
+
+    rules = OvercookedGridworld.from_layout_name(name.partition("/")[2])
+    drawn = torch.randint(len(Action.ALL_ACTIONS), (997, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    actions = [[Action.ALL_ACTIONS[each] for each in joint] for joint in drawn]
+    state = {"step": 0, "kitchen": rules.get_standard_start_state()}
+
+    def play(steps: int) -> None:
+        for _ in range(PACKAGE_STEPS * steps):
+            state["step"] += 1
+            state["kitchen"] = rules.get_state_transition(state["kitchen"], actions[state["step"] % 997])[0]
+            if state["step"] % 400 == 0:
+                state["kitchen"] = rules.get_standard_start_state()
+            rules.lossless_state_encoding(state["kitchen"])
+
+    return play
+
+
 def main() -> None:
     """Measure, print, and write ``--json``."""
     parser = benchmark_parser(__doc__, clock=True)
@@ -179,8 +207,10 @@ def main() -> None:
             "rware-small-4ag-v2",
             "lle/mutual-0",
             "lle/level6",
+            "overcooked/cramped_room",
+            "overcooked/counter_circuit",
         ],
-        help="games of lbforaging, rware and lle to compare with these, where they are installed",
+        help="games of lbforaging, rware, lle and overcooked to compare with these, where they are installed",
     )
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="tasks to measure alone")
     args = parser.parse_args()

@@ -23,6 +23,9 @@ REMARKS = {
     "rware": "A [game of coordination](guides/games_of_coordination.md), of which the registry has recordings.",
     "lle": "[Certified worlds](guides/games_of_coordination.md#certified-worlds); `none-N`, `one_sided-N` and "
     "`mutual-N` with any number as the seed.",
+    "overcooked": "[Kitchens](guides/games_of_coordination.md#kitchens) of two cooks, and `OvercookedController`, "
+    "which plays in all of them; `jaxmarl/overcooked_v2` is another Overcooked.",
+    "jaxmarl": "Five games by one adapter; `smax/*` are JaxMARL's battles.",
     "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}, and "
     f"`SteeringController` plays {', '.join(f'`{name}`' for name in STEERING)}.",
     "mamujoco": "Further tasks are `ManySegmentAnt-NxM` and `ManySegmentSwimmer-NxM` with numbers of your own.",

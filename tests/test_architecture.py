@@ -41,6 +41,7 @@ OPTIONAL = {
     "mujoco_warp",
     "onnxruntime",
     "onnxscript",
+    "overcooked",
 }
 OPTIONAL |= {"pandas", "pyarrow", "ray", "rliable", "tensorstore", "warp"}
 """Packages that need not be there: of extras, or of an operating system."""

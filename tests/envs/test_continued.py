@@ -24,14 +24,14 @@ from torchrl_marl_offline.training import CollectorSource
 SLOW = pytest.mark.slow
 TASKS = [
     *("games/xor", "games/two_step", "games/grid_navigation", "games/bridge", "games/recall", "games/telephone"),
-    *("games/stitch", "games/hanabi", "lle/mutual-0"),
+    *("games/stitch", "games/hanabi", "lle/mutual-0", "overcooked/cramped_room"),
     *("mpe/simple_spread", "mpe/simple_tag", "vmas/balance", "pettingzoo"),
     *(
         pytest.param(f"vmas/{name}", marks=SLOW)
         for name in ("football", "het_mass", "asym_joint", "simple_speaker_listener")
     ),
     *(pytest.param(f"vmas/{name}", marks=SLOW) for name in ("discovery", "flocking", "drone")),
-    *(pytest.param(name, marks=SLOW) for name in ("mpe/simple_world", "mamujoco/2ant", "smax/3m")),
+    *(pytest.param(name, marks=SLOW) for name in ("mpe/simple_world", "mamujoco/2ant", "smax/3m", "jaxmarl/coin_game")),
 ]
 
 
@@ -41,7 +41,7 @@ def make(task: str, seed: int = 3, **options: Any) -> TeamEnv:
         from mpe2 import simple_spread_v3 as spread
 
         return from_pettingzoo(spread.parallel_env, num_envs=2, seed=seed, max_steps=7)
-    if task.startswith("smax"):
+    if task.startswith(("smax", "jaxmarl")):
         pytest.importorskip("jaxmarl")
     own_length = ("games/two_step", "games/recall", "games/telephone", "games/stitch", "games/hanabi")
     limited = task not in ("games/xor", *own_length)

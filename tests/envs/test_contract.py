@@ -31,6 +31,8 @@ TASKS = [
     ("rware/small", {"agents": 4, "difficulty": "hard", "reward": "team"}),
     ("lle/level1", {}),
     ("lle/level6", {"sight": 5, "reward": "exits"}),
+    ("overcooked/cramped_room", {}),
+    ("overcooked/forced_coordination", {"shaping": 1.0, "random_positions": True}),
     ("games/prisoners_dilemma", {}),
     ("games/public_goods", {"agents": 3}),
     ("games/commons", {"agents": 4}),
@@ -59,6 +61,7 @@ WITHOUT_CHANCE = (
     "vmas/kinematic_bicycle",
     "lle/level1",
     "lle/level6",
+    "overcooked/cramped_room",
     *MIXED_MOTIVES,
 )
 ONE_STATE = ("games/xor", "games/climb", "vmas/kinematic_bicycle")  # a start looks like any other time

@@ -22,7 +22,7 @@ from torchrl_marl_offline.core.layout import (
     SUCCESS,
     TaskSpec,
 )
-from torchrl_marl_offline.envs import list_tasks, make_env, smax_battles
+from torchrl_marl_offline.envs import jax_games, list_tasks, make_env
 from torchrl_marl_offline.envs.smax import SCENARIOS
 
 STOP, FIRST_ATTACK = 4, 5
@@ -112,7 +112,7 @@ def test_it_is_jaxmarls_game():
     import jax
     import numpy as np
 
-    game, battles = env._rules.game, env._battles
+    game, battles = env._rules.game, env._games
     states = [jax.tree.map(lambda leaf, i=i: leaf[i], battles.state) for i in range(3)]
     step = jax.jit(game.step_env)
     for t in range(50):
@@ -244,12 +244,12 @@ def test_tensors_are_handed_over_without_a_copy():
     import jax.numpy as jnp
 
     array = jnp.arange(48, dtype=jnp.float32).reshape(2, 3, 8)
-    tensor = smax_battles.to_torch(array)
+    tensor = jax_games.to_torch(array)
     assert tensor.data_ptr() == array.unsafe_buffer_pointer()
     assert tensor[1, 2, 7] == 47
-    assert smax_battles.to_torch(jnp.array([1, 0], jnp.uint8)).tolist() == [True, False]
+    assert jax_games.to_torch(jnp.array([1, 0], jnp.uint8)).tolist() == [True, False]
     actions = torch.arange(6, dtype=torch.int32).view(2, 3)
-    array = smax_battles.to_jax(actions)
+    array = jax_games.to_jax(actions)
     assert array.unsafe_buffer_pointer() == actions.data_ptr()
     assert (array.dtype, array.tolist()) == ("int32", [[0, 1, 2], [3, 4, 5]])
 
@@ -269,6 +269,5 @@ def test_bad_options():
         make_env("smax/3m", action_type="continuous")
     with pytest.raises(ValueError, match="num_envs must be at least 1"):
         make(0)
-    if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match=r"smax on 'cuda:3' needs a JAX that sees this device: pip install"):
-            make(1, device="cuda:3")
+    with pytest.raises(RuntimeError, match=r"A game of JaxMARL on 'cuda:77' needs a JAX that sees this device: pip in"):
+        jax_games.jax_device(torch.device("cuda:77"))

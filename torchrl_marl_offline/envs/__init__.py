@@ -13,6 +13,7 @@ from torchrl_marl_offline.envs.laser_names import CORE_WORLDS
 from torchrl_marl_offline.envs.laser_walker import LaserWalker
 from torchrl_marl_offline.envs.laser_worlds import WorldCertificate, WorldOptimum, certify_world, generate_world
 from torchrl_marl_offline.envs.mixed_motives import StrategyController
+from torchrl_marl_offline.envs.overcooked_controller import OvercookedController
 from torchrl_marl_offline.envs.pettingzoo_team import from_pettingzoo
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, OneStrongAgent, SpreadController, role_team
 from torchrl_marl_offline.envs.stitch import StitchController
@@ -32,6 +33,7 @@ __all__ = [
     "LaserWalker",
     "MixedSkill",
     "OneStrongAgent",
+    "OvercookedController",
     "SpreadController",
     "SteeringController",
     "StitchController",

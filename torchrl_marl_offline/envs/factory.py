@@ -19,6 +19,7 @@ from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import SEED, SIZE
 from torchrl_marl_offline.envs.laser_names import world_names
+from torchrl_marl_offline.envs.overcooked_names import layout_names
 from torchrl_marl_offline.envs.starcraft_names import INSTALL, smac_names, smacv2_names
 
 
@@ -59,6 +60,13 @@ def _smax_scenarios() -> dict[str, str]:
     return dict.fromkeys(SCENARIOS, "smax:Smax")
 
 
+def _jaxmarl_games() -> dict[str, str]:
+    from torchrl_marl_offline.envs.jaxmarl_games import game_names
+
+    return game_names()
+
+
+_JAXMARL = "pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'"
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
     "spread_goals": "goal_tasks:SpreadGoals",
@@ -95,6 +103,12 @@ FAMILIES: dict[str, Family] = {
         install="pip install 'torchrl-marl-offline[coordination]'",
         name_option="name",
     ),
+    "overcooked": Family(
+        layout_names,
+        library="overcooked",
+        install="pip install 'torchrl-marl-offline[coordination]'",
+        name_option="layout",
+    ),
     "vmas": Family(_vmas_scenarios, library="vmas", install="pip install vmas", name_option="scenario"),
     "mamujoco": Family(
         _mamujoco_names,
@@ -104,12 +118,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "smac": Family(smac_names, library="smacv2", install=INSTALL, name_option="map_name"),
     "smacv2": Family(smacv2_names, library="smacv2", install=INSTALL, name_option="scenario"),
-    "smax": Family(
-        _smax_scenarios,
-        library="jaxmarl",
-        install="pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'",
-        name_option="scenario",
-    ),
+    "smax": Family(_smax_scenarios, library="jaxmarl", install=_JAXMARL, name_option="scenario"),
+    "jaxmarl": Family(_jaxmarl_games, library="jaxmarl", install=_JAXMARL, name_option="game"),
 }
 
 

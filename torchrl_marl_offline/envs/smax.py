@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Annotated, Any
+from collections.abc import Hashable
+from typing import Annotated
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
 from torchrl_marl_offline.envs import smax_battles
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, Shape
+from torchrl_marl_offline.envs.jax_games import JaxTeam
 
 SCENARIOS: tuple[str, ...] = (
     *("3m", "8m", "25m", "2s3z", "3s5z", "5m_vs_6m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "3s_vs_5z"),
@@ -23,7 +22,7 @@ SCENARIOS: tuple[str, ...] = (
 """JaxMARL's scenarios, known without importing it."""
 
 
-class Smax(TeamEnv):
+class Smax(JaxTeam):
     """A battle of SMAX against JaxMARL's heuristic enemy: ``smax/<scenario>`` (Rutherford et al., 2024).
 
     The allies are the group ``agents``; the game, its observations and its rewards (the share of the enemy's health
@@ -88,67 +87,11 @@ class Smax(TeamEnv):
             has_agent_mask=True,
         )
 
-    def _start(self, rows: Tensor | None = None) -> Game:
-        return self._restart(None)
-
-    def _restart(self, reset: Tensor | None) -> Game:
-        wanted = torch.ones(self.num_envs, dtype=torch.bool, device=self.device) if reset is None else reset
-        self._battles, seen = self._rules.restart(
-            self._seed_key, self._index, smax_battles.to_jax(wanted.to(torch.uint8)), self._battles
-        )
-        fresh = _game(seen)
-        return fresh if reset is None else self._where_reset(reset, fresh)
-
-    def _advance(self, game: Game, action: Tensor) -> Outcome:
-        action = smax_battles.to_jax(action.to(torch.int32))
-        self._battles, seen, ends = self._rules.step(self._battles, action)
-        reward, terminated, won = (smax_battles.to_torch(each) for each in ends)
-        return Outcome(_game(seen), reward, terminated, won)
-
-    def _view(self, game: Game) -> View:
-        return View(**game)
-
-    def _set_seed(self, seed: int | None) -> None:
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
-        self._seed_key = smax_battles.seed_key(seed, device=self._jax_device)
-        self._battles = self._battles._replace(episode=self._battles.episode * 0)
-
-    def _simulator_state(self) -> dict[str, Any]:
-        import jax
-
-        battles = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(self._battles)]
-        return {"battles": battles, "seed": torch.from_numpy(np.array(self._seed_key))}
-
-    def _load_simulator_state(self, state: Mapping[str, Any]) -> None:
-        import jax
-
-        *leaves, self._seed_key = [
-            jax.device_put(tensor.cpu().numpy(), self._jax_device) for tensor in [*state["battles"], state["seed"]]
-        ]
-        self._battles = jax.tree.unflatten(jax.tree.structure(self._battles), leaves)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave JAX's own objects out of copies."""
-        ours = {"_jax_device", "_rules", "_battles", "_index", "_seed_key"}
-        kept = {name: value for name, value in super().__getstate__().items() if name not in ours}
-        return kept | {"_copied": self._simulator_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        copied = state.pop("_copied")
-        super().__setstate__(state)
-        self._bring_jax(self.num_envs, self.device)
-        self._load_simulator_state(copied)
-
-    def _bring_jax(self, num_envs: int, device: torch.device) -> None:
-        import jax
-
-        self._jax_device = smax_battles.jax_device(device)
-        self._rules = smax_battles.rules(*self._battle)
-        self._battles = jax.device_put(self._rules.no_battles(num_envs), self._jax_device)
-        self._index = jax.device_put(np.arange(num_envs, dtype=np.int32), self._jax_device)
+    def _make_rules(self) -> smax_battles.SmaxRules:
+        return smax_battles.rules(*self._battle)
 
     def _scene(self, index: int) -> Scene:
-        game, units = self._rules.game, self._battles.state.state
+        game, units = self._rules.game, self._games.state.state
         places, alive, types = (
             np.asarray(each[index]) for each in (units.unit_positions, units.unit_alive, units.unit_types)
         )
@@ -164,8 +107,3 @@ class Smax(TeamEnv):
             if alive[unit]
         ]
         return Scene((0.0, 0.0), (float(game.map_width), float(game.map_height)), shapes)
-
-
-def _game(seen: smax_battles.Seen) -> Game:
-    observation, state, legal, alive = (smax_battles.to_torch(each) for each in seen)
-    return {"observation": observation, "state": state, "action_mask": legal, "mask": alive}

@@ -29,6 +29,8 @@ from torchrl_marl_offline.envs.goal_controller import GoalController
 from torchrl_marl_offline.envs.goal_tasks import GoalTask
 from torchrl_marl_offline.envs.laser_controller import LaserController
 from torchrl_marl_offline.envs.laser_grid import LaserGrid
+from torchrl_marl_offline.envs.overcooked import Overcooked
+from torchrl_marl_offline.envs.overcooked_controller import OvercookedController
 from torchrl_marl_offline.envs.scripted import GridController, MixedSkill, SpreadController
 from torchrl_marl_offline.envs.vmas_heuristics import SCENARIOS, VmasHeuristic
 from torchrl_marl_offline.envs.vmas_sparse import SparseVmas
@@ -66,6 +68,8 @@ def record_mixed_skill(
     ``games/telephone``         memory (.4), random (.3)
     ``lle/*``                   along a shortest plan with a twentieth of the actions random (.3), along it until a
                                 step drawn for each episode and then random (.4), random (.3)
+    ``overcooked/*``            two cooks that share the work (.4), two that each work alone (.3), both with a tenth of
+                                their actions random; random (.3)
     ``games/grid_goals``,       to other places than the goals with noise .2 (.8), to the goals (.1), random (.1)
     ``mpe/spread_goals``
     ``vmas/*_sparse``           each kind of :class:`~torchrl_marl_offline.envs.SteeringController` with noise .3 and
@@ -145,6 +149,10 @@ def mixed_team(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.3, 0.4, 0.3]
         controller = functools.partial(LaserController, env)
         words, policies = _kinds(controller, seeds, 0.05, ("expert", "dropped", "random"), shares)
+    elif isinstance(env, Overcooked):
+        shares = [0.4, 0.3, 0.3]
+        controller = functools.partial(OvercookedController, env)
+        words, policies = _kinds(controller, seeds, 0.1, ("team", "alone", "random"), shares)
     elif isinstance(env, GoalTask):
         shares = [0.8, 0.1, 0.1]
         policies = [GoalController(env, "elsewhere", noise=0.2, seed=next(seeds))]
