@@ -15,7 +15,7 @@ import argparse
 from typing import Any
 
 import torch
-from arguments import as_amount, as_device, as_few, as_size
+from arguments import as_amount, as_count, as_device, as_few, as_size
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -102,10 +102,12 @@ def main() -> None:
     parser.add_argument("--device", type=as_device, default="cpu", help="of our environment; JAX has its own default")
     parser.add_argument("--num-envs", type=as_size, nargs="+", default=[64, 1024])
     parser.add_argument("--seconds", type=as_amount, default=1.0, help="of one measurement")
+    parser.add_argument("--before", type=as_count, default=64, help="steps that are not measured")
+    parser.add_argument("--alone", action="store_true", help="leave pure JAX out, which has to be compiled as well")
     parser.add_argument("--repeats", type=as_few, default=5)
     args = parser.parse_args()
     if args.quick:
-        args.seconds, args.repeats, args.num_envs = 0.1, 2, [4]
+        args.seconds, args.repeats, args.num_envs, args.before = 0.1, 2, [4], 16
     torch.set_num_threads(1)
     results = []
     for task in args.tasks:
@@ -118,18 +120,18 @@ def main() -> None:
 
 def measured(task: str, num_envs: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure one task and print what came out: environment steps a second of each way to play it."""
-    plays = {
-        "make_env": ours(task, num_envs, args.device),
-        "pure JAX, a call per step": pure(task, num_envs, scan=False),
-        f"pure JAX, {SCAN} steps per call": pure(task, num_envs, scan=True),
-    }
+    plays = {"make_env": ours(task, num_envs, args.device)}
+    if not args.alone:
+        plays["pure JAX, a call per step"] = pure(task, num_envs, scan=False)
+        plays[f"pure JAX, {SCAN} steps per call"] = pure(task, num_envs, scan=True)
     for play in plays.values():
-        play(64)  # spreads the ends of the games
-    found = alternate(plays, repeats=args.repeats, seconds=args.seconds, multiple=SCAN, clock=CLOCKS[args.clock])
+        play(args.before)  # spreads the ends of the games
+    multiple = 1 if args.alone else SCAN
+    found = alternate(plays, repeats=args.repeats, seconds=args.seconds, multiple=multiple, clock=CLOCKS[args.clock])
     steps = {name: rates(seconds, num_envs) for name, seconds in found.items()}
-    best = max(each["median"] for name, each in steps.items() if name != "make_env")
+    best = max(each["median"] for each in list(steps.values())[1:] or steps.values())
     for name, each in steps.items():
-        share = f"{100 * each['median'] / best:4.0f} % of the faster pure JAX"
+        share = "" if args.alone else f"{100 * each['median'] / best:4.0f} % of the faster pure JAX"
         print(f"{num_envs:6} envs  {name:28} {with_spread(each)} /s  {share}", flush=True)
     return steps
 

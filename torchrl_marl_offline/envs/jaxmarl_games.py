@@ -144,10 +144,10 @@ class JaxMarlRules(JaxRules):
             jax.eval_shape(self._of_each, observations)[agent].size for agent in range(len(game.agents))
         ]
         self.state_size = jax.eval_shape(self._look, observations, state).state.size
-        actions = {agent: jax.numpy.int32(0) for agent in game.agents}
-        infos = jax.eval_shape(game.step_env, jax.random.PRNGKey(0), state, actions)[-1]
-        if shaping and "shaped_reward" not in infos:
-            raise ValueError(f"jaxmarl/{name} has no shaped rewards; leave shaping out.")
+        if shaping:
+            actions = {agent: jax.numpy.int32(0) for agent in game.agents}
+            if "shaped_reward" not in jax.eval_shape(game.step_env, jax.random.PRNGKey(0), state, actions)[-1]:
+                raise ValueError(f"jaxmarl/{name} has no shaped rewards; leave shaping out.")
 
     def _ends(self, state: Any, rewards: Any, dones: Mapping[str, Array], infos: Mapping[str, Any]) -> Ends:
         import jax.numpy as jnp
