@@ -59,6 +59,12 @@ def _smax_scenarios() -> dict[str, str]:
     return dict.fromkeys(SCENARIOS, "smax:Smax")
 
 
+def _maze_names() -> dict[str, str]:
+    from torchrl_marl_offline.envs.ogbench_mazes import maze_names
+
+    return maze_names()
+
+
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
     "spread_goals": "goal_tasks:SpreadGoals",
@@ -100,6 +106,12 @@ FAMILIES: dict[str, Family] = {
         _mamujoco_names,
         library="gymnasium_robotics",
         install="pip install 'torchrl-marl-offline[mamujoco]'",
+        name_option="name",
+    ),
+    "ogbench": Family(
+        _maze_names,
+        library="ogbench",
+        install="pip install 'torchrl-marl-offline[ogbench]'",
         name_option="name",
     ),
     "smac": Family(smac_names, library="smacv2", install=INSTALL, name_option="map_name"),
