@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -147,8 +148,9 @@ class AntMaze(GoalTask):
         return View(observation, state, goal=goal, achieved=achieved)
 
 
+@lru_cache(maxsize=4)
 def _packaged(size: str) -> MujocoEnv:
-    """Return OGBench's environment of a maze, of which model, rest and tasks are read."""
+    """Return OGBench's environment of a maze, of which model, rest and tasks are read; it writes a file for each."""
     from ogbench.locomaze.maze import make_maze_env
 
     return make_maze_env("ant", "maze", maze_type=size)
