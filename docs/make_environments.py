@@ -28,6 +28,7 @@ REMARKS = {
     "jaxmarl": "Five games by one adapter; `smax/*` are JaxMARL's battles.",
     "vmas": f"VMAS has a scripted policy for {', '.join(f'`{name}`' for name in WITH_HEURISTIC)}, and "
     f"`SteeringController` plays {', '.join(f'`{name}`' for name in STEERING)}.",
+    "ogbench": "[Goals](guides/goals.md#ant-mazes) in mazes, for two or four agents.",
     "mamujoco": "Further tasks are `ManySegmentAnt-NxM` and `ManySegmentSwimmer-NxM` with numbers of your own.",
 }
 

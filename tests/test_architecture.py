@@ -39,6 +39,7 @@ OPTIONAL = {
     "minari",
     "mujoco",
     "mujoco_warp",
+    "ogbench",
     "onnxruntime",
     "onnxscript",
     "overcooked",

@@ -174,6 +174,27 @@ def test_each_member_is_held_against_held_out_episodes_by_itself(tmp_path, capsy
     assert len(set(found)) == 3
 
 
+GOALS = ("--task", "games/grid_goals", "--episodes", "60", "--eval-episodes", "4", "--hidden", "8")
+
+
+def test_goals_in_hindsight_of_a_run_and_of_a_population(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ("--steps", "6", "--eval-every", "6", "--hindsight", "future", "--hindsight-share", "1", "--compile", "off")
+    assert main(["train", "cloning", *GOALS, *short, "--output", "one"]) == 0
+    assert main(["train", "cloning", *GOALS, *short, "--seeds", "2", "--output", "two"]) == 0
+    for folder in ("one", "two/members/seed=0", "two/members/seed=1"):
+        assert {"success", "return"} <= set(rows(tmp_path / folder / "eval.csv")[-1])
+    alone, member = (load_policy(tmp_path / folder).policy.state_dict() for folder in ("one", "two/members/seed=0"))
+    for name, value in alone.items():
+        torch.testing.assert_close(member[name], value, rtol=1e-4, atol=1e-6)
+    plain = [*(word for word in short if word not in ("--hindsight", "future", "--hindsight-share", "1"))]
+    assert main(["train", "cloning", *GOALS, *plain, "--output", "plain"]) == 0
+    other = load_policy(tmp_path / "plain").policy.state_dict()
+    assert any(not torch.allclose(other[name], value, atol=1e-3) for name, value in alone.items())
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    assert (config["hindsight"], config["hindsight_share"], config["hindsight_per"]) == ("future", 1.0, "team")
+
+
 def test_recordings_with_a_simulator_are_played(tmp_path, recordings):
     run("recipe", *SHORT[3:], "--dataset", f"pymarl:{recordings}/pymarl/cn-2-medium.h5", "--output", "cn", cwd=tmp_path)
     summary = json.loads((tmp_path / "cn" / "summary.json").read_text())
@@ -272,6 +293,10 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
         ("cloning", "--no-cloning"): "--cloning is for what is trained beside cloning",
         ("cloning", "--critic-first", "3"): "--critic-first is for algorithms with a critic, which cloning has not",
         ("recipe", "--critic-first", "5", "--steps", "5"): "--critic-first must be below --steps (5), got 5",
+        ("recipe", "--hindsight", "future", "--output", "bad"): "mpe/simple_spread is of a task without goals",
+        ("recipe", "--hindsight-share", ".5"): "--hindsight-share is read only with --hindsight 'future' or 'final'",
+        ("recipe", "--hindsight", "final", "--online", "games/grid_goals"): "--hindsight is read only with no --online",
+        ("recipe", "--hindsight", "future", "--hindsight-share", "0"): "--hindsight-share must be above 0",
         ("recipe", "--dataset", ""): "--dataset must not be empty",
         ("recipe", "--output", ""): "--output must not be empty",
         ("recipe", "--task", " "): "--task must not be empty",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from host_waits import NO_DEVICE, HostWaits
@@ -42,6 +44,7 @@ TASKS = [
     ("vmas/kinematic_bicycle", {}),
     ("mamujoco/2reacher", {}),
     ("mamujoco/3pusher", {}),
+    *([("ogbench/antmaze-medium-2x4", {})] if find_spec("ogbench") else []),
 ]
 IDS = [task for task, _ in TASKS]
 FIXED_LENGTH = (

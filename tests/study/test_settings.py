@@ -42,7 +42,7 @@ def test_defaults_are_the_papers(tmp_path):
     assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
     training = {"steps": 500_000, "batch_size": 640, "lr": 3e-4, "tau": 0.005, "actor_every": 1}
     training |= {"clip_grad_norm": 0.0, "precision": "fp32", "normalize_inputs": "auto"}
-    training |= {"critic_first": 0, "lr_schedule": "constant"}
+    training |= {"critic_first": 0, "lr_schedule": "constant", "hindsight": "off"}
     loss = {name: list(value) if isinstance(value, tuple) else value for name, value in settings_of("recipe").items()}
     for name in ("alpha", "memory_size", "slice_len", "burn_in"):  # which only BRAC and networks with memory read
         del loss[name]

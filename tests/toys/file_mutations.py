@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 from data_toys import episodes, pymarl_episode_arrays, write_h5
-from format_toys import d4rl_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
+from format_toys import d4rl_arrays, ogbench_arrays, omiga_arrays, vault_arrays, write_minari, write_omar, write_vault
 from table_toys import long_log, rows_of, write_table
 
 from torchrl_marl_offline.data import DatasetError, load_dataset, validate
 
 CHECKSUMMED = ("", "vault:")
 """Formats with checksums of all data: what loads must be what was written."""
-READERS = ("", "d4rl:", "minari:", "omar_npy:", "omiga_h5:", "pymarl:", "table:", "vault:")
+READERS = ("", "d4rl:", "minari:", "ogbench:", "omar_npy:", "omiga_h5:", "pymarl:", "table:", "vault:")
 """The prefixes; ``""`` is our own folder."""
 KINDS = ("flip", "flip", "flip many", "cut", "zero", "missing", "swap", "array", "declare", "text")
 
@@ -33,12 +33,19 @@ def original(prefix: str, folder: Path, monkeypatch: Any) -> Path:
         "omiga_h5:": lambda: write_h5(folder / "omiga.h5", omiga_arrays([3, 1, 4])),
         "omar_npy:": lambda: write_omar(folder / "seed_0_data", episodes=2, length=25),
         "d4rl:": lambda: write_h5(folder / "d4rl.h5", d4rl_arrays()),
+        "ogbench:": lambda: ogbench_file(folder / "ant.npz"),
         "vault:": lambda: write_vault(folder / "vault", vault_arrays([3, 1, 4])),
         "minari:": lambda: write_minari(folder, monkeypatch, [3, 2, 4]),
         "": lambda: episodes([3, 1, 4]).save(folder / "ours"),
         "table:": lambda: table_of_three_kinds(folder / "logs"),
     }
     return writers[prefix]()
+
+
+def ogbench_file(path: Path) -> Path:
+    """Write trajectories of a few steps."""
+    np.savez(path, **ogbench_arrays([3, 1, 4]))
+    return path
 
 
 def table_of_three_kinds(folder: Path) -> Path:

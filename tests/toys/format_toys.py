@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def d4rl_arrays() -> dict[str, np.ndarray]:
         "terminals": np.array([0, 0, 1, 0, 0, 0], bool),
         "timeouts": np.array([0, 0, 0, 0, 1, 0], bool),
     }
+
+
+def ogbench_arrays(lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Trajectories of so many steps in OGBench's layout: one row more each, the last of which is terminal."""
+    ends = np.cumsum(np.asarray(lengths) + 1) - 1
+    rows, chance = int(ends[-1]) + 1, np.random.default_rng(0)
+    terminals = np.zeros(rows, np.float32)
+    terminals[ends] = 1
+    observations = chance.normal(size=(rows, 29)).astype(np.float32)
+    actions = chance.uniform(-1, 1, size=(rows, 8)).astype(np.float32)
+    return {"observations": observations, "actions": actions, "terminals": terminals}
 
 
 def write_omar(folder: Path, *, episodes: int, length: int, n: int = 2, seed: int = 0, states: bool = False) -> Path:

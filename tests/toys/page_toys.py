@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REASONS = re.compile(
     r"needs a network(?:; tests/[\w/]+\.py runs it against a local server)?|needs a GPU"
-    r"|needs (?:BenchMARL|og-marl|d3rlpy|PyMARL)|takes minutes; (tests/[\w/]+\.py)(?:::(\w+))?"
+    r"|needs (?:BenchMARL|og-marl|d3rlpy|PyMARL|OGBench)|takes minutes; (tests/[\w/]+\.py)(?:::(\w+))?"
 )
 """Why a block may be left out; one that takes minutes names the test that runs what it shows."""
 

@@ -37,6 +37,7 @@ from torchrl_marl_offline.core import ranges
 from torchrl_marl_offline.core.docstrings import plain_text
 from torchrl_marl_offline.core.errors import exit_status
 from torchrl_marl_offline.core.figure_style import FigureFormat
+from torchrl_marl_offline.core.goal_choices import WITH_HINDSIGHT, HindsightKind
 from torchrl_marl_offline.core.outputs import LoggerName, VideoFormat
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import read_json
@@ -77,6 +78,13 @@ class TrainSettings(OnlineSettings):
     normalize_inputs: Literal["auto", "on", "off"] = "auto"
     """Let networks see observations and states by the dataset's mean and deviation, which policies keep: where a
     component is badly scaled (auto: a root mean square of 30 or more), always, never."""
+    hindsight: Annotated[HindsightKind, ReadWith("online", None)] = "off"
+    """In tasks with goals, the goal that some of the steps of a batch get: what was achieved later in their episode, at
+    its end, or anywhere in the dataset."""
+    hindsight_share: Annotated[float, ranges.RATE, WITH_HINDSIGHT] = 0.8
+    """Share of the steps that get one; the others keep their goal."""
+    hindsight_per: Annotated[Literal["team", "agent"], WITH_HINDSIGHT] = "team"
+    """The goals of all agents were achieved at one time, or each agent's is drawn for itself."""
     steps: Annotated[int, ranges.COUNT, ReadWith("from_", None)] = 6000
     """Updates of each method on recorded data."""
     eval_every: Annotated[int, ranges.COUNT] = 1000

@@ -21,7 +21,7 @@ from torchrl_marl_offline.commands.script_settings import (
 )
 from torchrl_marl_offline.commands.train import TrainSettings
 from torchrl_marl_offline.commands.training_plan import INPUTS_FILE, TrainingPlan, members, new_plan, resumed_plan
-from torchrl_marl_offline.data import load_dataset
+from torchrl_marl_offline.data import HindsightGoals, hindsight_buffer, load_dataset
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation import (
     evaluate,
@@ -83,9 +83,11 @@ def train(plan: TrainingPlan) -> None:
     if settings.dataset is None:  # before anything is recorded: wrong settings are found here
         env = make_env(source)
         _check_methods(plan, methods, env.task_spec)
+        plan.check_goals(env)
         plan.check_videos(lambda: env)
     data = _data(plan, source, folder.parent / "data", processes)
     _check_methods(plan, methods, data.spec)  # before anything is written
+    plan.hindsight(data)
     plan.check_videos(partial(make_simulator, data, num_envs=1))
     if processes.is_main:
         plan.write(folder)
@@ -132,6 +134,7 @@ class Comparison:
                     f"No simulator of {data.spec.task} here: {self.held_out.n_episodes} episodes are held out instead."
                 )
         self.inputs = plan.inputs(self.data, folder)
+        self.hindsight = plan.hindsight(self.data)
         if self.inputs is not None and processes.is_main:
             print(f"Inputs are normalized; the largest root mean square of a component is {self.inputs.largest:.3g}.")
             self.inputs.save(folder / INPUTS_FILE)
@@ -165,10 +168,13 @@ class Comparison:
         logger = RunLogger.named(names, place, name=f"{self.folder.name}-{name}")
         logger.log_config(asdict(settings) | {"algorithm": name} | self.plan.of_method(name))
         options = {"device": settings.device, "seed": settings.seed, "keys": loss.in_keys}
-        options |= self.plan.sampling(name)
+        options |= self.plan.sampling(name) | {"batch_size": settings.batch_size}
+        relabelled = self.hindsight is not None
         trainer = Trainer(
             Learner(loss, lr=settings.lr, **self._of_learner(name)),
-            self.data.replay_buffer(batch_size=settings.batch_size, **options),
+            hindsight_buffer(self.data, **self.hindsight, **options)
+            if relabelled
+            else self.data.replay_buffer(**options),
             evaluators={**evaluators, "picture": self._draw},
             keep_best=None if env is None else ("mode", "return"),
             output=place,
@@ -193,7 +199,11 @@ class Comparison:
         runs = members(self.plan, differing)
         losses = {member: own.loss(name, self.data.spec, inputs=self.inputs) for member, own in runs.items()}
         keys, seeds = next(iter(losses.values())).in_keys, [own.run.seed for own in runs.values()]
-        options = {"seeds": seeds, "device": settings.device, "keys": keys} | self.plan.sampling(name)
+        sampling = self.plan.sampling(name)
+        options = {"seeds": seeds, "device": settings.device, "keys": keys} | sampling
+        if self.hindsight is not None:
+            goals = HindsightGoals.drawn_with(self.data, sampling, device=settings.device, **self.hindsight)
+            options["hindsight"] = goals
         buffer = PopulationBuffer(self.data.data, batch_size=settings.batch_size, **options)
         rates = [own.run.lr for own in runs.values()]
         learner = PopulationLearner(losses, lr=rates, **self._of_learner(name))

@@ -39,6 +39,7 @@ from torchrl_marl_offline.core.ranges import check_all
 from torchrl_marl_offline.core.regular_files import lies_at
 from torchrl_marl_offline.core.relevance import check_read
 from torchrl_marl_offline.evaluation import add_videos
+from torchrl_marl_offline.evaluation.run_hindsight import goal_outcome, hindsight_options
 from torchrl_marl_offline.evaluation.video import check_drawn, check_video_path
 from torchrl_marl_offline.training.run.experiment_loggers import check_loggers
 from torchrl_marl_offline.training.run.run_lock import claim_folder
@@ -107,6 +108,30 @@ class TrainingPlan:
         """
         return make_algorithm(name, **self.of_method(name)).sampling(self.run.batch_size)
 
+    def hindsight(self, data: OfflineDataset) -> dict[str, Any] | None:
+        """Return how samples of the data get their goals in hindsight, or ``None`` where they do not.
+
+        Raises:
+            SettingsError: the data has no goals.
+        """
+        run = self.run
+        try:
+            return hindsight_options(data, run.hindsight, run.hindsight_share, run.hindsight_per)
+        except ValueError as error:
+            raise SettingsError(f"--{error}") from None
+
+    def check_goals(self, env: EnvBase) -> None:
+        """Refuse hindsight in a task without goals.
+
+        Raises:
+            SettingsError: it has none.
+        """
+        if self.run.hindsight != "off":
+            try:
+                goal_outcome(env, f"data of {env.task_spec.task}")
+            except ValueError as error:
+                raise SettingsError(f"--{error}") from None
+
     def write(self, folder: Path) -> None:
         """Write the plan of a new run to its folder, which must be new; one that goes on has it there."""
         if self.run.resume is None:
@@ -161,6 +186,9 @@ _SINCE = {f.name for f in fields(OnlineSettings)} | {
     "bounds",
     "normalize_inputs",
     "logger",
+    "hindsight",
+    "hindsight_share",
+    "hindsight_per",
     "video_every",
     "video_size",
     "video_format",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -74,6 +74,7 @@ class HindsightGoals(Transform):
 
     Attributes:
         generator: of the draws.
+        rows: how many the dataset has.
 
     Raises:
         KeyError: the dataset has no goals; or a sample has no ``"index"``.
@@ -114,11 +115,20 @@ class HindsightGoals(Transform):
         lengths = torch.unique_consecutive(_plain(rows.get(TRAJ_IDS)), return_counts=True)[1]
         # [T], the last row of a row's episode
         self._last = (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
+        self.rows = len(self._last)
         self.generator = torch.Generator(device)
         if seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
+
+    @classmethod
+    def drawn_with(
+        cls, data: Transitions | TensorDictBase, sampling: Mapping[str, Any], **options: Any
+    ) -> HindsightGoals:
+        """Return the one for samples of a buffer that was made with the options ``sampling``."""
+        flat = sampling.get("slice_len") if sampling.get("burn_in") is None else None
+        return cls(data, slice_len=flat, **options)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Relabel a sample ``[*B]`` of the buffer."""
@@ -126,8 +136,18 @@ class HindsightGoals(Transform):
         if index is None:
             raise KeyError("Hindsight needs the 'index' of each row in the dataset; sample from hindsight_buffer().")
         index = torch.as_tensor(index).reshape(tensordict.shape)
+        return self.relabel(tensordict, index, self.numbers(index, self.generator))
+
+    def numbers(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw what the goals of a sample depend on, for its rows' numbers ``[*B]``: ``[2, S, 1 or n]`` of S slices."""
+        columns = self._goal.shape[1] if self.per == "agent" else 1
+        kind_of = {"dtype": torch.float64, "device": index.device}
+        return torch.rand(2, len(self._slices(index)), columns, generator=generator, **kind_of)
+
+    def relabel(self, tensordict: TensorDictBase, index: Tensor, numbers: Tensor) -> TensorDictBase:
+        """Relabel a sample ``[*B]`` of the rows ``index``, whose goals follow from :meth:`numbers`."""
         slices = self._slices(index)  # [S, L]
-        drawn, anew = self._draw(slices[:, 0])  # [S, n] each
+        drawn, anew = self._chosen(slices[:, 0], numbers)  # [S, n] each
         agent = torch.arange(self._goal.shape[1], device=index.device)
         chosen = self._achieved[drawn, agent].unsqueeze(1)  # [S, 1, n, g]
         goal = torch.where(anew[:, None, :, None], chosen, self._goal[slices])
@@ -154,12 +174,10 @@ class HindsightGoals(Transform):
             raise ValueError(f"A sample of {len(index)} rows is no whole number of slices of {self.slice_len}.")
         return index.view(-1, self.slice_len)
 
-    def _draw(self, first: Tensor) -> tuple[Tensor, Tensor]:
+    def _chosen(self, first: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return a row to take a goal from and whether to take it, ``[S, n]`` each, for rows ``[S]``."""
         n = self._goal.shape[1]
-        columns = n if self.per == "agent" else 1
-        shape, kind_of = (2, len(first), columns), {"dtype": torch.float64, "device": first.device}
-        kind, place = torch.rand(shape, generator=self.generator, **kind_of)
+        kind, place = numbers
         first, last = first.unsqueeze(-1), self._last[first].unsqueeze(-1)
         later = first + (place * (last - first + 1)).long()
         anywhere = (place * len(self._last)).long()
@@ -167,6 +185,15 @@ class HindsightGoals(Transform):
         row = torch.where(kind < self.future, later, torch.where(kind < with_final, last, anywhere))
         anew = kind < with_final + self.random
         return row.expand(-1, n), anew.expand(-1, n)
+
+    def __str__(self) -> str:
+        shares = {"future": self.future, "final": self.final, "random": self.random}
+        return ", ".join([*(f"{name} {share:g}" for name, share in shares.items() if share), f"per {self.per}"])
+
+    def rewards(self) -> list[Tensor]:
+        """Return rewards ``[T, n, 1]`` of all rows if what they achieved, or what their episodes did, was the goal."""
+        goals = (self._achieved, self._achieved[self._last])
+        return [self.outcome(self._achieved, goal)[0].unsqueeze(-1) for goal in goals]
 
     def _write(
         self, td: TensorDictBase, goal: Tensor, reward: Tensor, *, success: Tensor, over: Tensor, changed: Tensor
@@ -263,16 +290,9 @@ def hindsight_buffer(
     """
     options = {"slice_len": slice_len, "burn_in": burn_in, "seed": seed, "keys": keys, "device": device}
     buffer = make_replay_buffer(data, batch_size=batch_size, buffer_class=RelabelledBuffer, **options)
-    buffer.hindsight = HindsightGoals(
-        data,
-        outcome,
-        future=future,
-        final=final,
-        random=random,
-        per=per,
-        slice_len=slice_len if burn_in is None else None,
-        device=buffer.storage.device,
-    )
+    shares = {"future": future, "final": final, "random": random}
+    device = buffer.storage.device
+    buffer.hindsight = HindsightGoals.drawn_with(data, options, outcome=outcome, per=per, device=device, **shares)
     return buffer
 
 

@@ -66,6 +66,12 @@ def _jaxmarl_games() -> dict[str, str]:
     return game_names()
 
 
+def _maze_names() -> dict[str, str]:
+    from torchrl_marl_offline.envs.ogbench_mazes import maze_names
+
+    return maze_names()
+
+
 _JAXMARL = "pip install -c constraints-smax.txt 'torchrl-marl-offline[smax]'"
 _MPE = {
     "simple_spread": "mpe:SimpleSpread",
@@ -114,6 +120,12 @@ FAMILIES: dict[str, Family] = {
         _mamujoco_names,
         library="gymnasium_robotics",
         install="pip install 'torchrl-marl-offline[mamujoco]'",
+        name_option="name",
+    ),
+    "ogbench": Family(
+        _maze_names,
+        library="ogbench",
+        install="pip install 'torchrl-marl-offline[ogbench]'",
         name_option="name",
     ),
     "smac": Family(smac_names, library="smacv2", install=INSTALL, name_option="map_name"),

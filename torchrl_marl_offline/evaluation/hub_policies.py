@@ -46,6 +46,9 @@ OF_RUNS = frozenset(
         *(
             "critic_first",
             "grid",
+            "hindsight",
+            "hindsight_per",
+            "hindsight_share",
             "logger",
             "lr",
             "lr_schedule",

@@ -153,7 +153,7 @@ def mixed_team(env: EnvBase, seed: int) -> tuple[str, Policy | None]:
         shares = [0.4, 0.3, 0.3]
         controller = functools.partial(OvercookedController, env)
         words, policies = _kinds(controller, seeds, 0.1, ("team", "alone", "random"), shares)
-    elif isinstance(env, GoalTask):
+    elif isinstance(env, GoalTask) and family != "ogbench":
         shares = [0.8, 0.1, 0.1]
         policies = [GoalController(env, "elsewhere", noise=0.2, seed=next(seeds))]
         policies += [GoalController(env, kind, seed=next(seeds)) for kind in ("goal", "random")]

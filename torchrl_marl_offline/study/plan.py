@@ -239,7 +239,8 @@ def _sizes(study: Study) -> Callable[[Run], str]:
     known: dict[str, str] = {}
 
     def sizes(run: Run) -> str:
-        if sampling_of(run.settings) or run.settings["normalize_inputs"] != "off":
+        settings = run.settings
+        if sampling_of(settings) or settings["normalize_inputs"] != "off" or settings["hindsight"] != "off":
             return run.dataset
         if run.dataset not in known:
             known[run.dataset] = json.dumps(sources[run.dataset].facts()[0].to_dict())
@@ -261,6 +262,10 @@ def _check_choosing(kept: Plan, study: Study) -> None:
             )
 
 
+_NEWER = {"hindsight": "off"}
+"""Settings that runs of earlier versions did not have, and what they did."""
+
+
 def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
     """Raise where a study's folder does not belong to its file any more."""
     where, remedy = study.settings.output, "give the study another output, or undo the change"
@@ -268,11 +273,11 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
     for run in kept.runs:
         if run.name not in named:
             raise StudyError(f"{where} holds the run {run.name}, which {study.file} does not name; {remedy}.")
-        now = json.loads(json.dumps(dict(named[run.name].settings)))
-        for key in {**run.settings, **now}:
-            if run.settings.get(key) != now.get(key) and is_read(key, run.settings):
+        now, before = json.loads(json.dumps(dict(named[run.name].settings))), _NEWER | run.settings
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key) and is_read(key, before):
                 raise StudyError(
-                    f"{where} holds {run.name} with {key} = {run.settings.get(key)!r}, {study.file} says "
+                    f"{where} holds {run.name} with {key} = {before.get(key)!r}, {study.file} says "
                     f"{now.get(key)!r}; {remedy}."
                 )
     if kept.evaluation != study.evaluation:

@@ -18,7 +18,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.extensions import imported_extensions
 from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.ranges import HOURS, MEMORY, THREADS_OR_AUTO
-from torchrl_marl_offline.study.checking import StudyError, check_installed
+from torchrl_marl_offline.study.checking import StudyError, check_installed, study_errors
 from torchrl_marl_offline.study.choosing_checks import check_choosing
 from torchrl_marl_offline.study.classes_of_main import check_workers_know_classes
 from torchrl_marl_offline.study.jobs import FAILURE, Job, TrainFunction, job_state
@@ -201,7 +201,20 @@ def make_plan(study: Study, machine: Machine) -> Plan:
     capacity = Capacity(budget, {source.name: source for source in study.datasets})
     plan = plan_study(study, capacity=capacity, score=trial_scores)
     check_choosing(study, plan.runs, capacity)
+    _check_goals(plan)
     return plan
+
+
+def _check_goals(plan: Plan) -> None:
+    """Refuse runs with hindsight on data without goals.
+
+    Raises:
+        StudyError: there are some.
+    """
+    names = dict.fromkeys(run.dataset for run in plan.runs if run.settings.get("hindsight", "off") != "off")
+    with study_errors():
+        for name in names:
+            plan.datasets[name].check_goals()
 
 
 def make_jobs(study: Study, plan: Plan, machine: Machine, only: Sequence[str] = ()) -> list[Job]:

@@ -17,6 +17,8 @@ from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
 
+_OF_TRAINING = frozenset(f.name for f in fields(TrainingSettings))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -207,8 +209,8 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
         grid: values that others may have instead; one that reads the setting is enough.
     """
     grid = grid or {}
-    if name == "algorithm" or name in {f.name for f in fields(TrainingSettings)}:
-        return True
+    if name == "algorithm" or name in _OF_TRAINING:
+        return _is_read_in_training(name, given, grid)
     for algorithm in grid.get("algorithm", [given.get("algorithm", "recipe")]):
         others = {one.other for one in _conditions(algorithm, name)} & set(grid)
         points = itertools.product(*(grid[other] for other in others))
@@ -217,12 +219,21 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
     return False
 
 
+def _is_read_in_training(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> bool:
+    conditions = _conditions("", name)
+    others = [one.other for one in conditions if one.other in grid]
+    points = itertools.product(*(grid[other] for other in others))
+    known = asdict(TrainingSettings()) | dict(given)
+    return any(all(one.holds(known | dict(zip(others, point))) for one in conditions) for point in points)
+
+
 def _told(condition: ReadWith) -> str:
     return condition.words(condition.other + ("" if condition.above is not None else " ="))
 
 
 def _conditions(algorithm: str, name: str) -> list[ReadWith]:
-    return conditions_of(parameters_of(ALGORITHMS[algorithm]).get(name, (None,))[0])
+    owner = TrainingSettings if name in _OF_TRAINING or name == "algorithm" else ALGORITHMS[algorithm]
+    return conditions_of(parameters_of(owner).get(name, (None,))[0])
 
 
 def _word(value: Any) -> str:

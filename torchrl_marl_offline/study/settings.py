@@ -16,6 +16,7 @@ from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, Algorithm, mak
 from torchrl_marl_offline.core.annotations import fields_of, parameters_of
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.docstrings import plain_text, told_of
+from torchrl_marl_offline.core.goal_choices import WITH_HINDSIGHT, HindsightKind
 from torchrl_marl_offline.core.outputs import LoggerName
 from torchrl_marl_offline.core.paths import folder_name, user_path
 from torchrl_marl_offline.core.ranges import (
@@ -79,6 +80,10 @@ class TrainingSettings:
         precision: of the matrix products.
         normalize_inputs: let networks see observations and states by the dataset's mean and deviation: where a
             component is badly scaled (``"auto"``), always, never.
+        hindsight: in tasks with goals, the goal that some of the sampled steps get: what was achieved later in their
+            episode, at its end, or anywhere in the dataset; see :class:`~torchrl_marl_offline.data.HindsightGoals`.
+        hindsight_share: of the steps; the others keep their goal.
+        hindsight_per: the goals of all agents were achieved at one time, or each agent's is drawn for itself.
     """
 
     steps: Annotated[int, COUNT] = 500_000
@@ -91,6 +96,9 @@ class TrainingSettings:
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     normalize_inputs: Literal["auto", "on", "off"] = "auto"
+    hindsight: HindsightKind = "off"
+    hindsight_share: Annotated[float, RATE, WITH_HINDSIGHT] = 0.8
+    hindsight_per: Annotated[Literal["team", "agent"], WITH_HINDSIGHT] = "team"
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,8 @@ class StudySettings:
         members: most runs of one population, whatever the memory.
         join_datasets: train the runs of a method on all datasets of one task and the same sizes, such as games with
             other payoffs, as one population, each on its own data: many small datasets then cost little more than one.
-            Joined are runs without memory and with ``normalize_inputs = "off"``; the largest value that rewards allow
-            is that of all joined datasets together.
+            Joined are runs without memory, without hindsight and with ``normalize_inputs = "off"``; the largest value
+            that rewards allow is that of all joined datasets together.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:

@@ -19,6 +19,7 @@ from torchrl_marl_offline.data.formats.readers import READERS
 from torchrl_marl_offline.data.published.cards import SOURCES, card_of
 from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
+from torchrl_marl_offline.evaluation.run_hindsight import goal_outcome, hindsight_options
 from torchrl_marl_offline.evaluation.simulator import find_environment, make_simulator
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, check_quality, parts_of
@@ -126,6 +127,21 @@ class DatasetSource:
             card = card_of(self.source)
             return card.env is not None and find_environment(card.env, card.env_options, num_envs=1) is not None
         return make_simulator(self._read(inspect=False), num_envs=1) is not None
+
+    def check_goals(self) -> None:
+        """Refuse hindsight, without making or fetching the data, where there are no goals.
+
+        Raises:
+            ValueError: there are none.
+        """
+        what = f"the dataset {self.name}"
+        if self.task is not None:
+            goal_outcome(make_env(self.task, num_envs=1, **self.options.get("task_options", {})), what)
+        elif self.source.partition(":")[0] in SOURCES:
+            card = card_of(self.source)
+            goal_outcome(find_environment(card.env, card.env_options, num_envs=1), what)
+        else:
+            hindsight_options(self._read(inspect=False), "future")
 
     def episodes_before(self) -> int | None:
         """Return how many episodes there will be, where that can be said without making or fetching the data."""

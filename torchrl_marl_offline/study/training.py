@@ -13,7 +13,9 @@ import torch
 
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.layout import REWARD, next_key
+from torchrl_marl_offline.data import HindsightGoals
 from torchrl_marl_offline.evaluation import evaluate, evaluate_held_out, evaluate_population, make_simulator
+from torchrl_marl_offline.evaluation.run_hindsight import hindsight_options
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.choosing_checks import check_held_out
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
@@ -122,6 +124,7 @@ def make_trainer(job: Job, dataset: OfflineDataset, datasets: Mapping[str, Offli
     runs, settings = job.population.runs, job.population.runs[0].settings
     losses = {run.name: build_loss(run, (datasets or {}).get(run.dataset, dataset)).to(job.device) for run in runs}
     data, rows = (dataset.data, None) if datasets is None else _joined(datasets, runs, losses)
+    options = sampling_of(settings)
     buffer = PopulationBuffer(
         data,
         rows=rows,
@@ -129,7 +132,8 @@ def make_trainer(job: Job, dataset: OfflineDataset, datasets: Mapping[str, Offli
         seeds=[run.seed for run in runs],
         device=job.device,
         keys=next(iter(losses.values())).in_keys,
-        **sampling_of(settings),
+        hindsight=_hindsight(dataset, settings, options, job.device),
+        **options,
     )
     return Trainer(
         PopulationLearner(
@@ -155,6 +159,15 @@ def make_trainer(job: Job, dataset: OfflineDataset, datasets: Mapping[str, Offli
         deadline=job.deadline,
         progress=False,
     )
+
+
+def _hindsight(
+    dataset: OfflineDataset, settings: Mapping[str, Any], sampling: Mapping[str, Any], device: str
+) -> HindsightGoals | None:
+    """Return what relabels the samples of a job's runs."""
+    chosen = [settings[name] for name in ("hindsight", "hindsight_share", "hindsight_per") if name in settings]
+    options = hindsight_options(dataset, *chosen)
+    return None if options is None else HindsightGoals.drawn_with(dataset, sampling, device=device, **options)
 
 
 def _joined(

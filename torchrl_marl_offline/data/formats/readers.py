@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.data.formats import d4rl, minari, omar_npy, omiga_h5, pymarl, table_reader, vault
+from torchrl_marl_offline.data.formats import d4rl, minari, ogbench_npz, omar_npy, omiga_h5, pymarl, table_reader, vault
 from torchrl_marl_offline.data.formats.content import Content
 from torchrl_marl_offline.data.formats.streaming import RowStream
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
@@ -46,6 +46,7 @@ READERS: dict[str, Reader] = {
     "omar_npy": Reader(omar_npy.read_omar_npy, omar_npy.recognise, open=omar_npy.open_omar_npy),
     "minari": Reader(minari.read_minari, minari.recognise),
     "d4rl": Reader(d4rl.read_d4rl, d4rl.recognise, d4rl.ARRAYS),
+    "ogbench": Reader(ogbench_npz.read_ogbench),
 }
 """The formats by the prefix that names them; :func:`register_reader` adds one."""
 

@@ -96,7 +96,7 @@ def open_table(path: Path) -> LogTable:
         if magic == _PARQUET:
             table: LogTable = _open_parquet(path)
         elif magic[:2] == _ZIP:
-            table = _open_npz(path)
+            table = open_npz(path)
         else:
             table = _open_csv(path, packed=magic[:2] == _GZIP)
         doubles = [name for name in table.names if table.names.count(name) > 1]
@@ -379,7 +379,12 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
-def _open_npz(path: Path) -> LogTable:
+def open_npz(path: Path) -> LogTable:
+    """Open an npz archive, after a look at what its arrays declare.
+
+    Raises:
+        DatasetError: it is damaged, or holds what ``numpy.savez`` does not write.
+    """
     with open_regular(path) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:

@@ -31,12 +31,19 @@ from torchrl_marl_offline.core.parts import COMPILED, part
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.data.hindsight import HindsightGoals, RelabelledBuffer
 from torchrl_marl_offline.data.transitions.buffers import DatasetStorage, RowSampler, make_replay_buffer
 from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.populations.alike import first_difference
 from torchrl_marl_offline.training.populations.own_coefficients import attributes_refused
-from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
+from torchrl_marl_offline.training.run.checkpoints import (
+    check_content,
+    check_generator,
+    content_of,
+    restore_generator,
+    words_of_hindsight,
+)
 from torchrl_marl_offline.training.step.gradients import (
     Differentiated,
     GradientFunction,
@@ -375,6 +382,8 @@ class PopulationBuffer:
             of them more than once. By default all episodes.
         own: for each member further leaves ``[T]`` that it alone sees, in the place of the data's where these have
             them; members may share one tensordict. The same leaves for all.
+        hindsight: gives samples other goals, as :func:`~torchrl_marl_offline.data.hindsight_buffer` of each seed does;
+            over the same data, on the same device. Not with ``own``.
 
     Raises:
         ValueError: ``rows``, ``episodes`` or ``own`` does not fit the data or the number of members.
@@ -396,6 +405,7 @@ class PopulationBuffer:
         rows: Sequence[Tensor] | None = None,
         episodes: Annotated[Sequence[Tensor] | None, ReadWith("slice_len", given=True)] = None,
         own: Sequence[TensorDictBase] | None = None,
+        hindsight: HindsightGoals | None = None,
     ) -> None:
         options = {"batch_size": batch_size, "keys": keys, "slice_len": slice_len, "burn_in": burn_in}
         first = make_replay_buffer(data, seed=seeds[0], device=device, **options)
@@ -410,6 +420,7 @@ class PopulationBuffer:
                 _check_numbers(name, numbers, len(seeds), limit)
                 self._numbers[name] = [each.to(device) for each in numbers]
         _check_own(own, len(seeds), len(storage))
+        self.hindsight = _checked_hindsight(hindsight, storage, own, None if burn_in is not None else slice_len)
         self._own = None if own is None else _moved(own, device)
         self._samplers: list[Any] = [first.sampler] * len(seeds)
         if rows is not None:
@@ -431,9 +442,13 @@ class PopulationBuffer:
     def sample(self) -> TensorDictBase:
         """Return ``[P, B]``, or sequences ``[P, S, slice_len]``."""
         drawn = [self._draw(*each) for each in zip(self._samplers, self.generators)]
-        rows = self.storage.get(torch.cat([index for index, _ in drawn]))
+        numbers = torch.cat([index for index, _ in drawn])
+        rows = self.storage.get(numbers)
         for key in drawn[0][1]:
             rows.set(key, torch.cat([info[key] for _, info in drawn]))
+        if self.hindsight is not None:
+            goals = [self.hindsight.numbers(index, g) for (index, _), g in zip(drawn, self.generators)]
+            self.hindsight.relabel(rows, numbers, torch.cat(goals, 1))
         if self._own is not None:
             for key in self._own[0].keys(True, True):
                 parts = [leaves.get(key)[index] for leaves, (index, _) in zip(self._own, drawn)]
@@ -449,6 +464,7 @@ class PopulationBuffer:
         """Return the generators' states, and what tells the data from other data."""
         states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
         facts = {"size": len(self), "batch_size": self.batch_size, "content": content_of(self)}
+        facts["hindsight"] = words_of_hindsight(self)
         return {"generators": states[0], "noise_generators": states[1]} | facts | self._of_members()
 
     def _of_members(self) -> dict[str, Any]:
@@ -492,13 +508,33 @@ class PopulationBuffer:
         if self._own is not None:
             leaves = self._own[index]
             data = data.copy().update({key: leaves.get(key) for key in leaves.keys(True, True)})
-        return TensorDictReplayBuffer(
+        kind = TensorDictReplayBuffer if self.hindsight is None else RelabelledBuffer
+        buffer = kind(
             storage=DatasetStorage(data, device=self.storage.device),  # it holds the generator, too
             sampler=copy.copy(self._samplers[index]),
             writer=ImmutableDatasetWriter(),
             batch_size=self.batch_size,
             generator=generator,
         )
+        if self.hindsight is not None:
+            buffer.hindsight = copy.copy(self.hindsight)
+        return buffer
+
+
+def _checked_hindsight(
+    hindsight: HindsightGoals | None, storage: DatasetStorage, own: Any, slice_len: int | None
+) -> HindsightGoals | None:
+    """Refuse hindsight of other data than the storage's, or of slices of another length."""
+    if hindsight is None:
+        return None
+    if own is not None:
+        raise ValueError("own= and hindsight= both say what members see of a row; leave one of them out.")
+    if hindsight.rows != len(storage) or hindsight.slice_len != slice_len:
+        raise ValueError(
+            f"hindsight is of {hindsight.rows} rows and slice_len={hindsight.slice_len}, the buffer of {len(storage)} "
+            f"and slice_len={slice_len}; make it of the same data, and for the same slices (sequences need none)."
+        )
+    return hindsight
 
 
 def _check_numbers(name: str, numbers: Sequence[Tensor], members: int, limit: int) -> None:

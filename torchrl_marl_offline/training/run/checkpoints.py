@@ -244,6 +244,7 @@ class BufferState:
             "size": len(self.buffer),
             "batch_size": getattr(self.buffer, "_batch_size", None),
             "content": content_of(self.buffer),
+            "hindsight": words_of_hindsight(self.buffer),
         }
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,6 +296,12 @@ def check_generator(generator: torch.Generator, state: torch.Tensor) -> None:
 _CONTENT: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
+def words_of_hindsight(buffer: Any) -> str | None:
+    """Return how a buffer relabels what it draws, or ``None`` where it does not."""
+    hindsight = getattr(buffer, "hindsight", None)
+    return None if hindsight is None else str(hindsight)
+
+
 def content_of(buffer: Any) -> dict[str, str] | None:
     """Return a checksum of each leaf of what a buffer samples from, as it was when this was first asked for.
 
@@ -322,6 +329,9 @@ def check_content(buffer: Any, state: Mapping[str, Any]) -> None:
     own, saved = content_of(buffer) or {}, state.get("content") or {}
     if others := [name for name in own if name in saved and own[name] != saved[name]]:
         raise ValueError(f"the checkpoint was trained on other data of the same length ({others[0]} differs); {remedy}")
+    before, now = state.get("hindsight"), words_of_hindsight(buffer)
+    if "hindsight" in state and before != now:
+        raise ValueError(f"hindsight was {before or 'off'} and is {now or 'off'} now; {remedy}")
     sizes = state.get("batch_size"), getattr(buffer, "_batch_size", getattr(buffer, "batch_size", None))
     if None not in sizes and sizes[0] != sizes[1]:
         raise ValueError(f"batch_size was {sizes[0]} and is {sizes[1]} now; {remedy}")

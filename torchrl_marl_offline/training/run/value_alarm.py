@@ -74,7 +74,7 @@ def reward_facts(loss: LossModule, buffer: Any) -> RewardFacts | None:
 
     Args:
         loss: whose keys, ``is_team`` and ``team_reward`` say what the critic learns from.
-        buffer: with a ``storage`` of transitions.
+        buffer: with a ``storage`` of transitions; where it relabels them in hindsight, what that pays counts too.
 
     Returns:
         ``None`` where that cannot be known: experience that is still gathered, transforms between the storage and the
@@ -85,10 +85,14 @@ def reward_facts(loss: LossModule, buffer: Any) -> RewardFacts | None:
         return None
     if data.get(("next", keys.reward), None) is None:
         return None
-    rewards = _rewards_of_critic(loss, data)
-    if not len(rewards):
+    rewards = [_rewards_of_critic(loss, data)]
+    if not len(rewards[0]):
         return None
-    largest = float(rewards.abs().amax())
+    hindsight = getattr(buffer, "hindsight", None)
+    for anew in [] if hindsight is None else hindsight.rewards():
+        relabelled = data.copy().set(("next", keys.reward), anew.to(data.get(("next", keys.reward))))
+        rewards.append(_rewards_of_critic(loss, relabelled))
+    largest = max(float(each.abs().amax()) for each in rewards)
     longest, all_terminate = _episodes(data, keys)
     return RewardFacts(largest, longest, all_terminate) if math.isfinite(largest) else None
 
