@@ -116,7 +116,13 @@ def requirements(name: str) -> list[str]:
         facts = installed(name)
         return [] if facts is None else facts.requires or []
     extras = project()["optional-dependencies"].items()
-    return [*project()["dependencies"], *(f'{text}; extra == "{extra}"' for extra, texts in extras for text in texts)]
+    return [*project()["dependencies"], *(of_extra(text, extra) for extra, texts in extras for text in texts)]
+
+
+def of_extra(text: str, extra: str) -> str:
+    """Return a requirement as one of an extra alone, whatever condition it has of its own."""
+    what, _, condition = text.partition(";")
+    return f'{what}; extra == "{extra}"' + (f" and ({condition.strip()})" if condition else "")
 
 
 @cache
