@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import unravel_key
+from torch import nn
 
 from torchrl_marl_offline.core.layout import DONE, IS_INIT, OBSERVATION, TaskSpec, next_key
 
 if TYPE_CHECKING:
-    from tensordict import TensorDictBase
+    from tensordict import NestedKey, TensorDictBase
     from torchrl.envs import EnvBase
 
 Policy = Callable[["TensorDictBase"], "TensorDictBase"]
@@ -31,6 +32,9 @@ class Carried:
 
     Args:
         network: the policy, or what of it has ``in_keys`` and ``out_keys``.
+
+    Raises:
+        PolicyError: TorchRL's memory in it would be lost from step to step, as it is not written under ``"next"``.
     """
 
     def __init__(self, network: Any) -> None:
@@ -39,6 +43,12 @@ class Carried:
         writes = {unravel_key(key) for key in getattr(module, "out_keys", ())}
         self.needs_beginnings = IS_INIT in reads
         self.states = [key for key in reads if next_key(key) in writes] if self.needs_beginnings else []
+        for key in _hidden_states(module) if self.needs_beginnings else ():
+            if key in reads and key not in self.states:
+                raise PolicyError(
+                    f"The policy reads its memory at {key!r} and does not write it at {next_key(key)!r}, so that it "
+                    f"would be lost; name {next_key(key)!r} among the out_keys of its GRUModule or LSTMModule."
+                )
 
     def begin(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Say, in what ``env.reset()`` returned, that all episodes begin."""
@@ -58,6 +68,15 @@ class Carried:
         for key in self.states:
             following.set(key, step.get(next_key(key)))
         return following
+
+
+def _hidden_states(policy: Any) -> list[NestedKey]:
+    """Return where TorchRL's memory in a policy stands, what its modules read beside their input and ``"is_init"``."""
+    from torchrl.modules import GRUModule, LSTMModule
+
+    modules = policy.modules() if isinstance(policy, nn.Module) else ()
+    found = [module for module in modules if isinstance(module, (GRUModule, LSTMModule))]
+    return [key for module in found for key in map(unravel_key, module.in_keys[1:]) if key != IS_INIT]
 
 
 def fitted(policy: Policy, env: EnvBase) -> Policy:
