@@ -36,7 +36,13 @@ from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.populations.alike import first_difference
 from torchrl_marl_offline.training.populations.own_coefficients import attributes_refused
-from torchrl_marl_offline.training.run.checkpoints import check_content, check_generator, content_of, restore_generator
+from torchrl_marl_offline.training.run.checkpoints import (
+    check_content,
+    check_generator,
+    content_of,
+    restore_generator,
+    slices_of,
+)
 from torchrl_marl_offline.training.step.gradients import (
     Differentiated,
     GradientFunction,
@@ -449,6 +455,7 @@ class PopulationBuffer:
         """Return the generators' states, and what tells the data from other data."""
         states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
         facts = {"size": len(self), "batch_size": self.batch_size, "content": content_of(self)}
+        facts["slices"] = slices_of(self)
         return {"generators": states[0], "noise_generators": states[1]} | facts | self._of_members()
 
     def _of_members(self) -> dict[str, Any]:
