@@ -101,7 +101,14 @@ def fitted(policy: Policy, env: EnvBase) -> Policy:
         seen = tensordict.get(OBSERVATION, None)
         try:
             result = policy(tensordict)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, KeyError, ValueError) as error:
+            if IS_INIT in str(error) and tensordict.get(IS_INIT, None) is None:
+                raise PolicyError(
+                    f"The policy has memory and does not say so: what is around it must have the policy's in_keys and "
+                    f"out_keys, {IS_INIT!r} and the memory among them."
+                ) from error
+            if isinstance(error, (KeyError, ValueError)):
+                raise
             if made_for is not None and here is not None and made_for.n_agents != here.n_agents:
                 raise PolicyError(misfit(made_for, here)) from error
             if "shape" not in str(error) and "size" not in str(error):

@@ -272,7 +272,8 @@ class HistoryEncoder(TensorDictModuleBase):
             if not torch._C._functorch.is_functorch_wrapped_tensor(begins) and not bool(begins.all()):
                 raise ValueError(
                     f"A network with memory was given none in the middle of an episode; carry {('next', *self._path)} "
-                    f"of each step to {self.memory_key!r} of the next one, as evaluate and collect do."
+                    f"of each step to {self.memory_key!r} of the next one, as evaluate, collect and TorchRL's "
+                    "TensorDictPrimer do."
                 )
             memory = self.beginning(observation)
         memory = self.advance(observation, torch.where(begins.unsqueeze(-1), torch.zeros_like(memory), memory))
