@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from memory_toys import UnevenEnv
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 from torchrl_toys import remembering_actor
@@ -14,6 +15,7 @@ from torchrl_marl_offline.data import collect
 from torchrl_marl_offline.data.policy_fit import PolicyError
 from torchrl_marl_offline.evaluation import evaluate, evaluate_held_out
 from torchrl_marl_offline.evaluation.offline.answers import EvaluatedPolicy
+from torchrl_marl_offline.objectives import Cloning, OfflineMARLLoss
 from torchrl_marl_offline.training import CollectorSource
 
 MEMORIES = {"GRU": (GRUModule, ("h",)), "LSTM": (LSTMModule, ("h", "c"))}
@@ -84,3 +86,22 @@ def test_memory_that_would_be_lost_is_refused(data, kind, hidden) -> None:
     for act in ways_to_act(data):
         with pytest.raises(PolicyError, match=lost):
             act(policy)
+
+
+@every_memory
+def test_two_memories_at_one_key_are_refused(data, kind, hidden) -> None:
+    first = kind(input_size=6, hidden_size=5, in_keys=["joined", *hidden], out_keys=["joined", *next_keys(hidden)])
+    policy = policy_for(kind, hidden).policy
+    policy.module[0].module[1].in_keys[0] = "seen"
+    both = TensorDictSequential(TensorDictModule(nn.Flatten(-2), [OBSERVATION], ["joined"]), first, policy)
+    both[1].out_keys[0] = "seen"
+    sentence = "Two modules with memory in one network both keep it at 'h', the second in the place of the first"
+    for act in ways_to_act(data):
+        with pytest.raises(PolicyError, match=sentence):
+            act(both)
+    with pytest.raises(ValueError, match=sentence):
+        OfflineMARLLoss(both, None, value_learning=None, extraction=Cloning())
+
+
+def next_keys(keys: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [("next", key) for key in keys]

@@ -34,7 +34,8 @@ class Carried:
         network: the policy, or what of it has ``in_keys`` and ``out_keys``.
 
     Raises:
-        PolicyError: TorchRL's memory in it would be lost from step to step, as it is not written under ``"next"``.
+        PolicyError: TorchRL's memory in it would be lost from step to step, as it is not written under ``"next"``, or
+            as two modules write over each other's.
     """
 
     def __init__(self, network: Any) -> None:
@@ -43,7 +44,7 @@ class Carried:
         writes = {unravel_key(key) for key in getattr(module, "out_keys", ())}
         self.needs_beginnings = IS_INIT in reads
         self.states = [key for key in reads if next_key(key) in writes] if self.needs_beginnings else []
-        for key in _hidden_states(module) if self.needs_beginnings else ():
+        for key in hidden_states(module) if self.needs_beginnings else ():
             if key in reads and key not in self.states:
                 raise PolicyError(
                     f"The policy reads its memory at {key!r} and does not write it at {next_key(key)!r}, so that it "
@@ -70,13 +71,24 @@ class Carried:
         return following
 
 
-def _hidden_states(policy: Any) -> list[NestedKey]:
-    """Return where TorchRL's memory in a policy stands, what its modules read beside their input and ``"is_init"``."""
+def hidden_states(network: Any) -> list[NestedKey]:
+    """Return where TorchRL's memory in a network stands, what its modules read beside their input and ``"is_init"``.
+
+    Raises:
+        PolicyError: two of them would write over each other's.
+    """
     from torchrl.modules import GRUModule, LSTMModule
 
-    modules = policy.modules() if isinstance(policy, nn.Module) else ()
+    modules = network.modules() if isinstance(network, nn.Module) else ()
     found = [module for module in modules if isinstance(module, (GRUModule, LSTMModule))]
-    return [key for module in found for key in map(unravel_key, module.in_keys[1:]) if key != IS_INIT]
+    keys = [key for module in found for key in map(unravel_key, module.in_keys[1:]) if key != IS_INIT]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise PolicyError(
+            f"Two modules with memory in one network both keep it at {twice!r}, the second in the place of the first; "
+            "give each in_keys and out_keys of its own."
+        )
+    return keys
 
 
 def fitted(policy: Policy, env: EnvBase) -> Policy:

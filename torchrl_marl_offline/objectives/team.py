@@ -22,6 +22,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.core.layout import IS_INIT, joined
 from torchrl_marl_offline.core.parts import part
+from torchrl_marl_offline.data.policy_fit import hidden_states
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.history import HistoryEncoder
 from torchrl_marl_offline.modules.input_norm import seen_by
@@ -156,6 +157,8 @@ class TeamNetworks:
         )
         networks = (self.actor, self.critic, self.value, self.mixer, self.behaviour_model)
         self.memory = memory_keys(*networks)
+        for network in networks:
+            hidden_states(network)  # refuses two at one key
         self.has_torchrl_memory = bool(_parts_of_kind(networks, LSTMModule, GRUModule))
         normalizing = (BatchNorm, nn.modules.batchnorm._BatchNorm)
         self.normalizes_rows = bool(_parts_of_kind(networks, *normalizing)) and not self.has_torchrl_memory
