@@ -16,6 +16,7 @@ from torchrl_marl_offline.core.layout import IS_INIT, MASK
 from torchrl_marl_offline.modules import make_critic
 from torchrl_marl_offline.objectives import SARSA, Cloning, OfflineMARLLoss
 from torchrl_marl_offline.objectives.action_distributions import mode_of
+from torchrl_marl_offline.training import Learner
 
 MEMORIES = {"GRU": (GRUModule, ("h",)), "LSTM": (LSTMModule, ("h", "c"))}
 every_memory = pytest.mark.parametrize(("kind", "hidden"), MEMORIES.values(), ids=MEMORIES)
@@ -156,3 +157,16 @@ def test_ensembles_that_cannot_be_computed_side_by_side_are_refused_when_they_ar
         )
     loss, batch = make(2, deactivate_vmap=True), sequences(2, 4)
     assert loss.team.action_value(batch, batch[ACTION]).total.shape == (2, 4, 1, 2)
+
+
+@pytest.mark.fault("4.8")
+@every_memory
+@pytest.mark.parametrize("compile", ["on", {"mode": "default"}], ids=str)
+def test_compiling_is_refused_when_the_learner_is_made(kind, hidden, compile) -> None:
+    loss = of_actor(kind, *hidden)
+    with pytest.raises(
+        ValueError, match="look at where episodes begin, which nothing compiled can; give compile='off'"
+    ):
+        Learner(loss, lr=1e-3, compile=compile)
+    batch = make_sequences(DISCRETE, 2, 4, dtype=torch.float32)
+    assert Learner(loss, lr=1e-3, compile="auto").step(batch)["loss_actor"].isfinite()
