@@ -65,7 +65,8 @@ def test_it_ends_with_a_score_beside_the_datas_and_the_published(finished):
 @pytest.mark.thorough
 def test_a_behaviour_is_trained_for_the_other_qualities(tmp_path, example):
     arguments = [*SMALL[2:], "--record-updates", "10", "--output", "run"]  # medium-replay, which is what was gathered
-    out = run(example, *arguments, "--rectification", "0", "--sampler", "cem", "--samples", "6", cwd=tmp_path)
+    arguments[arguments.index("--samples") + 1] = "6"
+    out = run(example, *arguments, "--rectification", "0", "--sampler", "cem", cwd=tmp_path)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["published"], summary["min_q_weight"]) == (37.9, 1.0)
     assert "MA-CQL" in summary and "tau 0, alpha 1" in out  # without the search it is that

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torchrl_toys as toys
+from memory_toys import make_sequences
 from objective_toys import CONTINUOUS, DISCRETE, Case, gradients, loss_terms, make_batch
 from population_toys import largest_difference, make_data
 from selection import some_of
@@ -596,8 +597,7 @@ MEMORIES = {"GRU": (GRUModule, ["h"]), "LSTM": (LSTMModule, ["h", "c"])}
 @pytest.mark.fault("4.6")
 @pytest.mark.parametrize(("kind", "hidden"), MEMORIES.values(), ids=MEMORIES)
 def test_hidden_states_that_a_batch_lacks_are_zeros(kind, hidden) -> None:
-    batch = make_batch(CONTINUOUS, 2, 6)
-    batch["next", "done"][:] = False
+    batch = make_sequences(CONTINUOUS, 2, 6, dtype=torch.float32)
     loss = updated(
         OfflineMARLLoss(None, toys.remembering_critic(kind, *hidden), value_learning=SARSA(), extraction=None)
     )
@@ -622,7 +622,7 @@ def test_hidden_states_that_a_batch_lacks_are_zeros(kind, hidden) -> None:
 @pytest.mark.parametrize("shape", [(4,), (2, 4)], ids=str)
 @pytest.mark.parametrize(("kind", "hidden"), MEMORIES.values(), ids=MEMORIES)
 def test_equal_actions_have_equal_values_by_a_critic_with_memory(kind, hidden, shape) -> None:
-    batch = make_batch(CONTINUOUS, *shape)
+    batch = make_sequences(CONTINUOUS, *shape, dtype=torch.float32)
     rules = {"value_learning": CQL(**FEW), "extraction": RectifiedGradient(sampler=SEARCH), "action_spec": (-1.0, 1.0)}
     loss = updated(OfflineMARLLoss(toys.plain(), toys.remembering_critic(kind, *hidden), **rules))
     recorded = batch[toys.ACTION]

@@ -166,3 +166,10 @@ def test_record_writes_the_qualities_and_says_how_good_they_are(tmp_path, capsys
     assert main([*arguments, *options, "--seed", "1"]) == 1
     assert "recording with another seed" in capsys.readouterr().err
     assert main([*arguments, "--option=colour=red"]) == 1
+
+
+@pytest.mark.parametrize("name", ["transitions", "seed", "qualities", "task", "folder"])
+def test_options_of_a_recording_that_are_arguments_are_refused_as_options(tmp_path, capsys, name):
+    assert main(["record", "games/xor", str(tmp_path / "out"), "--option", f"{name}=5"]) == 1
+    assert f"--option {name}=... is an argument of its own; give it as such" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

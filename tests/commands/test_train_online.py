@@ -273,3 +273,13 @@ def test_killed_online_it_goes_on_without_loss(tmp_path, memory):
     rows = [row["step"] for row in read_csv(tmp_path / "killed" / "online" / "eval.csv")]
     assert rows == sorted(rows)
     assert torch.is_tensor(after.state["generator"])
+
+
+@pytest.mark.fault("3.18")
+def test_policies_with_memory_are_not_composed_and_nothing_is_recorded_before_that_is_said(tmp_path, capsys):
+    memory = ["--memory", "window:2", "--slice-len", "8", "--burn-in", "2"]
+    given = ["--online", TASK, *OFFLINE, *FEW, *memory, "--exploration", "composed", "--output", str(tmp_path / "no")]
+    assert main(["train", "recipe", *given]) != 0
+    told = capsys.readouterr()
+    assert "network has memory, which ComposedPolicy does not carry" in told.err and told.out == ""
+    assert not any(tmp_path.iterdir())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
+from torchrl.modules import GRUModule
+from torchrl_toys import remembering_actor
 
 from torchrl_marl_offline import collect, load_policy, make_actor, make_env, save_policy
 from torchrl_marl_offline.commands import main
@@ -64,3 +66,15 @@ def test_an_error_of_the_policys_own_is_left_alone():
 
     with pytest.raises(RuntimeError, match="out of luck"):
         evaluate(broken, env, episodes=1, seed=0)
+
+
+@pytest.mark.fault("3.18")
+def test_what_is_around_a_policy_with_memory_must_say_so(tmp_path):
+    env = make_env("games/recall", num_envs=2)
+    ours = make_actor(env.task_spec, hidden=(4,), memory="gru", memory_size=4)
+    theirs = remembering_actor(GRUModule, "h", spec=env.task_spec)
+    for policy in (ours, theirs):
+        for play in places(lambda td, policy=policy: policy(td), env, tmp_path):
+            with pytest.raises(ValueError, match=r"has memory and does not say so: .* must have the policy's in_keys"):
+                play()
+        assert evaluate(policy, env, episodes=2, seed=0).lengths.tolist() == [6, 6]

@@ -168,7 +168,7 @@ def test_a_copy_keeps_the_form():
 @pytest.mark.parametrize("name", some_of(FORMS, every=5, first=2))
 def test_they_are_recorded(tmp_path, name):
     task = f"vmas/{name}_sparse"
-    mixed = record_mixed_skill(task, tmp_path / "mixed", episodes=6, num_envs=6)
+    mixed = record_mixed_skill(task, tmp_path / "mixed", episodes=60, num_envs=60)
     assert mixed.metadata["task"] == task
     assert mixed.success().any() == (name != "passage")
     assert make_simulator(mixed, num_envs=2).has_success

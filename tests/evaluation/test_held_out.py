@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from population_toys import make_data
 from tensordict import TensorDict
 from torch import nn
 from torchrl.objectives import LossModule
@@ -13,6 +14,8 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.data import from_arrays
 from torchrl_marl_offline.evaluation import IllegalActionError, evaluate_held_out
 from torchrl_marl_offline.evaluation.held_out import discounted_returns
+from torchrl_marl_offline.modules import make_actor, make_critic
+from torchrl_marl_offline.objectives import TDLoss
 
 
 def make_dataset(*, discrete: bool = True, **extra) -> SimpleNamespace:
@@ -163,3 +166,15 @@ def test_a_policy_with_memory_goes_along_the_episodes(batch_size: int) -> None:
     error = (mode - dataset.data["agents", "action"]).abs().mean().item()
     assert found.error == pytest.approx(error, rel=1e-5)
     assert found.calibration is not None
+
+
+@pytest.mark.fault("3.18")
+def test_values_that_remember_see_whole_episodes_where_the_policy_does_not() -> None:
+    data = make_data(discrete=True)
+    critic = make_critic(data.spec, decomposition="independent", hidden=(4,), memory="gru", memory_size=4)
+    loss = TDLoss(make_actor(data.spec, hidden=(4,)), critic)
+    found = [
+        evaluate_held_out(loss, data, qvalue=loss.qvalue, gamma=0.9, batch_size=size).calibration for size in (3, 1000)
+    ]
+    assert found[0].bias == pytest.approx(found[1].bias, rel=1e-5)
+    torch.testing.assert_close(found[0].table, found[1].table)

@@ -129,3 +129,18 @@ def test_observations_are_normalized_before_they_are_remembered() -> None:
     actor = make_actor(SPEC, hidden=(4,), memory="window:2", observation_norm=norm)
     step = TensorDict({OBSERVATION: torch.ones(1, 2, 3), IS_INIT: torch.ones(1, 1, dtype=torch.bool)}, [1])
     assert actor(step)["agents", "policy_history"][0, 0].tolist() == [0, 0, 0, 0, -0.5, -0.5]
+
+
+@pytest.mark.fault("3.18")
+def test_beginnings_and_memories_of_another_shape_are_refused() -> None:
+    encoder, n = HistoryEncoder(SPEC, "gru", 5), SPEC.n_agents
+    rows = TensorDict({OBSERVATION: torch.randn(n, n, 3)}, [n])  # as many rows as agents
+    flag = torch.ones(n, 1, dtype=torch.bool)
+    for wrong in (flag[:, 0], flag.float(), flag.unsqueeze(1).expand(n, n, 1)):
+        with pytest.raises(
+            ValueError, match=rf"^'is_init' must be bools \[{n}, 1\], true where an episode begins; got"
+        ):
+            encoder(rows.clone().set(IS_INIT, wrong))
+    for wrong in (torch.zeros(n, n, 4), torch.zeros(n, 1, 5), torch.zeros(n, 5)):
+        with pytest.raises(ValueError, match=rf"must be \[{n}, {n}, 5\], what this network wrote under 'next'"):
+            encoder(rows.clone().set(IS_INIT, flag).set("own", wrong).rename_key_("own", MEMORY))

@@ -13,11 +13,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.functional_parameters import parameters_in
 from torchrl_marl_offline.core.layout import IS_INIT, MASK, OBSERVATION
 from torchrl_marl_offline.modules import HistoryEncoder, make_actor, make_critic
 from torchrl_marl_offline.objectives import SARSA, OfflineMARLLoss, TDLoss
 from torchrl_marl_offline.objectives.histories import Histories
+from torchrl_marl_offline.objectives.prepared import counted_alone
 
 OWN_NETWORKS = {
     "loss_actor": {"actor_network_params"},
@@ -58,7 +60,7 @@ def difficult(spec, *, seed: int = 0) -> TensorDict:
     return batch
 
 
-def by_hand(self: Histories, clean: TensorDict, source: TensorDict, rows, *, only=None) -> TensorDict:
+def by_hand(self: Histories, clean: TensorDict, seen: TensorDict, *, only=None) -> TensorDict:
     """Do what ``prepared`` does, by loops over torch's cells."""
     found = clean.copy()
     for role, encoder in self.encoders.items():
@@ -67,7 +69,7 @@ def by_hand(self: Histories, clean: TensorDict, source: TensorDict, rows, *, onl
             if target and (role == "actor" or not self._has_target(role, True)):
                 continue
             with parameters_in(self.networks[role], getattr(self.loss, name)):
-                now, following = remembered_by_hand(encoder, source)
+                now, following = remembered_by_hand(encoder, seen)
             for rows, memory in ((found, now), (found["next"], following)):
                 features = memory[..., : encoder.feature_size]
                 key = self.key(role, target=target)
@@ -254,3 +256,107 @@ def test_memory_in_the_actor_alone_or_in_the_critic_alone() -> None:
         assert loss(batch.clone())["loss_qvalue"].isfinite()
         assert loss.has_memory
         assert updater is not None
+
+
+class OfHistory(torch.nn.Linear):
+    def forward(self, history, action):
+        return super().forward(torch.cat([history, action], -1))
+
+
+def own_critic(encoder: HistoryEncoder) -> TensorDictSequential:
+    keys = {
+        "in_keys": [encoder.history_key, ("agents", "action")],
+        "out_keys": [("agents", "state_action_value")],
+    }
+    return TensorDictSequential(encoder, TensorDictModule(OfHistory(encoder.feature_size + 2, 1), **keys))
+
+
+@pytest.mark.fault("3.18")
+def test_networks_whose_encoders_have_the_same_keys_remember_each_for_itself() -> None:
+    batch, found = make_sequences(CONTINUOUS, 2, 4), {}
+    for role in ("policy", "critic"):  # the first is the default, and the policy's own
+        torch.manual_seed(0)
+        actor = make_actor(CONTINUOUS, hidden=HIDDEN, memory="gru", memory_size=6)
+        critic = own_critic(HistoryEncoder(CONTINUOUS, "gru", 6, role=role))
+        loss = TDLoss(actor, critic).double()
+        loss.updater = SoftUpdate(loss, tau=0.5)
+        found[role] = loss.qvalue_loss(batch)[0], loss.qvalue(batch), loss.policy_action(batch)
+    torch.testing.assert_close(found["policy"], found["critic"])
+    other_width = own_critic(HistoryEncoder(CONTINUOUS, "lstm", 5))
+    loss = TDLoss(make_actor(CONTINUOUS, hidden=HIDDEN, memory="gru", memory_size=6), other_width).double()
+    loss.updater = SoftUpdate(loss, tau=0.5)
+    assert loss.qvalue_loss(batch)[0].isfinite()
+
+
+@pytest.mark.fault("3.18")
+def test_a_second_encoder_in_a_network_is_refused() -> None:
+    first, second = HistoryEncoder(CONTINUOUS, "gru", 6), HistoryEncoder(CONTINUOUS, "window:2", role="critic")
+    critic = TensorDictSequential(first, *own_critic(second).module)
+    with pytest.raises(ValueError, match=r"^A network has one HistoryEncoder, .* the TensorDictSequential has 2"):
+        TDLoss(make_actor(CONTINUOUS, hidden=HIDDEN), critic)
+
+
+@pytest.mark.fault("3.18")
+def test_an_encoder_in_a_network_that_cannot_remember_is_refused() -> None:
+    case, encoder = Case("mixer", preset="bcq"), HistoryEncoder(CONTINUOUS, "gru", 6)
+    loss = case.build()
+    rules = {"value_learning": loss.value_learning, "extraction": loss.extraction}
+    rules["behaviour_learning"] = loss.behaviour_learning
+    for others in (
+        {"mixer": TensorDictSequential(encoder, loss.mixer_network), "behaviour": loss.behaviour_network},
+        {"behaviour": TensorDictSequential(encoder, loss.behaviour_network)},
+    ):
+        with pytest.raises(ValueError, match="before a policy, a critic or a state-value network; take it"):
+            OfflineMARLLoss(loss.actor_network, loss.qvalue_network, **rules, **others)
+
+
+@pytest.mark.fault("3.18")
+def test_a_policy_with_memory_is_asked_without_an_action() -> None:
+    loss = with_memory(Case("mixer", "iql", "awr")).build()
+    batch = make_sequences(CONTINUOUS, 2, 4)
+    expected = loss.policy_action(batch)
+    assert torch.equal(loss.policy_action(batch.exclude(("agents", "action"))), expected)
+    told = batch.exclude(("next", "done")).set(IS_INIT, torch.zeros(2, 4, 1, dtype=torch.bool))
+    assert torch.equal(loss.policy_action(told), expected)
+    with pytest.raises(ValueError, match=r"must be told where episodes begin, by 'is_init' or \('next', 'done'\)"):
+        loss.policy_action(batch.exclude(("next", "done")))
+
+
+@pytest.mark.fault("3.19")
+@pytest.mark.parametrize("memory", ["gru", "window:2"])
+@pytest.mark.parametrize("preset", ["cql", "omar"])
+def test_rows_that_do_not_count_are_in_no_statistics_of_a_batch(preset: str, memory: str) -> None:
+    """These presets normalize by the batch: what is said of the other rows changes nothing."""
+    torch.manual_seed(0)
+    loss = make_loss(CONTINUOUS, algorithm=preset, hidden=HIDDEN, **memory_options(memory)).double()
+    assert loss.team.normalizes_rows
+    loss.updater = SoftUpdate(loss, tau=0.5)
+    batch = make_sequences(CONTINUOUS, 4, 6)
+    batch[MASK] = torch.ones(4, 6, dtype=torch.bool)
+    batch[MASK][:, 4:] = False  # behind the end
+    batch["next", "done"][:, 3] = True
+
+    def terms(batch: TensorDict) -> torch.Tensor:
+        torch.manual_seed(1)
+        return torch.stack([*loss_terms(loss(batch.clone())).values()])
+
+    expected = terms(batch)
+    for part in (batch, batch["next"]):
+        for key in (OBSERVATION, "state"):
+            part[key][:, 4:] = 7.0
+    torch.testing.assert_close(terms(batch), expected, atol=0.0, rtol=0.0)
+    shorter = batch[:, :4].clone()  # one row in the place of two is as often there as any other
+    doubled = torch.cat([shorter, shorter], 1)
+    doubled[MASK] = torch.arange(8).expand(4, 8) < 4
+    normed = [loss.batch(each).live.total[:, :4] for each in (shorter, doubled)]
+    torch.testing.assert_close(*normed)
+
+
+def test_the_rows_that_count_stand_in_for_the_others_equally_often() -> None:
+    rows = torch.tensor([[False, True, False, True], [False, False, False, True]])
+    batch = TensorDict({"x": torch.arange(8.0).reshape(2, 4), "kept": torch.arange(8.0).reshape(2, 4)}, [2, 4])
+    found = counted_alone(batch, rows, ["x", "absent"])
+    assert found["x"].tolist() == [[1, 1, 3, 3], [7, 1, 3, 7]]
+    assert torch.equal(found["kept"], batch["kept"])
+    assert torch.equal(counted_alone(batch, torch.ones_like(rows), ["x"])["x"], batch["x"])
+    assert counted_alone(batch, torch.zeros_like(rows), ["x"])["x"].isfinite().all()

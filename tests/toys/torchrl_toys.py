@@ -190,3 +190,22 @@ def remembering_critic(kind: type, *hidden: str) -> TensorDictSequential:
         memory,
         TensorDictModule(nn.Linear(5, 1), in_keys=["memory"], out_keys=[TEAM_Q]),
     )
+
+
+def remembering_actor(
+    kind: type, *hidden: str, spec: TaskSpec, under_next: bool = True, **options: bool
+) -> ProbabilisticActor:
+    """A policy of discrete actions whose memory is TorchRL's, of the joint observation."""
+    written = [("next", key) if under_next else key for key in hidden]
+    sizes = {"input_size": spec.n_agents * spec.observation_size, "hidden_size": 5}
+    memory = kind(**sizes, in_keys=["joined", *hidden], out_keys=["memory", *written], **options)
+    scores = nn.Sequential(
+        nn.Linear(5, spec.n_agents * spec.action_size), nn.Unflatten(-1, (spec.n_agents, spec.action_size))
+    )
+    network = TensorDictSequential(
+        TensorDictModule(nn.Flatten(-2), in_keys=[OBSERVATION], out_keys=["joined"]),
+        memory,
+        TensorDictModule(scores, in_keys=["memory"], out_keys=[("agents", "logits")]),
+    )
+    keys = {"in_keys": [("agents", "logits")], "out_keys": [ACTION]}
+    return ProbabilisticActor(network, distribution_class=D.Categorical, **keys)

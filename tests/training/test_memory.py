@@ -35,6 +35,7 @@ from torchrl_marl_offline.training import (
     load_policy,
     save_policy,
 )
+from torchrl_marl_offline.training.run.checkpoints import BufferState, CheckpointError
 from torchrl_marl_offline.training.run.distributed import ShareOfSampler
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 
@@ -117,6 +118,35 @@ def test_resume_is_bit_for_bit(tmp_path, discrete) -> None:
     assert again.resume(tmp_path / "parts/checkpoints/checkpoint-000000000004.torchrl") == 4
     again.train()
     assert largest_difference(lone_tensors(whole), lone_tensors(again)) == 0
+
+
+@pytest.mark.fault("3.18")
+@pytest.mark.parametrize("of", ["a run", "a population", "earlier versions"])
+def test_a_run_is_not_resumed_with_slices_of_another_form(tmp_path, discrete, of: str) -> None:
+    def make(steps: int, **slices: int):
+        if of == "a population":
+            return make_population(discrete, (0, 1), tmp_path, rules=RULES, steps=steps, **slices)
+        return make_alone(discrete, 0, rules=RULES, steps=steps, output=tmp_path, **slices)
+
+    make(2, **SLICES).train()
+    for slices, sentence in (
+        ({"slice_len": 6, "burn_in": 1}, "slice_len was 4 and is 6 now; go on with that of the run"),
+        ({"slice_len": 4, "burn_in": 2}, "burn_in was 1 and is 2 now"),
+        ({"slice_len": 4}, "burn_in was 1 and is None now"),
+    ):
+        trainer = make(4, **slices)
+        if of == "earlier versions":  # said nothing of slices
+            state = {
+                name: value for name, value in BufferState(trainer.buffer).state_dict().items() if name != "slices"
+            }
+            BufferState(trainer.buffer).check_state_dict(state)
+            continue
+        with pytest.raises(CheckpointError, match=sentence):
+            trainer.resume()
+    again = make(4, **SLICES)
+    assert again.resume() == 2
+    again.train()
+    assert again.step == 4
 
 
 def test_processes_share_sequences_as_they_are(discrete) -> None:

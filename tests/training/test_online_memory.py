@@ -14,6 +14,7 @@ from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.core.layout import EPISODE, EPISODE_STEP, IS_INIT, MASK, OBSERVATION, REWARD, next_key
 from torchrl_marl_offline.data import collect
 from torchrl_marl_offline.evaluation import evaluate
+from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training import CollectorSource, OnlineReplay
 
 STEPS = 4
@@ -190,3 +191,20 @@ def test_the_recipe_learns_online_to_act_by_what_it_saw(tmp_path) -> None:
     replay = make_replay(tmp_path, source, loss, **sizes)
     trainer_for(loss, replay, lr=3e-3, steps=400, progress=False, compile="off").train()
     assert evaluate(loss.actor_network, CueEnv(50), episodes=200, seed=1).mean > 0.9
+
+
+@pytest.mark.fault("3.18")
+def test_a_ring_that_holds_no_round_or_only_burn_ins_is_refused_when_it_is_made(tmp_path) -> None:
+    def make(**options) -> OnlineReplay:
+        source = CollectorSource(UnevenEnv(4), make_actor(UnevenEnv(4).task_spec, hidden=(4,)), steps_per_round=3)
+        sizes = {"batch_size": 12, "update_to_data": 1.0, "journal": tmp_path / "journal"} | options
+        return OnlineReplay(source, **sizes)
+
+    with pytest.raises(ValueError, match=r"^A round has 12 transitions, more than the capacity of 11; raise capacity="):
+        make(capacity=11)
+    assert make(capacity=12).sample().shape == (12,)
+    with pytest.raises(
+        ValueError, match=r"capacity 15 has 3 rows of each of 4 .* none behind burn_in=3 of them; raise"
+    ):
+        make(capacity=15, slice_len=6, burn_in=3)
+    assert make(capacity=16, slice_len=6, burn_in=3).sample().shape == (2, 6)

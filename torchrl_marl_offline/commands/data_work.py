@@ -156,9 +156,11 @@ def pull(parsed: argparse.Namespace) -> int:
 
 def record_graded(parsed: argparse.Namespace) -> int:
     """Record datasets of graded quality."""
-    qualities, options = parsed.qualities or QUALITIES, _options(parsed)
-    sizes = {"transitions": parsed.transitions, "seed": parsed.seed}
-    for quality, dataset in record(parsed.task, parsed.folder, qualities=qualities, **sizes, **options).items():
+    options = _options(parsed)
+    own = {"qualities": parsed.qualities or QUALITIES, "transitions": parsed.transitions, "seed": parsed.seed}
+    if twice := sorted(options.keys() & (own.keys() | {"task", "folder"})):
+        raise ValueError(f"--option {twice[0]}=... is an argument of its own; give it as such, see --help.")
+    for quality, dataset in record(parsed.task, parsed.folder, **own, **options).items():
         returns = dataset.episode_returns()
         print(
             f"{quality:14} {len(dataset):>8} transitions in {dataset.n_episodes:>6} episodes, return "

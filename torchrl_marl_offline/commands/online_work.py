@@ -130,6 +130,8 @@ def train_online(plan: TrainingPlan, folder: Path) -> None:
         spec = _bounded(spec, begun if earlier is not None else folder / "online")
     inputs = plan.inputs(None, _run_of(begun))
     loss = plan.loss(plan.algorithm, spec, actor=actor, inputs=inputs)
+    if settings.exploration == "composed":
+        ComposedPolicy(loss.actor_network, loss)  # refuses what it cannot compose before anything is recorded
     if earlier is not None and actor is None:
         _load(earlier, loss, settings, task)
     data = _data(plan, task, folder) if settings.from_ is None or settings.offline_fraction > 0 else None
@@ -210,8 +212,6 @@ class Stages:
     def __init__(self, plan: TrainingPlan, loss: OfflineMARLLoss, folder: Path) -> None:
         self.plan, self.loss, self.folder, self.settings = plan, loss, folder, plan.run
         settings = plan.run
-        if settings.exploration == "composed":
-            ComposedPolicy(loss.actor_network, loss)  # refuses what it cannot compose before anything is trained
         env = make_env(settings.online, num_envs=settings.eval_episodes, device=settings.device)
         play = partial(evaluate, loss.actor_network, env, episodes=settings.eval_episodes, seed=1000 + settings.seed)
         self.evaluators = {"mode": partial(play, mode="mode"), "sampled": partial(play, mode="sample")}

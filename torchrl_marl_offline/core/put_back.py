@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torchrl.checkpoint import GlobalRNGState
+from torchrl.modules import set_recurrent_mode
 
 
 @contextmanager
@@ -36,13 +37,18 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(policy: Any) -> Iterator[None]:
-    """Set a module to ``eval()`` and give each of its submodules its own mode back on leaving."""
+    """Set a module to ``eval()`` and give each of its submodules its own mode back on leaving.
+
+    TorchRL's memory takes one step of each row in the block, whatever its module's default is: what acts sees
+    environments side by side, which are no steps of time. Losses within it read time as always.
+    """
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     training = [module.training for module in modules]
     try:
         for module in modules:
             module.training = False
-        yield
+        with set_recurrent_mode(False):
+            yield
     finally:
         for module, flag in zip(modules, training, strict=True):
             module.training = flag

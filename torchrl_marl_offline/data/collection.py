@@ -82,6 +82,7 @@ def collect(
     if (episodes is None) == (steps is None):
         raise ValueError(f"Give either episodes or steps; got episodes={episodes} and steps={steps}.")
     from torchrl.envs.utils import ExplorationType, set_exploration_type  # slow to import
+    from torchrl.modules import set_recurrent_mode
 
     kinds = {"sample": ExplorationType.RANDOM, "mode": ExplorationType.DETERMINISTIC}
     if exploration not in kinds:
@@ -89,7 +90,8 @@ def collect(
     spec = TaskSpec.from_env(env)
     devices = [env.device] if env.device is not None and env.device.type == "cuda" else []
     recording = _Recording(env, _shares(episodes or steps, env.batch_size[0]), by_episode=episodes is not None)
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), set_exploration_type(kinds[exploration]):
+    acting = set_exploration_type(kinds[exploration]), set_recurrent_mode(False)
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), acting[0], acting[1]:
         if seed is not None:
             torch.manual_seed(seed)
             env.set_seed(seed)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import unravel_key
+from torch import nn
 
 from torchrl_marl_offline.core.layout import DONE, IS_INIT, OBSERVATION, TaskSpec, next_key
 
 if TYPE_CHECKING:
-    from tensordict import TensorDictBase
+    from tensordict import NestedKey, TensorDictBase
     from torchrl.envs import EnvBase
 
 Policy = Callable[["TensorDictBase"], "TensorDictBase"]
@@ -31,6 +32,10 @@ class Carried:
 
     Args:
         network: the policy, or what of it has ``in_keys`` and ``out_keys``.
+
+    Raises:
+        PolicyError: TorchRL's memory in it would be lost from step to step, as it is not written under ``"next"``, or
+            as two modules write over each other's.
     """
 
     def __init__(self, network: Any) -> None:
@@ -39,6 +44,12 @@ class Carried:
         writes = {unravel_key(key) for key in getattr(module, "out_keys", ())}
         self.needs_beginnings = IS_INIT in reads
         self.states = [key for key in reads if next_key(key) in writes] if self.needs_beginnings else []
+        for key in hidden_states(module) if self.needs_beginnings else ():
+            if key in reads and key not in self.states:
+                raise PolicyError(
+                    f"The policy reads its memory at {key!r} and does not write it at {next_key(key)!r}, so that it "
+                    f"would be lost; name {next_key(key)!r} among the out_keys of its GRUModule or LSTMModule."
+                )
 
     def begin(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Say, in what ``env.reset()`` returned, that all episodes begin."""
@@ -58,6 +69,26 @@ class Carried:
         for key in self.states:
             following.set(key, step.get(next_key(key)))
         return following
+
+
+def hidden_states(network: Any) -> list[NestedKey]:
+    """Return where TorchRL's memory in a network stands, what its modules read beside their input and ``"is_init"``.
+
+    Raises:
+        PolicyError: two of them would write over each other's.
+    """
+    from torchrl.modules import GRUModule, LSTMModule
+
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    found = [module for module in modules if isinstance(module, (GRUModule, LSTMModule))]
+    keys = [key for module in found for key in map(unravel_key, module.in_keys[1:]) if key != IS_INIT]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise PolicyError(
+            f"Two modules with memory in one network both keep it at {twice!r}, the second in the place of the first; "
+            "give each in_keys and out_keys of its own."
+        )
+    return keys
 
 
 def fitted(policy: Policy, env: EnvBase) -> Policy:
@@ -82,7 +113,14 @@ def fitted(policy: Policy, env: EnvBase) -> Policy:
         seen = tensordict.get(OBSERVATION, None)
         try:
             result = policy(tensordict)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, KeyError, ValueError) as error:
+            if IS_INIT in str(error) and tensordict.get(IS_INIT, None) is None:
+                raise PolicyError(
+                    f"The policy has memory and does not say so: what is around it must have the policy's in_keys and "
+                    f"out_keys, {IS_INIT!r} and the memory among them."
+                ) from error
+            if isinstance(error, (KeyError, ValueError)):
+                raise
             if made_for is not None and here is not None and made_for.n_agents != here.n_agents:
                 raise PolicyError(misfit(made_for, here)) from error
             if "shape" not in str(error) and "size" not in str(error):

@@ -120,7 +120,7 @@ def evaluate_held_out(
         gamma: discount of the returns.
         team_reward: whether the team's reward is the mean or the sum over agents, as in the loss.
         bins: number of rows of the calibration table.
-        batch_size: transitions a pass; of a policy with memory whole episodes of about as many.
+        batch_size: transitions a pass; with ``qvalue``, or of a policy with memory, whole episodes of about as many.
         device: where the policy and ``qvalue`` live; by default the dataset's.
 
     Raises:
@@ -147,7 +147,8 @@ def evaluate_held_out(
     with preserved_rng(), evaluation_mode(policy):
         torch.manual_seed(0)
         carried = Carried(policy)
-        for rows in _blocks(dataset, batch_size, whole_episodes=carried.needs_beginnings):
+        # values may be of critics that remember, where the policy does not
+        for rows in _blocks(dataset, batch_size, whole_episodes=carried.needs_beginnings or qvalue is not None):
             batch = data[rows].to(device or data.device or "cpu")
             seen = with_memory(policy, carried.states, batch) if carried.needs_beginnings else batch
             mode, legal = _propose(policy, seen)

@@ -246,7 +246,8 @@ class HistoryEncoder(TensorDictModuleBase):
         """Take one step.
 
         Raises:
-            ValueError: it is not told where episodes begin, or has no memory in the middle of one.
+            ValueError: it is not told where episodes begin, or has no memory in the middle of one, or either has
+                another shape.
         """
         observation, begins = tensordict.get(OBSERVATION), tensordict.get(IS_INIT, None)
         memory = tensordict.get(self.memory_key, None)
@@ -255,11 +256,24 @@ class HistoryEncoder(TensorDictModuleBase):
                 f"A network with memory must be told where episodes begin; set {IS_INIT!r} [*B, 1], as evaluate, "
                 "collect and TorchRL's InitTracker do."
             )
+        of_rows = observation.shape[:-2]
+        if begins.dtype != torch.bool or begins.shape != (*of_rows, 1):
+            raise ValueError(
+                f"{IS_INIT!r} must be bools {[*of_rows, 1]}, true where an episode begins; got {list(begins.shape)} of "
+                f"{begins.dtype}."
+            )
+        wanted = (*of_rows, self.n_agents, self.memory_size)
+        if memory is not None and memory.shape != wanted:
+            raise ValueError(
+                f"The memory at {self.memory_key!r} must be {list(wanted)}, what this network wrote under 'next' in "
+                f"the step before; got {list(memory.shape)}."
+            )
         if memory is None:
             if not torch._C._functorch.is_functorch_wrapped_tensor(begins) and not bool(begins.all()):
                 raise ValueError(
                     f"A network with memory was given none in the middle of an episode; carry {('next', *self._path)} "
-                    f"of each step to {self.memory_key!r} of the next one, as evaluate and collect do."
+                    f"of each step to {self.memory_key!r} of the next one, as evaluate, collect and TorchRL's "
+                    "TensorDictPrimer do."
                 )
             memory = self.beginning(observation)
         memory = self.advance(observation, torch.where(begins.unsqueeze(-1), torch.zeros_like(memory), memory))
@@ -290,5 +304,10 @@ def behind(
 
 def encoder_of(network: TensorDictModuleBase | None) -> HistoryEncoder | None:
     """Return what remembers for a network, or None."""
+    return next(iter(encoders_of(network)), None)
+
+
+def encoders_of(network: TensorDictModuleBase | None) -> list[HistoryEncoder]:
+    """Return all that remembers in a network."""
     modules = () if network is None else network.modules()
-    return next((module for module in modules if isinstance(module, HistoryEncoder)), None)
+    return [module for module in modules if isinstance(module, HistoryEncoder)]

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
-from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION, joined
+from torchrl_marl_offline.core.layout import GROUP, IS_INIT, OBSERVATION, joined
 from torchrl_marl_offline.core.parts import part
-from torchrl_marl_offline.modules.history import HistoryEncoder, encoder_of
+from torchrl_marl_offline.modules.history import HistoryEncoder, encoder_of, encoders_of
 from torchrl_marl_offline.objectives.series import check_series, is_readable
 
 Role = Literal["actor", "qvalue", "value"]
@@ -48,16 +48,28 @@ class Histories:
     Args:
         loss: whose networks they are.
         networks: by their roles.
+        others: networks that cannot remember, by their names.
 
     Attributes:
         encoders: those that there are, by the roles of their networks.
         heads: the networks behind them.
 
     Raises:
-        ValueError: a network has an encoder elsewhere than at its beginning.
+        ValueError: a network has an encoder elsewhere than at its beginning, or several.
     """
 
-    def __init__(self, loss: LossModule, networks: Mapping[Role, TensorDictModuleBase | None]) -> None:
+    def __init__(
+        self,
+        loss: LossModule,
+        networks: Mapping[Role, TensorDictModuleBase | None],
+        others: Mapping[str, TensorDictModuleBase | None],
+    ) -> None:
+        for name, network in others.items():
+            if encoder_of(network) is not None:
+                raise ValueError(
+                    f"A HistoryEncoder stands before a policy, a critic or a state-value network; take it out of the "
+                    f"{name}."
+                )
         self.loss = loss
         self.networks = {role: network for role, network in networks.items() if encoder_of(network) is not None}
         self.encoders: dict[Role, HistoryEncoder] = {r: encoder_of(network) for r, network in self.networks.items()}
@@ -68,28 +80,40 @@ class Histories:
     def __bool__(self) -> bool:
         return bool(self.encoders)
 
-    def prepared(
-        self, clean: TensorDictBase, source: TensorDictBase, rows: Tensor | None, *, only: Role | None = None
-    ) -> TensorDictBase:
+    def check_first(self, rows: TensorDictBase, counts: Tensor | None) -> None:
+        """Refuse a loss's first batch ``[*B, T]`` that is not steps of episodes, of whichever networks with memory.
+
+        Args:
+            rows: with ``"is_init"``.
+            counts: which of them count, ``[*B, T]``; None for all.
+
+        Raises:
+            ValueError: it says what to sample.
+        """
+        if not rows.ndim:
+            raise ValueError(f"A loss of networks with memory needs steps of episodes, not a single one: {SEQUENCES}.")
+        begins = rows.get(IS_INIT, None)
+        if begins is None:
+            raise ValueError(
+                f"Networks with memory must be told where episodes begin, by {IS_INIT!r} or "
+                f"{('next', self.loss.tensor_keys.done)}: {SEQUENCES}."
+            )
+        if self in SEEN or not is_readable(begins):
+            return
+        ended = torch.cat([begins[..., 1:, 0], torch.ones_like(begins[..., :1, 0])], -1)
+        ended = ended if counts is None else ended | ~counts
+        check_series(rows, ended, [OBSERVATION], carrier="Memory carries what agents saw", remedy=SEQUENCES)
+        SEEN.add(self)  # once: to look at values waits for a GPU
+
+    def prepared(self, clean: TensorDictBase, seen: TensorDictBase, *, only: Role | None = None) -> TensorDictBase:
         """Return rows whose networks need not look at other rows any more.
 
         Args:
-            clean: the rows ``[*B, T]`` of the loss, the time last.
-            source: the same with observations also where a row does not count: those of the burn-in.
-            rows: which count, ``[*B, T]``; None for all.
+            clean: the rows ``[*B, T]`` of the loss, the time last, with ``"is_init"``.
+            seen: the same with observations also where a row does not count: those of the burn-in.
             only: the one network that will be asked, not its target; by default all.
-
-        Raises:
-            ValueError: they are no steps of episodes, one after another.
         """
-        if not clean.ndim:
-            raise ValueError(f"A loss of networks with memory needs steps of episodes, not a single one: {SEQUENCES}.")
-        observation = source.get(OBSERVATION)
-        if rows is not None:  # numbers in rows that do not count may be none
-            seen = rows.reshape(*rows.shape, 1, 1) | observation.isfinite()
-            observation = torch.where(seen, observation, torch.zeros_like(observation))
-        begins = self._beginnings(source)
-        self._check_first(source, begins, rows)
+        observation, begins = seen.get(OBSERVATION), clean.get(IS_INIT)
         found = clean.copy()
         following = found.get("next", None)
         for role in self.encoders if only is None else self.encoders.keys() & {only}:
@@ -122,10 +146,15 @@ class Histories:
 
     def key(self, role: Role, *, target: bool) -> NestedKey:
         """Return where features of a role's network, or of its target, stand in the rows."""
-        return _variant(self.encoders[role].history_key, target=self._has_target(role, target))
+        return self._key_of(role, "history", target)
 
     def _memory_key(self, role: Role, *, target: bool) -> NestedKey:
-        return _variant(self.encoders[role].memory_key, target=self._has_target(role, target))
+        return self._key_of(role, "memory", target)
+
+    def _key_of(self, role: Role, what: str, target: bool) -> NestedKey:
+        # by the network's role and not by the encoder's keys, which several networks may have in common
+        name = f"{role}_{what}_target" if self._has_target(role, target) else f"{role}_{what}"
+        return name if self.encoders[role].joint else (GROUP, name)
 
     def _of_rows(self, tensordict: TensorDictBase, role: Role, *, target: bool) -> Tensor:
         key = self.key(role, target=target)
@@ -141,21 +170,6 @@ class Histories:
         return found
 
     # ---------------------------------------------------------------------- one pass over time
-
-    def _beginnings(self, tensordict: TensorDictBase) -> Tensor:
-        """Return where nothing before is remembered, ``[*B, T, 1]``: as the batch says, and behind every end."""
-        done = tensordict.get(("next", self.loss.tensor_keys.done))
-        begins = torch.cat([torch.ones_like(done[..., :1, :]), done[..., :-1, :]], -2)
-        given = tensordict.get(IS_INIT, None)
-        return begins if given is None else begins | given.reshape(begins.shape)
-
-    def _check_first(self, tensordict: TensorDictBase, begins: Tensor, rows: Tensor | None) -> None:
-        if self in SEEN or not is_readable(begins):
-            return
-        ended = torch.cat([begins[..., 1:, 0], torch.ones_like(begins[..., :1, 0])], -1)
-        ended = ended if rows is None else ended | ~rows
-        check_series(tensordict, ended, [OBSERVATION], carrier="Memory carries what agents saw", remedy=SEQUENCES)
-        SEEN.add(self)  # once: to look at values waits for a GPU
 
     def _variants(self, role: Role) -> list[bool]:
         """Return whether the network itself and its target are asked."""
@@ -203,12 +217,6 @@ class Histories:
         return found.squeeze(-3 if role == "qvalue" and self.loss.team.is_ensemble else -2) if encoder.joint else found
 
 
-def _variant(key: NestedKey, *, target: bool) -> NestedKey:
-    if not target:
-        return key
-    return f"{key}_target" if isinstance(key, str) else (*key[:-1], f"{key[-1]}_target")
-
-
 def _parts_of(network: TensorDictModuleBase) -> list[TensorDictModuleBase]:
     if isinstance(network, TensorDictSequential):
         return [part for module in network.module for part in _parts_of(module)]
@@ -218,6 +226,11 @@ def _parts_of(network: TensorDictModuleBase) -> list[TensorDictModuleBase]:
 def _head_of(network: TensorDictModuleBase, encoder: HistoryEncoder) -> TensorDictModuleBase:
     """Return what a network has behind its encoder."""
     first, *rest = _parts_of(network)
+    if len(set(encoders_of(network))) > 1:
+        raise ValueError(
+            f"A network has one HistoryEncoder, which stands at its beginning; the {type(network).__name__} has "
+            f"{len(encoders_of(network))}."
+        )
     if first is not encoder or not rest:
         raise ValueError(
             f"A HistoryEncoder must stand at the beginning of its network, TensorDictSequential(encoder, network); the "

@@ -44,7 +44,14 @@ from torchrl_marl_offline.objectives.fitting import (
     check_row_mask,
 )
 from torchrl_marl_offline.objectives.histories import Role
-from torchrl_marl_offline.objectives.prepared import check_entries, indexed, rooted, sanitized, with_beginnings
+from torchrl_marl_offline.objectives.prepared import (
+    check_entries,
+    counted_alone,
+    indexed,
+    rooted,
+    sanitized,
+    with_beginnings,
+)
 from torchrl_marl_offline.objectives.series import SEEN
 from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
 from torchrl_marl_offline.objectives.team import TeamNetworks, lacking
@@ -494,12 +501,28 @@ class OfflineMARLLoss(LossModule):
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
         check_entries(tensordict, keys, self._loss_mask_keys())
         batch = Batch(self.team, tensordict)
-        clean = sanitized(tensordict, self.in_keys, batch.rows, agent_mask=keys.agent_mask, reward=keys.reward)
-        clean = with_beginnings(clean, keys.done) if IS_INIT in self.team.memory else clean
-        if self.team.histories:
-            seen = sanitized(tensordict, self.in_keys, None, agent_mask=keys.agent_mask, reward=keys.reward)
-            clean = self.team.histories.prepared(clean, seen, batch.rows, only=only)
+        options = {"agent_mask": keys.agent_mask, "reward": keys.reward}
+        if self.has_memory:
+            timed = with_beginnings(tensordict, keys.done)
+            clean = seen = sanitized(timed, self.in_keys, batch.rows, are_seen=True, **options)
+            self.team.histories.check_first(seen, batch.rows)
+            if not self.team.has_torchrl_memory:
+                clean = sanitized(timed, self.in_keys, batch.rows, **options)
+            if self.team.histories:
+                clean = self.team.histories.prepared(clean, seen, only=only)
+                if only is None and batch.rows is not None and self.team.normalizes_rows:
+                    clean = counted_alone(clean, batch.rows, self._keys_of_rows(clean, tensordict))
+        else:
+            clean = sanitized(tensordict, self.in_keys, batch.rows, **options)
         return batch if clean is tensordict else Batch(self.team, clean)
+
+    def _keys_of_rows(self, clean: TensorDictBase, tensordict: TensorDictBase) -> list[NestedKey]:
+        """Return what networks read of rows: not what says how rows follow each other."""
+        keys = self.tensor_keys
+        of_time = {unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)}
+        remembered = set(clean.keys(True, True)) - set(tensordict.keys(True, True)) - {IS_INIT, ("next", IS_INIT)}
+        masks = [keys.action_mask, ("next", keys.action_mask)]
+        return [key for key in map(unravel_key, [*self.in_keys, *masks, *remembered]) if key not in of_time]
 
     @torch.no_grad()
     def policy_action(self, tensordict: TensorDictBase) -> Tensor:
@@ -514,7 +537,8 @@ class OfflineMARLLoss(LossModule):
 
     def _remembered(self, tensordict: TensorDictBase, role: Role) -> TensorDictBase:
         """Return rows with what a network with memory reads of the rows before."""
-        return self._batch(tensordict, role).tensordict if role in self.team.histories.encoders else tensordict
+        has_memory = self.team.has_torchrl_memory or role in self.team.histories.encoders
+        return self._batch(tensordict, role).tensordict if has_memory else tensordict
 
     # ----------------------------------------------------------- loss terms
 

@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
-from torchrl_marl_offline.core.layout import IS_INIT, joined
+from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION, joined
 from torchrl_marl_offline.objectives.series import is_readable
 
 
@@ -53,7 +53,9 @@ def _may_be_one_hot(action: Tensor) -> bool:
 
 def rooted(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
     """Take the agents' dimension out of the batch size, where dispatch saw it in every entry; ``key`` of the action."""
-    action = tensordict.get(key)
+    action = tensordict.get(key, None)
+    if action is None:  # of rows whose policy alone is asked
+        return tensordict
     batch_size = action.shape[: -2 if action.is_floating_point() else -1]
     if tensordict.ndim <= len(batch_size):
         return tensordict
@@ -74,10 +76,13 @@ def check_entries(tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[Ne
     size = tuple(tensordict.batch_size)
     if 0 in size:
         raise ValueError(f"The batch is empty, {list(size)}; sample at least one row.")
-    agents = (*size, tensordict.get(keys.action).shape[len(size)])
+    of_agents = tensordict.get(keys.action, None)
+    of_agents = tensordict.get(OBSERVATION, None) if of_agents is None else of_agents
+    agents = (*size, *(() if of_agents is None else of_agents.shape[len(size) : len(size) + 1]))
     flags = [(("next", key), ((*size, 1),)) for key in (keys.done, keys.terminated)]
     flags += [(key, (agents,)) for key in (keys.agent_mask, ("next", keys.agent_mask))]
     flags += [(key, (size, (*size, 1))) for key in masks]
+    flags += [(key, ((*size, 1), size)) for key in (IS_INIT, ("next", IS_INIT))]
     for key, shapes in flags:
         flag = tensordict.get(key, None)
         if flag is not None and (flag.dtype != torch.bool or tuple(flag.shape) not in shapes):
@@ -94,15 +99,21 @@ def _is_other(key: NestedKey, entry: Tensor, wanted: str) -> str:
 
 
 def with_beginnings(tensordict: TensorDictBase, done: NestedKey) -> TensorDictBase:
-    """Say where memory starts anew, where the batch does not: behind every row that ended its episode."""
-    done = tensordict.get(("next", done), None)
-    if done is None or not tensordict.ndim:
+    """Say where memory starts anew: where the batch says so, and behind every row that ended its episode.
+
+    So it does among the next observations, whose first one of an episode is that of the episode's first row.
+    """
+    ended, given = tensordict.get(("next", done), None), tensordict.get(IS_INIT, None)
+    if not tensordict.ndim or (ended is None and given is None):
         return tensordict
-    begins = torch.cat([torch.zeros_like(done[..., :1, :]), done[..., :-1, :]], -2)
+    begins = torch.zeros(*tensordict.batch_size, 1, dtype=torch.bool, device=(given if ended is None else ended).device)
+    if ended is not None:
+        begins = torch.cat([begins[..., :1, :], ended[..., :-1, :]], -2)
     tensordict = tensordict.copy()
     for key in (IS_INIT, ("next", IS_INIT)):
-        if tensordict.get(key, None) is None:
-            tensordict.set(key, begins)
+        given = tensordict.get(key, None)
+        begins = begins if given is None else begins | given.reshape(begins.shape)
+        tensordict.set(key, begins)
     return tensordict
 
 
@@ -113,6 +124,7 @@ def sanitized(
     *,
     agent_mask: NestedKey,
     reward: NestedKey,
+    are_seen: bool = False,
 ) -> TensorDictBase:
     """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients.
 
@@ -122,6 +134,7 @@ def sanitized(
         rows: which count, ``[*B]``; None for all.
         agent_mask: key of the agents' mask ``[*B, n]``, which the batch need not have.
         reward: key of the reward, which is that of the agents before the step.
+        are_seen: keep what numbers there are of rows that do not count, which memory passes through.
     """
     agents = tensordict.get(agent_mask, None)
     if rows is None and agents is None:
@@ -138,9 +151,32 @@ def sanitized(
         of_agents = not isinstance(path, str) and path[:-1] == group
         for mask in (rows, (next_agents if ahead else agents) if of_agents else None):
             if mask is not None:
-                mask = mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
+                is_of_rows, mask = mask is rows, mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
+                mask = mask | entry.isfinite() if are_seen and is_of_rows else mask
                 entry = torch.where(mask, entry, torch.zeros_like(entry))
         out.set(key, entry)
+    return out
+
+
+def counted_alone(tensordict: TensorDictBase, rows: Tensor, keys: Sequence[NestedKey]) -> TensorDictBase:
+    """Put rows that count in the place of those that do not: what a network takes of a whole batch is of the former.
+
+    Every row that counts stands there as often as any other, or once more.
+
+    Args:
+        tensordict: the batch ``[*B]``, whose rows are each for itself.
+        rows: which count, ``[*B]``.
+        keys: of what is read; other entries stay.
+    """
+    counts, number = rows.flatten(), torch.arange(rows.numel(), device=rows.device)
+    counted = (~counts).long().argsort(stable=True)  # first the rows that count
+    others = ((~counts).long().cumsum(0) - 1).clamp_min(0) % counts.sum().clamp_min(1)
+    source = torch.where(counts, number, counted[others])
+    out = tensordict.copy()
+    for key in map(unravel_key, keys):
+        entry = tensordict.get(key, None)
+        if entry is not None:
+            out.set(key, entry.flatten(0, rows.ndim - 1)[source].reshape(entry.shape))
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,14 +14,16 @@ from tensordict.nn import (
     TensorDictModuleBase,
     TensorDictSequential,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
-from torchrl.modules import Actor, Delta, GRUModule, LSTMModule
+from torchrl.modules import Actor, Delta, GRUModule, LSTMModule, set_recurrent_mode
 from torchrl.objectives.common import LossModule
 
 from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_of
 from torchrl_marl_offline.core.layout import IS_INIT, joined
 from torchrl_marl_offline.core.parts import part
+from torchrl_marl_offline.data.policy_fit import hidden_states
+from torchrl_marl_offline.modules.batch_norm import BatchNorm
 from torchrl_marl_offline.modules.history import HistoryEncoder
 from torchrl_marl_offline.modules.input_norm import seen_by
 from torchrl_marl_offline.objectives.action_distributions import Bounds, bounds_or_none, per_agent
@@ -143,6 +145,7 @@ class TeamNetworks:
         is_deterministic: whether the actor writes one action, without a distribution.
         memory: what networks with memory read beside their input.
         has_torchrl_memory: whether one has TorchRL's ``LSTMModule`` or ``GRUModule``.
+        normalizes_rows: whether one normalizes by the batch, and all of them read rows each for itself.
         histories: what networks behind a :class:`~torchrl_marl_offline.modules.HistoryEncoder` read of the past.
     """
 
@@ -154,8 +157,21 @@ class TeamNetworks:
         )
         networks = (self.actor, self.critic, self.value, self.mixer, self.behaviour_model)
         self.memory = memory_keys(*networks)
-        self.has_torchrl_memory = bool(_with_memory(networks, LSTMModule, GRUModule))
-        self.histories = Histories(loss, {"actor": self.actor, "qvalue": self.critic, "value": self.value})
+        for network in networks:
+            hidden_states(network)  # refuses two at one key
+        self.has_torchrl_memory = bool(_parts_of_kind(networks, LSTMModule, GRUModule))
+        normalizing = (BatchNorm, nn.modules.batchnorm._BatchNorm)
+        self.normalizes_rows = bool(_parts_of_kind(networks, *normalizing)) and not self.has_torchrl_memory
+        self.histories = Histories(
+            loss,
+            {"actor": self.actor, "qvalue": self.critic, "value": self.value},
+            {"mixer": self.mixer, "model of the data's actions": self.behaviour_model},
+        )
+        if is_ensemble and not loss.deactivate_vmap and _parts_of_kind([self.critic], nn.RNNBase):
+            raise ValueError(
+                "Critics of an ensemble are computed side by side by torch.vmap, which torch's GRU and LSTM cannot be; "
+                "give deactivate_vmap=True, GRUModule(python_based=True), or critics of make_critic(memory='gru')."
+            )
         # the networks as functions of rows: behind what remembers for them, where there is any
         heads = self.histories.heads
         self._actor_head, self._critic_head = heads.get("actor", self.actor), heads.get("qvalue", self.critic)
@@ -222,6 +238,10 @@ class TeamNetworks:
         found = [key for key in map(unravel_key, keys) if key != self.action_key]
         return found + self.histories.keys(tensordict, "qvalue", target=target)
 
+    def _over_time(self) -> AbstractContextManager:
+        """Let TorchRL's memory read the last batch dimension as time, also where the loss itself is not called."""
+        return set_recurrent_mode(True) if self.has_torchrl_memory else nullcontext()
+
     # ---------------------------------------------------------------- action values
 
     def action_value(
@@ -257,7 +277,7 @@ class TeamNetworks:
         params = params.detach() if detach else params
         given = {self._action_name: action}
         given |= self.histories.features(tensordict, "qvalue", target=target, detach=detach)
-        with part("forward target critic" if target else "forward critic"):
+        with part("forward target critic" if target else "forward critic"), self._over_time():
             if self.is_ensemble:
                 found = self._of_ensemble(function.entries(tensordict, **given), tensordict.batch_size, params)
             else:
@@ -349,7 +369,7 @@ class TeamNetworks:
         if self._mixer_is_trained:
             params = self.loss.target_mixer_network_params if target else self.loss.mixer_network_params
             params = params.detach() if detach else params
-        with part("forward target mixer" if target else "forward mixer"):
+        with part("forward target mixer" if target else "forward mixer"), self._over_time():
             mixed = self._function(mixer)(params, tensordict, **given)
         return mixed[self._total_key].unsqueeze(-2)
 
@@ -388,7 +408,7 @@ class TeamNetworks:
         if self.value is None:
             raise ValueError("The loss has no state-value network; a rule that asks it declares needs_value = True.")
         params = loss.target_value_network_params if target else loss.value_network_params
-        with part("forward value"):
+        with part("forward value"), self._over_time():
             given = self.histories.features(tensordict, "value", target=target)
             found = self._behind(self.value, self._function(self._value_head), params, tensordict, **given)
         total = found.get(unravel_key(keys.state_value))
@@ -427,7 +447,7 @@ class TeamNetworks:
         loss = self.loss
         if self.actor is None:
             raise ValueError("The loss has no actor; a value-learning rule that asks it declares needs_actor = True.")
-        with part("forward actor"), parameters_in(self.actor, loss.actor_network_params):
+        with part("forward actor"), self._over_time(), parameters_in(self.actor, loss.actor_network_params):
             policy = per_agent(self._distribution(tensordict))
         if self.bounds_given or ("action_low" in loss._buffers and bounds_or_none(policy) is None):
             policy.action_bounds = Bounds(loss.action_low, loss.action_high)
@@ -473,7 +493,8 @@ class TeamNetworks:
             )
         network, params = self.behaviour_model, self.loss.behaviour_network_params
         asked = network if module is None else network[module]
-        with part("forward behaviour"), parameters_in(network, params.detach() if detach else params):
+        params = params.detach() if detach else params
+        with part("forward behaviour"), self._over_time(), parameters_in(network, params):
             return self._function(asked)(None, tensordict, **given)
 
 
@@ -488,11 +509,11 @@ def lacking(loss: LossModule, key: NestedKey, tensordict: TensorDictBase) -> str
 
 def memory_keys(*networks: TensorDictModuleBase | None) -> frozenset[NestedKey]:
     """Return what networks with memory read beside their input: hidden states, and where episodes begin."""
-    found = _with_memory(networks, LSTMModule, GRUModule, HistoryEncoder)
+    found = _parts_of_kind(networks, LSTMModule, GRUModule, HistoryEncoder)
     return frozenset(unravel_key(key) for module in found for key in module.in_keys[1:])
 
 
-def _with_memory(networks: Sequence[TensorDictModuleBase | None], *kinds: type) -> list[TensorDictModuleBase]:
+def _parts_of_kind(networks: Sequence[TensorDictModuleBase | None], *kinds: type) -> list[TensorDictModuleBase]:
     modules = [module for network in networks if network is not None for module in network.modules()]
     return [module for module in modules if isinstance(module, kinds)]
 

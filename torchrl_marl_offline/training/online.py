@@ -101,8 +101,9 @@ class OnlineReplay:
         >>> Trainer(loss, replay, steps=10_000, output="runs/online").train()            # doctest: +SKIP
 
     Raises:
-        ValueError: a round is larger than ``capacity``, ``update_to_data`` is not above 0, or batches are no whole
-            slices.
+        ValueError: a round is larger than ``capacity``, which is refused at once where the source has a
+            ``round_shape``, environments and steps, or ``capacity`` holds no more than a burn-in of each environment;
+            ``update_to_data`` is not above 0, or batches are no whole slices.
     """
 
     gathers_experience = True
@@ -134,6 +135,7 @@ class OnlineReplay:
         self.device = torch.device(device)
         self.batch_size, self.offline_until = batch_size, offline_until
         self.slice_len, self.burn_in = slice_len, burn_in
+        self._check_capacity(*getattr(source, "round_shape", (0, 0)))
         self._is_mixed = offline is not None
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
         self._offline, self._mixed, self._buffer = None, None, self._make_ring()
@@ -148,6 +150,15 @@ class OnlineReplay:
         self._files: list[dict[str, Any]] = []  # name, first row, number of rows, first episode
         self._unsaved: list[OfflineDataset] = []
         self._saved = 0  # transitions at the checkpoint before
+
+    def _check_capacity(self, envs: int, steps: int) -> None:
+        if envs * steps > self.capacity:
+            raise ValueError(_too_large(envs * steps, self.capacity))
+        if self.slice_len is not None and envs * (self.burn_in + 1) > self.capacity:
+            raise ValueError(
+                f"A ring of capacity {self.capacity} has {self.capacity // envs} rows of each of {envs} environments, "
+                f"and none behind burn_in={self.burn_in} of them; raise capacity=, or choose a shorter burn-in."
+            )
 
     def _make_ring(self) -> TensorDictReplayBuffer:
         storage = LazyTensorStorage(self.capacity, device=self.device)
@@ -276,9 +287,7 @@ class OnlineReplay:
     def _gather(self) -> None:
         episodes = self.source(self.rounds)
         if len(episodes) > self.capacity:
-            raise ValueError(
-                f"A round has {len(episodes)} transitions, more than the capacity of {self.capacity}; raise capacity=."
-            )
+            raise ValueError(_too_large(len(episodes), self.capacity))
         self._extend(episodes.data, self.episodes)
         self._unsaved.append(episodes)
         self.episodes += episodes.n_episodes
@@ -387,6 +396,11 @@ class CollectorSource:
         self._step = torch.zeros_like(self._episode)
         self._warned = False
 
+    @property
+    def round_shape(self) -> tuple[int, int]:
+        """How many environments a round has, and how many steps of each."""
+        return self.env.batch_size[0], self.steps_per_round
+
     def __call__(self, number: int) -> OfflineDataset:
         """Return the next round; the first one starts with new episodes."""
         with torch.no_grad(), evaluation_mode(self.policy), set_exploration_type(EXPLORATION[self.exploration]):
@@ -459,6 +473,10 @@ class CollectorSource:
         self.env.set_seed(seed)
         self._at = self._carried.begin(self.env.reset())
         self._episode, self._step = self._episode + len(self._episode), torch.zeros_like(self._step)
+
+
+def _too_large(rows: int, capacity: int) -> str:
+    return f"A round has {rows} transitions, more than the capacity of {capacity}; raise capacity=."
 
 
 def _buffers(policy: TensorDictModuleBase) -> dict[str, torch.Tensor]:

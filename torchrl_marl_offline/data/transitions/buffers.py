@@ -157,6 +157,11 @@ class EpisodeSliceSampler(FixedSampler):
         check_slices(batch_size, len(self.time), None)
         return batch_size // len(self.time)
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """What it draws by name: rows of a slice, and how many episodes it draws from."""
+        return {"slice_len": len(self.time), "episodes drawn from": len(self.starts)}
+
     def of_episodes(self, episodes: torch.Tensor) -> EpisodeSliceSampler:
         """Return a sampler of these episodes alone, numbers ``[R]`` int64, each as often as it is named."""
         found = copy.copy(self)
@@ -190,6 +195,11 @@ class SequenceSampler(EpisodeSliceSampler):
     def __init__(self, starts: torch.Tensor, lengths: torch.Tensor, slice_len: int, burn_in: int) -> None:
         super().__init__(starts, lengths, slice_len)
         self.burn_in = burn_in
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What it draws by name, the burn-in too."""
+        return super().settings | {"burn_in": self.burn_in}
 
     def sample(self, storage: TensorStorage, batch_size: int) -> tuple[torch.Tensor, dict]:
         """Return the rows ``[S, slice_len]`` of ``S = batch_size // slice_len`` slices, and what these add to them."""

@@ -42,6 +42,7 @@ from torchrl_marl_offline.training.run.checkpoints import (
     check_generator,
     content_of,
     restore_generator,
+    slices_of,
     words_of_hindsight,
 )
 from torchrl_marl_offline.training.step.gradients import (
@@ -465,6 +466,7 @@ class PopulationBuffer:
         states = [[generator.get_state() for generator in each] for each in (self.generators, self.noise_generators)]
         facts = {"size": len(self), "batch_size": self.batch_size, "content": content_of(self)}
         facts["hindsight"] = words_of_hindsight(self)
+        facts["slices"] = slices_of(self)
         return {"generators": states[0], "noise_generators": states[1]} | facts | self._of_members()
 
     def _of_members(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from torchrl_marl_offline.core.plain_tensors import load_plain_tensors
 from torchrl_marl_offline.core.ranges import COUNT
 from torchrl_marl_offline.core.regular_files import open_regular, require_regular
 from torchrl_marl_offline.core.zip_files import ArchiveError, check_members
+from torchrl_marl_offline.data.transitions.buffers import EpisodeSliceSampler
 from torchrl_marl_offline.data.transitions.fingerprints import spread_checksums
 from torchrl_marl_offline.training.run.restoring import Holder, restore
 
@@ -243,6 +244,7 @@ class BufferState:
             "generator": None if generator is None else generator.get_state(),
             "size": len(self.buffer),
             "batch_size": getattr(self.buffer, "_batch_size", None),
+            "slices": slices_of(self.buffer),
             "content": content_of(self.buffer),
             "hindsight": words_of_hindsight(self.buffer),
         }
@@ -257,7 +259,7 @@ class BufferState:
             check_generator(generator, state["generator"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; the dataset must be the same, and the size of a batch."""
+        """Restore what :meth:`state_dict` returned; the dataset must be the same, and the sizes of a batch."""
         self.check_state_dict(state)
         generator = self._generator
         self.buffer.sampler.load_state_dict(state["sampler"])
@@ -335,6 +337,21 @@ def check_content(buffer: Any, state: Mapping[str, Any]) -> None:
     sizes = state.get("batch_size"), getattr(buffer, "_batch_size", getattr(buffer, "batch_size", None))
     if None not in sizes and sizes[0] != sizes[1]:
         raise ValueError(f"batch_size was {sizes[0]} and is {sizes[1]} now; {remedy}")
+    own, saved = slices_of(buffer), state.get("slices")
+    for name in [] if saved is None else dict.fromkeys([*saved, *own]):
+        if saved.get(name) != own.get(name):
+            raise ValueError(f"{name} was {saved.get(name)} and is {own.get(name)} now; {remedy}")
+
+
+def slices_of(buffer: Any) -> dict[str, int]:
+    """Return by what settings a dataset's buffer draws slices of episodes; of one that does not, nothing."""
+    sampler = getattr(buffer, "sampler", None) or getattr(buffer, "member_sampler", None)  # of a population
+    while not isinstance(sampler, EpisodeSliceSampler):
+        # a process's share of the joined sampler, or one that counts in slices
+        sampler = getattr(sampler, "joined", None) or getattr(sampler, "sampler", None)
+        if sampler is None:
+            return {}
+    return sampler.settings
 
 
 def find_damage(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_marl_offline.core.put_back import preserved_buffers, preserved_rng
+from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 from torchrl_marl_offline.training.step.compile_costs import CompileCosts, kind_of, machine_of
 from torchrl_marl_offline.training.step.compile_failures import failures_are_raised, why_it_failed
 from torchrl_marl_offline.training.step.gradients import leaf_device
@@ -40,11 +41,20 @@ class CompileChoice:
     message: str
 
 
-def check_compile(compile: Any) -> Any:
-    """Return ``compile`` if it is one of the words or a mapping."""
-    if isinstance(compile, Mapping) or (isinstance(compile, str) and compile in ("off", "on", "auto")):
-        return compile
-    raise ValueError(f'compile must be "off", "on", "auto" or options of torch.compile, got {compile!r}.')
+def check_compile(compile: Any, loss: nn.Module | None = None) -> Any:
+    """Return ``compile`` if it is one of the words or a mapping.
+
+    Raises:
+        ValueError: it is none, or asks to compile a loss that cannot be; ``"auto"`` finds that out by itself.
+    """
+    if not (isinstance(compile, Mapping) or (isinstance(compile, str) and compile in ("off", "on", "auto"))):
+        raise ValueError(f'compile must be "off", "on", "auto" or options of torch.compile, got {compile!r}.')
+    if isinstance(loss, OfflineMARLLoss) and loss.team.has_torchrl_memory and compile not in ("off", "auto"):
+        raise ValueError(
+            "TorchRL's LSTMModule and GRUModule look at where episodes begin, which nothing compiled can; give "
+            "compile='off', or build with memory='gru' or 'lstm'."
+        )
+    return compile
 
 
 def choose_compile(

@@ -63,7 +63,7 @@ class BaseLearner(ABC):
         self.loss, self.optimizer, self.target_updater = loss, optimizer, target_updater
         self._gradient_norm = gradient_norm
         self.rhythm, self.clip_grad_norm = rhythm, clip_grad_norm
-        self.compile, self.precision = check_compile(compile), check_precision(precision)
+        self.compile, self.precision = check_compile(compile, loss), check_precision(precision)
         trained = trained_by_network(self.named_parameters())
         rhythm.check(set(trained))
         self._actor = trained.pop("actor", [])
