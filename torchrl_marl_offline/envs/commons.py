@@ -84,7 +84,10 @@ class Commons(TeamEnv):
 
     def set_state(self, agents: Tensor, apples: Tensor) -> TensorDict:
         """Put agents on cells, int64 ``[B, n, 2]`` from 0, and apples, bool ``[B, 7, 7]``."""
-        return self._set_game(agents=agents, apples=apples)
+        return self._set_game(
+            agents=self._given("agents", agents, (self.task_spec.n_agents, 2), high=SIDE - 1),
+            apples=self._given("apples", apples, (SIDE, SIDE), high=1).bool(),
+        )
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(2 * _CELLS, rows=rows)

@@ -112,7 +112,7 @@ class Stitch(TeamEnv):
 
     def set_state(self, context: Tensor) -> TensorDict:
         """Put the environments into given contexts, int64 ``[B]``, and return the first observation."""
-        return self._set_game(context=context)
+        return self._set_game(context=self._given("context", context, (), high=len(self._cells) - 1))
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(1, rows=rows).squeeze(-1)
