@@ -40,16 +40,26 @@ def test_what_is_no_joint_action_is_refused(task):
 
 
 @pytest.mark.parametrize("task", CONTINUOUS)
-def test_an_action_that_is_no_number_is_refused(task):
+def test_an_action_of_another_shape_is_refused(task):
     env = make_env(task, num_envs=3, seed=0)
     td = env.reset()
     action = env.rand_action(td.clone())[ACTION]
-    one = action.clone()
-    one[1, 0, 0] = torch.nan
-    for wrong in (action * torch.nan, one, action[..., :1], action.unsqueeze(-1)):
-        with pytest.raises(ValueError, match=rf"^Actions of {task} are numbers, and not NaN, \[3, "):
+    for wrong in (action[..., :1], action.unsqueeze(-1), action[..., 0]):
+        with pytest.raises(ValueError, match=rf"^Actions of {task} are numbers, \[3, "):
             env.step(td.clone().set(ACTION, wrong))
     assert env.step(td.set(ACTION, action * 1e9))["next", OBSERVATION].isfinite().all()  # which is clipped
+
+
+def test_nan_comes_back_as_nan_or_is_refused_by_the_simulator():
+    """A study knows by it that a run diverged."""
+    for task in ("mpe/simple_spread", "mpe/spread_goals"):
+        env = make_env(task, num_envs=2, seed=0)
+        td = env.rand_action(env.reset())
+        assert not env.step(td.set(ACTION, td[ACTION] * torch.nan))["next", OBSERVATION].isfinite().all()
+    env = make_env("vmas/balance", num_envs=2, seed=0)
+    td = env.rand_action(env.reset())
+    with pytest.raises(ValueError, match="VMAS refuses the actions in vmas/balance: some are NaN"):
+        env.step(td.set(ACTION, td[ACTION] * torch.nan))
 
 
 @pytest.mark.parametrize("task", [*DISCRETE, *CONTINUOUS])

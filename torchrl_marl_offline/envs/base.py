@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import (
     TERMINATED,
     TRUNCATED,
     TaskSpec,
+    joined,
 )
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.usable_mask import usable_mask
@@ -31,6 +32,7 @@ from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 if TYPE_CHECKING:
     import numpy as np
+    from tensordict import NestedKey
 
     from torchrl_marl_offline.envs.drawing import Scene
 
@@ -289,20 +291,21 @@ class TeamEnv(EnvBase):
     def _checked_action(self, action: Tensor) -> Tensor:
         """Return a joint action, int64 if discrete, and refuse what is none.
 
-        On a GPU numbers are not looked at, for which the host would wait.
+        On a GPU numbers are not looked at, for which the host would wait. NaN is none of an environment's business: it
+        comes back as a return that is no number, by which a run that diverged is known.
         """
         spec = self.task_spec
         shape = (self.num_envs, spec.n_agents, *(() if spec.discrete else (spec.action_size,)))
         numbers = ""
         if action.shape == shape and (action.dtype in _WHOLE or not spec.discrete):
             action = action.long() if spec.discrete else action  # bytes would be taken for a mask
-            if action.device.type != "cpu" or torch.compiler.is_compiling():
+            if not spec.discrete or action.device.type != "cpu" or torch.compiler.is_compiling():
                 return action
-            low, high = (bound.item() for bound in action.detach().aminmax())
-            if (low >= 0 and high < spec.action_size) if spec.discrete else low == low:  # NaN is not itself
+            low, high = (bound.item() for bound in action.aminmax())
+            if low >= 0 and high < spec.action_size:
                 return action
-            numbers = f" from {low:g} to {high:g}"
-        wanted = f"whole numbers from 0 to {spec.action_size - 1}" if spec.discrete else "numbers, and not NaN"
+            numbers = f" from {low} to {high}"
+        wanted = f"whole numbers from 0 to {spec.action_size - 1}" if spec.discrete else "numbers"
         got = f"{str(action.dtype).removeprefix('torch.')} {list(action.shape)}{numbers}"
         raise ValueError(f"Actions of {spec.task or type(self).__name__} are {wanted}, {list(shape)}, got {got}.")
 
@@ -436,3 +439,23 @@ def game_of(env: EnvBase, kind: type[GameEnv], refusal: str) -> GameEnv:
     if isinstance(game, kind):
         return game
     raise ValueError(f"{refusal} {game.task_spec.task if isinstance(game, TeamEnv) else f'{env!r:.60}'}.")
+
+
+def entry_read(team: object, tensordict: TensorDictBase, key: NestedKey, width: int | None = None) -> Tensor:
+    """Return an entry that a scripted team reads, as the environment that it is for writes it.
+
+    Args:
+        team: that reads it.
+        tensordict: what an environment wrote.
+        key: of the entry.
+        width: of its last dimension; ``None``: any.
+
+    Raises:
+        ValueError: there is none, or it has another width.
+    """
+    entry = tensordict.get(key, None)
+    if entry is None or (width is not None and entry.shape[-1] != width):
+        wanted = joined(key) if width is None else f"{joined(key)} of width {width}"
+        got = "there is none" if entry is None else f"this one has {entry.shape[-1]}"
+        raise ValueError(f"{type(team).__name__} reads {wanted}, and {got}; let it play where it was made for.")
+    return entry

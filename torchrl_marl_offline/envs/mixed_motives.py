@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, SIZE, Range
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
+from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, entry_read, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 COOPERATE, DEFECT = 0, 1
@@ -236,7 +236,7 @@ class StrategyController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        last = tensordict.get(STATE).unflatten(-1, (-1, 2))  # [*B, n, 2]
+        last = entry_read(self, tensordict, STATE, 2 * len(self.places)).unflatten(-1, (-1, 2))  # [*B, n, 2]
         number = 1 + (last[..., DEFECT].long() << self.places).sum(-1)
         seen = torch.where(last.flatten(-2).any(-1), number, 0)  # [*B]
         defects = self.strategies.T[seen]  # [*B, n]
