@@ -191,3 +191,52 @@ def test_training_goes_on_with_the_same_goals(data, env, tmp_path):
     run.train()
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+AT = AtGoals()
+OUTCOMES = {
+    "nothing": lambda achieved, goal: None,
+    "one tensor": lambda achieved, goal: AT(achieved, goal).reward,
+    "the other way round": lambda achieved, goal: AT(achieved, goal)[::-1],
+    "numbers for flags": lambda achieved, goal: (AT(achieved, goal).reward, AT(achieved, goal).success * 1.0),
+    "one axis more": lambda achieved, goal: tuple(each.unsqueeze(-1) for each in AT(achieved, goal)),
+    "a reward of the team": lambda achieved, goal: (AT(achieved, goal).reward[..., 0], AT(achieved, goal).success),
+    "other sizes": lambda achieved, goal: (torch.zeros(3), torch.zeros(3, dtype=torch.bool)),
+    "one argument": lambda achieved: achieved,
+    "arrays": lambda achieved, goal: tuple(each.numpy() for each in AT(achieved, goal)),
+    "an environment": make_env("games/grid_goals"),
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_function_that_is_no_outcome_is_refused_when_the_buffer_is_made(data, outcome):
+    with pytest.raises(TypeError, match=r"outcome must return reward \[\*B, n\] and success \[\*B\], of bools"):
+        hindsight_buffer(data, OUTCOMES[outcome], batch_size=4)
+
+
+def test_goals_that_may_be_counted_are_compared(data, env):
+    whole = data.data.clone()
+    for key in (GOAL, ("next", *ACHIEVED)):
+        whole[key] = whole[key].long()
+    found = hindsight_buffer(whole, env.outcome, batch_size=64, seed=0).sample()
+    same = hindsight_buffer(data, env.outcome, batch_size=64, seed=0).sample()
+    assert torch.equal(found["next", "success"], same["next", "success"]) and same["next", "success"].any()
+
+
+def test_data_from_which_no_goal_can_be_taken_is_refused(data, env):
+    def changed(key, change):
+        rows = data.data.clone()
+        return rows.set(key, change(rows[key].clone()))
+
+    achieved = ("next", *ACHIEVED)
+    for wrong in (lambda x: x[..., :1], lambda x: torch.cat([x, x], -1), lambda x: x[:, :1]):
+        with pytest.raises(ValueError, match=r"Goals and what was achieved must be \[rows, agents, numbers\] alike"):
+            HindsightGoals(changed(achieved, wrong), env.outcome)
+    with pytest.raises(ValueError, match=r"next.agents.achieved is NaN or infinite somewhere"):
+        HindsightGoals(changed(achieved, lambda x: x.index_fill(0, torch.tensor([3]), torch.nan)), env.outcome)
+    with pytest.raises(ValueError, match="do not lie one after the other"):
+        HindsightGoals(data.data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))], env.outcome)
+    with pytest.raises(ValueError, match="must be"):
+        HindsightGoals(data.data[:0], env.outcome)
+    with pytest.raises(KeyError, match="traj_ids"):
+        HindsightGoals(data.data.exclude("collector"), env.outcome)

@@ -923,3 +923,20 @@ def test_no_other_text_is_taken_for_a_table(tmp_path):
     for name, text in {"a.txt": "hello, world, this\n", "b.md": "# Title\n", "c.log": "1,2,3\n4,5,6\n"}.items():
         (tmp_path / name).write_text(text)
     assert [table_files.looks_like_table(tmp_path / name) for name in ("b.md", "c.log")] == [False, False]
+
+
+def test_what_is_known_of_the_task_is_kept_by_a_table(tmp_path):
+    dataset = episodes([3, 1, 4]).with_bounds("data")
+    dataset.metadata["team_reward"] = True
+    again = read(export_dataset(dataset, tmp_path / "out.parquet"))
+    assert again.spec == dataset.spec and again.task_spec == dataset.task_spec != again.spec
+    assert again.metadata["team_reward"] is True
+
+
+@pytest.mark.parametrize("bounds", [5, "ab", [1.0], [[1.0], [2.0, 3.0, 4.0, 5.0, 6.0]], [2.0, -2.0], None, {"low": 1}])
+def test_bounds_in_a_table_that_are_none_are_refused(tmp_path, bounds):
+    dataset = episodes([3, 1, 4])
+    dataset.metadata["declared_bounds"] = bounds
+    path = export_dataset(dataset, tmp_path / "out.parquet")
+    with pytest.raises(DatasetError, match="damaged declared_bounds"):
+        read(path)

@@ -212,5 +212,7 @@ def test_what_cannot_be_is_refused():
     agents = torch.tensor([[[0, 0, 1], [7, 7, 1]]])
     with pytest.raises(ValueError, match="Two foods lie next to one cell"):
         env.set_state(torch.tensor([[[2, 2, 1], [2, 4, 1]]]), agents)
-    with pytest.raises(ValueError, match=r"food must be \[1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"food must be whole numbers from -1 to \(7, 7, 6\), \[1, 2, 3\], .*, got \[1, 1, 3\]"
+    ):
         env.set_state(torch.tensor([[[2, 2, 1]]]), agents)

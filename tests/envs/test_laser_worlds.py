@@ -200,3 +200,27 @@ def test_a_longer_limit_is_certified_too():
     env = make_env("lle/one_sided-0", max_steps=40)
     assert env.horizon == 40 and env.certificate.horizon == 40 and env.certificate.shortest == world.shortest
     assert make_env("lle/one_sided-0", max_steps=10).certificate == world
+
+
+def test_sizes_that_the_solver_would_not_survive_are_refused():
+    """The package ends the process where its memory is not enough."""
+    for limit in (10_001, 10**9):
+        with pytest.raises(ValueError, match="max_steps must be at most 10,000"):
+            make_env("lle/none-0", max_steps=limit)
+        with pytest.raises(ValueError, match="horizon must be at most 10,000"):
+            certify_world("S0 . X", horizon=limit)
+        with pytest.raises(ValueError, match="max_steps must be at most 10,000"):
+            certify_world("S0 . X", horizon=5).optimum(max_steps=limit)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "selfish"}, "kind must be 'none', 'one_sided' or 'mutual', got 'selfish'"),
+        ({"kind": None}, "kind must be"),
+        ({"kind": "none", "size": 4, "agents": 4, "lasers": 4, "gems": 8}, "No world of the kind none was found"),
+    ],
+)
+def test_what_cannot_be_generated_is_said(options, said):
+    with pytest.raises(ValueError, match=said):
+        generate_world(**options)

@@ -127,3 +127,31 @@ def test_what_cannot_be_is_refused():
         StrategyController(make_env("games/xor"), ["defect", "defect"])
     with pytest.raises(ValueError, match="agents must"):
         make_env("games/public_goods", agents=9)
+
+
+def test_what_are_no_strategies_is_refused_in_regrets_and_by_the_team():
+    env = make_env("games/prisoners_dilemma", max_steps=10)
+    fine = torch.stack([strategy(env, agent, "tit_for_tat") for agent in range(2)])
+    for same in (fine, fine.tolist(), fine.numpy()):
+        assert env.regret(same).regret.tolist() == [2.0, 2.0]
+        assert torch.equal(StrategyController(env, same).strategies, fine)
+    for wrong in (
+        fine[:, :4],
+        fine.T,
+        fine.unsqueeze(-1),
+        fine + 1,
+        fine * torch.nan,
+        None,
+        5,
+        [0.5, 0.5],
+        "cooperate",
+    ):
+        with pytest.raises(ValueError, match=r"strategies must be probabilities \[2, 5\]|strategies for 2 agents"):
+            StrategyController(env, wrong)
+        with pytest.raises(ValueError, match=r"strategies must be probabilities \[2, 5\]"):
+            env.regret(wrong)
+    for agent in (2, -1, "a"):
+        with pytest.raises(ValueError, match="agent"):
+            strategy(env, agent, "tit_for_tat")
+    with pytest.raises(ValueError, match=r"not in games/stitch\.$"):
+        strategy(make_env("games/stitch"), 0, "random")

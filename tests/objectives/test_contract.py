@@ -608,3 +608,17 @@ def test_no_warning_without_targets_and_one_without_an_updater() -> None:
         loss(make_batch(case.spec, 4))
     SoftUpdate(loss, tau=0.1)
     loss(make_batch(case.spec, 4))
+
+
+@pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt_nn_modules:FutureWarning")
+def test_losses_of_several_sizes_compile_in_one_process() -> None:
+    """From the second on torch takes sizes for symbols."""
+    torch._dynamo.reset()
+    for case in (Case("vdn", "td", "brac", discrete=True), Case("vdn", "td", "brac")):
+        loss, batch = case.build(), make_batch(case.spec, 6)
+        loss.in_keys  # noqa: B018 -- a lazy cache
+        torch.manual_seed(0)
+        expected = loss(batch.clone())["loss_qvalue"]
+        torch.manual_seed(0)
+        compiled = torch.compile(loss, fullgraph=True, backend="eager")(batch.clone())["loss_qvalue"]
+        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-6)

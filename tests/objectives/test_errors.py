@@ -15,6 +15,7 @@ from torchrl_marl_offline.modules import AgentNetwork, make_critic, make_value
 from torchrl_marl_offline.objectives import (
     AWR,
     BRAC,
+    CFCQL,
     IQL,
     SARSA,
     TD,
@@ -172,3 +173,33 @@ def test_a_state_of_another_width() -> None:
     batch["next", "state"] = torch.zeros(4, 9)
     with pytest.raises(ValueError, match=r"HyperNetworkMixer wants values \[\*B, 3, heads\] and state \[\*B, 5\]"):
         loss(batch)
+
+
+@pytest.mark.parametrize("word", ["actor", "critic", "value", "behaviour"])
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(2, 2), "actor", Case, 3], ids=["module", "word", "class", "number"])
+def test_a_network_that_does_not_say_what_it_reads(word: str, wrong) -> None:
+    parts = {"actor": CASE.actor(), "critic": CASE.critic(), "value": CASE.value()} | {word: wrong}
+    with pytest.raises(
+        TypeError, match=rf"^{word} must be a TensorDictModule, which says what it reads and writes; got a "
+    ):
+        OfflineMARLLoss(parts.pop("actor"), parts.pop("critic"), parts.pop("value"), **parts)
+    if word == "critic":
+        with pytest.raises(TypeError, match=r"^critic must be a TensorDictModule"):
+            OfflineMARLLoss(CASE.actor(), [CASE.critic(), wrong], CASE.value())
+
+
+def test_what_is_no_coefficient_is_not_scheduled() -> None:
+    """A number for it would be kept, and change nothing."""
+    loss = OfflineMARLLoss(
+        CASE.actor(), CASE.critic(), value_learning=CFCQL(), extraction=BRAC(sample=False, alpha=0.5)
+    )
+    for name, value in (("deviation_weight", 1.0), ("noise", 0.1), ("num_random", 3), ("sample", True)):
+        with pytest.raises(ValueError, match=f"{name} cannot be scheduled in this loss, but alpha, min_q_w"):
+            setattr(loss, name, value)
+    for wrong in ("a", None, torch.ones(2), [0.1], -1.0, float("nan")):
+        with pytest.raises(ValueError, match="alpha must be"):
+            loss.alpha = wrong
+    assert loss.alpha.item() == 0.5
+    loss.alpha = torch.tensor(0.25)
+    loss.min_q_weight, loss.note = 2, 1.0
+    assert loss.alpha.item() == 0.25 and loss.min_q_weight.item() == 2.0

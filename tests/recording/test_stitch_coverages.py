@@ -40,3 +40,21 @@ def test_other_tasks_have_no_coverages(tmp_path):
         record("games/xor", tmp_path, qualities=["star"], **SIZES)
     with pytest.raises(ValueError, match="coverage must be one of full"):
         record("games/stitch", tmp_path, qualities=["stars"], **SIZES)
+
+
+@pytest.mark.parametrize("qualities", [[], (), "star", [3], [None], ["star", 3], None], ids=str)
+def test_what_names_nothing_to_record_is_refused(tmp_path, qualities):
+    with pytest.raises(ValueError, match="qualities must be a list of names"):
+        record("games/stitch", tmp_path / "out", qualities=qualities, **SIZES)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", ["x", 3, [1], {"num_envs": 3}, {"seed": 1}, {"device": "cpu"}, {"actions": {1}}], ids=str
+)
+@pytest.mark.parametrize("task", ["games/stitch", "games/grid_navigation"])
+def test_options_of_a_task_that_are_none_are_refused(tmp_path, task, options):
+    quality = "star" if task == "games/stitch" else "strong_0"
+    with pytest.raises(ValueError, match="task_options"):
+        record(task, tmp_path / "out", qualities=[quality], task_options=options)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy
@@ -117,3 +118,34 @@ def test_the_report_of_a_factorial_study_says_it(tmp_path) -> None:
     assert "| decomposition | mixer | 605.5 | 8 of 8 | 8 of 8 |" in text
     report.metrics = {"spread": "return", "tag": "return"}  # which do not mean the same
     assert axes_section(report) == []
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e9])
+def test_scores_that_are_all_alike_leave_nothing_to_explain(tmp_path, value) -> None:
+    """As where no run earns a sparse reward: the seeds do not explain all of it."""
+    alike = [replace(each, average_of_last=value) for each in recipe_runs()]
+    assert variance_shares(factorial(alike), resamples=10) == []
+    report = SimpleNamespace(evaluators=["mode"], metrics={"spread": "normalized", "tag": "normalized"}, scores=alike)
+    text = to_markdown(axes_section(report), tmp_path)
+    assert "All scores are alike, so that there is no variance to explain." in text
+    assert "| seeds |" not in text
+
+
+def test_a_resample_without_variance_is_none_of_the_seeds() -> None:
+    scores = numpy.zeros((2, 2, 2))
+    scores[..., 1] = numpy.arange(4.0).reshape(2, 2)  # the first seed's runs are alike
+    shares = {share.source: share.interval for share in variance_shares(Factorial({"a": (0, 1), "b": (0, 1)}, scores))}
+    assert shares["seeds"].low == 0.0 and shares["seeds"].high < 1.0
+    assert sum(interval.mean for interval in shares.values()) == pytest.approx(1)
+
+
+def test_settings_that_are_tables_or_lists_of_lists_are_axes_too() -> None:
+    def runs(values):
+        pairs = itertools.product(values, ("vdn", "mixer"), (0, 1))
+        return [
+            score(float(seed), seed=seed, method=f"{i}", extra=extra, decomposition=critic)
+            for i, (extra, critic, seed) in enumerate(pairs)
+        ]
+
+    for values in ([{"a": 1, "b": [1]}, {"a": 2, "b": [1]}], [[[1, 2], [3]], [[1], [3]]], [[64], [64, 64]]):
+        assert factorial(runs(values)).scores.shape == (2, 2, 2)

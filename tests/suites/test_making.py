@@ -179,3 +179,63 @@ def test_a_laser_world_s_optimum_is_proven(tmp_path, monkeypatch):
     assert card["optimum"]["how"].startswith("by a SAT solver: none; shortest plan ")
     assert card["best_recorded"] == {"value": 3.0, "how": "the best recorded episode"}
     assert card["recorded_return"] < 1.0 and card["behaviour"].startswith("all out together (share 0.1), one agent out")
+
+
+def cards_of(folder):
+    return json.loads((folder / "index.json").read_text())
+
+
+FACTS = [
+    *("name", "group", "task", "task_options", "seed", "about", "agents", "discrete", "transitions", "episodes"),
+    *("behaviour", "optimum", "random", "best_recorded", "recorded_return", "stitchable", "normalized"),
+    *("bytes", "seconds"),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS)
+@pytest.mark.parametrize("value", [None, "x", {"x": 1}, [1], float("nan"), -1.5], ids=str)
+def test_a_card_that_is_none_is_refused(made, tmp_path, fact, value):
+    index = cards_of(made)
+    if fact in ("behaviour", "seconds") and value in (None, "x", -1.5):
+        return
+    if isinstance(value, (int, float)) and value == value and fact == "recorded_return":
+        return
+    if isinstance(value, str) and isinstance(index["datasets"][0][fact], str):
+        return
+    if fact == "task_options" and isinstance(value, dict):
+        return  # which running compares with the table
+    index["datasets"][0][fact] = value
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(SuiteError, match=r"index.json is damaged \(.*; delete it, and make the suite again"):
+        read_index(tmp_path)
+
+
+def test_an_index_that_is_none_is_refused(made, tmp_path):
+    cards = cards_of(made)["datasets"]
+    no_scale = cards[0] | {"optimum": cards[0]["optimum"] | {"value": cards[0]["random"]["value"]}}
+    less = {name: value for name, value in cards[0].items() if name != "optimum"}
+    for wrong in ([], {}, {"datasets": None}, {"datasets": "ab"}, {"datasets": ["a"]}, {"datasets": [less]}, 3):
+        (tmp_path / "index.json").write_text(json.dumps(wrong))
+        with pytest.raises(SuiteError, match=r"index.json is damaged"):
+            read_index(tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"datasets": [no_scale]}))
+    with pytest.raises(SuiteError, match=r"optimum.value: it is not above that of a random team"):
+        read_index(tmp_path)
+
+
+def test_a_dataset_of_which_the_card_is_none_is_left_out_of_the_page(made, tmp_path):
+    folder = tmp_path / "suite"
+    silently(folder)
+    header = folder / NAMES[0] / "metadata.json"
+    content = json.loads(header.read_text())
+    del content["metadata"]["suite"]["optimum"]
+    header.write_text(json.dumps(content))
+    silently(folder, only=NAMES[1:])
+    assert list(read_index(folder)) == NAMES[1:] and NAMES[0] not in (folder / "README.md").read_text()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SuiteError, match=r"is a file, or lies below one, and a suite is a folder; name another"):
+            silently(folder)

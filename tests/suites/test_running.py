@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas
@@ -13,7 +14,8 @@ from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.policy_strategies import policy_regret
 from torchrl_marl_offline.study import Machine, StudyError, read_results
 from torchrl_marl_offline.suites import SuiteError, make_suite, run_suite, write_suite_report
-from torchrl_marl_offline.suites.suite_scores import Cell, cells_of, mean_over, verdict_of
+from torchrl_marl_offline.suites.running import datasets_of
+from torchrl_marl_offline.suites.suite_scores import Cell, cells_of, mean_over, policy_of, verdict_of
 from torchrl_marl_offline.training import load_policy
 
 SYSTEMS = ["cloning", "brac-vdn", "brac-independent"]
@@ -118,3 +120,34 @@ def test_verdicts_by_hand():
     reverse = verdict_of([cell("team", 0.3, 0.3), cell("alone", 0.9, 0.9, independent=True)], CARD)
     assert reverse.best.method == "alone" and not reverse.needs_coordination
     assert verdict_of([team], CARD).independent is None and not verdict_of([team], CARD).needs_coordination
+
+
+@pytest.mark.parametrize(
+    "change", [{"group": "other"}, {"task": "games/chicken"}, {"task_options": {"num_envs": 10**9}}], ids=str
+)
+def test_an_index_that_says_another_task_is_refused(done, tmp_path, change):
+    index = json.loads((done / "index.json").read_text())
+    index["datasets"][0] |= change
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(SuiteError, match=f"another {next(iter(change))} than the suite small"):
+        datasets_of(small_suite(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda frame, name=name: frame.drop(columns=name) for name in ("return", "finished", "run", "seed", "steps")),
+        lambda frame: frame.assign(**{"return": "x"}),
+        lambda frame: frame.assign(seed="x"),
+    ],
+)
+def test_a_table_of_results_that_is_none_is_refused(done, change):
+    frame, cards = read_results(done / "runs"), datasets_of(small_suite(), done)
+    assert len(cells_of(frame, cards)) == 6
+    with pytest.raises(SuiteError, match="The results of the runs"):
+        cells_of(change(frame), cards)
+
+
+@pytest.mark.parametrize("run", ["..", "../..", "*", "**", "a/b", ""])
+def test_a_run_s_policy_lies_in_the_folder_of_its_study(done, run):
+    assert policy_of(done / "runs", {"run": run}) is None

@@ -7,10 +7,12 @@ import itertools
 import pytest
 import torch
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
+from tensordict.nn import TensorDictModule
 from torch.testing import assert_close
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import make_env, make_loss
+from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.training import CollectorSource, ComposedPolicy
 from torchrl_marl_offline.training.composed_policy import FROM_OFFLINE, best_composition
 
@@ -93,3 +95,21 @@ def test_what_cannot_be_composed_is_refused() -> None:
         ComposedPolicy(3, make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)))
     with pytest.raises(ValueError, match="beam"):
         ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)), beam=0)
+
+
+def test_policies_whose_actions_are_written_unlike_are_refused() -> None:
+    env = make_env("games/stitch", num_envs=3, seed=0)
+    loss = make_loss(env.task_spec, algorithm="cql", decomposition="vdn", hidden=(8,))
+
+    def offline(write, key=ACTION):
+        return TensorDictModule(write, in_keys=[OBSERVATION], out_keys=[key])
+
+    first = offline(lambda seen: torch.zeros(seen.shape[:-1], dtype=torch.int64))
+    assert not ComposedPolicy(first, loss)(env.reset())[ACTION].isnan().any()
+    with pytest.raises(ValueError, match=r"The offline policy writes \['logits'\], not the action"):
+        ComposedPolicy(offline(lambda seen: seen, "logits"), loss)
+    for write in (lambda seen: seen, lambda seen: torch.ones(*seen.shape[:-1], 6, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"take two policies of one task, whose actions are written alike"):
+            ComposedPolicy(offline(write), loss)(env.reset())
+    with pytest.raises(ValueError, match=r"take two policies of one task"):  # numbers in the place of indices
+        ComposedPolicy(offline(lambda seen: seen[..., 0]), loss)(env.reset())

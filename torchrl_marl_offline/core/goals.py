@@ -48,7 +48,9 @@ class AtGoals:
 
     def __call__(self, achieved: Tensor, goal: Tensor) -> GoalOutcome:
         """Return the outcome of ``[*B, n, g]`` each."""
-        there = torch.linalg.vector_norm(achieved - goal, dim=-1) <= self.within  # [*B, n]
+        apart = achieved - goal
+        apart = apart if apart.is_floating_point() else apart.double()  # cells may be counted
+        there = torch.linalg.vector_norm(apart, dim=-1) <= self.within  # [*B, n]
         success = there.all(-1)
         paid = there if self.pays == "own" else success.unsqueeze(-1).expand_as(there)
         return GoalOutcome(paid.to(achieved.dtype), success)

@@ -78,8 +78,9 @@ class HindsightGoals(Transform):
 
     Raises:
         KeyError: the dataset has no goals; or a sample has no ``"index"``.
-        ValueError: probabilities that are more than 1 together; or goals are not at the end of observations and states.
-        TypeError: ``outcome`` cannot be called.
+        ValueError: probabilities that are more than 1 together; goals are not at the end of observations and states, or
+            of another shape than what was achieved; or an episode's rows do not lie together.
+        TypeError: ``outcome`` is no such function.
     """
 
     @checked
@@ -102,7 +103,7 @@ class HindsightGoals(Transform):
         if not callable(outcome):
             raise TypeError(f"outcome must be a function of what was achieved and the goals, got {outcome!r:.60}.")
         rows = data if isinstance(data, TensorDictBase) else data.data
-        for key in (GOAL, next_key(ACHIEVED)):
+        for key in (GOAL, next_key(ACHIEVED), TRAJ_IDS):
             if rows.get(key, None) is None:
                 raise KeyError(f"The data has no {key!r}; record it by collect() in a task with goals, or set it.")
         self.outcome, self.per, self.slice_len = outcome, per, slice_len
@@ -110,9 +111,16 @@ class HindsightGoals(Transform):
         # plain attributes: they are the dataset's, and no state of the buffer
         goal = _plain(rows.get(GOAL))
         self._achieved = _plain(rows.get(next_key(ACHIEVED))).to(device)
+        _check_goals(goal, self._achieved)
         _check_ends(rows, goal)
         self._goal = goal.to(device)
-        lengths = torch.unique_consecutive(_plain(rows.get(TRAJ_IDS)), return_counts=True)[1]
+        _check_outcome(outcome, self._achieved[:2], self._goal[:2])
+        ids, lengths = torch.unique_consecutive(_plain(rows.get(TRAJ_IDS)).flatten(), return_counts=True)
+        if len(ids.unique()) < len(ids):
+            raise ValueError(
+                "The rows of an episode do not lie one after the other, so that nothing is known to come later; sort "
+                f"the data by {TRAJ_IDS!r} and time."
+            )
         # [T], the last row of a row's episode
         self._last = (lengths.cumsum(0) - 1).repeat_interleave(lengths).to(device)
         self.rows = len(self._last)
@@ -298,6 +306,31 @@ def hindsight_buffer(
 
 def _plain(leaf: Tensor) -> Tensor:
     return leaf.as_subclass(torch.Tensor)
+
+
+def _check_goals(goal: Tensor, achieved: Tensor) -> None:
+    if goal.ndim != 3 or goal.shape != achieved.shape or not len(goal):
+        raise ValueError(
+            f"Goals and what was achieved must be [rows, agents, numbers] alike, got {list(goal.shape)} and "
+            f"{list(achieved.shape)}; write them anew."
+        )
+    for name, each in ((GOAL, goal), (next_key(ACHIEVED), achieved)):
+        if each.is_floating_point() and not each.isfinite().all():
+            raise ValueError(f"{joined(name)} is NaN or infinite somewhere, and would become a goal; correct it.")
+
+
+def _check_outcome(outcome: GoalFunction, achieved: Tensor, goal: Tensor) -> None:
+    """Ask a function of the user's own once, for two rows."""
+    achieved, goal = (each.unsqueeze(1) for each in (achieved, goal))  # [2, 1, n, g]
+    wanted = "reward [*B, n] and success [*B], of bools, for what was achieved and the goals, [*B, n, g] each"
+    try:
+        reward, success = outcome(achieved, goal)
+        found = f"{list(reward.shape)} and {str(success.dtype).removeprefix('torch.')} {list(success.shape)}"
+    except Exception as error:
+        raise TypeError(f"outcome must return {wanted}; asked for two rows: {type(error).__name__}: {error}") from error
+    shapes = achieved.shape[:3], achieved.shape[:2]
+    if (reward.shape, success.shape) != shapes or success.dtype != torch.bool:
+        raise TypeError(f"outcome must return {wanted}; asked for {list(achieved.shape)}, it returned {found}.")
 
 
 def _check_ends(rows: TensorDictBase, goal: Tensor) -> None:

@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import (
     TERMINATED,
     TRUNCATED,
     TaskSpec,
+    joined,
 )
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.usable_mask import usable_mask
@@ -31,10 +32,12 @@ from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 if TYPE_CHECKING:
     import numpy as np
+    from tensordict import NestedKey
 
     from torchrl_marl_offline.envs.drawing import Scene
 
 STEP_COUNT = "step_count"
+_WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
 Game = dict[str, Tensor]
 GameEnv = TypeVar("GameEnv", bound="TeamEnv")
@@ -272,7 +275,9 @@ class TeamEnv(EnvBase):
         return torch.zeros(self.num_envs, 1, dtype=dtype, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        outcome = self._advance(self._game, tensordict.get(ACTION))
+        if not self._game:
+            raise RuntimeError("There is no episode to go on with before the first reset().")
+        outcome = self._advance(self._game, self._checked_action(tensordict.get(ACTION)))
         self._game = outcome.game
         self._step_count = self._step_count + 1
         terminated = outcome.terminated.unsqueeze(-1).clone()  # [B] -> [B, 1]
@@ -282,6 +287,27 @@ class TeamEnv(EnvBase):
         truncated = truncated & ~terminated
         success = None if outcome.success is None else outcome.success.unsqueeze(-1)
         return self._pack(terminated, truncated, success, reward=outcome.reward.unsqueeze(-1))
+
+    def _checked_action(self, action: Tensor) -> Tensor:
+        """Return a joint action, int64 if discrete, and refuse what is none.
+
+        On a GPU numbers are not looked at, for which the host would wait. NaN is none of an environment's business: it
+        comes back as a return that is no number, by which a run that diverged is known.
+        """
+        spec = self.task_spec
+        shape = (self.num_envs, spec.n_agents, *(() if spec.discrete else (spec.action_size,)))
+        numbers = ""
+        if action.shape == shape and (action.dtype in _WHOLE or not spec.discrete):
+            action = action.long() if spec.discrete else action  # bytes would be taken for a mask
+            if not spec.discrete or action.device.type != "cpu" or torch.compiler.is_compiling():
+                return action
+            low, high = (bound.item() for bound in action.aminmax())
+            if low >= 0 and high < spec.action_size:
+                return action
+            numbers = f" from {low} to {high}"
+        wanted = f"whole numbers from 0 to {spec.action_size - 1}" if spec.discrete else "numbers"
+        got = f"{str(action.dtype).removeprefix('torch.')} {list(action.shape)}{numbers}"
+        raise ValueError(f"Actions of {spec.task or type(self).__name__} are {wanted}, {list(shape)}, got {got}.")
 
     def _step_proc_data(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         return next_tensordict  # complete and in shape already; to look again costs as much as a step of a small game
@@ -328,6 +354,49 @@ class TeamEnv(EnvBase):
             data[SUCCESS] = success
         return TensorDict._new_unsafe(data, batch_size=self.batch_size, device=self.device)
 
+    def _given(
+        self,
+        name: str,
+        value: Any,
+        size: tuple[int, ...],
+        *,
+        low: int = 0,
+        high: int | tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """Return what a position is made of as a tensor ``[num_envs, *size]``.
+
+        Args:
+            name: of the argument.
+            value: tensor, or nested lists.
+            size: of each environment's.
+            low: smallest whole number.
+            high: the largest, or those of the last axis; ``None``: finite numbers of any size.
+
+        Raises:
+            ValueError: it is nothing like that.
+        """
+        shape = (self.num_envs, *size)
+        try:
+            found = torch.as_tensor(value, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            found = torch.empty(0)
+        got = str(list(found.shape)) if isinstance(value, Tensor) else f"{value!r:.60}"
+        if high is None:
+            wanted = "finite numbers"
+            found = found if found.is_floating_point() else found.to(self.float_dtype)
+            fits = found.shape == shape and bool(found.isfinite().all())
+        else:
+            wanted = f"whole numbers from {low} to {high}"
+            fits = found.shape == shape
+            if fits and found.numel():
+                highest = torch.as_tensor(high, device=self.device)
+                fits = bool(((found >= low) & (found <= highest) & (found == found.long())).all())
+                got += f" from {found.min().item():g} to {found.max().item():g}"
+            found = found.long()
+        if not fits:
+            raise ValueError(f"{name} must be {wanted}, {list(shape)}, in this {self.task_spec.task}, got {got}.")
+        return found
+
     def _set_game(self, **tensors: Tensor) -> TensorDict:
         """Put every environment at the given position, at step 0, and return what a reset would."""
         self._game = {key: value.to(self.device) for key, value in tensors.items()}
@@ -370,3 +439,23 @@ def game_of(env: EnvBase, kind: type[GameEnv], refusal: str) -> GameEnv:
     if isinstance(game, kind):
         return game
     raise ValueError(f"{refusal} {game.task_spec.task if isinstance(game, TeamEnv) else f'{env!r:.60}'}.")
+
+
+def entry_read(team: object, tensordict: TensorDictBase, key: NestedKey, width: int | None = None) -> Tensor:
+    """Return an entry that a scripted team reads, as the environment that it is for writes it.
+
+    Args:
+        team: that reads it.
+        tensordict: what an environment wrote.
+        key: of the entry.
+        width: of its last dimension; ``None``: any.
+
+    Raises:
+        ValueError: there is none, or it has another width.
+    """
+    entry = tensordict.get(key, None)
+    if entry is None or (width is not None and entry.shape[-1] != width):
+        wanted = joined(key) if width is None else f"{joined(key)} of width {width}"
+        got = "there is none" if entry is None else f"this one has {entry.shape[-1]}"
+        raise ValueError(f"{type(team).__name__} reads {wanted}, and {got}; let it play where it was made for.")
+    return entry

@@ -90,7 +90,7 @@ class Bridge(TeamEnv):
 
     def set_state(self, agents: Tensor) -> TensorDict:
         """Put the agents on given cells, int64 ``[B, 2, 2]`` from 0, and return the first observation."""
-        return self._set_game(agents=agents)
+        return self._set_game(agents=self._given("agents", agents, (2, 2), high=(ROWS - 1, COLUMNS - 1)))
 
     def _start(self, rows: Tensor | None) -> Game:
         count = self.num_envs if rows is None else len(rows)

@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, SEED, SIZE, UNIT, Range
-from torchrl_marl_offline.envs.base import STEP_COUNT, Game, Outcome, TeamEnv, View, game_of
+from torchrl_marl_offline.envs.base import STEP_COUNT, Game, Outcome, TeamEnv, View, entry_read, game_of
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, board, discs, on_board
 from torchrl_marl_offline.envs.grid_navigation import MOVES, comes_later, legal_moves, moved
 from torchrl_marl_offline.envs.scripted import Chance, steps_taken
@@ -84,7 +84,10 @@ class Commons(TeamEnv):
 
     def set_state(self, agents: Tensor, apples: Tensor) -> TensorDict:
         """Put agents on cells, int64 ``[B, n, 2]`` from 0, and apples, bool ``[B, 7, 7]``."""
-        return self._set_game(agents=agents, apples=apples)
+        return self._set_game(
+            agents=self._given("agents", agents, (self.task_spec.n_agents, 2), high=SIDE - 1),
+            apples=self._given("apples", apples, (SIDE, SIDE), high=1).bool(),
+        )
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(2 * _CELLS, rows=rows)
@@ -187,14 +190,14 @@ class CommonsController(TensorDictModuleBase):
         cells = torch.cartesian_prod(rows, rows)  # [49, 2]
         steps = (cells.unsqueeze(0) - cells.unsqueeze(1)).abs().sum(-1)
         self.register_buffer("steps", steps, persistent=False)  # [49, 49], from cell to cell
-        self._neighbours = game.neighbours
+        self._neighbours, self._width = game.neighbours, game.task_spec.state_size
         for kind in ("restrained", "random"):
             chosen = torch.tensor([each == kind for each in kinds], device=game.device)
             self.register_buffer(f"is_{kind}", chosen, persistent=False)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask, state = tensordict.get(ACTION_MASK), tensordict.get(STATE)
+        mask, state = tensordict.get(ACTION_MASK), entry_read(self, tensordict, STATE, self._width)
         step = steps_taken(tensordict, type(self).__name__, "the end coming")
         random = self._chance.legal(mask)
         agents, apples = state[..., :-_CELLS].unflatten(-1, (-1, 2)).long() - 1, state[..., -_CELLS:] > 0.5

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT, game_of
+from torchrl_marl_offline.envs.base import STEP_COUNT, entry_read, game_of
 from torchrl_marl_offline.envs.cue_games import CueGame
 from torchrl_marl_offline.envs.scripted import Chance, steps_taken
 
@@ -85,7 +85,8 @@ class CueController(TensorDictModuleBase):
             KeyError: there is no ``"step_count"``.
             RuntimeError: a row is in the middle of an episode of which the steps before were not seen.
         """
-        observation, step = tensordict.get(OBSERVATION), steps_taken(tensordict, type(self).__name__)
+        observation = entry_read(self, tensordict, OBSERVATION, self.cues + self.words + 1)
+        step = steps_taken(tensordict, type(self).__name__)
         shape, device = observation.shape[:-1], observation.device
         generator = self._chance(device)
         random = torch.randint(self.actions, shape, device=device, generator=generator)

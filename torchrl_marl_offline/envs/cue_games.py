@@ -109,7 +109,7 @@ class CueGame(TeamEnv):
 
     def set_state(self, cue: Tensor) -> TensorDict:
         """Show given cues, int64 ``[B]``, and return the first observation."""
-        return self._set_game(**self._begin(cue))
+        return self._set_game(**self._begin(self._given("cue", cue, (), high=self.cues - 1)))
 
     def _begin(self, cue: Tensor) -> Game:
         last = cue.new_full((len(cue), self.task_spec.n_agents), _NONE)

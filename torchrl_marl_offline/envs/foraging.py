@@ -172,17 +172,14 @@ class Foraging(TeamEnv):
         Raises:
             ValueError: the shapes are others, or two foods lie next to one cell.
         """
-        n = self.task_spec.n_agents
-        if food.shape != (self.num_envs, self.food, 3) or agents.shape != (self.num_envs, n, 3):
-            raise ValueError(
-                f"food must be [{self.num_envs}, {self.food}, 3] and agents [{self.num_envs}, {n}, 3] in this "
-                f"games/foraging, got {tuple(food.shape)} and {tuple(agents.shape)}; bring them into these shapes."
-            )
+        last, n = self.grid - 1, self.task_spec.n_agents
+        food = self._given("food", food, (self.food, 3), low=-1, high=(last, last, 3 * LEVELS))
+        agents = self._given("agents", agents, (n, 3), high=(last, last, LEVELS))
         row, column = (food[:, :, None, :2] - food[:, None, :, :2]).abs().unbind(-1)
         both = (food[..., 2] > 0).unsqueeze(1) & (food[..., 2] > 0).unsqueeze(2)
         if (both & (row + column <= 2)).flatten(1).sum(-1).gt((food[..., 2] > 0).sum(-1)).any():
             raise ValueError("Two foods lie next to one cell, which no start of games/foraging has; move one away.")
-        food, agents = (_batch_last(each.to(self.device, self.float_dtype)) for each in (food, agents))
+        food, agents = (_batch_last(each.to(self.float_dtype)) for each in (food, agents))
         return self._set_game(**self._as_game(food, agents, food[:, 2].sum(0)))
 
     def _start(self, rows: Tensor | None) -> Game:

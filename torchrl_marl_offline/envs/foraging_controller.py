@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
+from torchrl_marl_offline.envs.base import entry_read
 from torchrl_marl_offline.envs.foraging import LOAD
 from torchrl_marl_offline.envs.grid_navigation import MOVES, alike, comes_later
 from torchrl_marl_offline.envs.scripted import Chance, uniform_legal
@@ -59,7 +60,7 @@ class ForagingController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask = tensordict.get(ACTION_MASK)
+        mask = entry_read(self, tensordict, ACTION_MASK, LOAD + 1)
         generator = self._chance(mask.device)
         drawn = torch.rand(mask.shape, device=mask.device, generator=generator)
         random = uniform_legal(drawn, mask)

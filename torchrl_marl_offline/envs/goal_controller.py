@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACHIEVED, ACTION, ACTION_MASK, GOAL, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT
+from torchrl_marl_offline.envs.base import STEP_COUNT, entry_read
 from torchrl_marl_offline.envs.goal_tasks import GridGoals, goal_task
 from torchrl_marl_offline.envs.grid_navigation import MOVES, comes_later
 from torchrl_marl_offline.envs.scripted import Chance, kept, steps_taken
@@ -73,7 +73,7 @@ class GoalController(TensorDictModuleBase):
         Raises:
             KeyError: there is no ``"step_count"``, for ``"elsewhere"``.
         """
-        at = tensordict.get(ACHIEVED)  # [*B, n, 2]
+        at = entry_read(self, tensordict, ACHIEVED, 2)  # [*B, n, 2]
         generator = self._chance(at.device)
         target = self._elsewhere(tensordict, generator) if self.kind == "elsewhere" else tensordict.get(GOAL)
         if self.side is None:

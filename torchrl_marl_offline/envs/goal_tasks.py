@@ -45,6 +45,7 @@ class GoalTask(TeamEnv):
             ValueError: goals of another shape, or that the task cannot have.
         """
         listed = goals.tolist() if isinstance(goals, Tensor) else goals
+        self._check_goals(listed, (self.task_spec.n_agents, self.goal_size))
         return type(self)(num_envs=len(listed), goals=listed, **self._made_with)
 
     def _check_goals(self, goals: Goals | Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -145,7 +146,9 @@ class GridGoals(GoalTask):
 
     def set_state(self, agents: Tensor, goals: Tensor) -> TensorDict:
         """Put agents and goals on given cells, int64 ``[B, n, 2]`` from 0, and return the first observation."""
-        return self._set_game(position=agents, goal=goals)
+        size, last = (self.task_spec.n_agents, 2), self.side - 1
+        position, goal = self._given("agents", agents, size, high=last), self._given("goals", goals, size, high=last)
+        return self._set_game(position=position, goal=goal)
 
     def _start(self, rows: Tensor | None) -> Game:
         n, count = self.task_spec.n_agents, self.side**2
@@ -242,7 +245,8 @@ class SpreadGoals(GoalTask):
 
     def set_state(self, position: Tensor, velocity: Tensor, goal: Tensor) -> TensorDict:
         """Put agents and goals at given places, each ``[B, 3, 2]``, and return the first observation."""
-        return self._set_game(position=position, velocity=velocity, goal=goal)
+        found = {"position": position, "velocity": velocity, "goal": goal}
+        return self._set_game(**{name: self._given(name, each, (self.n_agents, 2)) for name, each in found.items()})
 
     def _start(self, rows: Tensor | None) -> Game:
         def uniform(count: int, stream: int) -> Tensor:

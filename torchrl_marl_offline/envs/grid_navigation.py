@@ -126,7 +126,9 @@ class GridNavigation(TeamEnv):
 
     def set_state(self, agents: Tensor, landmarks: Tensor) -> TensorDict:
         """Put agents and landmarks on given cells, int64 ``[B, n, 2]`` from 0, and return the first observation."""
-        return self._set_game(agents=agents, landmarks=landmarks)
+        size, last = (self.task_spec.n_agents, 2), self.side - 1
+        found = {"agents": agents, "landmarks": landmarks}
+        return self._set_game(**{name: self._given(name, each, size, high=last) for name, each in found.items()})
 
     def _start(self, rows: Tensor | None) -> Game:
         n, count = self.task_spec.n_agents, len(self._cells)

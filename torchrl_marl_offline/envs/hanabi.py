@@ -147,13 +147,14 @@ class Hanabi(TeamEnv):
         Raises:
             ValueError: one is no deck of Hanabi.
         """
+        deck = self._given("deck", deck, (DECK,), high=CARDS - 1)
         sorted_deck = self.rules.shuffled(torch.arange(DECK, device=self.device))
-        if deck.shape != (self.num_envs, DECK) or not (deck.to(self.device).sort(-1).values == sorted_deck).all():
+        if not (deck.sort(-1).values == sorted_deck).all():
             raise ValueError(
                 f"decks must be [{self.num_envs}, {DECK}] cards 5 * colour + rank, of each colour 3, 2, 2, 2 and 1 of "
-                f"the ranks 0 to 4, got {tuple(deck.shape)}; deal other ones."
+                f"the ranks 0 to 4; deal other ones."
             )
-        return self._set_game(**self._with_legal(self.rules.start(deck.to(self.device))))
+        return self._set_game(**self._with_legal(self.rules.start(deck)))
 
     def _start(self, rows: Tensor | None) -> Game:
         return self._with_legal(self.rules.start(self.rules.shuffled(self.random.uniform(DECK, rows=rows))))

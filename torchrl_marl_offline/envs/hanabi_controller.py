@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import game_of
+from torchrl_marl_offline.envs.base import entry_read, game_of
 from torchrl_marl_offline.envs.hanabi import Hanabi
 from torchrl_marl_offline.envs.hanabi_rules import CARDS, COLOURS, DECK, HINT_TOKENS, LIVES, RANKS
 from torchrl_marl_offline.envs.scripted import Chance
@@ -51,11 +51,12 @@ class HanabiController(TensorDictModuleBase):
         super().__init__()
         self.agents, self.hand = game.task_spec.n_agents, game.rules.hand_size
         self.epsilon, self._chance = epsilon, Chance(seed)
+        self._width = game.task_spec.observation_size
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask = tensordict.get(ACTION_MASK)
-        action = self._wishes(tensordict.get(OBSERVATION)).masked_fill(~mask, -1.0).argmax(-1)
+        seen, mask = entry_read(self, tensordict, OBSERVATION, self._width), entry_read(self, tensordict, ACTION_MASK)
+        action = self._wishes(seen).masked_fill(~mask, -1.0).argmax(-1)
         if self.epsilon:
             action = self._chance.explored(action, self._chance.legal(mask), self.epsilon)
         return tensordict.set(ACTION, action)

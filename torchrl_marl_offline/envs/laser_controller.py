@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT, game_of
+from torchrl_marl_offline.envs.base import STEP_COUNT, entry_read, game_of
 from torchrl_marl_offline.envs.laser_grid import LaserGrid
 from torchrl_marl_offline.envs.scripted import Chance, kept, steps_taken
 
@@ -77,11 +77,11 @@ class LaserController(TensorDictModuleBase):
         Raises:
             KeyError: the team is ``"dropped"``, and there is no ``"step_count"``.
         """
-        mask = tensordict.get(ACTION_MASK)
+        mask = entry_read(self, tensordict, ACTION_MASK)
         random = self._chance.legal(mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)
-        there = (tensordict.get(STATE).unsqueeze(-2) == self.path).all(-1)  # [*B, T]
+        there = (entry_read(self, tensordict, STATE, self.path.shape[-1]).unsqueeze(-2) == self.path).all(-1)  # [*B, T]
         planned = self.plan[there.to(torch.uint8).argmax(-1)]  # [*B, n]
         follows = there.any(-1, keepdim=True)
         if self.kind == "dropped":

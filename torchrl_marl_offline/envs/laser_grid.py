@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, SEED, SIZE
+from torchrl_marl_offline.core.ranges import SEED, SIZE
 from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View
 from torchrl_marl_offline.envs.drawing import AGENT_COLOURS, Scene, Shape, board, discs, on_board
 from torchrl_marl_offline.envs.laser_names import split_world_name
 from torchrl_marl_offline.envs.laser_worlds import (
     GEMS,
+    PLAN,
     SIDE,
     SOURCES,
     TEAM,
@@ -199,10 +200,15 @@ class LaserGrid(TeamEnv):
         """
         from lle import WorldState
 
+        cells = self._given("cells", cells, (self.task_spec.n_agents, 2), high=(self.rows - 1, self.columns - 1))
+        gems = self._given("gems", gems, (self.gems,), high=1).bool()
         numbers = []
-        for places, collected in zip(cells.tolist(), gems.tolist(), strict=True):
+        for places, collected in zip(cells.tolist(), gems.tolist()):
             self._world.reset()  # else the package may kill agents on their way from where they were
-            self._world.set_state(WorldState([tuple(place) for place in places], collected))
+            try:
+                self._world.set_state(WorldState([tuple(place) for place in places], collected))
+            except ValueError as error:
+                raise ValueError(f"Agents cannot be on the cells {places} together; place them apart.") from error
             numbers.append(self._number())
         return self._set_game(**self._rows(numbers))
 
@@ -404,7 +410,7 @@ def laser_level(
     device: torch.device | str = "cpu",
     seed: Annotated[int | None, SEED] = None,
     name: Level = "level1",
-    max_steps: Annotated[int | None, COUNT] = None,
+    max_steps: Annotated[int | None, PLAN] = None,
     reward: LaserReward = "full",
     sight: Sight | None = None,
 ) -> LaserGrid:
@@ -459,7 +465,7 @@ def certified_world(
     agents: Annotated[int, TEAM] = 2,
     lasers: Annotated[int, SOURCES] = 2,
     gems: Annotated[int, GEMS] = 0,
-    max_steps: Annotated[int | None, COUNT] = None,
+    max_steps: Annotated[int | None, PLAN] = None,
     reward: LaserReward = "full",
     sight: Sight | None = None,
 ) -> LaserGrid:
@@ -504,7 +510,7 @@ def custom_world(
     seed: Annotated[int | None, SEED] = None,
     name: Literal["custom"] = "custom",
     map: str = "S0 . X\nS1 . X",
-    max_steps: Annotated[int | None, COUNT] = None,
+    max_steps: Annotated[int | None, PLAN] = None,
     reward: LaserReward = "full",
     sight: Sight | None = None,
 ) -> LaserGrid:

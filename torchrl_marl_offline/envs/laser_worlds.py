@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.ranges import COUNT, DISCOUNT, SEED, Range
+from torchrl_marl_offline.core.ranges import DISCOUNT, SEED, Range
+from torchrl_marl_offline.envs.laser_names import WorldKind
 
 if TYPE_CHECKING:
     from lle import World
 
-    from torchrl_marl_offline.envs.laser_names import WorldKind
-
 Plan = tuple[tuple[int, ...], ...]
 LaserReward = Literal["full", "exits", "done"]
 
+PLAN = Range(1, limit=10_000)  # steps; the solver sets memory aside for each
 SIDE = Range(4, limit=12)
 TEAM = Range(2, limit=4)
 SOURCES = Range(1, limit=4)
@@ -78,7 +78,7 @@ class WorldCertificate(NamedTuple):
         self,
         *,
         reward: LaserReward = "full",
-        max_steps: Annotated[int | None, COUNT] = None,
+        max_steps: Annotated[int | None, PLAN] = None,
         gamma: Annotated[float, DISCOUNT] = 1.0,
     ) -> WorldOptimum:
         """Return proven bounds on the best return of an episode.
@@ -120,7 +120,7 @@ class WorldCertificate(NamedTuple):
 
 
 @checked
-def certify_world(world: str, *, horizon: Annotated[int, COUNT]) -> WorldCertificate:
+def certify_world(world: str, *, horizon: Annotated[int, PLAN]) -> WorldCertificate:
     r"""Search all plans of a world of up to ``horizon`` steps by the package's SAT solver.
 
     Args:
@@ -298,7 +298,10 @@ def generate_world(
     layouts = generate(width=size, height=size, n_agents=agents).lanes().lasers(lasers).gems(gems)
     layouts = layouts.require(wanted[kind]).cap(horizon).at_least(size)
     for draw in range(_DRAWS):
-        world = layouts.build(seed=seed * _DRAWS + draw, max_attempts=_LAYOUTS)
+        try:
+            world = layouts.build(seed=seed * _DRAWS + draw, max_attempts=_LAYOUTS)
+        except ValueError:  # more things than cells
+            world = None
         if world is None:
             break
         found = _certificate(world.world_string, horizon)

@@ -14,13 +14,14 @@ from torchrl.envs import EnvBase
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE, TaskSpec
-from torchrl_marl_offline.core.ranges import COUNT, POSITIVE, SEED, SIZE, Range
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
+from torchrl_marl_offline.core.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, SIZE, Range
+from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, entry_read, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 COOPERATE, DEFECT = 0, 1
 STRATEGIES = ("cooperate", "defect", "tit_for_tat", "win_stay_lose_shift", "random")
 
+_REFUSAL = "Strategies play in the repeated games of mixed motives, not in"
 _PARTNERS = Range(2, 8)  # 2^8 joint actions
 
 
@@ -90,7 +91,7 @@ class RepeatedGame(TeamEnv):
 
     def set_state(self, actions: Tensor) -> TensorDict:
         """Begin after given last actions, int64 ``[B, n]``; -1: nobody has acted."""
-        return self._set_game(last=actions)
+        return self._set_game(last=self._given("actions", actions, (self.task_spec.n_agents,), low=-1, high=DEFECT))
 
     def situations(self) -> TensorDict:
         """Return what agents see at the first step and after each joint action, ``[1 + 2^n]``, as in :meth:`regret`."""
@@ -111,6 +112,25 @@ class RepeatedGame(TeamEnv):
         last = game["last"]
         seen = torch.stack([last == COOPERATE, last == DEFECT], -1).to(self.float_dtype)  # [B, n, 2]
         return View(seen[:, self._from_me].flatten(2), seen.flatten(1))
+
+    def probabilities(self, strategies: Tensor) -> Tensor:
+        """Return strategies as probabilities to defect, float64 ``[n, 1 + 2^n]``, in the order of :meth:`regret`.
+
+        Raises:
+            ValueError: they have another shape, or are no probabilities.
+        """
+        n = self.task_spec.n_agents
+        try:
+            found = torch.as_tensor(strategies, device=self.device).double()
+        except (TypeError, ValueError, RuntimeError):
+            found = torch.empty(0)
+        if found.shape != (n, 1 + 2**n) or not ((found >= 0) & (found <= 1)).all():
+            got = tuple(found.shape) if isinstance(strategies, Tensor) else f"{strategies!r:.60}"
+            raise ValueError(
+                f"strategies must be probabilities [{n}, {1 + 2**n}], of each agent at the first step and after each "
+                f"joint action, got {got}."
+            )
+        return found
 
     def regret(self, strategies: Tensor) -> SelfishRegret:
         """Return each agent's regret, exactly, by dynamic programming over the steps that are left.
@@ -134,12 +154,8 @@ class RepeatedGame(TeamEnv):
             [2.0, 2.0]
         """
         n = self.task_spec.n_agents
-        if strategies.shape != (n, 1 + 2**n) or not ((strategies >= 0) & (strategies <= 1)).all():
-            raise ValueError(
-                f"strategies must be probabilities [{n}, {1 + 2**n}], of each agent at the first step and after each "
-                f"joint action, got {tuple(strategies.shape)}."
-            )
-        defects = strategies.double().T  # [S, n]
+        strategies = self.probabilities(strategies)
+        defects = strategies.T  # [S, n]
         chances = torch.stack([1 - defects, defects], -1)  # [S, n, 2]
         joint = torch.tensor(list(product((COOPERATE, DEFECT), repeat=n)), device=strategies.device)  # [2^n, n]
         own = chances[:, torch.arange(n, device=joint.device), joint]  # [S, 2^n, n], of each agent's part
@@ -154,7 +170,8 @@ class RepeatedGame(TeamEnv):
         return SelfishRegret(value[0], best[0], best[0] - value[0])
 
 
-def strategy(env: RepeatedGame, agent: int, name: str) -> Tensor:
+@checked
+def strategy(env: RepeatedGame, agent: Annotated[int, COUNT_OR_NONE], name: str) -> Tensor:
     """Return a strategy of one step's memory: the probability to defect at first and after each joint action.
 
     Args:
@@ -168,11 +185,14 @@ def strategy(env: RepeatedGame, agent: int, name: str) -> Tensor:
         float64 ``[1 + 2^n]``.
 
     Raises:
-        ValueError: there is no such strategy.
+        ValueError: there is no such strategy, or agent; or the environment is another task.
     """
+    env = game_of(env, RepeatedGame, _REFUSAL)
     if name not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}.")
     n = env.task_spec.n_agents
+    if agent >= n:
+        raise ValueError(f"{env.task_spec.task} has the agents 0 to {n - 1} here, got agent={agent}.")
     joint = torch.tensor(list(product((COOPERATE, DEFECT), repeat=n)))
     others = torch.cat([joint[:, :agent], joint[:, agent + 1 :]], 1)
     after = {
@@ -200,20 +220,23 @@ class StrategyController(TensorDictModuleBase):
 
     @checked
     def __init__(self, env: EnvBase, strategies: Sequence[str] | Tensor, *, seed: Annotated[int, SEED] = 0) -> None:
-        game = game_of(env, RepeatedGame, "StrategyController plays in the repeated games of mixed motives, not in")
-        if len(strategies) != game.task_spec.n_agents:
-            raise ValueError(f"{len(strategies)} strategies for {game.task_spec.n_agents} agents; give one for each.")
-        if not isinstance(strategies, Tensor):
+        game = game_of(env, RepeatedGame, _REFUSAL)
+        if isinstance(strategies, Sequence) and all(isinstance(name, str) for name in strategies):
+            if len(strategies) != game.task_spec.n_agents:
+                raise ValueError(
+                    f"{len(strategies)} strategies for {game.task_spec.n_agents} agents; give one for each."
+                )
             strategies = torch.stack([strategy(game, agent, name) for agent, name in enumerate(strategies)])
+        strategies = game.probabilities(strategies)
         self.in_keys, self.out_keys = [STATE], [ACTION]
         super().__init__()
-        self.register_buffer("strategies", strategies.to(game.device), persistent=False)
+        self.register_buffer("strategies", strategies, persistent=False)
         self.register_buffer("places", game._places, persistent=False)
         self._chance = CounterRandom(seed, num_envs=1, device=game.device)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        last = tensordict.get(STATE).unflatten(-1, (-1, 2))  # [*B, n, 2]
+        last = entry_read(self, tensordict, STATE, 2 * len(self.places)).unflatten(-1, (-1, 2))  # [*B, n, 2]
         number = 1 + (last[..., DEFECT].long() << self.places).sum(-1)
         seen = torch.where(last.flatten(-2).any(-1), number, 0)  # [*B]
         defects = self.strategies.T[seen]  # [*B, n]

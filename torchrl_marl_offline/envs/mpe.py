@@ -83,7 +83,11 @@ class SimpleSpread(TeamEnv):
 
     def set_state(self, agent_pos: Tensor, agent_vel: Tensor, landmark_pos: Tensor) -> TensorDict:
         """Put agents and landmarks at given places, each ``[B, 3, 2]``, and return the first observation."""
-        return self._set_game(position=agent_pos, velocity=agent_vel, landmark=landmark_pos)
+        return self._set_game(
+            position=self._given("agent_pos", agent_pos, (self.n_agents, 2)),
+            velocity=self._given("agent_vel", agent_vel, (self.n_agents, 2)),
+            landmark=self._given("landmark_pos", landmark_pos, (self.n_landmarks, 2)),
+        )
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(2 * (self.n_agents + self.n_landmarks), rows=rows) * 2 - 1

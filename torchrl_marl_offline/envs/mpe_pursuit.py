@@ -90,7 +90,11 @@ class Pursuit(TeamEnv):
             agent_vel: their velocities, ``[B, 4, 2]``.
             landmark_pos: obstacles, then food, then forests, ``[B, m, 2]``.
         """
-        return self._set_game(position=agent_pos, velocity=agent_vel, landmark=landmark_pos)
+        return self._set_game(
+            position=self._given("agent_pos", agent_pos, (_PREDATORS + 1, 2)),
+            velocity=self._given("agent_vel", agent_vel, (_PREDATORS + 1, 2)),
+            landmark=self._given("landmark_pos", landmark_pos, (self.n_landmarks, 2)),
+        )
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(2 * (_PREDATORS + 1 + self.n_landmarks), rows=rows) * 2 - 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, GROUP, OBSERVATION, STATE
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, FEW, NON_NEGATIVE, REAL, SEED, UNIT
-from torchrl_marl_offline.envs.base import STEP_COUNT
+from torchrl_marl_offline.envs.base import STEP_COUNT, entry_read
 from torchrl_marl_offline.envs.grid_navigation import MOVES, REACH, comes_later
 
 SKILL = (GROUP, "skill")
@@ -195,7 +195,7 @@ class GridController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask = tensordict.get(ACTION_MASK)
+        mask = entry_read(self, tensordict, ACTION_MASK)
         random = self._chance.legal(mask)
         if self.kind == "random":
             return tensordict.set(ACTION, random)

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, STATE, TaskSpec
 from torchrl_marl_offline.core.ranges import FEW, SEED, SEVERAL, SIZE
-from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, game_of
+from torchrl_marl_offline.envs.base import Game, Outcome, TeamEnv, View, entry_read, game_of
 from torchrl_marl_offline.envs.counter_rng import CounterRandom
 
 PayoffKind = Literal["additive", "monotonic", "weakest_link", "matching", "climbing"]
@@ -112,7 +112,7 @@ class Stitch(TeamEnv):
 
     def set_state(self, context: Tensor) -> TensorDict:
         """Put the environments into given contexts, int64 ``[B]``, and return the first observation."""
-        return self._set_game(context=context)
+        return self._set_game(context=self._given("context", context, (), high=len(self._cells) - 1))
 
     def _start(self, rows: Tensor | None) -> Game:
         drawn = self.random.uniform(1, rows=rows).squeeze(-1)
@@ -207,7 +207,7 @@ class StitchController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        state = tensordict.get(STATE)
+        state = entry_read(self, tensordict, STATE, len(self.counts))
         visits = state.flatten(0, -2) > 0.5  # [R, C]
         context = visits.to(torch.uint8).argmax(-1)
         before = (

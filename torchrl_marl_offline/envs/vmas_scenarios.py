@@ -154,7 +154,11 @@ class VmasScenario(TeamEnv):
 
     def _advance(self, game: Game, action: Tensor) -> Outcome:
         with self._chance.lent():
-            observations, rewards, done = self._simulator.advance(self._ranges.split(action))
+            try:
+                observations, rewards, done = self._simulator.advance(self._ranges.split(action))
+            except AssertionError as error:
+                told = str(error) or "some are NaN"
+                raise ValueError(f"VMAS refuses the actions in {self.task_spec.task}: {told}.") from error
         reward = torch.stack([each.reshape(-1) for each in rewards], -1).to(self.float_dtype)  # n x [B] -> [B, n]
         return Outcome(self._observed(observations), reward, done.reshape(-1).to(torch.bool))
 

@@ -182,7 +182,12 @@ class Warehouse(TeamEnv):
             shelves: int64 ``[B, S, 2]``, (row, column).
             requested: int64 ``[B, requests]``, which shelves are requested.
         """
-        number = len(self._shelves)
+        number, n, last = len(self._shelves), self.task_spec.n_agents, (self.rows - 1, self.columns - 1)
+        cells = self._given("cells", cells, (n, 2), high=last)
+        directions = self._given("directions", directions, (n,), high=3)
+        carried = self._given("carried", carried, (n,), low=-1, high=number - 1)
+        shelves = self._given("shelves", shelves, (number, 2), high=last)
+        requested = self._given("requested", requested, (self.requests,), high=number - 1)
         cell, shelf = (((each + 1) * each.new_tensor([self.width, 1])).sum(-1) for each in (cells, shelves))
         return self._set_game(
             cell=cell,

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import game_of
+from torchrl_marl_offline.envs.base import entry_read, game_of
 from torchrl_marl_offline.envs.scripted import Chance, kept
 from torchrl_marl_offline.envs.warehouse import ACTIONS, FORWARD, LEFT, RIGHT, TOGGLE_LOAD, Warehouse
 
@@ -73,7 +73,8 @@ class WarehouseController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        state, seen = tensordict.get(STATE).long(), tensordict.get(OBSERVATION)
+        state = entry_read(self, tensordict, STATE, 3 * self.agents + 2 * self.requests).long()
+        seen = tensordict.get(OBSERVATION)
         column, row, direction = state[..., : 3 * self.agents].unflatten(-1, (-1, 3)).unbind(-1)  # [*B, n]
         wanted = state[..., 3 * self.agents :].unflatten(-1, (-1, 2))
         wanted = wanted[..., 1] * self.columns + wanted[..., 0]  # [*B, requests]

@@ -34,7 +34,7 @@ class CFCQL(CQL):
 
     Args:
         deviation_weight: :math:`\tau`; with 0 all agents count alike, and no model :math:`\mu` of the data is asked.
-            May be scheduled as ``loss.deviation_weight = 1.0``.
+            May be scheduled as ``loss.deviation_weight = 1.0``, if it is larger at first.
         min_q_weight: see :class:`CQL`.
         num_random: see :class:`CQL`.
         num_policy: see :class:`CQL`.

@@ -58,6 +58,14 @@ def check_networks(
             "value_norm must be a ValueNorm, such as ScaleInvariantValueNorm(), or None; got a "
             f"{type(value_norm).__name__}."
         )
+    critics = critic if isinstance(critic, (list, tuple)) else [critic]
+    for word, networks in (("actor", [actor]), ("critic", critics), ("value", [value]), ("behaviour", [behaviour])):
+        for network in networks:
+            if network is not None and not isinstance(network, TensorDictModuleBase):
+                raise TypeError(
+                    f"{word} must be a TensorDictModule, which says what it reads and writes; got a "
+                    f"{type(network).__name__}."
+                )
     if isinstance(critic, Sequence) and not critic:
         raise ValueError("critic is an empty list; pass one critic, or several as an ensemble.")
     rule = extraction if extraction is not None else learning

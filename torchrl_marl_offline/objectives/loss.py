@@ -323,15 +323,31 @@ class OfflineMARLLoss(LossModule):
         """Write numbers into coefficients, so that they may be scheduled as ``loss.temperature = 3.0``.
 
         Raises:
-            ValueError: a number that the rule does not take when it is made.
+            ValueError: a number that the rule does not take when it is made, what is no number, and a number for what
+                cannot be scheduled.
         """
-        if isinstance(value, (int, float)) and name in self._coefficients:
-            for owner in (self, self.value_learning, self.extraction, self.behaviour_learning):
-                if owner is not None and name in (known := declared(type(owner))):
-                    check(name, value, known[name][0])
-            self._buffers[name].fill_(value)
-        else:
+        if name not in self._coefficients:
+            if isinstance(value, (int, float)) and not hasattr(self, name):
+                self._check_is_no_setting(name)
             super().__setattr__(name, value)
+        elif isinstance(value, Tensor) and value.shape == self._buffers[name].shape:
+            super().__setattr__(name, value)
+        else:
+            for owner in (self, *self._rules()):
+                if name in (known := declared(type(owner))):
+                    check(name, value, known[name][0])
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r:.60}.")
+            self._buffers[name].fill_(value)
+
+    def _rules(self) -> list[ValueLearning | PolicyExtraction | BehaviourLearning]:
+        found = (vars(self).get(name) for name in ("value_learning", "extraction", "behaviour_learning"))
+        return [rule for rule in found if rule is not None]
+
+    def _check_is_no_setting(self, name: str) -> None:
+        if any(name in declared(type(rule)) for rule in self._rules()):
+            told = ", ".join(sorted(self._coefficients)) or "nothing"
+            raise ValueError(f"{name} cannot be scheduled in this loss, but {told}; give it when the rule is made.")
 
     def convert_to_functional(self, module, module_name: str, *args, **options) -> None:
         """Take a network's parameters, see :class:`~torchrl.objectives.LossModule`.

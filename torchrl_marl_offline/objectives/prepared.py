@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -85,13 +86,18 @@ def check_entries(tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[Ne
     flags += [(key, ((*size, 1), size)) for key in (IS_INIT, ("next", IS_INIT))]
     for key, shapes in flags:
         flag = tensordict.get(key, None)
-        if flag is not None and (flag.dtype != torch.bool or tuple(flag.shape) not in shapes):
+        if flag is not None and (flag.dtype != torch.bool or not _is_one_of(flag, shapes)):
             wanted = f"bools {list(shapes[0])}"
             raise ValueError(_is_other(key, flag, wanted))
     reward = tensordict.get(("next", keys.reward), None)
-    if reward is not None and tuple(reward.shape) not in ((*size, 1), (*agents, 1)):
+    if reward is not None and not _is_one_of(reward, ((*size, 1), (*agents, 1))):
         wanted = f"{[*agents, 1]}, one of each agent, or {[*size, 1]}, the team's"
         raise ValueError(_is_other(("next", keys.reward), reward, wanted))
+
+
+def _is_one_of(entry: Tensor, shapes: Sequence[Sequence[int]]) -> bool:
+    """Compare size by size: where torch.compile takes sizes for symbols, no tuple of them is in another."""
+    return any(len(shape) == entry.ndim and all(map(operator.eq, shape, entry.shape)) for shape in shapes)
 
 
 def _is_other(key: NestedKey, entry: Tensor, wanted: str) -> str:

@@ -36,6 +36,7 @@ from torchrl_marl_offline.evaluation.in_environments import evaluate
 from torchrl_marl_offline.modules.history import Memory, MemorySize
 from torchrl_marl_offline.recording.laser_teams import check_laser_quality, laser_team
 from torchrl_marl_offline.recording.learners import OnlineLearner, make_online_learner, with_team_reward
+from torchrl_marl_offline.recording.mixed_skill import plain_options
 from torchrl_marl_offline.training.online import OnlineReplay
 from torchrl_marl_offline.training.run.logging import read_csv
 from torchrl_marl_offline.training.run.run_lock import COMMAND_FILE, RunLock
@@ -178,11 +179,14 @@ def record(
         the datasets by quality.
 
     Raises:
-        ValueError: an unknown quality or setting; or too few transitions to hold all joint actions of a coverage.
+        ValueError: an unknown quality or setting, or none; or too few transitions for all joint actions of a coverage.
         DatasetError: the folder holds a recording with other settings.
         TrainingInterrupted: the training was asked to stop; it has saved itself.
         RunInUseError: another process is recording there.
     """
+    if isinstance(qualities, str) or not qualities or not all(isinstance(each, str) for each in qualities):
+        raise ValueError(f"qualities must be a list of names, as ['medium', 'expert'], got {qualities!r:.60}.")
+    plain_options(settings.get("task_options", {}))
     base = [part for quality in qualities for part in parts_of(quality)]
     for part in base:
         check_quality(task, part, settings.get("task_options"))

@@ -103,6 +103,8 @@ def _arrays(path: Path) -> dict[str, torch.Tensor]:
             if values.dtype.kind not in "iu":
                 raise DatasetError(f"{path}: {name!r} is of {values.dtype}, not of integers; write it anew.")
             found[name] = torch.from_numpy(values.astype(np.int64))
+            if values.ndim != len(_SHAPES[name]):
+                raise DatasetError(f"{path}: {name!r} has shape {values.shape}; it needs {len(_SHAPES[name])} axes.")
     sizes = {"games": len(found["lengths"]), "turns": int(found["lengths"].sum()), DECK: DECK}
     for name, shape in _SHAPES.items():
         wanted = tuple(sizes[each] for each in shape)

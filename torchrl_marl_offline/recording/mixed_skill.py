@@ -91,7 +91,7 @@ def record_mixed_skill(
         DatasetError: if the dataset that is there is damaged, or of the policies of another version.
         ValueError: if there is no such task, or it has no such option, or its options are not JSON-ready.
     """
-    options = _plain_options({} if task_options is None else task_options)
+    options = plain_options({} if task_options is None else task_options)
     name = mixed_skill_name(task, episodes, seed, options)
     env = make_env(task, num_envs=min(num_envs, episodes), seed=seed, **options)
     behaviour, policy = mixed_team(env, seed)
@@ -108,8 +108,12 @@ def record_mixed_skill(
     return dataset
 
 
-def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a task as what their file will hold."""
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task as what the file of a recording will hold.
+
+    Raises:
+        ValueError: they are no mapping, name what a recording has itself, or are not JSON-ready.
+    """
     if not isinstance(options, Mapping):
         raise ValueError(f"task_options must be a mapping, as {{'max_steps': 20}}, got {options!r:.60}.")
     if taken := sorted({"num_envs", "seed", "device"} & set(options)):

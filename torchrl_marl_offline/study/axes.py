@@ -121,7 +121,10 @@ def _of_the_varied_algorithm(scores: Sequence[RunScore]) -> list[RunScore]:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Return a value of a study file as one that can be looked up."""
+    if isinstance(value, Mapping):
+        return tuple((name, _plain(each)) for name, each in sorted(value.items()))
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _strengths(places: Sequence[tuple], rest: Sequence[tuple]) -> list[int] | None:
@@ -160,9 +163,11 @@ def variance_shares(
 
     Returns:
         Axes and pairs by their share, the largest first, then higher interactions, where there are three axes or more,
-        and seeds. Shares sum to 1.
+        and seeds. Shares sum to 1. Nothing where all scores are alike, which leaves no variance to explain.
     """
     names = list(found.axes)
+    if _are_alike(found.scores):
+        return []
     whole = _shares(found.scores, names)
     generator, drawn = numpy.random.default_rng(seed), []
     count = found.scores.shape[-1]
@@ -178,8 +183,13 @@ def variance_shares(
     return explained + [share for share in shares if share.source in last]
 
 
+def _are_alike(scores: numpy.ndarray) -> bool:
+    """Say whether scores differ by no more than rounding."""
+    return float(numpy.ptp(scores)) <= 1e-12 * float(numpy.abs(scores).max())
+
+
 def _shares(scores: numpy.ndarray, names: Sequence[str]) -> dict[str, float]:
-    total = float(((scores - scores.mean()) ** 2).sum()) or 1.0
+    total = numpy.inf if _are_alike(scores) else float(((scores - scores.mean()) ** 2).sum())
     cells = scores.mean(-1)
     effects: dict[frozenset[int], numpy.ndarray] = {}
     found: dict[str, float] = {}
@@ -195,7 +205,7 @@ def _shares(scores: numpy.ndarray, names: Sequence[str]) -> dict[str, float]:
     of_cells = float(((cells - cells.mean()) ** 2).sum()) * scores.shape[-1] / total
     if len(names) > 2:
         found["higher interactions"] = max(0.0, of_cells - sum(found.values()))
-    found["seeds"] = max(0.0, 1.0 - of_cells)
+    found["seeds"] = max(0.0, float(numpy.isfinite(total)) - of_cells)
     return found
 
 

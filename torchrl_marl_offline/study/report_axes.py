@@ -35,7 +35,12 @@ def axes_section(report: Report) -> list[Block]:
                 [r.axis, str(r.value), f"{r.mean:.4g}", f"{r.best} of {r.of}", f"{r.first_two} of {r.of}"]
                 for r in best_counts(found)
             ]
-            blocks += [Heading(title), Text(text), Table(["source", "share of the variance"], rows)]
+            blocks += [Heading(title), Text(text)]
+            blocks.append(
+                Table(["source", "share of the variance"], rows)
+                if rows
+                else Text("All scores are alike, so that there is no variance to explain.")
+            )
             blocks += [Table(["setting", "value", "mean", "best", "best or second"], counts)]
             blocks.append(Text("Best among the values of a setting, in how many configurations of all others."))
     return blocks

@@ -23,7 +23,7 @@ from torchrl_marl_offline.data.transitions.dataset_errors import DatasetError
 from torchrl_marl_offline.data.transitions.findings import Inspection
 from torchrl_marl_offline.data.transitions.storage import DATA_FOLDER, METADATA_FILE, is_dataset_folder
 from torchrl_marl_offline.suites.entries import Making, Suite, SuiteEntry, SuiteError
-from torchrl_marl_offline.suites.suite_card import SUITE_KEY, identity, make_card
+from torchrl_marl_offline.suites.suite_card import SUITE_KEY, check_card, identity, make_card
 from torchrl_marl_offline.suites.suite_page import suite_page
 
 INDEX_FILE, PAGE_FILE = "index.json", "README.md"
@@ -112,9 +112,14 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     if not file.exists():
         return {}
     try:
-        return {str(facts["name"]): dict(facts) for facts in read_json(file)["datasets"]}
+        cards = list(read_json(file)["datasets"])
+        for card in cards:
+            check_card(card)
     except (ValueError, KeyError, TypeError) as error:
-        raise SuiteError(f"{file} is damaged; delete it, and make the suite again: whole datasets stay.") from error
+        raise SuiteError(
+            f"{file} is damaged ({error}); delete it, and make the suite again: whole datasets stay."
+        ) from error
+    return {card["name"]: card for card in cards}
 
 
 def _folder_of(recordings: str | Path | None) -> Path | None:
@@ -128,7 +133,10 @@ def _folder_of(recordings: str | Path | None) -> Path | None:
 
 @contextmanager
 def _only_maker(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SuiteError(f"{folder} is a file, or lies below one, and a suite is a folder; name another.") from error
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
@@ -190,7 +198,9 @@ def _write_index(suite: Suite, folder: Path, seconds: Mapping[str, float | None]
                 file.stat().st_size for file in (folder / entry.name / DATA_FOLDER).rglob("*") if file.is_file()
             )
             facts = {"bytes": files, "checksum": content["header"], "seconds": seconds.get(entry.name)}
-            cards.append(content["metadata"][SUITE_KEY] | facts)
+            card = content["metadata"][SUITE_KEY] | facts
+            check_card(card)
+            cards.append(card)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not made yet, or of somebody else
     write_json_atomic(folder / INDEX_FILE, {"suite": suite.name, "version": suite.version, "datasets": cards})

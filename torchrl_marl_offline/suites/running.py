@@ -95,8 +95,16 @@ def datasets_of(suite: Suite, folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         SuiteError: there are none.
     """
-    names = {entry.name for entry in suite.entries}
-    cards = {name: card for name, card in read_index(folder).items() if name in names and card["discrete"]}
+    entries = {entry.name: entry for entry in suite.entries}
+    cards = {name: card for name, card in read_index(folder).items() if name in entries and card["discrete"]}
+    for name, card in cards.items():
+        entry = entries[name]
+        told = {"group": entry.group, "task": entry.task, "task_options": json.loads(json.dumps(dict(entry.options)))}
+        if other := [fact for fact, value in told.items() if card[fact] != value]:
+            raise SuiteError(
+                f"The index in {folder} says of {name} another {other[0]} than the suite {suite.name}; make it anew in "
+                "another folder."
+            )
     if not cards:
         raise SuiteError(
             f"{folder} holds no datasets of the suite {suite.name}; make them first: marl-offline benchmark make "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # what pydantic needs before Python 3.12
 
 from torchrl_marl_offline.data.quality.stitchable import stitchable_share
 from torchrl_marl_offline.evaluation.agent_shares import shares_of
@@ -62,6 +65,74 @@ def make_card(suite: Suite, entry: SuiteEntry, making: Making, recorded: Recorde
     if ((own - own[:, :1]).abs() > 0).any():
         card["shares"] = _rounded(shares_of(own)._asdict())
     return card
+
+
+class _Value(TypedDict):
+    value: float
+    how: str
+
+
+class _Optimum(_Value):
+    kind: str
+
+
+class _Normalized(TypedDict):
+    best_recorded: float
+
+
+class _Stitchable(TypedDict):
+    share: float | None
+    how: str
+
+
+class _Shares(TypedDict):
+    total: float
+    least: float
+    gini: float | None
+
+
+class _Card(TypedDict):
+    """What is read of a card that lies in a folder."""
+
+    name: str
+    group: str
+    task: str
+    task_options: dict[str, Any]
+    seed: int
+    about: str
+    agents: int
+    discrete: bool
+    transitions: int
+    episodes: int
+    behaviour: str | None
+    optimum: _Optimum
+    random: _Value
+    best_recorded: _Value
+    recorded_return: float
+    stitchable: _Stitchable
+    normalized: _Normalized
+    shares: NotRequired[_Shares]
+    bytes: int
+    seconds: float | None
+
+
+def check_card(card: Any) -> None:
+    """Refuse what is no card as files hold it, with ``bytes`` and ``seconds``.
+
+    Raises:
+        ValueError: it says what is wrong of which fact.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(_Card).validate_python(card, strict=True)
+        json.dumps(card, allow_nan=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "card"
+        raise ValueError(f"{place}: {first['msg']}") from error
+    if not card["optimum"]["value"] > card["random"]["value"]:
+        raise ValueError("optimum.value: it is not above that of a random team")
 
 
 def normalized(card: Mapping[str, Any], value: float) -> float:

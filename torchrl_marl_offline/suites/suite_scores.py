@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_marl_offline.evaluation.statistics import Interval, mean_confidence_interval
+from torchrl_marl_offline.suites.entries import SuiteError
 from torchrl_marl_offline.suites.suite_card import normalized
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def cells_of(frame: pandas.DataFrame, cards: Mapping[str, Mapping[str, Any]]) ->
         frame: the study's table.
         cards: of the datasets by name.
     """
+    _check_columns(frame)
     frame = frame[frame["finished"] & frame["dataset"].isin(list(cards))]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _, part in frame.sort_values("step").groupby("run", sort=False):
@@ -98,6 +101,16 @@ def cells_of(frame: pandas.DataFrame, cards: Mapping[str, Mapping[str, Any]]) ->
         )
         for key, rows in sorted(found.items())
     }
+
+
+def _check_columns(frame: pandas.DataFrame) -> None:
+    """Refuse a table that is not of runs: what it lacks would be taken for runs that were no longer finite."""
+    numbers = ("seed", "step", "steps", "return")
+    missing = [name for name in ("run", "dataset", "method", "finished", *numbers) if name not in frame.columns]
+    wrong = [name for name in numbers if name in frame.columns and frame[name].dtype.kind not in "iuf"]
+    if missing or wrong:
+        told = f"no column {missing[0]!r}" if missing else f"no numbers in the column {wrong[0]!r}"
+        raise SuiteError(f"The results of the runs have {told}; the next marl-offline benchmark run writes them anew.")
 
 
 def verdict_of(cells: Sequence[Cell], card: Mapping[str, Any]) -> DatasetOutcome:
@@ -131,4 +144,7 @@ def _none() -> Interval:
 
 def policy_of(output: Path, row: Mapping[str, Any]) -> Path | None:
     """Return the file of a run's policy within a study's folder; ``None`` where there is none."""
-    return next(iter(sorted(output.glob(f"jobs/*/members/{row['run']}/policy.pt"))), None)
+    run = str(row["run"])
+    if not run or Path(run).name != run:
+        return None
+    return next(iter(sorted(output.glob(f"jobs/*/members/{glob.escape(run)}/policy.pt"))), None)

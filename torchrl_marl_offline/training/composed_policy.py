@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import ACTION, IS_INIT
+from torchrl_marl_offline.core.layout import IS_INIT
 from torchrl_marl_offline.core.ranges import SIZE
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
@@ -36,7 +36,8 @@ class ComposedPolicy(TensorDictModuleBase):
         beam: compositions that are compared at once.
 
     Raises:
-        ValueError: the loss has no policy or no team value, or a policy has memory.
+        ValueError: the loss has no policy or no team value, or a policy has memory, or writes no action; and when it
+            plays, the policies' actions have unlike shapes.
         TypeError: ``offline`` is no module.
 
     Shape:
@@ -64,10 +65,14 @@ class ComposedPolicy(TensorDictModuleBase):
                 raise ValueError(
                     f"The {name} network has memory, which ComposedPolicy does not carry; take one without."
                 )
+        self.action_key = unravel_key(loss.tensor_keys.action)
+        for name, policy in (("offline", offline), ("loss's", online)):
+            if self.action_key not in (written := list(map(unravel_key, policy.out_keys))):
+                raise ValueError(f"The {name} policy writes {written}, not the action {self.action_key!r}.")
         self.offline, self.beam = offline, beam
         self.__dict__["loss"] = loss  # its parameters are its optimizer's, not this policy's
         self.in_keys = list(dict.fromkeys(map(unravel_key, [*offline.in_keys, *online.in_keys, *self._of_critic()])))
-        self.out_keys = [ACTION, FROM_OFFLINE]
+        self.out_keys = [self.action_key, FROM_OFFLINE]
 
     def _of_critic(self) -> list:
         loss = self.loss
@@ -79,8 +84,13 @@ class ComposedPolicy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the joint action of the highest value."""
         loss = self.loss
-        old = self.offline(tensordict.copy()).get(ACTION)
-        new = loss.actor_network(tensordict.copy()).get(ACTION)
+        old = self.offline(tensordict.copy()).get(self.action_key)
+        new = loss.actor_network(tensordict.copy()).get(self.action_key)
+        if old.shape != new.shape or old.is_floating_point() != new.is_floating_point():
+            raise ValueError(
+                f"The offline policy's actions are {old.dtype} {list(old.shape)} and the loss's {new.dtype} "
+                f"{list(new.shape)}; take two policies of one task, whose actions are written alike."
+            )
         batch = loss.batch(tensordict.copy().set(loss.tensor_keys.action, new))
         own = new.shape[tensordict.ndim + 1 :]  # of an agent's action: (a,), of a discrete one ()
 
@@ -93,7 +103,7 @@ class ComposedPolicy(TensorDictModuleBase):
 
         taken = best_composition(value, new.shape[: tensordict.ndim + 1], self.beam, device=new.device)
         differs = (old != new).flatten(tensordict.ndim + 1).any(-1) if own else old != new
-        return tensordict.set(ACTION, composed(taken)).set(FROM_OFFLINE, taken & differs)
+        return tensordict.set(self.action_key, composed(taken)).set(FROM_OFFLINE, taken & differs)
 
 
 FROM_OFFLINE = ("agents", "from_offline")

@@ -29,6 +29,7 @@ from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     HAS_NEXT_ACTION,
     MASK,
+    REWARD,
     TERMINATED,
     next_key,
 )
@@ -65,7 +66,10 @@ MAP_FILE = "columns.toml"
 """Name of the column map in a folder."""
 _ANEW = 0.5
 """Up to how many usual steps later than the one before an episode may begin."""
-NOTED = ("env", "task_options", "time_limit", "license", "license_source", "citation")
+NOTED = (
+    *("env", "task_options", "time_limit", "team_reward", "declared_bounds"),
+    *("license", "license_source", "citation"),
+)
 """What an exported table keeps of a dataset's metadata."""
 
 
@@ -136,7 +140,22 @@ def read_table(
         if left := [name for name in names if name not in resolved.names()]:
             steps.findings.append(f"columns that are not read: {told(left)}")
         metadata = rounding.into(noted | {"source": f"table:{path}", "task": given.options.get("task")})
-        return _Building(steps, given, metadata).dataset()
+        dataset = _Building(steps, given, metadata).dataset()
+        _check_declared(dataset, file)
+        reward = dataset.data.get(next_key(REWARD))
+        if noted.get("team_reward") is True and (reward == reward[:, :1]).all():
+            dataset.metadata["team_reward"] = True  # each agent has a column of it in a table
+        return dataset
+
+
+def _check_declared(dataset: OfflineDataset, file: str) -> None:
+    """Refuse bounds of the task that are none, or none of these actions."""
+    try:
+        is_one = dataset.task_spec.discrete == dataset.spec.discrete
+    except (ValueError, TypeError):
+        is_one = False
+    if not is_one or (dataset.spec.discrete and "declared_bounds" in dataset.metadata):
+        raise DatasetError(f"{file} has damaged declared_bounds in it; write the table anew.")
 
 
 def _given_map(path: Path, columns: Mapping[str, Any] | str | Path | None) -> ColumnMap | None:

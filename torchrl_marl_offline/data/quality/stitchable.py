@@ -23,6 +23,9 @@ _CLUSTERS, _ROWS_A_CLUSTER = 64, 50
 _WORK = 1e10  # clusters times the cube of their columns
 _BINS_OF_AN_AGENT = 32
 _ZERO = 1e-9
+_DENSE = 1_000  # columns of indicator rows of which a matrix is decomposed
+_DIRECTIONS = 4  # drawn of what is not determined: none of them moves a joint action that is
+_LOOKS, _ITERATIONS = 3e9, 3_000  # at entries of indicator rows, in search of these
 
 
 class StateCoverage(NamedTuple):
@@ -96,6 +99,8 @@ def stitchable_share(
     component falls into ``bins`` intervals of equal width between the smallest and the largest recorded, and an agent's
     possible actions are the combinations that it recorded anywhere. Two agents are counted exactly, more of them up to
     20,000 combinations of recorded actions in a cluster; beyond, ``samples`` of the unrecorded joint actions are drawn.
+    Where the agents of a cluster play more than 1,000 different actions together, what is not determined is found by
+    iterations instead of a decomposition; ``how`` says so if they end early, and the share is a lower bound then.
     Rows that do not count in training are left out.
 
     Args:
@@ -150,7 +155,7 @@ def stitchable_share(
     if not spec.discrete:
         how.append(f"{bins} bins of each component")
     sizes = [spec.action_size if spec.discrete else len(np.unique(own)) for own in action.T]
-    found, sampled = [], False
+    found, notes = [], set()
     order = np.argsort(cluster, kind="stable")
     chance = np.random.default_rng(seed)
     for part in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
@@ -159,11 +164,13 @@ def stitchable_share(
         else:  # what was played was allowed, whatever the mask says
             open_to = legal[part].any(0)
             allowed = [np.union1d(np.flatnonzero(open_to[i]), action[part, i]) for i in range(spec.n_agents)]
-        coverage, is_sampled = _coverage(action[part], allowed, samples, chance)
-        sampled |= is_sampled
+        coverage, told = _coverage(action[part], allowed, samples, chance)
+        notes |= told
         found.append(coverage)
-    if sampled:
+    if "sampled" in notes:
         how.append(f"{samples:,} joint actions sampled where they are too many")
+    if "unfinished" in notes:
+        how.append("a lower bound, as the search in too many different actions was ended")
     found.sort(key=lambda coverage: -coverage.rows)
     unknown = [coverage for coverage in found if coverage.determined is not None]
     return StitchableShare(
@@ -227,8 +234,8 @@ def _k_means(rows: torch.Tensor, count: int, generator: torch.Generator, rounds:
 
 def _coverage(
     action: np.ndarray, allowed: list[np.ndarray], samples: int, chance: np.random.Generator
-) -> tuple[StateCoverage, bool]:
-    """Count one cluster, and say if by samples: actions ``[R, n]``, and those that each agent could have taken."""
+) -> tuple[StateCoverage, set[str]]:
+    """Count one cluster, and say what was not: actions ``[R, n]``, and those that each agent could have taken."""
     joint = np.unique(action, axis=0)
     played = [np.unique(own) for own in joint.T]
     own = np.stack([np.searchsorted(actions, column) for actions, column in zip(played, joint.T)], 1)  # [J, n]
@@ -236,26 +243,27 @@ def _coverage(
     vertices = own + np.cumsum([0, *sizes[:-1]])
     component = _components(vertices, sum(sizes))
     possible, recorded = math.prod(map(len, allowed)), len(joint)
-    sampled = False
+    notes = set()
     if possible == recorded:
         share = None
     elif len(sizes) == 2:
         in_both = (np.bincount(part, minlength=sum(sizes)) for part in np.split(component, sizes[:1]))
         share = (int(math.prod(in_both).sum()) - recorded) / (possible - recorded)
     else:
-        null = _null_space(vertices, sizes)
-        parts = np.split(null, np.cumsum(sizes)[:-1])
-        if null.shape[1] == 0:  # all that the agents have played is known in any combination
+        free, is_found = _undetermined(vertices, sizes, chance)
+        notes = set() if is_found else {"unfinished"}
+        parts = np.split(free, np.cumsum(sizes)[:-1])
+        if free.shape[1] == 0:  # all that the agents have played is known in any combination
             share = (math.prod(sizes) - recorded) / (possible - recorded)
         elif math.prod(sizes) <= _ENUMERATED:
             total = parts[0]
             for part in parts[1:]:
-                total = (total[:, None] + part[None]).reshape(-1, null.shape[1])  # [cells so far, d]
+                total = (total[:, None] + part[None]).reshape(-1, free.shape[1])  # [cells so far, d]
             share = (int((np.abs(total).max(-1) < _ZERO**0.5).sum()) - recorded) / (possible - recorded)
         else:
-            sampled = True
+            notes.add("sampled")
             share = _sampled(parts, joint, played, allowed, samples, chance)
-    return StateCoverage(len(action), recorded, possible, len(np.unique(component)), share), sampled
+    return StateCoverage(len(action), recorded, possible, len(np.unique(component)), share), notes
 
 
 def _components(vertices: np.ndarray, count: int) -> np.ndarray:
@@ -270,18 +278,63 @@ def _components(vertices: np.ndarray, count: int) -> np.ndarray:
         label = smaller
 
 
+def _undetermined(vertices: np.ndarray, sizes: list[int], chance: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Return directions of values that the indicator rows do not see, ``[Σ sizes, d]``, and whether they are exact.
+
+    They are all of them, or some that are drawn. A joint action of recorded actions is determined where none moves it.
+    """
+    if sum(sizes) <= _DENSE:
+        return _null_space(vertices, sizes), True
+    return _drawn_of_null_space(vertices, sum(sizes), chance)
+
+
 def _null_space(vertices: np.ndarray, sizes: list[int]) -> np.ndarray:
     """Return a basis of what the indicator rows do not determine, ``[Σ sizes, d]``.
 
     Moving a constant from one agent's values to another's changes no joint action, and is not in it.
     """
     columns = sum(sizes)
-    indicators = np.zeros((len(vertices), columns))
-    np.put_along_axis(indicators, vertices, 1.0, axis=1)
     agent = np.repeat(np.eye(len(sizes)), sizes, axis=0)  # [Σ sizes, n]
     trivial = agent[:, 1:] - agent[:, :-1]
-    values, vectors = np.linalg.eigh(indicators.T @ indicators + trivial @ trivial.T)
+    gram = trivial @ trivial.T
+    for some in np.array_split(vertices, 1 + len(vertices) // 10_000):
+        indicators = np.zeros((len(some), columns))
+        np.put_along_axis(indicators, some, 1.0, axis=1)
+        gram += indicators.T @ indicators
+    values, vectors = np.linalg.eigh(gram)
     return vectors[:, values < _ZERO * max(values[-1], 1.0)]
+
+
+def _drawn_of_null_space(vertices: np.ndarray, columns: int, chance: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Return normal draws projected on what the indicator rows do not determine, ``[columns, d]``, and if they are.
+
+    By conjugate gradients on the normal equations (CGLS), each draw by itself.
+    """
+    places = torch.from_numpy(vertices)
+
+    def seen(values: torch.Tensor) -> torch.Tensor:  # [columns, d] -> [J, d]
+        return sum(values[place] for place in places.unbind(1))
+
+    def spread(rows: torch.Tensor) -> torch.Tensor:  # [J, d] -> [columns, d]
+        onto = torch.zeros(columns, _DIRECTIONS, dtype=torch.float64)
+        for place in places.unbind(1):
+            onto.index_add_(0, place, rows)
+        return onto
+
+    free = torch.from_numpy(chance.standard_normal((columns, _DIRECTIONS)))
+    left = -seen(free)
+    slope = way = spread(left)
+    steep = first = slope.square().sum(0)
+    for _ in range(min(_ITERATIONS, max(50, int(_LOOKS / (vertices.size * _DIRECTIONS))))):
+        if (steep <= 1e-24 * first).all():
+            return free.numpy(), True
+        along = seen(way)
+        step = steep / along.square().sum(0).clamp_min(1e-300)
+        free, left = free + step * way, left - step * along
+        slope = spread(left)
+        before, steep = steep, slope.square().sum(0)
+        way = slope + steep / before.clamp_min(1e-300) * way
+    return free.numpy(), False
 
 
 def _sampled(
