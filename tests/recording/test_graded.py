@@ -16,6 +16,7 @@ from selection import thorough
 from torchrl_marl_offline import load_dataset, load_policy
 from torchrl_marl_offline.core.layout import ACTION
 from torchrl_marl_offline.data import DatasetError
+from torchrl_marl_offline.envs import mpe_prey
 from torchrl_marl_offline.evaluation import make_simulator
 from torchrl_marl_offline.recording.graded import QUALITIES, choose_level, published_levels, record
 from torchrl_marl_offline.training import read_csv
@@ -67,6 +68,15 @@ def test_without_levels_medium_is_a_third_of_the_way_from_random_to_the_best():
 def test_the_levels_of_published_sets():
     assert published_levels("mpe/simple_spread") == {"medium": 273.39, "expert": 530.95}
     assert published_levels("vmas/balance") == {}
+
+
+def test_levels_of_sets_of_another_environment_count_where_its_reference_returns_do(tmp_path, monkeypatch):
+    prey = tmp_path / "prey.pt"
+    torch.save(torch.nn.Sequential(torch.nn.Linear(14, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).state_dict(), prey)
+    assert published_levels("mpe/simple_tag", {"opponent": str(prey)}) == published_levels("mpe/simple_tag") == {}
+    monkeypatch.setitem(mpe_prey.PUBLISHED, "mpe/simple_tag", hashlib.sha256(prey.read_bytes()).hexdigest())
+    assert published_levels("mpe/simple_tag", {"opponent": str(prey)}) == {"medium": 116.36, "expert": 207.9}
+    assert published_levels("mpe/simple_tag") == {}
 
 
 @pytest.mark.parametrize("task", ["mpe/simple_spread", *map(thorough, ["games/grid_navigation", "vmas/balance"])])

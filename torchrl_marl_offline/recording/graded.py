@@ -190,13 +190,16 @@ def record(
     base = [part for quality in qualities for part in parts_of(quality)]
     for part in base:
         check_quality(task, part, settings.get("task_options"))
-    levels = published_levels(task) if levels is None else dict(levels)
+    if levels is None:
+        levels = published_levels(task, settings.get("task_options"))
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     settings.setdefault("compile", settings.get("memory") is None)
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
-    recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
+    recording = _Recording(
+        RecordSettings(task, levels=dict(levels), **settings), user_path(folder), transitions, progress
+    )
     learned = [quality for quality in base if quality in QUALITIES and quality != "random"]
     if not all(is_dataset_folder(user_path(folder) / quality) for quality in learned):
         recording.train()
@@ -245,12 +248,20 @@ def check_all_are_held(recorded: OfflineDataset, policy: StitchController) -> No
         )
 
 
-def published_levels(task: str) -> dict[str, float]:
-    """Return the mean returns of the published ``"medium"`` and ``"expert"`` sets of a task, or an empty mapping."""
+def published_levels(task: str, task_options: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Return the mean returns of the published ``"medium"`` and ``"expert"`` sets of a task, or an empty mapping.
+
+    Sets that another environment recorded count where the task has published reference returns with these options, as
+    ``mpe/simple_tag`` has against the published prey alone.
+    """
+    cards = [card for card in list_datasets().values() if card.quality.lower() in ("medium", "expert")]
+    own = [card for card in cards if card.env == task]
+    if not own and any(card.task == task for card in cards):
+        env = make_env(task, num_envs=1, **(task_options or {}))
+        own = [] if env.reference_returns is None else [card for card in cards if card.task == task]
     levels = {}
-    for card in list_datasets().values():
-        if card.env == task and card.quality.lower() in ("medium", "expert"):
-            levels.setdefault(card.quality.lower(), card.returns[0])
+    for card in own:
+        levels.setdefault(card.quality.lower(), card.returns[0])
     return levels if len(levels) == 2 else {}
 
 
