@@ -190,16 +190,13 @@ def record(
     base = [part for quality in qualities for part in parts_of(quality)]
     for part in base:
         check_quality(task, part, settings.get("task_options"))
-    if levels is None:
-        levels = published_levels(task, settings.get("task_options"))
+    levels = published_levels(task, settings.get("task_options")) if levels is None else dict(levels)
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     settings.setdefault("compile", settings.get("memory") is None)
     settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
-    recording = _Recording(
-        RecordSettings(task, levels=dict(levels), **settings), user_path(folder), transitions, progress
-    )
+    recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
     learned = [quality for quality in base if quality in QUALITIES and quality != "random"]
     if not all(is_dataset_folder(user_path(folder) / quality) for quality in learned):
         recording.train()
