@@ -201,6 +201,8 @@ def test_what_cannot_be_is_refused():
         stitchable_share(recorded(teams()), bins=3)
     with pytest.raises(ValueError, match="clusters must be"):
         stitchable_share(recorded(teams()), clusters=0)
+    with pytest.raises(ValueError, match="samples must be at most 1,000,000"):
+        stitchable_share(recorded(teams()), samples=10**9)
     data = recorded(teams())
     data.data.set(MASK, torch.zeros(18, dtype=torch.bool))
     with pytest.raises(ValueError, match="no row of the dataset counts"):

@@ -196,7 +196,7 @@ def test_the_names_of_the_package(package):
 
 
 def test_what_cannot_be_is_refused():
-    for name in ("Foraging-8x9-2p-1f-v3", "Foraging-8x8-2p", "lbf", ""):
+    for name in ("Foraging-8x9-2p-1f-v3", "Foraging-8x8-2p", "lbf", "", None, 3):
         with pytest.raises(ValueError, match=r"such as 'Foraging-2s-8x8-2p-2f-coop-v3'"):
             foraging_options(name)
     for options, sentence in (

@@ -48,7 +48,7 @@ def foraging_options(name: str) -> dict[str, Any]:
         >>> foraging_options("Foraging-2s-8x8-2p-1f-v3")
         {'grid': 8, 'agents': 2, 'food': 1, 'sight': 2, 'cooperative': False, 'penalty': 0.0}
     """
-    found = _NAME.fullmatch(name)
+    found = _NAME.fullmatch(str(name))
     if found is None:
         raise ValueError(f"A name is one such as 'Foraging-2s-8x8-2p-2f-coop-v3', of a square grid, got {name!r}.")
     sight, grid, agents, food, cooperative, penalty = found.groups()

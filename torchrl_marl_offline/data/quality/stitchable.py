@@ -10,12 +10,13 @@ import torch
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, MASK, STATE
-from torchrl_marl_offline.core.ranges import COUNT, SEED, SEVERAL
+from torchrl_marl_offline.core.ranges import COUNT, SEED, SEVERAL, Range
 from torchrl_marl_offline.data.transitions.fingerprints import leaf_hashes, mixed
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.data.transitions.dataset import OfflineDataset
 
+_SAMPLES = Range(1, limit=1_000_000)
 _ENUMERATED = 20_000  # joint actions of one cluster
 _STATES = 2_000  # looked at one by one
 _ROWS_A_STATE = 10  # on average, so that looking at states one by one says something
@@ -80,7 +81,7 @@ def stitchable_share(
     clusters: Annotated[int, COUNT] | Literal["exact", "auto"] = "auto",
     bins: Annotated[int | None, SEVERAL] = None,
     rows: Annotated[int, COUNT] = 100_000,
-    samples: Annotated[int, COUNT] = 1000,
+    samples: Annotated[int, _SAMPLES] = 1000,
     seed: Annotated[int, SEED] = 0,
 ) -> StitchableShare:
     """Return the share of the unrecorded joint actions whose value an additive critic can know.
