@@ -93,8 +93,8 @@ class OfflineMARLLoss(LossModule):
     (``make_actor(memory="gru")``), which is unrolled once over the rows ``[*B, T]``, steps of episodes one after
     another as ``dataset.replay_buffer(slice_len=, burn_in=)`` draws them. Or they have TorchRL's
     :class:`~torchrl.modules.LSTMModule` or :class:`~torchrl.modules.GRUModule`, which read the last batch dimension as
-    time in each of their passes: hidden states that a batch lacks are zeros, as in TorchRL's losses. Where a batch
-    lacks ``"is_init"``, memory starts anew behind every ``done``.
+    time in each of their passes: hidden states that a batch lacks are zeros, as in TorchRL's losses. Memory starts
+    anew behind every ``done`` and where ``"is_init"`` says so.
 
     Keyword Args:
         value_learning: :class:`TD`, :class:`SARSA`, :class:`IQL`, or None for no critic term.
