@@ -116,6 +116,8 @@ class JaxTeam(TeamEnv):
     A subclass calls :meth:`_bring_jax` before the constructor.
     """
 
+    _rules: Any
+
     @abc.abstractmethod
     def _make_rules(self) -> JaxRules:
         """Return the rules, the same object each time: JAX compiles them once for each number of games."""
@@ -141,6 +143,7 @@ class JaxTeam(TeamEnv):
 
     def _set_seed(self, seed: int | None) -> None:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
+        super()._set_seed(seed)  # draws nothing here, but is a part of the episodes' state
         self._seed_key = seed_key(seed, device=self._jax_device)
         self._games = self._games._replace(episode=self._games.episode * 0)
 
