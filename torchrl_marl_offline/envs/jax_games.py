@@ -165,13 +165,17 @@ class JaxTeam(TeamEnv):
         """Leave JAX's own objects out of copies."""
         ours = {"_jax_device", "_rules", "_games", "_index", "_seed_key"}
         kept = {name: value for name, value in super().__getstate__().items() if name not in ours}
-        return kept | {"_copied": self._simulator_state()}
+        state = self._simulator_state()
+        # as arrays: pickle does not bring torch's tensors of unsigned numbers back
+        games, seed = [each.numpy() for each in state["games"]], state["seed"].numpy()
+        return kept | {"_copied": {"games": games, "seed": seed}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         copied = state.pop("_copied")
         super().__setstate__(state)
         self._bring_jax(self.num_envs, self.device)
-        self._load_simulator_state(copied)
+        games, seed = [torch.from_numpy(each) for each in copied["games"]], torch.from_numpy(copied["seed"])
+        self._load_simulator_state({"games": games, "seed": seed})
 
     def _bring_jax(self, num_envs: int, device: torch.device) -> None:
         self._jax_device = jax_device(device)
