@@ -116,6 +116,8 @@ class JaxTeam(TeamEnv):
     A subclass calls :meth:`_bring_jax` before the constructor.
     """
 
+    _rules: Any
+
     @abc.abstractmethod
     def _make_rules(self) -> JaxRules:
         """Return the rules, the same object each time: JAX compiles them once for each number of games."""
@@ -141,6 +143,7 @@ class JaxTeam(TeamEnv):
 
     def _set_seed(self, seed: int | None) -> None:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
+        super()._set_seed(seed)  # draws nothing here, but is a part of the episodes' state
         self._seed_key = seed_key(seed, device=self._jax_device)
         self._games = self._games._replace(episode=self._games.episode * 0)
 
@@ -162,13 +165,17 @@ class JaxTeam(TeamEnv):
         """Leave JAX's own objects out of copies."""
         ours = {"_jax_device", "_rules", "_games", "_index", "_seed_key"}
         kept = {name: value for name, value in super().__getstate__().items() if name not in ours}
-        return kept | {"_copied": self._simulator_state()}
+        state = self._simulator_state()
+        # as arrays: pickle does not bring torch's tensors of unsigned numbers back
+        games, seed = [each.numpy() for each in state["games"]], state["seed"].numpy()
+        return kept | {"_copied": {"games": games, "seed": seed}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         copied = state.pop("_copied")
         super().__setstate__(state)
         self._bring_jax(self.num_envs, self.device)
-        self._load_simulator_state(copied)
+        games, seed = [torch.from_numpy(each) for each in copied["games"]], torch.from_numpy(copied["seed"])
+        self._load_simulator_state({"games": games, "seed": seed})
 
     def _bring_jax(self, num_envs: int, device: torch.device) -> None:
         self._jax_device = jax_device(device)
