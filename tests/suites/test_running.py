@@ -102,7 +102,7 @@ def test_scores_by_hand():
         for step, value in enumerate(values)
     ]
     rows.append({"dataset": "one", "method": "b", "run": "b0", "seed": 0, "step": 1, "return": float("nan")})
-    frame = pandas.DataFrame(rows).assign(finished=True, decomposition="independent")
+    frame = pandas.DataFrame(rows).assign(finished=True, decomposition="independent", steps=1)
     found = cells_of(frame, {"one": CARD})
     assert found["one", "a"].scores == {0: 0.5, 1: 1.0} and found["one", "a"].independent
     assert found["one", "b"].scores == {0: 0.0}
