@@ -105,3 +105,12 @@ def test_a_recording_of_mixed_skill_is_random_play(tmp_path):
     assert data.metadata["behaviour"] == "uniform over the legal actions" and len(data) == 10
     simulator = make_simulator(data, num_envs=2)
     assert simulator.max_episode_steps == 5 and simulator.task_spec.task == TASK
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("qpos", torch.zeros(1, 14)), ("qvel", torch.full((1, 14), torch.nan)), ("goal", "x")], ids=str
+)
+def test_positions_that_are_none_are_refused(name, value):
+    given = {"qpos": torch.zeros(1, 15), "qvel": torch.zeros(1, 14), "goal": torch.zeros(1, 2)} | {name: value}
+    with pytest.raises(ValueError, match=rf"^{name} must be finite numbers"):
+        make_env(TASK).set_state(**given)

@@ -14,6 +14,8 @@ from torchrl_marl_offline.envs import (
     GridController,
     HanabiController,
     LaserController,
+    LaserWalker,
+    OvercookedController,
     StitchController,
     StrategyController,
     WarehouseController,
@@ -59,8 +61,16 @@ def test_a_game_without_goals():
         team(make_env("games/grid_navigation", num_envs=2, seed=0).reset())
 
 
-def test_another_laser_world():
+@pytest.mark.parametrize("kind", [LaserController, LaserWalker])
+def test_another_laser_world(kind):
     pytest.importorskip("lle")
-    team = LaserController(make_env("lle/custom", map="S0 . X\nS1 . X"))
-    with pytest.raises(ValueError, match=r"^LaserController reads state of width 6, and this one has 7"):
+    team = kind(make_env("lle/custom", map="S0 . X\nS1 . X"))
+    with pytest.raises(ValueError, match=rf"^{kind.__name__} reads state of width 6, and this one has 7"):
         make_env("lle/custom", map="S0 G X\nS1 . X").rollout(1, team)
+
+
+def test_another_kitchen():
+    pytest.importorskip("overcooked")
+    team = OvercookedController(make_env("overcooked/cramped_room"))
+    with pytest.raises(ValueError, match=r"^OvercookedController reads state of width 502, and this one has \d+"):
+        make_env("overcooked/counter_circuit").rollout(1, team)

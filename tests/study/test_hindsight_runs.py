@@ -105,12 +105,14 @@ def test_a_study_of_an_earlier_version_goes_on(tmp_path):
     study = read_study(write_study(tmp_path, text, seeds=1))
     file = plan_study(study).save(_made(tmp_path / "out"))
     content = json.loads(file.read_text())
-    for population in content["populations"]:
-        for run in population["runs"]:
-            del run["settings"]["hindsight"]
+    runs = [run for population in content["populations"] for run in population["runs"]]
+    for run in runs:
+        del run["settings"]["hindsight"]
     file.write_text(json.dumps(content))
     assert Plan.load(tmp_path / "out").runs[0].settings.get("hindsight") is None
     plan_study(study)
+    quietly(tmp_path / "study.toml", train=train_population)
+    assert len(list((tmp_path / "out/jobs").glob("*/members/*/policy.pt"))) == len(runs)
     with pytest.raises(StudyError, match=r"with hindsight = 'off', .* says 'final'"):
         plan_study(read_study(write_study(tmp_path, text.replace("[evaluation]", 'hindsight = "final"\n[evaluation]'))))
 

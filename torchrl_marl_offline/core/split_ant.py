@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 AntSight = Literal["own", "all"]
+
+MAZES = ("medium", "large", "giant")
+"""Their sizes."""
 
 LEGS: dict[str, tuple[tuple[int, ...], ...]] = {
     "2x4": ((1, 2), (3, 4)),
@@ -58,11 +62,13 @@ class SplitAnt:
             body: positions and velocities, ``[*B, 29]``.
             goal: of each agent, ``[*B, n, 2]``.
         """
-        index = torch.tensor(self._sees(), device=body.device)
+        index = self._seen.to(body.device)
         seen = body.index_select(-1, index.flatten()).unflatten(-1, index.shape)
         return torch.cat([seen, goal], -1), torch.cat([body, goal.flatten(-2)], -1)
 
-    def _sees(self) -> list[list[int]]:
+    @cached_property
+    def _seen(self) -> Tensor:
+        """Which numbers of the body each agent sees, int64 ``[n, o - 2]``."""
         torso = [*range(_TORSO)], [*range(_VELOCITIES, _VELOCITIES + _TORSO_MOVES)]
         found = []
         for legs in LEGS[self.partition]:
@@ -72,16 +78,20 @@ class SplitAnt:
             places = [_TORSO + joint for joint in joints]
             moves = [_VELOCITIES + _TORSO_MOVES + joint for joint in joints]
             found.append([*torso[0], *places, *torso[1], *moves])
-        return found
+        return torch.tensor(found)
 
     def motors(self) -> Tensor:
         """Return the number of the motor of each agent's each action, int64 ``[n, a]``."""
         legs = LEGS[self.partition]
         return torch.tensor([[_FIRST_MOTOR[leg] + part for leg in own for part in (0, 1)] for own in legs])
 
+    @cached_property
+    def _by_motor(self) -> Tensor:
+        return self.motors().flatten().argsort()
+
     def controls(self, action: Tensor) -> Tensor:
         """Return the motors' controls ``[*B, 8]`` of actions ``[*B, n, a]``."""
-        return action.flatten(-2).index_select(-1, self.motors().flatten().argsort().to(action.device))
+        return action.flatten(-2).index_select(-1, self._by_motor.to(action.device))
 
     def actions(self, control: Tensor) -> Tensor:
         """Return the agents' actions ``[*B, n, a]`` of controls ``[*B, 8]``."""
@@ -97,7 +107,7 @@ def split_maze_name(name: str) -> tuple[str, str]:
     """
     kind, _, rest = name.partition("-")
     size, _, partition = rest.partition("-")
-    if kind != "antmaze" or size not in ("medium", "large", "giant") or partition not in LEGS:
+    if kind != "antmaze" or size not in MAZES or partition not in LEGS:
         raise ValueError(
             f"An ant maze is named antmaze-medium-2x4, with medium, large or giant and {', '.join(LEGS)}, got {name!r}."
         )

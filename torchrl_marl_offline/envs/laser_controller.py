@@ -15,7 +15,7 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
 from torchrl_marl_offline.envs.base import STEP_COUNT, entry_read, game_of
 from torchrl_marl_offline.envs.laser_grid import LaserGrid
-from torchrl_marl_offline.envs.scripted import Chance, kept, steps_taken
+from torchrl_marl_offline.envs.scripted import Chance, steps_taken
 
 LaserKind = Literal["expert", "dropped", "random"]
 
@@ -85,14 +85,10 @@ class LaserController(TensorDictModuleBase):
         planned = self.plan[there.to(torch.uint8).argmax(-1)]  # [*B, n]
         follows = there.any(-1, keepdim=True)
         if self.kind == "dropped":
-            follows = follows & self._still_follows(steps_taken(tensordict, type(self).__name__))
+            step = steps_taken(tensordict, type(self).__name__)
+            self._drop = self._chance.until(self._drop, step, len(self.plan))
+            follows = follows & (step < self._drop)
         action = torch.where(follows, planned, random)
         if self.epsilon:
             action = self._chance.explored(action, random, self.epsilon)
         return tensordict.set(ACTION, action)
-
-    def _still_follows(self, step: Tensor) -> Tensor:
-        """Return in which episodes the step of dropping has not come yet, bool ``[*B, 1]``."""
-        drawn = torch.randint(len(self.plan), step.shape, device=step.device, generator=self._chance(step.device))
-        self._drop = kept(self._drop, drawn, step == 0)
-        return step < self._drop

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, STATE
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, UNIT
-from torchrl_marl_offline.envs.base import game_of
+from torchrl_marl_offline.envs.base import entry_read, game_of
 from torchrl_marl_offline.envs.laser_grid import ACTIONS, STAY, LaserGrid, Positions
 from torchrl_marl_offline.envs.scripted import Chance
 
@@ -89,9 +89,10 @@ class LaserWalker(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        mask = tensordict.get(ACTION_MASK)
+        mask = entry_read(self, tensordict, ACTION_MASK)
+        state = entry_read(self, tensordict, STATE, self.positions.shape[-1])
         random = self._chance.legal(mask)
-        there = (tensordict.get(STATE).unsqueeze(-2) == self.positions).all(-1)  # [*B, P]
+        there = (state.unsqueeze(-2) == self.positions).all(-1)  # [*B, P]
         chosen = self.way[there.to(torch.uint8).argmax(-1)]  # [*B, n]
         action = torch.where((chosen >= 0) & there.any(-1, keepdim=True), chosen, random)
         if self.epsilon:

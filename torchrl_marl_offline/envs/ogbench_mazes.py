@@ -13,7 +13,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.goals import AtGoals
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import COUNT, REAL, SEED, SIZE, THREADS
-from torchrl_marl_offline.core.split_ant import LEGS, AntSight, SplitAnt, split_maze_name
+from torchrl_marl_offline.core.split_ant import LEGS, MAZES, AntSight, SplitAnt, split_maze_name
 from torchrl_marl_offline.envs.base import Game, Outcome, View
 from torchrl_marl_offline.envs.goal_tasks import Goals, GoalTask
 from torchrl_marl_offline.envs.mamujoco.physics import ThreadedMujoco
@@ -111,7 +111,8 @@ class AntMaze(GoalTask):
 
     def set_state(self, qpos: Tensor, qvel: Tensor, goal: Tensor) -> TensorDict:
         """Put the ant at positions ``[B, 15]`` and velocities ``[B, 14]``, with goals ``[B, 2]``; return that view."""
-        return self._set_game(**self._physics.start(qpos.double(), qvel.double()), goal=goal.double())
+        qpos, qvel = (self._given(*each).double() for each in (("qpos", qpos, (15,)), ("qvel", qvel, (14,))))
+        return self._set_game(**self._physics.start(qpos, qvel), goal=self._given("goal", goal, (2,)).double())
 
     def _start(self, rows: Tensor | None) -> Game:
         sizes = (len(self._rest[0]), len(self._rest[1]), 2, 2, 1)
@@ -158,5 +159,5 @@ def _packaged(size: str) -> MujocoEnv:
 
 def maze_names() -> dict[str, str]:
     """Return what :func:`~torchrl_marl_offline.make_env` finds below ``ogbench/``."""
-    names = [f"antmaze-{size}-{partition}" for size in ("medium", "large", "giant") for partition in LEGS]
+    names = [f"antmaze-{size}-{partition}" for size in MAZES for partition in LEGS]
     return dict.fromkeys(names, "ogbench_mazes:AntMaze")

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import ACTION, STATE
 from torchrl_marl_offline.core.ranges import SEED, UNIT
-from torchrl_marl_offline.envs.base import game_of
+from torchrl_marl_offline.envs.base import entry_read, game_of
 from torchrl_marl_offline.envs.overcooked import (
     ACTIONS,
     COOKS,
@@ -115,7 +115,7 @@ class OvercookedController(TensorDictModuleBase):
         self.kind, self.epsilon = kind, epsilon
         self._chance = Chance(seed)
         kitchen, device = game.kitchen, game.device
-        self.recipe = best_recipe(kitchen)
+        self.recipe, self._width = best_recipe(kitchen), game.task_spec.state_size
         tiles = torch.tensor(kitchen.tiles, device=device)
         ahead = cells_ahead(kitchen).to(device)
         for name, table in (("tiles", tiles), ("ahead", ahead), ("away", _steps_away(tiles == FLOOR, ahead))):
@@ -123,7 +123,7 @@ class OvercookedController(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``("agents", "action")``."""
-        state = tensordict.get(STATE)
+        state = entry_read(self, tensordict, STATE, self._width)
         batch, generator = state.shape[:-1], self._chance(state.device)
         random = torch.randint(len(ACTIONS), (*batch, COOKS), device=state.device, generator=generator)
         if self.kind == "random":

@@ -45,6 +45,17 @@ class Chance:
         """Draw a uniformly random legal action of each agent: mask ``[*B, A]`` -> ``[*B]``."""
         return uniform_legal(torch.rand(mask.shape, device=mask.device, generator=self(mask.device)), mask)
 
+    def until(self, before: Tensor | None, step: Tensor, steps: int) -> Tensor:
+        """Return the step up to which each episode does something, drawn where it begins: int64 ``[*B, 1]``.
+
+        Args:
+            before: what this returned in the step before; ``None`` in the first.
+            step: how many steps each has taken, ``[*B, 1]``.
+            steps: the draws are uniform below it.
+        """
+        drawn = torch.randint(steps, step.shape, device=step.device, generator=self(step.device))
+        return kept(before, drawn, step == 0)
+
     def explored(self, action: Tensor, other: Tensor, epsilon: float | Tensor) -> Tensor:
         """Return the other action with probability ``epsilon``, drawn for each agent: ``[*B, n]`` each."""
         drawn = torch.rand(action.shape, device=action.device, generator=self(action.device))
@@ -388,12 +399,8 @@ class OneStrongAgent(TensorDictModuleBase):
         strong = self.strong(tensordict.copy()).get(ACTION)
         action.select(place, self.agent).copy_(strong.select(place, self.agent))
         if self.together:
-            still = self._still_together(steps_taken(tensordict, type(self).__name__))  # [*B, 1]
+            step = steps_taken(tensordict, type(self).__name__)
+            self._parted = self._chance.until(self._parted, step, self.together)
+            still = step < self._parted  # [*B, 1]
             action = torch.where(still.view(*still.shape, *[1] * (action.dim() - still.dim())), strong, action)
         return tensordict.set(ACTION, action)
-
-    def _still_together(self, step: Tensor) -> Tensor:
-        """Return in which episodes the step of parting has not come yet, bool ``[*B, 1]``."""
-        drawn = torch.randint(self.together, step.shape, device=step.device, generator=self._chance(step.device))
-        self._parted = kept(self._parted, drawn, step == 0)
-        return step < self._parted

@@ -18,7 +18,7 @@ from torchrl_marl_offline.core.regular_files import read_json
 from torchrl_marl_offline.core.tables import check_keys
 from torchrl_marl_offline.study.checking import StudyError, study_errors
 from torchrl_marl_offline.study.choosing import OfflineSettings, SearchSettings, with_tuples
-from torchrl_marl_offline.study.runs import Run, is_read, sampling_of, slug
+from torchrl_marl_offline.study.runs import Run, is_read, sampling_of, slug, with_defaults
 from torchrl_marl_offline.study.search import TrialScores, runs_so_far
 from torchrl_marl_offline.study.settings import EvaluationSettings, Study
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -262,10 +262,6 @@ def _check_choosing(kept: Plan, study: Study) -> None:
             )
 
 
-_NEWER = {"hindsight": "off"}
-"""Settings that runs of earlier versions did not have, and what they did."""
-
-
 def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
     """Raise where a study's folder does not belong to its file any more."""
     where, remedy = study.settings.output, "give the study another output, or undo the change"
@@ -273,7 +269,7 @@ def _check_agreement(kept: Plan, study: Study, runs: Sequence[Run]) -> None:
     for run in kept.runs:
         if run.name not in named:
             raise StudyError(f"{where} holds the run {run.name}, which {study.file} does not name; {remedy}.")
-        now, before = json.loads(json.dumps(dict(named[run.name].settings))), _NEWER | run.settings
+        now, before = json.loads(json.dumps(dict(named[run.name].settings))), with_defaults(run.settings)
         for key in {**before, **now}:
             if before.get(key) != now.get(key) and is_read(key, before):
                 raise StudyError(

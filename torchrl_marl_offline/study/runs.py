@@ -195,8 +195,7 @@ def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: batches of this size cannot be drawn.
     """
-    of_training = {f.name for f in fields(TrainingSettings)} | {"algorithm"}
-    own = {name: value for name, value in settings.items() if name not in of_training}
+    own = {name: value for name, value in settings.items() if name not in _OF_TRAINING | {"algorithm"}}
     return algorithms.make_algorithm(settings["algorithm"], **own).sampling(settings["batch_size"])
 
 
@@ -219,11 +218,16 @@ def is_read(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any
     return False
 
 
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings with those of its training that it lacks, as the runs of earlier plans do."""
+    return asdict(TrainingSettings()) | dict(settings)
+
+
 def _is_read_in_training(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> bool:
     conditions = _conditions("", name)
     others = [one.other for one in conditions if one.other in grid]
     points = itertools.product(*(grid[other] for other in others))
-    known = asdict(TrainingSettings()) | dict(given)
+    known = with_defaults(given)
     return any(all(one.holds(known | dict(zip(others, point))) for one in conditions) for point in points)
 
 

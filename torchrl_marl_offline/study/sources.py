@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from filelock import FileLock
 
@@ -24,6 +24,9 @@ from torchrl_marl_offline.evaluation.simulator import find_environment, make_sim
 from torchrl_marl_offline.recording import record, record_mixed_skill
 from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, check_quality, parts_of
 from torchrl_marl_offline.study.checking import StudyError
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
 
 _NO_OPTIONS = {"source", "repair", "strict", "inspect", "codes"}  # of load_dataset, which a study calls in several ways
 
@@ -93,7 +96,7 @@ class DatasetSource:
         Any other source is returned as it is; ``None`` where the published set's task cannot be played, or
         :func:`~torchrl_marl_offline.record` makes no such quality.
         """
-        if self.source is None or self.source.partition(":")[0] not in SOURCES:
+        if not self._is_published():
             return self
         card = card_of(self.source)
         quality = card.quality.lower()
@@ -104,10 +107,10 @@ class DatasetSource:
     def facts(self) -> tuple[TaskSpec, int]:
         """Return the task's sizes and about how many transitions there are, without making or fetching the data."""
         if self.task is not None:
-            env = make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
+            env = self._environment()
             rows = self.transitions if self.quality is not None else self.episodes * env.max_episode_steps
             return env.task_spec, self._share_of(rows)
-        if self.source.partition(":")[0] in SOURCES:
+        if self._is_published():
             card = card_of(self.source)
             if None in (card.transitions, card.observation_size, card.state_size):
                 raise StudyError(
@@ -121,12 +124,19 @@ class DatasetSource:
 
     def has_simulator(self) -> bool:
         """Say whether the task can be played, without making or fetching the data."""
+        return self.task is not None or self._environment() is not None
+
+    def _is_published(self) -> bool:
+        return self.source is not None and self.source.partition(":")[0] in SOURCES
+
+    def _environment(self) -> EnvBase | None:
+        """Return the task's environment, without making or fetching the data, or ``None`` where there is none."""
         if self.task is not None:
-            return True
-        if self.source.partition(":")[0] in SOURCES:
+            return make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
+        if self._is_published():
             card = card_of(self.source)
-            return card.env is not None and find_environment(card.env, card.env_options, num_envs=1) is not None
-        return make_simulator(self._read(inspect=False), num_envs=1) is not None
+            return find_environment(card.env, card.env_options, num_envs=1)
+        return make_simulator(self._read(inspect=False), num_envs=1)
 
     def check_goals(self) -> None:
         """Refuse hindsight, without making or fetching the data, where there are no goals.
@@ -134,12 +144,8 @@ class DatasetSource:
         Raises:
             ValueError: there are none.
         """
-        what = f"the dataset {self.name}"
-        if self.task is not None:
-            goal_outcome(make_env(self.task, num_envs=1, **self.options.get("task_options", {})), what)
-        elif self.source.partition(":")[0] in SOURCES:
-            card = card_of(self.source)
-            goal_outcome(find_environment(card.env, card.env_options, num_envs=1), what)
+        if self.task is not None or self._is_published():
+            goal_outcome(self._environment(), f"the dataset {self.name}")
         else:
             hindsight_options(self._read(inspect=False), "future")
 
@@ -147,7 +153,7 @@ class DatasetSource:
         """Return how many episodes there will be, where that can be said without making or fetching the data."""
         if self.task is not None:
             return self._share_of(self.episodes) if self.quality is None else None
-        if self.source.partition(":")[0] in SOURCES:
+        if self._is_published():
             return None
         return self._share_of(self._read(inspect=False).n_episodes)
 

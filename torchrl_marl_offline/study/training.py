@@ -20,7 +20,7 @@ from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.choosing_checks import check_held_out
 from torchrl_marl_offline.study.jobs import Job, Progress, Trained
 from torchrl_marl_offline.study.run_estimates import estimate_members, save_estimates
-from torchrl_marl_offline.study.runs import Run, sampling_of
+from torchrl_marl_offline.study.runs import Run, sampling_of, with_defaults
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def make_trainer(job: Job, dataset: OfflineDataset, datasets: Mapping[str, Offli
         dataset: of all runs.
         datasets: by name, where runs are on several.
     """
-    runs, settings = job.population.runs, job.population.runs[0].settings
+    runs, settings = job.population.runs, with_defaults(job.population.runs[0].settings)
     losses = {run.name: build_loss(run, (datasets or {}).get(run.dataset, dataset)).to(job.device) for run in runs}
     data, rows = (dataset.data, None) if datasets is None else _joined(datasets, runs, losses)
     options = sampling_of(settings)
@@ -165,7 +165,7 @@ def _hindsight(
     dataset: OfflineDataset, settings: Mapping[str, Any], sampling: Mapping[str, Any], device: str
 ) -> HindsightGoals | None:
     """Return what relabels the samples of a job's runs."""
-    chosen = [settings[name] for name in ("hindsight", "hindsight_share", "hindsight_per") if name in settings]
+    chosen = (settings[name] for name in ("hindsight", "hindsight_share", "hindsight_per"))
     options = hindsight_options(dataset, *chosen)
     return None if options is None else HindsightGoals.drawn_with(dataset, sampling, device=device, **options)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NotRequired
+from functools import cache
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict  # what pydantic needs before Python 3.12
 
@@ -12,6 +13,9 @@ from torchrl_marl_offline.data.quality.stitchable import stitchable_share
 from torchrl_marl_offline.evaluation.agent_shares import shares_of
 from torchrl_marl_offline.suites.entries import Making, Recorded, Suite, SuiteEntry
 from torchrl_marl_offline.suites.reference_scores import best_recorded, random_team
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SUITE_KEY = "suite"
 """Under which a dataset's metadata holds its card."""
@@ -116,16 +120,23 @@ class _Card(TypedDict):
     seconds: float | None
 
 
+@cache
+def _cards() -> TypeAdapter:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_Card)
+
+
 def check_card(card: Any) -> None:
     """Refuse what is no card as files hold it, with ``bytes`` and ``seconds``.
 
     Raises:
         ValueError: it says what is wrong of which fact.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        TypeAdapter(_Card).validate_python(card, strict=True)
+        _cards().validate_python(card, strict=True)
         json.dumps(card, allow_nan=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
