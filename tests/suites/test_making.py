@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from filelock import FileLock
 from suite_toys import small_suite
 
 from torchrl_marl_offline.data import OfflineDataset, load_dataset
-from torchrl_marl_offline.suites import SUITES, SuiteError, make_suite, suite_of
+from torchrl_marl_offline.suites import SUITES, Suite, SuiteError, make_suite, suite_of
+from torchrl_marl_offline.suites.entries import BestReturn
 from torchrl_marl_offline.suites.making import read_index
 
 NAMES = ["stitch-additive-two_teams", "motives-chicken"]
@@ -239,3 +241,11 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SuiteError, match=r"is a file, or lies below one, and a suite is a folder; name another"):
             silently(folder)
+
+
+def test_an_optimum_that_is_not_above_a_random_team_fails_before_anything_is_written(tmp_path):
+    entry = replace(small_suite().entries[1], optimum=lambda *_: BestReturn(-5.0, "best known", "a guess"))
+    outcome = make_suite(Suite("small", 1, (entry,), "Small."), tmp_path, say=lambda _: None)
+    assert list(outcome.failed) == ["motives-chicken"] and not outcome.made
+    assert "is not above a random team's return" in outcome.failed["motives-chicken"]
+    assert not (tmp_path / "motives-chicken").exists()

@@ -10,10 +10,12 @@ import pytest
 from study_toys import Inline
 from suite_toys import small_suite
 
+from torchrl_marl_offline.data.collection import random_policy
 from torchrl_marl_offline.envs import make_env
 from torchrl_marl_offline.evaluation.policy_strategies import policy_regret
 from torchrl_marl_offline.study import Machine, StudyError, read_results
-from torchrl_marl_offline.suites import SuiteError, make_suite, run_suite, write_suite_report
+from torchrl_marl_offline.suites import Suite, SuiteEntry, SuiteError, make_suite, run_suite, write_suite_report
+from torchrl_marl_offline.suites.entries import BestReturn, Recorded, Reference
 from torchrl_marl_offline.suites.running import datasets_of
 from torchrl_marl_offline.suites.suite_scores import Cell, cells_of, mean_over, policy_of, verdict_of
 from torchrl_marl_offline.training import load_policy
@@ -21,11 +23,11 @@ from torchrl_marl_offline.training import load_policy
 SYSTEMS = ["cloning", "brac-vdn", "brac-independent"]
 
 
-def run(folder, **options):
+def run(folder, suite=None, **options):
     options = {"algorithms": SYSTEMS, "seeds": 2, "updates": 20, "episodes": 16} | options
     machine = Machine(workers=1, threads=1)
     return run_suite(
-        small_suite(), folder, machine=machine, backend=Inline(), progress=False, say=lambda _: None, **options
+        suite or small_suite(), folder, machine=machine, backend=Inline(), progress=False, say=lambda _: None, **options
     )
 
 
@@ -81,6 +83,42 @@ def test_what_cannot_be_run_is_refused(done, tmp_path):
     make_suite(small_suite(), tmp_path, only=["motives-chicken"], say=lambda _: None)
     with pytest.raises(SuiteError, match=r"make it first: marl-offline .* --only stitch-additive-two_teams"):
         run(tmp_path, only=["stitch-additive"])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Suite, Path]:
+    """A suite of which one dataset has continuous actions."""
+
+    def record(entry, making):
+        env = entry.make_env(8, making.seed)
+        return Recorded(entry.collect(env, random_policy(env), "random", making, episodes=8), Reference(0.0, "none"))
+
+    spread = SuiteEntry(
+        "spread",
+        "vmas",
+        "mpe/simple_spread",
+        record=record,
+        optimum=lambda *_: BestReturn(500.0, "best known", "a guess"),
+    )
+    suite = Suite("mixed", 1, (*small_suite().entries, spread), "Both kinds of actions.")
+    folder = tmp_path_factory.mktemp("mixed")
+    make_suite(suite, folder, only=["spread", "motives"], say=lambda _: None)
+    return suite, folder
+
+
+def test_datasets_with_continuous_actions_are_run_too(mixed):
+    suite, folder = mixed
+    outcome = run(folder, suite, algorithms=["cloning", "bcq"], seeds=1, episodes=4)
+    frame = read_results(folder / "runs")
+    assert outcome.finished == 4
+    assert set(zip(frame["dataset"], frame["method"], strict=True)) == {
+        ("motives-chicken", "cloning"),
+        ("motives-chicken", "bcq"),
+        ("spread", "cloning"),
+        ("spread", "bcq"),
+    }
+    text = write_suite_report(suite, folder).markdown.read_text()
+    assert "| spread | bcq |" in text and "| motives-chicken | bcq |" in text
 
 
 CARD = {

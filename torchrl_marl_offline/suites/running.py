@@ -45,9 +45,9 @@ def run_suite(
 
     The seeds of a system on all datasets of one task and the same sizes are one population, each run on its own data.
 
-    It is a study (``FOLDER/RUNS.toml``, results in ``FOLDER/RUNS``) of all systems on all datasets with discrete
-    actions that are there, of which ``algorithms`` and ``only`` say the part that is trained now. Every run is
-    evaluated after its last update, by the mode of its policy.
+    It is a study (``FOLDER/RUNS.toml``, results in ``FOLDER/RUNS``) of all systems on all datasets that are there, of
+    which ``algorithms`` and ``only`` say the part that is trained now. Every run is evaluated after its last update,
+    by the mode of its policy.
 
     Args:
         suite: the table.
@@ -73,8 +73,8 @@ def run_suite(
     wanted = [entry.name for entry in suite.chosen(more=True, only=only) if entry.name in there or only]
     if missing := [name for name in wanted if name not in there]:
         raise SuiteError(
-            f"{missing[0]} is not among the datasets with discrete actions in {folder}; make it first: marl-offline "
-            f"benchmark make {suite.name} --output {folder} --only {missing[0]}."
+            f"{missing[0]} is not among the datasets in {folder}; make it first: marl-offline benchmark make "
+            f"{suite.name} --output {folder} --only {missing[0]}."
         )
     study = write_study(suite, folder, list(there), seeds=seeds, updates=updates, episodes=episodes, runs=runs)
     chosen = [*algorithms, *(wanted if only else ())]
@@ -90,13 +90,13 @@ def _check_names(suite: Suite, algorithms: Sequence[str], only: Sequence[str]) -
 
 
 def datasets_of(suite: Suite, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the cards of the datasets with discrete actions in a suite's folder.
+    """Return the cards of the datasets of a suite in its folder.
 
     Raises:
         SuiteError: there are none.
     """
     entries = {entry.name: entry for entry in suite.entries}
-    cards = {name: card for name, card in read_index(folder).items() if name in entries and card["discrete"]}
+    cards = {name: card for name, card in read_index(folder).items() if name in entries}
     for name, card in cards.items():
         entry = entries[name]
         told = {"group": entry.group, "task": entry.task, "task_options": json.loads(json.dumps(dict(entry.options)))}
@@ -114,7 +114,14 @@ def datasets_of(suite: Suite, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_study(
-    suite: Suite, folder: Path, datasets: Sequence[str], *, seeds: int, updates: int, episodes: int, runs: str
+    suite: Suite,
+    folder: Path,
+    datasets: Sequence[str],
+    *,
+    seeds: int,
+    updates: int,
+    episodes: int,
+    runs: str,
 ) -> Study:
     """Write the study file of a suite, and return it as it is read."""
     name = folder_name(runs, "--runs")

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # what pydantic needs before Python 3.1
 
 from torchrl_marl_offline.data.quality.stitchable import stitchable_share
 from torchrl_marl_offline.evaluation.agent_shares import shares_of
-from torchrl_marl_offline.suites.entries import Making, Recorded, Suite, SuiteEntry
+from torchrl_marl_offline.suites.entries import Making, Recorded, Suite, SuiteEntry, SuiteError
 from torchrl_marl_offline.suites.reference_scores import best_recorded, random_team
 
 if TYPE_CHECKING:
@@ -41,10 +41,18 @@ def make_card(suite: Suite, entry: SuiteEntry, making: Making, recorded: Recorde
     references ``random`` and ``best_recorded`` (``value``, ``how``); ``behaviour``, in words, and ``recorded_return``,
     its mean; ``normalized``: the last two on the scale of which 0 is a random team and 1 the optimum; ``stitchable``
     (:func:`~torchrl_marl_offline.data.stitchable_share`); where agents have rewards of their own ``shares``.
+
+    Raises:
+        SuiteError: the optimum is not above a random team, so that there is no scale.
     """
     dataset = recorded.dataset
     optimum = entry.optimum(entry, making)._asdict()
     random = random_team(entry, making)._asdict()
+    if not optimum["value"] > random["value"]:
+        raise SuiteError(
+            f"The optimum of {entry.name}, {optimum['value']:.6g}, is not above a random team's return, "
+            f"{random['value']:.6g}; mend the entry's optimum."
+        )
     best = (recorded.best or best_recorded(dataset))._asdict()
     mean = dataset.episode_returns().double().mean().item()
     card = identity(suite, entry, making) | {

@@ -30,4 +30,4 @@ METHODS: dict[str, dict[str, Any]] = {
     "omiga": {"algorithm": "omiga"},
     "bcq": {"algorithm": "bcq", "behaviour_hidden": [64, 64]},
 }
-"""Systems that act by discrete actions, by name; ``recipe`` is the algorithm where none is named."""
+"""Systems by name, which act by discrete and by continuous actions; ``recipe`` is the algorithm where none is named."""
