@@ -1,4 +1,4 @@
-"""Draw the pictures of ``results/`` from the tables of ``RESULTS.md``, in the one style of all figures.
+"""Draw the pictures of ``results/`` from the tables that stand there, in the one style of all figures.
 
     python benchmarks/redraw.py
 
@@ -55,18 +55,23 @@ class Panel:
     log: bool = False
 
 
+def results_text() -> str:
+    """Return all pages of results, one after another."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted((HERE / "results").glob("*.md")))
+
+
 def table_under(text: str, heading: str, column: str) -> list[dict[str, str]]:
     """Return the rows of the first table below a heading that has a column, by the names of its columns.
 
     Raises:
         ValueError: there is none.
     """
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    section = re.split(r"\n##? ", text.partition(f"# {heading}\n")[2], maxsplit=1)[0]
     for block in re.findall(r"(?:^\|.*\|\n)+", section, flags=re.MULTILINE):
         lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
         if column in lines[0]:
             return [dict(zip(lines[0], line)) for line in lines[2:]]
-    raise ValueError(f"RESULTS.md has no table with a column {column!r} below {heading!r}.")
+    raise ValueError(f"results/*.md have no table with a column {column!r} below {heading!r}.")
 
 
 def interval(cell: str) -> Interval:
@@ -114,7 +119,7 @@ def draw(panels: Sequence[Panel], path: Path, title: str) -> Path:
 
 
 def pictures(text: str) -> dict[str, tuple[list[Panel], str]]:
-    """Return name of a picture -> its panels and its title, from the text of ``RESULTS.md``."""
+    """Return name of a picture -> its panels and its title, from the text of all pages."""
     found: dict[str, tuple[list[Panel], str]] = {}
 
     def ways(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Interval]]:
@@ -168,7 +173,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    for name, (panels, title) in pictures((HERE / "RESULTS.md").read_text(encoding="utf-8")).items():
+    for name, (panels, title) in pictures(results_text()).items():
         print(draw(panels, args.output / f"{name}.png", title))
 
 

@@ -193,7 +193,7 @@ def test_the_table_of_pythons_looked_at_what_is_pinned(script):
 
 def test_the_pictures_of_results_show_the_tables_of_results(script):
     redraw = script("redraw")
-    text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    text = redraw.results_text()
     found = redraw.pictures(text)
     shown = {path.stem for path in (BENCHMARKS / "results").glob("*.png")}
     assert shown - found.keys() == {"two_step", "two_step_all", "instability"} and found.keys() <= shown
@@ -203,7 +203,7 @@ def test_the_pictures_of_results_show_the_tables_of_results(script):
     ((panel,), _) = found["systems_spread_expert"]
     assert set(panel.series["published"]) == {"td3_bc", "cql", "omar", "icq", "omsd"}
     assert redraw.published("**1.5** [1, 2] (3.25)").mean == 3.25 and redraw.published("1.5 [1, 2]") is None
-    with pytest.raises(ValueError, match=r"has no table with a column 'x' below 'Nowhere'"):
+    with pytest.raises(ValueError, match=r"have no table with a column 'x' below 'Nowhere'"):
         redraw.table_under(text, "Nowhere", "x")
 
 

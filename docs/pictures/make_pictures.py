@@ -1,4 +1,4 @@
-"""Draw the pictures of docs: one for each page, from the library's own functions and from benchmarks/RESULTS.md.
+"""Draw the pictures of docs: one for each page, from the library's own functions and from benchmarks/results/*.md.
 
 ``python docs/pictures/make_pictures.py`` writes all of them beside this file, ``make_pictures.py svn rules`` some.
 """
@@ -19,16 +19,16 @@ from torchrl_marl_offline.core.figure_style import COLOURS, DASHES, new_figure, 
 from torchrl_marl_offline.objectives.functional import expectile_weighted_square
 
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER.parents[1] / "benchmarks" / "RESULTS.md"
+RESULTS = FOLDER.parents[1] / "benchmarks" / "results"
 BLUE, RED, GREEN, PINK, SKY, ORANGE, BLACK = COLOURS
 NUMBER = r"-?\d+(?:\.\d+)?"
 
 
 def table_after(start: str, columns: int) -> list[list[str]]:
-    """Return the rows of the first table of ``columns`` columns behind a text in RESULTS.md, without its header."""
-    text = RESULTS.read_text(encoding="utf-8")
+    """Return the rows of the first table of ``columns`` columns behind a text in the results, without its header."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(RESULTS.glob("*.md")))
     if start not in text:
-        raise ValueError(f"{RESULTS.name} no longer says {start!r}; point make_pictures.py to where the table is now.")
+        raise ValueError(f"No page of results says {start!r} any more; point make_pictures.py to where the table is.")
     rows: list[list[str]] = []
     for line in text.partition(start)[2].splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]

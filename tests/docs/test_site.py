@@ -178,4 +178,5 @@ def test_every_page_is_in_the_navigation_once():
 def test_what_a_page_names_of_the_repository_is_in_the_site(site):
     assert "torchrl_marl_offline" in Html(site / "repository/examples/compose_losses.py.html").words
     assert (site / "repository/benchmarks/results/spread.png").is_file()
-    assert Html(site / "repository/benchmarks/RESULTS.html").anchors >= {"the-two-step-game", "speed-of-training"}
+    assert Html(site / "repository/benchmarks/RESULTS.html").anchors >= {"claims-and-verdicts"}
+    assert Html(site / "repository/benchmarks/results/coordination.html").anchors >= {"the-two-step-game"}
