@@ -12,8 +12,12 @@ from torchrl_marl_offline.algorithms import members_settings
 from torchrl_marl_offline.envs import list_tasks
 from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.study import Study, plan_study, read_study
+from torchrl_marl_offline.suites import suite_of
 
 FILES = sorted((Path(__file__).parents[2] / "examples/studies").glob("*.toml"))
+
+MADE = {"cn-2-medium.h5", "cn-2-expert.h5", *(entry.name for entry in suite_of("coordination").entries)}
+"""Names of files and folders that a study's opening tells how to get."""
 
 
 def read(name: str) -> Study:
@@ -29,7 +33,7 @@ def test_it_has_as_many_runs_as_it_says(file):
     used = {run.dataset for run in plan.runs}
     assert used == {source.name for source in study.datasets}
     for source in study.datasets:
-        is_recording = source.source is not None and Path(source.source).name in ("cn-2-medium.h5", "cn-2-expert.h5")
+        is_recording = source.source is not None and Path(source.source).name in MADE
         known = source.source in list_datasets() if source.task is None else source.task in list_tasks()
         assert known or is_recording
         assert source.quality in (None, *QUALITIES)
@@ -39,7 +43,10 @@ def test_it_has_as_many_runs_as_it_says(file):
 def test_its_losses_can_be_built(file):
     shapes = {}
     for run in plan_study(read_study(file)).runs:
-        discrete = any(word in run.dataset for word in ("3m", "2s3z", "5_vs_5", "5m", "2c", "6h", "corridor", "cn-2"))
+        discrete = any(
+            word in run.dataset
+            for word in ("3m", "2s3z", "5_vs_5", "5m", "2c", "6h", "corridor", "cn-2", "stitch", "foraging")
+        )
         small = {name: [4] if name == "hidden" else value for name, value in run.loss_settings.items()}
         differing = members_settings(run.settings["algorithm"])
         shape = {name: value for name, value in small.items() if name not in differing}
