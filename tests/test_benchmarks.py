@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas
 import pytest
 import torch
 from tensordict import TensorDict
@@ -318,3 +319,36 @@ def test_tables_say_what_laser_data_allow(script):
     mixed = MixedSkill(walks, probabilities=[0.1, 0.45, 0.45], seed=0)
     found = laser_data.measure(collect(env, mixed, episodes=200, seed=0))
     assert found["joint Q"] == 3 and found["mode of cloning"] < 3 and found["sampled cloning"] < 2
+
+
+def test_what_a_choice_without_a_simulator_loses(script, tmp_path):
+    selection = script("offline_selection")
+    scores = {"a": {0: 10.0, 1: 4.0}, "b": {0: 8.0, 1: 9.0}, "c": {0: 0.0, 1: 1.0}}
+    row = selection.losses(scores, 0, {"a": 1.0, "b": 3.0, "c": 2.0})
+    assert (row["chosen"], row["lost"], row["lost at random"]) == ("b", 2.0, 4.0)
+    assert row["lost by other seeds"] == 2.0 and row["spearman"] == pytest.approx(-0.5)
+    assert "lost by other seeds" not in selection.losses({"a": {0: 1.0}, "b": {0: 2.0}}, 0, {"a": 1.0, "b": 0.0})
+    rows = [row | {"dataset": "one", "by": "model", "passed": True}]
+    assert "| all | model | 1 | 10.00 | 2.00 | 4.00 | 2.00 | -0.50 | 1 of 1 |" in selection.report(rows)
+
+
+def test_a_study_s_last_policies_are_those_of_its_finished_runs(script, tmp_path):
+    selection = script("offline_selection")
+    rows = [
+        {
+            "run": f"d--m--t=1--seed={seed}",
+            "dataset": "d",
+            "seed": seed,
+            "step": step,
+            "return": value,
+            "normalized": value,
+        }
+        for seed, step, value in ((0, 1, 1.0), (0, 2, 2.0), (1, 1, 3.0))
+    ]
+    frame = pandas.DataFrame(rows).assign(finished=True, evaluator="mode")
+    frame.loc[2, "finished"] = False
+    file = tmp_path / "jobs" / "j" / "members" / "d--m--t=1--seed=0" / "policy.pt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    last = selection.last_policies(frame, tmp_path)
+    assert last[["setting", "score", "file"]].to_numpy().tolist() == [["m--t=1", 2.0, file]]
