@@ -137,7 +137,16 @@ def pictures(text: str) -> dict[str, tuple[list[Panel], str]]:
         own = [row for row in rows if row["quality"] == quality]
         panels.append(Panel(quality, SCORE, ways(own), {"data": interval(own[0]["data"]).mean}))
     found["spread_qualities"] = (panels, "mpe/simple_spread, recorded qualities")
-    return found | _systems(text) | _online(text)
+    return found | _choices(text) | _systems(text) | _online(text)
+
+
+def _choices(text: str) -> dict[str, Any]:
+    panels = []
+    for quality in ("random", "medium-replay", "expert"):
+        critic = f"critic, {quality} data"
+        rows = table_under(text, "Figure 7, small: `mpe/simple_spread`", critic)
+        panels.append(Panel(quality, SCORE, {name: column(rows, name, critic) for name in list(rows[0])[1:]}))
+    return {"choices": (panels, "Decomposition, value learning and extraction, mpe/simple_spread")}
 
 
 def _systems(text: str) -> dict[str, Any]:
