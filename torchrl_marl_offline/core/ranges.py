@@ -387,6 +387,16 @@ def _python(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
+def python_number(value: Any) -> Any:
+    """Return Python's number in the place of NumPy's, also within a list or a tuple; anything else as it is.
+
+    What is kept of a setting is saved, and a checkpoint with a scalar of NumPy cannot be loaded.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(python_number, value))
+    return _python(value) if type(value).__module__ == "numpy" else value
+
+
 def shown(value: Any) -> str:
     """Return a value as a message has it, in a few words however long it is."""
     if isinstance(value, int) and abs(value) >= 10**20:
