@@ -154,6 +154,30 @@ def test_rhythms_that_fit_nothing_are_refused(data):
         make_alone(data, 0, rules=RULES, critic_first=4, anneal_over=3, steps=9)
 
 
+@pytest.mark.parametrize(
+    ("first", "every", "steps"), [(4, 4, 6), (4, 3, 5), (5, 5, 6), (3, 2, 4), (4, 3, 6), (5, 6, 6)]
+)
+def test_an_actor_that_would_never_move_is_refused_by_trainers_and_studies(data, tmp_path, first, every, steps):
+    options = {"critic_first": first, "actor_every": every}
+    keys = "\n".join(f"{key} = {value}" for key, value in (options | {"steps": steps}).items())
+    file = write_study(tmp_path, STUDY.replace("steps = 40", keys))
+
+    def make_both():
+        make_alone(data, 0, rules=RULES, steps=steps, **options)
+        plan_study(read_study(file))
+
+    if any(step % every == 0 for step in range(first + 1, steps + 1)):
+        return make_both()
+    with pytest.raises(
+        ValueError, match=r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
+    ):
+        make_both()
+    with pytest.raises(
+        ValueError, match=r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
+    ):
+        plan_study(read_study(file))
+
+
 @pytest.mark.parametrize("steps", [5, 8])
 def test_a_member_is_the_run_alone(data, steps):
     """Also in the count of the actor's steps, by which Adam corrects its moments."""

@@ -72,6 +72,7 @@ class Algorithm(NamedSettings, ABC):
     Attributes:
         name: by which it is known.
         supports_discrete: whether it has an answer for discrete actions.
+        has_critic: whether it trains one; settings of its training, such as ``critic_first``, are refused without.
 
     Raises:
         ValueError: a setting outside its range, or one that changes nothing beside the others.
@@ -79,6 +80,7 @@ class Algorithm(NamedSettings, ABC):
 
     name: ClassVar[str] = ""
     supports_discrete: ClassVar[bool] = True
+    has_critic: ClassVar[bool] = True
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)

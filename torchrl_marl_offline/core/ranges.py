@@ -120,10 +120,12 @@ class AtMost:
     Attributes:
         other: its name; None there is no bound.
         strict: whether it is below it.
+        above: name of a third one, above which, and not above the other, a multiple of the number lies.
     """
 
     other: str
     strict: bool = False
+    above: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +231,13 @@ def _check_at_most(bound: AtMost, parameter: str, values: Mapping[str, Any], nam
     if number is not None and most is not None and (number > most or (bound.strict and number == most)):
         words = "below" if bound.strict else "at most"
         raise ValueError(f"{name(parameter)} must be {words} {name(bound.other)} ({shown(most)}), got {shown(number)}.")
+    least = None if bound.above is None else _plain(values.get(bound.above))
+    # a third number beyond the other is refused by a bound of its own
+    if None not in (number, most, least) and least < most < (least // number + 1) * number:
+        raise ValueError(
+            f"{name(parameter)} must have a multiple above {name(bound.above)} ({shown(least)}) and at most "
+            f"{name(bound.other)} ({shown(most)}), got {shown(number)}."
+        )
 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:

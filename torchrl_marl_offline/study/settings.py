@@ -90,7 +90,7 @@ class TrainingSettings:
     batch_size: Annotated[int, SIZE] = 640
     lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
-    actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
+    actor_every: Annotated[int, COUNT, AtMost("steps", above="critic_first")] = 1
     critic_first: Annotated[int, COUNT_OR_NONE, AtMost("steps", strict=True)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
