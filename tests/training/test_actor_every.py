@@ -26,6 +26,7 @@ from torchrl_marl_offline.training.step.gradients import CompiledGradients, Grad
 from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 RULES = {"value_learning": "td", "extraction": "brac"}
+NEVER_MOVES = r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +169,9 @@ def test_an_actor_that_would_never_move_is_refused_by_trainers_and_studies(data,
 
     if any(step % every == 0 for step in range(first + 1, steps + 1)):
         return make_both()
-    with pytest.raises(
-        ValueError, match=r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
-    ):
+    with pytest.raises(ValueError, match=NEVER_MOVES):
         make_both()
-    with pytest.raises(
-        ValueError, match=r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
-    ):
+    with pytest.raises(ValueError, match=NEVER_MOVES):
         plan_study(read_study(file))
 
 

@@ -151,6 +151,11 @@ class OnlineReplay:
         self._unsaved: list[OfflineDataset] = []
         self._saved = 0  # transitions at the checkpoint before
 
+    @property
+    def cuts_episodes(self) -> bool:
+        """Whether rounds have a length of their own, at whose end episodes go on."""
+        return hasattr(self.source, "round_shape")
+
     def _check_capacity(self, envs: int, steps: int) -> None:
         if envs * steps > self.capacity:
             raise ValueError(_too_large(envs * steps, self.capacity))

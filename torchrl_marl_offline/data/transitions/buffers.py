@@ -21,6 +21,7 @@ from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import (
     AGENT_MASK,
     DONE,
+    EPISODE_ENDS,
     HAS_NEXT_ACTION,
     IS_INIT,
     MASK,
@@ -218,13 +219,15 @@ class SequenceSampler(EpisodeSliceSampler):
 
 
 def _of_slices(storage: TensorStorage, index: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> dict:
-    """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``."""
+    """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``.
+
+    Where the data says it, also where the episode ends ``[*B]``.
+    """
     done = leaf_of(storage, next_key(DONE), index)
-    return {
-        MASK: counts & leaf_of(storage, MASK, index),
-        next_key(TRUNCATED): last,
-        next_key(DONE): last if done is None else last | done,
-    }
+    found = {MASK: counts & leaf_of(storage, MASK, index), next_key(TRUNCATED): last}
+    if done is None:
+        return found | {next_key(DONE): last}
+    return found | {next_key(DONE): last | done, EPISODE_ENDS: done.squeeze(-1)}
 
 
 class RowSampler(FixedSampler):
@@ -265,7 +268,8 @@ def make_replay_buffer(
     Without ``slice_len`` every transition is equally likely. With it, ``batch_size // slice_len`` slices are drawn: an
     episode uniformly, then a start uniformly within it; no slice crosses an episode. The sample is flat,
     ``[batch_size]``, slice after slice (``sample.reshape(-1, slice_len)``); the last row of a slice is marked
-    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's.
+    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's; where
+    the episode ends stands in ``("collector", "episode_ends")``.
 
     With ``burn_in`` too, which may be 0, samples are sequences for networks with memory, ``[batch_size // slice_len,
     slice_len]``: the first ``burn_in`` rows of each are seen and count in no loss (``("collector", "mask")`` is false),

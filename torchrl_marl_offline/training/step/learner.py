@@ -138,13 +138,20 @@ class BaseLearner(ABC):
         """Refuse a buffer whose batches cannot be learned from.
 
         Raises:
-            ValueError: it is for a population and this is none, or the other way round; or the loss reads series and
-                the buffer draws none.
+            ValueError: it is for a population and this is none, or the other way round; the loss reads series and
+                the buffer draws none; or the loss takes every end of an episode for the task's, and the buffer
+                gathers experience in rounds that cut episodes.
         """
         if not callable(getattr(buffer, "sample", None)):
             wanted = "a replay buffer, such as dataset.replay_buffer(batch_size=256)"
             raise TypeError(f"The batches come from {wanted}; got {_named(buffer)}.")
         check_draws_series(self.template, buffer)
+        keys = getattr(self.template, "tensor_keys", None)
+        if getattr(buffer, "cuts_episodes", False) and keys is not None and keys.terminated == keys.done:
+            raise ValueError(
+                "time_limits='terminal' would take the end of every round of experience for the end of its episodes; "
+                "build the loss without it, or train on recorded data alone."
+            )
 
     def prepare(
         self, buffer: Any, *, state: Any, steps: int, processes: SingleProcess, say: Callable[[str], None] = print
