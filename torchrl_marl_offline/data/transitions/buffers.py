@@ -268,8 +268,8 @@ def make_replay_buffer(
     Without ``slice_len`` every transition is equally likely. With it, ``batch_size // slice_len`` slices are drawn: an
     episode uniformly, then a start uniformly within it; no slice crosses an episode. The sample is flat,
     ``[batch_size]``, slice after slice (``sample.reshape(-1, slice_len)``); the last row of a slice is marked
-    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's; where
-    the episode ends stands in ``("collector", "episode_ends")``.
+    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's;
+    where the episode ends stands in ``("collector", "episode_ends")``.
 
     With ``burn_in`` too, which may be 0, samples are sequences for networks with memory, ``[batch_size // slice_len,
     slice_len]``: the first ``burn_in`` rows of each are seen and count in no loss (``("collector", "mask")`` is false),
