@@ -174,6 +174,29 @@ def test_targets_weigh_how_many_agents_are_replaced_by_how_certain_they_are(disc
     assert_close(found.reshape(5), expected)
 
 
+def test_weighed_targets_are_those_of_the_agents_that_are_there() -> None:
+    """Of teams of two, one and no living agents among three: as many numbers of agents count, the dead replace none."""
+    loss, batch = loss_of(Case("centralized"), TD(replaced="weighted"), heads=4), make_batch(CONTINUOUS, 4)
+    alive = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
+    batch[AGENT_MASK], batch[next_key(AGENT_MASK)] = torch.ones(4, 3, dtype=torch.bool), alive
+    rows, places = loss.batch(batch), torch.rand(4, 3)
+    following = rows.tensordict["next"]
+    with given_noise([places]):
+        found = loss.value_learning.next_value(Following(rows.networks, following)).reshape(4)
+    recorded, new = following["agents", "action"], loss.team.policy(following).mode
+    expected = []
+    for row in range(4):
+        living = [agent for agent in places[row].argsort().tolist() if alive[row, agent]]
+        joints = [with_agents(recorded, new, living[:count])[row] for count in range(1, len(living) + 1)]
+        joints = joints or [recorded[row]]  # nobody's is replaced
+        of_row = following[row : row + 1].expand(len(joints))
+        values = total(loss, of_row, torch.stack(joints), target=True)  # [m, H]
+        spread = values.std(-1, keepdim=True)
+        certain = 1 / (spread + 1e-3 * (1 + spread.mean(0)))
+        expected.append(((certain * values).sum(0) / certain.sum(0)).amin())
+    assert_close(found, torch.stack(expected))
+
+
 def test_rows_without_a_next_action_do_not_count() -> None:
     loss, batch = loss_of(Case("centralized"), TD(replaced="one")), make_batch(CONTINUOUS, 6)
     batch["next", "terminated"][:] = False
