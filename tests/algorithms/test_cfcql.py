@@ -10,6 +10,8 @@ from memory_toys import make_sequences, memory_options
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from objective_toys import gradients as gradients_of
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
@@ -216,6 +218,18 @@ def test_what_independent_agents_do_not_have_is_refused() -> None:
         make_loss(CONTINUOUS, algorithm="cfcql", decomposition="independent")
     with pytest.raises(ValueError, match="model"):
         loss_of(Case("centralized"), CFCQL(deviation_weight=1.0))(make_batch(CONTINUOUS, 3))
+
+
+def test_a_deterministic_policy_has_no_deviation() -> None:
+    network = TensorDictModule(nn.Linear(4, 2), in_keys=[("agents", "observation")], out_keys=[("agents", "action")])
+    case = Case("centralized")
+    model = {"behaviour": make_behaviour_policy(CONTINUOUS, hidden=(8,)), "behaviour_learning": ClonedBehaviour()}
+    given = {"extraction": PolicyGradient(), "action_spec": (-1.0, 1.0)}
+    with pytest.raises(ValueError, match="CFCQL needs the log-probabilities of a stochastic policy"):
+        OfflineMARLLoss(network, case.critic(), value_learning=CFCQL(deviation_weight=1.0), **model, **given)
+    loss = OfflineMARLLoss(network, case.critic(), value_learning=CFCQL(), **given)  # which compares none
+    SoftUpdate(loss, tau=0.5)
+    assert loss(make_batch(CONTINUOUS, 4))["loss_qvalue"].isfinite()
 
 
 def test_how_certain_one_head_is_nobody_knows() -> None:

@@ -79,7 +79,8 @@ class Batch:
     @property
     def has_next_action(self) -> Tensor | None:
         """Whether the next action was recorded, ``[*B]``; None for everywhere."""
-        return self.tensordict.get(self.networks.loss.tensor_keys.has_next_action, None)
+        known = self.tensordict.get(self.networks.loss.tensor_keys.has_next_action, None)
+        return None if known is None else known.reshape(self.tensordict.batch_size)
 
     @property
     def action_mask(self) -> Tensor | None:

@@ -43,7 +43,7 @@ class CFCQL(CQL):
         replaced: see :class:`TD`.
 
     Raises:
-        ValueError: where agents are independent.
+        ValueError: where agents are independent; with ``deviation_weight``, where the policies are deterministic.
     """
 
     deviation_weight: Annotated[float, NON_NEGATIVE] = 0.0
@@ -53,6 +53,11 @@ class CFCQL(CQL):
     def needs_behaviour(self) -> bool:
         """Whether the model of the data's actions is asked."""
         return self.deviation_weight > 0
+
+    @property
+    def needs_log_prob(self) -> bool:
+        """Whether the policy's densities are compared with the model's."""
+        return self.needs_behaviour
 
     def coefficients(self) -> dict[str, float]:
         """Return the penalty's weight, and that of the deviations where they count."""

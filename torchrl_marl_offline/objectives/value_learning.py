@@ -62,6 +62,7 @@ class ValueLearning(NamedSettings, ABC):
         needs_team_value: whether it asks for the team's value, which independent agents do not have.
         needs_next_action: whether the dataset's next action is read.
         needs_behaviour: whether :meth:`next_value` asks the model of the data's actions.
+        needs_log_prob: whether it asks the policy for log-probabilities, which a deterministic one does not have.
         metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
     """
 
@@ -72,6 +73,7 @@ class ValueLearning(NamedSettings, ABC):
     needs_team_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
     needs_behaviour: ClassVar[bool] = False
+    needs_log_prob: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
