@@ -1,10 +1,10 @@
 """Which choice matters: how much of the scores' variance each setting explains, and how often each value is best.
 
 A factorial design is looked for in the runs: every combination of the values of some settings, on every dataset, with
-the same seeds. A setting whose value another one's decides, such as ``svn`` where it is that of one decomposition alone,
-is no axis beside it. Of a setting that is read beside some values of another one alone, those have more values
-(``"mixer, frozen = True"``), unless all of them have equally many: such settings, as a temperature beside ``alpha``, are
-one axis "strength", by their order.
+the same seeds. A setting whose value another one's decides, such as ``svn`` where it is that of one decomposition
+alone, is no axis beside it. Of a setting that is read beside some values of another one alone, those have more values
+(``"mixer, frozen = True"``), unless all of them have equally many: such settings, as a temperature beside ``alpha``,
+are one axis "strength", by their order.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _with_own_settings(
     for axis, column in shared.items():
         own = [name for name in left if len(set(column)) == len({(x, name in s) for x, s in zip(column, settings)})]
         chosen = [tuple((name, each[name]) for name in own if name in each) for each in settings]
-        counts = {value: len({c for x, c in zip(column, chosen) if x == value}) for value in column}
+        counts = Counter(value for value, _ in set(zip(column, chosen, strict=True)))
         if len(set(counts.values())) > 1:
             found[axis] = [
                 value if counts[value] == 1 else ", ".join([str(value), *(f"{n} = {v}" for n, v in each)])
