@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from study_toys import quietly, write_study
 
-from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline import collect, from_arrays, make_env
 from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.envs import StitchController
 from torchrl_marl_offline.study import StudyError, plan_study, read_results, read_study
@@ -78,6 +79,23 @@ def test_the_plan_joins_what_has_the_same_sizes(folder) -> None:
     ]
     apart = plan_study(read_study(study_of(folder, "false")))
     assert len(apart.populations) == 6 and {run.name for run in apart.runs} == {run.name for run in found.runs}
+
+
+def test_what_cannot_be_joined_is_planned_apart(folder, tmp_path) -> None:
+    """Where nothing can be played, and where the bounds of actions are those of each dataset."""
+    rng = numpy.random.default_rng(0)
+    rows = {"observations": (40, 2, 3), "actions": (40, 2, 2), "rewards": (40,)}
+    text = TEXT.partition("[datasets.additive]")[0].replace("{joined}", "true")
+    for name in ("one", "two"):
+        arrays = {key: rng.uniform(-1, 1, size=shape) for key, shape in rows.items()}
+        from_arrays(**arrays, terminals=numpy.arange(40) % 10 == 9).save(tmp_path / name)
+        text += f'[datasets.{name}]\nsource = "{name}"\n[datasets.{name}-bounded]\nsource = "omar:mpe/simple_spread/'
+        text += ("Expert" if name == "one" else "Medium") + '"\noptions.bounds = "data"\n'
+        text += f'[datasets.{name}-as-it-is]\nsource = "omar:mpe/simple_spread/'
+        text += ("Expert" if name == "one" else "Medium") + '"\n'
+    plan = plan_study(read_study(write_study(tmp_path, text)))
+    joined = {population.datasets for population in plan.populations if len(population.datasets) > 1}
+    assert joined == {("one-as-it-is", "two-as-it-is")}
 
 
 @pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")

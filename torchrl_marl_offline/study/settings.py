@@ -138,8 +138,9 @@ class StudySettings:
         members: most runs of one population, whatever the memory.
         join_datasets: train the runs of a method on all datasets of one task and the same sizes, such as games with
             other payoffs, as one population, each on its own data: many small datasets then cost little more than one.
-            Joined are runs without memory, without hindsight and with ``normalize_inputs = "off"``; the largest value
-            that rewards allow is that of all joined datasets together.
+            Joined are runs that play in a simulator, without memory, without hindsight, with
+            ``normalize_inputs = "off"`` and without ``bounds`` among the dataset's ``options``; the largest value that
+            rewards allow is that of all joined datasets together.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:
