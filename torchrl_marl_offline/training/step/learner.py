@@ -275,7 +275,8 @@ class Learner(BaseLearner):
             in the clipping at every update, and a GPU does not replay the step as one CUDA graph.
         critic_first: so many updates train all networks but the actor; after them they stay as they are, targets too,
             and the actor alone is trained (OMSD; Qiao et al. 2025). Both gradients are computed throughout.
-        anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``.
+        anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``,
+            and stay there. Each update sets them, so that a schedule of torch's beside it would do nothing.
         clip_grad_norm: largest norm of the whole gradient.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
