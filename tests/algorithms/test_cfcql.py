@@ -9,19 +9,22 @@ import torch
 from memory_toys import make_sequences, memory_options
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from objective_toys import gradients as gradients_of
+from population_toys import make_data
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.testing import assert_close
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import OfflineMARLLoss, make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, next_key
 from torchrl_marl_offline.core.noise import given_noise
-from torchrl_marl_offline.modules import make_behaviour_policy
-from torchrl_marl_offline.objectives import CFCQL, TD, ClonedBehaviour, PolicyGradient
+from torchrl_marl_offline.modules import make_behaviour_policy, make_critic
+from torchrl_marl_offline.objectives import CFCQL, CQL, TD, ClonedBehaviour, PolicyGradient
 from torchrl_marl_offline.objectives.batch import Following
 from torchrl_marl_offline.objectives.targets import value_target
+from torchrl_marl_offline.training import PopulationBuffer
 
 TEAMS = ["centralized", "vdn", "mixer"]
 
@@ -117,6 +120,30 @@ def test_agents_far_from_the_data_are_held_down_less(discrete: bool) -> None:
     reached = gradients_of(loss, batch, "loss_behaviour")
     assert all("behaviour" in name for name in reached) and any(grad.abs().sum() > 0 for grad in reached.values())
     assert not any("behaviour" in name for name in gradients_of(loss, batch, "loss_qvalue"))
+
+
+@pytest.mark.parametrize("kind", ["buffer", "population"])
+@pytest.mark.parametrize("rule", [CQL(), CFCQL(), CFCQL(replaced="one")], ids=str)
+def test_illegal_actions_do_not_count_though_the_policy_reads_no_mask(rule: CQL, kind: str) -> None:
+    """And so the loss's keys do not name it: a buffer of these keys has it all the same."""
+    data = make_data(discrete=True)
+    spec = data.spec
+    scores = TensorDictModule(nn.Linear(3, 3), in_keys=[("agents", "observation")], out_keys=[("agents", "logits")])
+    options = {"in_keys": {"logits": ("agents", "logits")}, "out_keys": [("agents", "action")]}
+    actor = ProbabilisticActor(scores, distribution_class=torch.distributions.Categorical, **options)
+    critic = make_critic(spec, decomposition="vdn", hidden=(8,))
+    loss = OfflineMARLLoss(actor, critic, value_learning=rule, extraction=PolicyGradient())
+    SoftUpdate(loss, tau=0.5)
+    assert ("agents", "action_mask") not in loss.in_keys and not data.data["agents", "action_mask"].all()
+    found = []
+    for keys in (loss.in_keys, None):
+        if kind == "buffer":
+            batch = data.replay_buffer(batch_size=16, seed=0, keys=keys).sample()
+        else:
+            batch = PopulationBuffer(data.data, batch_size=16, seeds=[0], keys=keys).sample()[0]
+        torch.manual_seed(0)
+        found.append(loss(batch)["critic_penalty"])
+    assert_close(*found)
 
 
 def test_agents_that_are_not_there_count_nothing() -> None:

@@ -19,6 +19,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import (
+    ACTION_MASK,
     AGENT_MASK,
     DONE,
     EPISODE_ENDS,
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data.transitions.protocol import Transitions
 
-MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
-"""What says where a row or an agent does not count: a loss reads these where they are, whichever keys it names."""
+MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK), ACTION_MASK, next_key(ACTION_MASK))
+"""What says where a row, an agent or an action does not count: a loss reads these where they are, whichever keys it
+names."""
 
 
 class DatasetStorage(TensorStorage):
