@@ -20,8 +20,8 @@ from torchrl.objectives import SoftUpdate
 from torchrl_marl_offline import OfflineMARLLoss, make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, next_key
 from torchrl_marl_offline.core.noise import given_noise
-from torchrl_marl_offline.modules import make_behaviour_policy, make_critic
-from torchrl_marl_offline.objectives import CFCQL, CQL, TD, ClonedBehaviour, PolicyGradient
+from torchrl_marl_offline.modules import make_behaviour_policy, make_critic, make_vae
+from torchrl_marl_offline.objectives import CFCQL, CQL, TD, ClonedBehaviour, PolicyGradient, VAELearning
 from torchrl_marl_offline.objectives.batch import Following
 from torchrl_marl_offline.objectives.targets import value_target
 from torchrl_marl_offline.training import PopulationBuffer
@@ -245,6 +245,17 @@ def test_what_independent_agents_do_not_have_is_refused() -> None:
         make_loss(CONTINUOUS, algorithm="cfcql", decomposition="independent")
     with pytest.raises(ValueError, match="model"):
         loss_of(Case("centralized"), CFCQL(deviation_weight=1.0))(make_batch(CONTINUOUS, 3))
+
+
+def test_a_model_of_the_data_without_a_density_is_refused_when_the_loss_is_made() -> None:
+    model = make_vae(CONTINUOUS, hidden=(8,))
+    for rule, learning, named in (
+        (CFCQL(deviation_weight=1.0), VAELearning(), "CFCQL"),
+        (CFCQL(), ClonedBehaviour(), "ClonedBehaviour"),
+    ):
+        with pytest.raises(ValueError, match=f"{named} needs a model of each agent's action with a density"):
+            loss_of(Case("centralized"), rule, behaviour=model, behaviour_learning=learning)
+    loss_of(Case("centralized"), CFCQL(), behaviour=model, behaviour_learning=VAELearning())  # which does not ask it
 
 
 def test_a_deterministic_policy_has_no_deviation() -> None:

@@ -89,6 +89,8 @@ def check_networks(
         asked = rule is not None and (rule is behaviour_learning or rule.needs_behaviour)
         if behaviour is None and asked:
             raise ValueError(f"{type(rule).__name__} needs a model of the data's actions; pass behaviour=.")
+        if asked and rule is not extraction:
+            rule.check_behaviour(behaviour)
 
 
 def check_ensemble(critics: Sequence[nn.Module]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
@@ -88,6 +89,10 @@ class ValueLearning(NamedSettings, ABC):
         population.
         """
         return {}
+
+    def check_behaviour(self, model: TensorDictModuleBase) -> None:
+        """Refuse a model of the data's actions of another kind than the rule asks, when the loss is made."""
+        return
 
     @abstractmethod
     def next_value(self, following: Following) -> Tensor:
