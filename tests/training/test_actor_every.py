@@ -22,6 +22,7 @@ from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
+from torchrl_marl_offline.training.run.run_settings import differing, run_settings
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.step.rhythm import Rhythm
 
@@ -144,6 +145,23 @@ def test_critics_first_and_annealed_rates_are_resumed_bit_for_bit(data, tmp_path
     other = make_alone(data, 1, tmp_path / "make_alone-cut", steps=9, **(options | {"critic_first": 1}))
     with pytest.raises(Exception, match="critic_first was 3 and is 1 now"):
         other.resume()
+
+
+@pytest.mark.parametrize("limits", ["bootstrap", "terminal"])
+def test_other_time_limits_and_keys_are_not_gone_on_with(data, tmp_path, limits):
+    other = {"bootstrap": "terminal", "terminal": "bootstrap"}[limits]
+    for make, members in ((make_population, (0, 1)), (make_alone, 1)):
+        output = tmp_path / make.__name__
+        make(data, members, output, rules=RULES | {"time_limits": limits}, steps=2, checkpoint_every=1).train()
+        with pytest.raises(Exception, match=r"key terminated was (done|terminated) and is (done|terminated) now"):
+            make(data, members, output, rules=RULES | {"time_limits": other}, steps=4).resume()
+        make(data, members, output, rules=RULES | {"time_limits": limits}, steps=4).resume()
+    renamed = make_alone(data, 1, tmp_path / "make_alone", rules=RULES | {"time_limits": limits}, steps=4)
+    renamed.loss.set_keys(action=("agents", "joint"))
+    settings = run_settings(renamed.loss, renamed.learner.optimizer, None, {})
+    assert differing(renamed.learner.settings, settings) == (
+        "key action was ('agents', 'action') and is ('agents', 'joint') now"
+    )
 
 
 def test_rhythms_that_fit_nothing_are_refused(data):
