@@ -15,7 +15,7 @@ import torch
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.layout import REWARD, next_key
 from torchrl_marl_offline.data import HindsightGoals
-from torchrl_marl_offline.data.transitions.buffers import MASKS
+from torchrl_marl_offline.data.transitions.buffers import masks_beside
 from torchrl_marl_offline.evaluation import evaluate, evaluate_held_out, evaluate_population, make_simulator
 from torchrl_marl_offline.evaluation.run_hindsight import hindsight_options
 from torchrl_marl_offline.study.checking import StudyError
@@ -181,7 +181,7 @@ def _joined(
     """
     keys = [*next(iter(losses.values())).in_keys, next_key(REWARD)]
     masks = {}  # a row of each
-    for each, key in itertools.product(datasets.values(), MASKS):
+    for each, key in itertools.product(datasets.values(), masks_beside(keys)):
         mask = each.data.get(key, None)
         if mask is not None and not mask.all():
             masks[key] = torch.ones_like(mask[:1])

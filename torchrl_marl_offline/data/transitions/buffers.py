@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
 from torchrl.data import (
     ImmutableDatasetWriter,
     ReplayBuffer,
@@ -38,9 +38,18 @@ if TYPE_CHECKING:
 
     from torchrl_marl_offline.data.transitions.protocol import Transitions
 
-MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK), ACTION_MASK, next_key(ACTION_MASK))
-"""What says where a row, an agent or an action does not count: a loss reads these where they are, whichever keys it
-names."""
+MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
+"""What says where a row or an agent does not count: a loss reads these where they are, whichever keys it names."""
+
+
+def masks_beside(keys: Iterable[NestedKey]) -> list[NestedKey]:
+    """Return the masks that a loss reads where they are beside the keys that it names.
+
+    Those of actions only where it does not name them, because its policies read none: its rules may.
+    """
+    known = set(map(unravel_key, keys))
+    found = MASKS if ACTION_MASK in known else (*MASKS, ACTION_MASK, next_key(ACTION_MASK))
+    return [key for key in found if key not in known]
 
 
 class DatasetStorage(TensorStorage):
@@ -306,7 +315,7 @@ def make_replay_buffer(
                 there = ", ".join(map(str, data.keys(include_nested=True, leaves_only=True)))
                 raise KeyError(f"The data has no {key!r}, which keys names; it has {there}.")
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
-        masks = [key for key in MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
+        masks = [key for key in masks_beside(keys) if (mask := data.get(key, None)) is not None and not mask.all()]
         data = data.select(*keys, *needed, *masks)
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
@@ -375,4 +384,11 @@ def _slice_sampler(
     return SequenceSampler(starts, lengths, slice_len, burn_in)
 
 
-__all__ = ["MASKS", "DatasetStorage", "EpisodeSliceSampler", "RowSampler", "SequenceSampler", "make_replay_buffer"]
+__all__ = [
+    "DatasetStorage",
+    "EpisodeSliceSampler",
+    "RowSampler",
+    "SequenceSampler",
+    "make_replay_buffer",
+    "masks_beside",
+]
