@@ -24,7 +24,19 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, SIZE, SIZE_OR_NONE, WIDTHS, OneOf, check_all
+from torchrl_marl_offline.core.ranges import (
+    DISCOUNT,
+    FEW,
+    POSITIVE,
+    REAL,
+    SIZE,
+    SIZE_OR_NONE,
+    WIDTHS,
+    OneOf,
+    check_all,
+    declared,
+    python_number,
+)
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
@@ -100,6 +112,8 @@ class Algorithm(NamedSettings, ABC):
         values = self.settings
         check_all(type(self), values)
         check_read(type(self), values, values)
+        for name in declared(type(self)):
+            object.__setattr__(self, name, python_number(values[name]))
 
     @property
     def settings(self) -> dict[str, Any]:
