@@ -9,17 +9,22 @@ import torch
 from memory_toys import make_sequences, memory_options
 from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from objective_toys import gradients as gradients_of
+from population_toys import make_data
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 from torch.testing import assert_close
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import OfflineMARLLoss, make_loss
 from torchrl_marl_offline.core.layout import AGENT_MASK, next_key
 from torchrl_marl_offline.core.noise import given_noise
-from torchrl_marl_offline.modules import make_behaviour_policy
-from torchrl_marl_offline.objectives import CFCQL, TD, ClonedBehaviour, PolicyGradient
+from torchrl_marl_offline.modules import make_behaviour_policy, make_critic, make_vae
+from torchrl_marl_offline.objectives import CFCQL, CQL, TD, ClonedBehaviour, PolicyGradient, VAELearning
 from torchrl_marl_offline.objectives.batch import Following
 from torchrl_marl_offline.objectives.targets import value_target
+from torchrl_marl_offline.training import PopulationBuffer
 
 TEAMS = ["centralized", "vdn", "mixer"]
 
@@ -117,6 +122,30 @@ def test_agents_far_from_the_data_are_held_down_less(discrete: bool) -> None:
     assert not any("behaviour" in name for name in gradients_of(loss, batch, "loss_qvalue"))
 
 
+@pytest.mark.parametrize("kind", ["buffer", "population"])
+@pytest.mark.parametrize("rule", [CQL(), CFCQL(), CFCQL(replaced="one")], ids=str)
+def test_illegal_actions_do_not_count_though_the_policy_reads_no_mask(rule: CQL, kind: str) -> None:
+    """And so the loss's keys do not name it: a buffer of these keys has it all the same."""
+    data = make_data(discrete=True)
+    spec = data.spec
+    scores = TensorDictModule(nn.Linear(3, 3), in_keys=[("agents", "observation")], out_keys=[("agents", "logits")])
+    options = {"in_keys": {"logits": ("agents", "logits")}, "out_keys": [("agents", "action")]}
+    actor = ProbabilisticActor(scores, distribution_class=torch.distributions.Categorical, **options)
+    critic = make_critic(spec, decomposition="vdn", hidden=(8,))
+    loss = OfflineMARLLoss(actor, critic, value_learning=rule, extraction=PolicyGradient())
+    SoftUpdate(loss, tau=0.5)
+    assert ("agents", "action_mask") not in loss.in_keys and not data.data["agents", "action_mask"].all()
+    found = []
+    for keys in (loss.in_keys, None):
+        if kind == "buffer":
+            batch = data.replay_buffer(batch_size=16, seed=0, keys=keys).sample()
+        else:
+            batch = PopulationBuffer(data.data, batch_size=16, seeds=[0], keys=keys).sample()[0]
+        torch.manual_seed(0)
+        found.append(loss(batch)["critic_penalty"])
+    assert_close(*found)
+
+
 def test_agents_that_are_not_there_count_nothing() -> None:
     loss, batch = loss_of(Case("centralized", discrete=True), CFCQL()), make_batch(DISCRETE, 4)
     alive = torch.ones(4, 3, dtype=torch.bool)
@@ -174,6 +203,29 @@ def test_targets_weigh_how_many_agents_are_replaced_by_how_certain_they_are(disc
     assert_close(found.reshape(5), expected)
 
 
+def test_weighed_targets_are_those_of_the_agents_that_are_there() -> None:
+    """Of teams of two, one and no living agents among three: as many numbers of agents count, the dead replace none."""
+    loss, batch = loss_of(Case("centralized"), TD(replaced="weighted"), heads=4), make_batch(CONTINUOUS, 4)
+    alive = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
+    batch[AGENT_MASK], batch[next_key(AGENT_MASK)] = torch.ones(4, 3, dtype=torch.bool), alive
+    rows, places = loss.batch(batch), torch.rand(4, 3)
+    following = rows.tensordict["next"]
+    with given_noise([places]):
+        found = loss.value_learning.next_value(Following(rows.networks, following)).reshape(4)
+    recorded, new = following["agents", "action"], loss.team.policy(following).mode
+    expected = []
+    for row in range(4):
+        living = [agent for agent in places[row].argsort().tolist() if alive[row, agent]]
+        joints = [with_agents(recorded, new, living[:count])[row] for count in range(1, len(living) + 1)]
+        joints = joints or [recorded[row]]  # nobody's is replaced
+        of_row = following[row : row + 1].expand(len(joints))
+        values = total(loss, of_row, torch.stack(joints), target=True)  # [m, H]
+        spread = values.std(-1, keepdim=True)
+        certain = 1 / (spread + 1e-3 * (1 + spread.mean(0)))
+        expected.append(((certain * values).sum(0) / certain.sum(0)).amin())
+    assert_close(found, torch.stack(expected))
+
+
 def test_rows_without_a_next_action_do_not_count() -> None:
     loss, batch = loss_of(Case("centralized"), TD(replaced="one")), make_batch(CONTINUOUS, 6)
     batch["next", "terminated"][:] = False
@@ -193,6 +245,29 @@ def test_what_independent_agents_do_not_have_is_refused() -> None:
         make_loss(CONTINUOUS, algorithm="cfcql", decomposition="independent")
     with pytest.raises(ValueError, match="model"):
         loss_of(Case("centralized"), CFCQL(deviation_weight=1.0))(make_batch(CONTINUOUS, 3))
+
+
+def test_a_model_of_the_data_without_a_density_is_refused_when_the_loss_is_made() -> None:
+    model = make_vae(CONTINUOUS, hidden=(8,))
+    for rule, learning, named in (
+        (CFCQL(deviation_weight=1.0), VAELearning(), "CFCQL"),
+        (CFCQL(), ClonedBehaviour(), "ClonedBehaviour"),
+    ):
+        with pytest.raises(ValueError, match=f"{named} needs a model of each agent's action with a density"):
+            loss_of(Case("centralized"), rule, behaviour=model, behaviour_learning=learning)
+    loss_of(Case("centralized"), CFCQL(), behaviour=model, behaviour_learning=VAELearning())  # which does not ask it
+
+
+def test_a_deterministic_policy_has_no_deviation() -> None:
+    network = TensorDictModule(nn.Linear(4, 2), in_keys=[("agents", "observation")], out_keys=[("agents", "action")])
+    case = Case("centralized")
+    model = {"behaviour": make_behaviour_policy(CONTINUOUS, hidden=(8,)), "behaviour_learning": ClonedBehaviour()}
+    given = {"extraction": PolicyGradient(), "action_spec": (-1.0, 1.0)}
+    with pytest.raises(ValueError, match="CFCQL needs the log-probabilities of a stochastic policy"):
+        OfflineMARLLoss(network, case.critic(), value_learning=CFCQL(deviation_weight=1.0), **model, **given)
+    loss = OfflineMARLLoss(network, case.critic(), value_learning=CFCQL(), **given)  # which compares none
+    SoftUpdate(loss, tau=0.5)
+    assert loss(make_batch(CONTINUOUS, 4))["loss_qvalue"].isfinite()
 
 
 def test_how_certain_one_head_is_nobody_knows() -> None:

@@ -7,9 +7,13 @@ import torch
 from objective_toys import Case, make_batch
 from torchrl.objectives import SoftUpdate
 
-from torchrl_marl_offline import AWR, TaskSpec, make_loss
+from torchrl_marl_offline import AWR, TaskSpec, collect, make_env, make_loss
+from torchrl_marl_offline.core.goals import AtGoals
+from torchrl_marl_offline.core.layout import EPISODE_ENDS, MASK, TRAJ_IDS
+from torchrl_marl_offline.data import hindsight_buffer
 from torchrl_marl_offline.objectives.samplers import SoftmaxSampler
 from torchrl_marl_offline.objectives.targets import value_target
+from torchrl_marl_offline.training import CollectorSource, Learner, OnlineReplay, PopulationBuffer, Trainer
 
 SPEC = TaskSpec(n_agents=2, observation_size=4, state_size=5, action_size=2)
 SMALL = {"hidden": (8,)}
@@ -110,3 +114,52 @@ def test_time_limits_as_released_code_takes_them(learning: str) -> None:
     torch.testing.assert_close(found["terminal"][ended], reward[ended])
     torch.testing.assert_close(found["terminal"][~ended], found["bootstrap"][~ended])
     assert ((found["bootstrap"] - reward).abs() > 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def goals_data():
+    """Episodes of nine steps that end by their time limit."""
+    return collect(make_env("games/grid_goals", num_envs=4, max_steps=9, seed=0), episodes=8, seed=0)
+
+
+def ended_targets(loss, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where rows count and where their target is the reward alone, ``[*B]``."""
+    rows = loss.batch(batch)
+    given = {"how": loss.team_reward, "has_target": loss.value_learning.row_mask(rows)}
+    target = value_target(rows, loss.value_learning, loss.value_estimator, **given).squeeze(-1).squeeze(-1)
+    return batch[MASK], target == batch["next", "agents", "reward"].mean((-2, -1))
+
+
+@pytest.mark.parametrize("slices", [{"slice_len": 4}, {"slice_len": 4, "burn_in": 1}, {}], ids=str)
+@pytest.mark.parametrize("kind", ["data", "hindsight", "population"])
+def test_the_end_of_a_slice_is_not_the_end_of_an_episode(goals_data, slices, kind) -> None:
+    """Where every end of an episode is taken for the task's: a slice is done with its last row, and goes on."""
+    torch.manual_seed(0)
+    memory = {"memory": "gru", "memory_size": 4, **slices} if "burn_in" in slices else {}
+    loss = make_loss(goals_data.spec, value_learning="td", time_limits="terminal", batch_norm=False, **memory, **SMALL)
+    SoftUpdate(loss, tau=0.5)
+    options = {"batch_size": 64, "keys": [*loss.in_keys, MASK, TRAJ_IDS, ("collector", "index")]} | slices
+    options["keys"] = [key for key in options["keys"] if goals_data.data.get(key, None) is not None]
+    if kind == "data":
+        batch = goals_data.replay_buffer(seed=1, **options).sample()
+    elif kind == "hindsight":
+        batch = hindsight_buffer(goals_data, AtGoals(within=0.1), future=0.8, seed=1, **options).sample()
+    else:
+        batch = PopulationBuffer(goals_data.data, seeds=[1], **options).sample()[0]
+    counts, alone = ended_targets(loss, batch)
+    ends = batch["next", "done"].squeeze(-1)
+    if slices:
+        ends = batch[EPISODE_ENDS]
+        assert (batch["next", "done"].squeeze(-1) & ~ends & counts).any()
+    assert torch.equal(alone[counts], ends[counts]) and ends[counts].any() and not ends[counts].all()
+
+
+def test_rounds_that_cut_episodes_are_refused_where_every_end_is_the_tasks(tmp_path) -> None:
+    env = make_env("games/grid_goals", num_envs=2)
+    loss = make_loss(env.task_spec, time_limits="terminal", **SMALL)
+    source = CollectorSource(env, loss.actor_network, steps_per_round=4)
+    options = {"capacity": 100, "batch_size": 4, "update_to_data": 1.0}
+    with pytest.raises(ValueError, match="time_limits='terminal' would take the end of every round"):
+        Trainer(Learner(loss), OnlineReplay(source, journal=tmp_path, **options), steps=1, progress=False)
+    whole = OnlineReplay(lambda number: collect(env, episodes=2, seed=number), journal=tmp_path, **options)
+    Trainer(Learner(loss), whole, steps=1, progress=False)

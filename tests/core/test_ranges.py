@@ -196,3 +196,28 @@ def test_an_option_of_a_command_has_the_range_of_the_parameter_that_it_becomes()
         with pytest.raises(argparse.ArgumentTypeError, match=sentence):
             read(text)
     assert argument(Annotated[float, SEED])("1") == 1.0
+
+
+@dataclass(frozen=True)
+@checked
+class Played:
+    episodes: Annotated[int, COUNT] = 10
+    rates: Annotated[tuple[float, ...], LEARNING_RATE] = (0.1,)
+
+
+@checked
+def played(episodes: Annotated[int, COUNT] = 10, *rates: Annotated[float, LEARNING_RATE], last: object = None) -> tuple:
+    return episodes, rates, last
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.array])
+def test_scalars_of_numpy_are_kept_as_numbers_of_python(kind: Callable) -> None:
+    """As a checkpoint has to keep them: one with a scalar of NumPy could not be loaded."""
+    made = Played(kind(3), rates=(np.float64(0.5), np.float32(0.25), 1.0))
+    assert made == Played(3, (0.5, 0.25, 1.0))
+    assert type(made.episodes) is int and {type(rate) for rate in made.rates} == {float}
+    episodes, rates, last = played(kind(3), np.float64(0.5), last=kind(4))
+    assert type(episodes) is int and [type(rate) for rate in rates] == [float]
+    assert type(last) is type(kind(4))  # of which nothing is declared
+    tensor = torch.tensor(3)
+    assert played(episodes=tensor)[0] is tensor  # a learning rate that a graph captures stays one

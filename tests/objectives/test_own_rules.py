@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from memory_toys import make_sequences, with_memory
-from objective_toys import CONTINUOUS, Case, make_batch
+from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
+from tensordict import TensorDict
 
 from torchrl_marl_offline import (
     AWR,
@@ -161,6 +162,61 @@ def test_entries_of_other_kinds_and_shapes(change, said):
     change(batch)
     with pytest.raises(ValueError, match=said):
         make_loss(CONTINUOUS, **SMALL)(batch)
+
+
+def without_last(entry):
+    return entry[..., :1]
+
+
+def of_one_agent(entry):
+    return entry[:, :1]
+
+
+@pytest.mark.parametrize("half", ["now", "next"])
+@pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.float, without_last, of_one_agent], ids=str)
+@pytest.mark.parametrize("options", [{}, {"algorithm": "cfcql", "decomposition": "vdn"}], ids=str)
+def test_action_masks_of_other_kinds_and_shapes(half, change, options):
+    """Of which some would be taken for those of all agents, or of all actions, alike."""
+    batch = make_batch(DISCRETE, 4)
+    rows = batch if half == "now" else batch["next"]
+    agents = rows["agents"].to_dict()
+    rows["agents"] = TensorDict(agents | {"action_mask": change(agents["action_mask"])}, [4])
+    with pytest.raises(ValueError, match=r"agents\.action_mask must be bools \[4, 3, A\]; the batch has"):
+        make_loss(DISCRETE, **SMALL, **options)(batch)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("options", [{"replaced": "one"}, {"replaced": "weighted"}, {"algorithm": "recipe"}], ids=str)
+def test_next_actions_of_other_teams(discrete, options):
+    spec = DISCRETE if discrete else CONTINUOUS
+    rules = {"value_learning": "sarsa"} if "algorithm" in options else {"decomposition": "vdn"}
+    loss = make_loss(spec, **SMALL, **({"algorithm": "cfcql"} | options | rules))
+    for agents in (1, 2, 4):
+        batch = make_batch(spec, 4)
+        following = batch["next", "agents"].to_dict()
+        following["action"] = torch.cat([following["action"]] * 2, 1)[:, :agents]
+        batch["next", "agents"] = TensorDict(following, [4])
+        with pytest.raises(ValueError, match=r"next\.agents\.action must be \[4, 3.*, as the action is; the batch has"):
+            loss(batch)
+        make_loss(spec, **SMALL, value_learning="td", extraction="brac")(batch)  # which does not read it
+
+
+@pytest.mark.parametrize("algorithm", ["spacql", "recipe", "icq"])
+def test_whether_the_next_action_is_known_in_other_shapes(algorithm):
+    rules = {"value_learning": "sarsa"} if algorithm == "recipe" else {}
+    loss = make_loss(DISCRETE, algorithm=algorithm, **SMALL, **rules)
+    known = torch.tensor([True, False, True, True])
+    found = []
+    for entry in (known, known.unsqueeze(-1), known.float(), known.expand(3, 4).T):
+        batch = make_batch(DISCRETE, 4)
+        batch["collector", "has_next_action"] = entry
+        if entry.dtype == torch.bool and entry.numel() == 4:
+            torch.manual_seed(0)
+            found.append(loss(batch)["loss_qvalue"])
+            continue
+        with pytest.raises(ValueError, match=r"collector\.has_next_action must be bools \[4\]; the batch has"):
+            loss(batch)
+    assert torch.equal(*found)
 
 
 def test_an_empty_batch():

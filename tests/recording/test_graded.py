@@ -19,6 +19,7 @@ from torchrl_marl_offline.data import DatasetError
 from torchrl_marl_offline.envs import mpe_prey
 from torchrl_marl_offline.evaluation import make_simulator
 from torchrl_marl_offline.recording.graded import QUALITIES, choose_level, published_levels, record
+from torchrl_marl_offline.study import StudyError, read_study
 from torchrl_marl_offline.training import read_csv
 
 SMALL = {
@@ -188,6 +189,17 @@ def test_an_unknown_quality_is_named(tmp_path, quality):
     ):
         record("games/xor", tmp_path / "x", qualities=[quality], **SMALL)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("quality", ["random-random", "untrained-untrained", "random-untrained-random"])
+def test_a_mixture_of_a_quality_with_itself_is_refused(tmp_path, quality):
+    with pytest.raises(ValueError, match=r"would hold every episode of (random|untrained) twice; name it alone"):
+        record("games/xor", tmp_path / "x", qualities=["random", quality], **SMALL)
+    assert not (tmp_path / "x").exists()
+    study = f'[methods.m]\n[datasets.d]\ntask = "games/xor"\nquality = "{quality}"\n'
+    (tmp_path / "study.toml").write_text(study)
+    with pytest.raises(StudyError, match=r"\[datasets.d\] quality .* would hold every episode"):
+        read_study(tmp_path / "study.toml")
 
 
 def test_an_unknown_setting_is_named(tmp_path):

@@ -56,8 +56,100 @@ def test_what_is_no_complete_design_is_none() -> None:
     assert factorial(runs[:-3]) is None  # a run of the last seed is not finished
     one_axis = [each for each in runs if each.run.settings.get("temperature") == 1.0]
     assert factorial(one_axis) is None  # decompositions alone
-    uneven = [each for each in runs if each.run.settings.get("alpha") != 0.5]
-    assert factorial(uneven) is None  # one strength of BRAC and two of AWR
+    uneven = [each for each in runs if not (each.run.settings.get("alpha") == 0.5 and each.run.dataset == "tag")]
+    assert factorial(uneven) is None  # one strength of BRAC and two of AWR, on one of two datasets
+
+
+def figure_7_runs(value) -> list[RunScore]:
+    """Normalization for one decomposition alone, an ablation of it, an expectile of one rule, a strength of each other.
+
+    ``value`` is the score by decomposition, rule of value learning, extraction and number of the strength.
+    """
+    found = []
+    critics = [("mixer", False), ("mixer", True), ("vdn", None)]
+    rules = [("td", None), ("iql", 0.7), ("iql", 0.9)]
+    for (critic, frozen), (rule, expectile), extraction, k in itertools.product(
+        critics, rules, ("awr", "brac"), (0, 1)
+    ):
+        own = {"decomposition": critic, "svn": critic == "mixer", "value_learning": rule, "extraction": extraction}
+        own |= {} if frozen is None else {"frozen": frozen}
+        own |= {} if expectile is None else {"expectile": expectile}
+        own |= {"temperature": (1, 3)[k], "weights": "bounded"} if extraction == "awr" else {"alpha": (0.1, 0.5)[k]}
+        method = f"{critic}-{frozen}-{rule}-{expectile}-{extraction}-{k}"
+        found += [score(value(critic, frozen, rule, k), seed=seed, method=method, **own) for seed in (0, 1)]
+    return found
+
+
+def test_settings_that_another_one_decides_or_reads_are_no_axes_beside_it(tmp_path) -> None:
+    runs = figure_7_runs(lambda critic, frozen, rule, k: {None: 1.0, False: 3.0, True: 5.0}[frozen])
+    found = factorial(runs)
+    assert dict(found.axes) == {
+        "decomposition": ("mixer, frozen = False", "mixer, frozen = True", "vdn"),
+        "value_learning": ("td", "iql, expectile = 0.7", "iql, expectile = 0.9"),
+        "extraction": ("awr", "brac"),
+        REST: (1, 2),
+    }
+    assert found.along == {"svn": "decomposition"}
+    shares = {share.source: share.interval.mean for share in variance_shares(found, resamples=10)}
+    assert shares.pop("decomposition") == pytest.approx(1.0) and max(shares.values()) < 1e-12
+    best = {rank.value: (rank.best, rank.of) for rank in best_counts(found) if rank.axis == "decomposition"}
+    assert best == {"mixer, frozen = False": (0, 12), "mixer, frozen = True": (12, 12), "vdn": (0, 12)}
+    report = SimpleNamespace(evaluators=["mode"], metrics={"spread": "return"}, scores=runs)
+    assert "svn has one value beside each of decomposition" in to_markdown(axes_section(report), tmp_path)
+
+
+def test_interactions_and_strengths_of_such_a_design_by_hand() -> None:
+    def value(critic, frozen, rule, k) -> float:
+        return float((critic == "vdn") == (rule == "td")) + 10.0 * k
+
+    shares = {share.source: share.interval.mean for share in variance_shares(factorial(figure_7_runs(value)))}
+    cells = numpy.array([[(c == "vdn") == (r == "td") for r in ("td", "iql", "iql")] for c in ("m", "m", "vdn")], float)
+    means = cells.mean(1, keepdims=True), cells.mean(0, keepdims=True)
+    total = cells.var() + 25.0
+    assert shares["decomposition"] == pytest.approx(means[0].var() / total)
+    assert shares["value_learning"] == pytest.approx(means[1].var() / total)
+    both = cells - means[0] - means[1] + cells.mean()
+    assert shares["decomposition × value_learning"] == pytest.approx(both.var() / total)
+    assert shares[REST] == pytest.approx(25.0 / total)
+
+
+def test_settings_that_go_with_the_dataset_leave_the_design_complete() -> None:
+    runs = recipe_runs()
+    steps = {"spread": 10, "tag": 20}
+    runs = [
+        replace(each, run=replace(each.run, settings={**each.run.settings, "steps": steps[each.run.dataset]}))
+        for each in runs
+    ]
+    found = factorial(runs)
+    assert found.along == {"steps": DATASET} and found.axes == factorial(recipe_runs()).axes
+
+
+def test_two_settings_that_vary_together_are_one_axis() -> None:
+    pairs = itertools.product((("vdn", 64), ("mixer", 32)), ("awr", "brac"), (0, 1))
+    runs = [
+        score(float(size), seed=seed, method=f"{critic}-{rule}", decomposition=critic, batch_size=size, extraction=rule)
+        for (critic, size), rule, seed in pairs
+    ]
+    found = factorial(runs)
+    assert list(found.axes) == ["decomposition", "extraction"] and found.along == {"batch_size": "decomposition"}
+
+
+def test_unequally_many_strengths_are_values_of_their_own() -> None:
+    found = factorial([each for each in recipe_runs() if each.run.settings.get("alpha") != 0.5])
+    assert (
+        found.axes["extraction"] == ("awr, temperature = 1.0", "awr, temperature = 3.0", "brac")
+        and REST not in found.axes
+    )
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300, 1e-200, 5e-324])
+def test_shares_have_no_unit(size: float) -> None:
+    scores = numpy.zeros((2, 2, 2))
+    scores[1] = size
+    shares = {
+        share.source: share.interval.mean for share in variance_shares(Factorial({"a": (0, 1), "b": (0, 1)}, scores))
+    }
+    assert shares == pytest.approx({"a": 1.0, "b": 0.0, "a × b": 0.0, "seeds": 0.0})
 
 
 def test_shares_are_those_of_orthogonal_contrasts() -> None:

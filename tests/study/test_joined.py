@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from study_toys import quietly, write_study
 
-from torchrl_marl_offline import collect, make_env
+from torchrl_marl_offline import collect, from_arrays, make_env
+from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.envs import StitchController
 from torchrl_marl_offline.study import StudyError, plan_study, read_results, read_study
 from torchrl_marl_offline.study.study_report import write_study_report
@@ -79,6 +81,23 @@ def test_the_plan_joins_what_has_the_same_sizes(folder) -> None:
     assert len(apart.populations) == 6 and {run.name for run in apart.runs} == {run.name for run in found.runs}
 
 
+def test_what_cannot_be_joined_is_planned_apart(folder, tmp_path) -> None:
+    """Where nothing can be played, and where the bounds of actions are those of each dataset."""
+    rng = numpy.random.default_rng(0)
+    rows = {"observations": (40, 2, 3), "actions": (40, 2, 2), "rewards": (40,)}
+    text = TEXT.partition("[datasets.additive]")[0].replace("{joined}", "true")
+    for name in ("one", "two"):
+        arrays = {key: rng.uniform(-1, 1, size=shape) for key, shape in rows.items()}
+        from_arrays(**arrays, terminals=numpy.arange(40) % 10 == 9).save(tmp_path / name)
+        text += f'[datasets.{name}]\nsource = "{name}"\n[datasets.{name}-bounded]\nsource = "omar:mpe/simple_spread/'
+        text += ("Expert" if name == "one" else "Medium") + '"\noptions.bounds = "data"\n'
+        text += f'[datasets.{name}-as-it-is]\nsource = "omar:mpe/simple_spread/'
+        text += ("Expert" if name == "one" else "Medium") + '"\n'
+    plan = plan_study(read_study(write_study(tmp_path, text)))
+    joined = {population.datasets for population in plan.populations if len(population.datasets) > 1}
+    assert joined == {("one-as-it-is", "two-as-it-is")}
+
+
 @pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
 def test_a_joined_run_is_the_run_that_is_not(folder) -> None:
     policies, returns = {}, {}
@@ -99,6 +118,33 @@ def test_a_joined_run_is_the_run_that_is_not(folder) -> None:
     html, _ = write_study_report(folder / "out-true")
     text = html.read_text()
     assert "matching" in text and "additive--recipe--seed=1" in text
+
+
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
+def test_what_does_not_count_does_not_count_in_a_joined_run(tmp_path) -> None:
+    """Rows, dead agents and next actions that were never recorded, each in one of the datasets alone."""
+    for number, name in enumerate(("additive", "matching")):  # whose episodes end by a time limit
+        data = collect(make_env("games/grid_navigation", num_envs=4, seed=number), episodes=8, seed=number)
+        if name == "matching":
+            data.data[MASK][::3] = False
+            alive = torch.arange(len(data)).unsqueeze(-1) % 4 != torch.arange(data.spec.n_agents)
+            data.data[AGENT_MASK], data.data[next_key(AGENT_MASK)] = alive, torch.ones_like(alive)
+            data.data[AGENT_MASK] |= ~data.data[MASK].unsqueeze(-1)
+        data.save(tmp_path / name)
+    text = TEXT.partition("[datasets.hunt]")[0].replace("seeds = 2\nsteps = 25", "seeds = 1\nsteps = 6")
+    text = text.replace("every = 25", "every = 6").replace("episodes = 8", "episodes = 2")
+    methods = '[methods.recipe]\nvalue_learning = "sarsa"\n[methods.spacql]\nalgorithm = "spacql"\nnum_heads = 2\n'
+    text = text.replace("[methods.recipe]\n", methods + 'decomposition = "vdn"\n')
+    policies = {}
+    for joined in ("true", "false"):
+        file = write_study(tmp_path, text.replace("{joined}", joined), output=f"out-{joined}")
+        quietly(file, train=train_population)
+        for policy in sorted((tmp_path / f"out-{joined}").glob("jobs/*/members/*/policy.pt")):
+            policies.setdefault(policy.parent.name, []).append(load_policy(policy).policy)
+    assert len(policies) == 6
+    for name, (one, other) in policies.items():
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_choices_by_estimates_are_not_joined(folder) -> None:

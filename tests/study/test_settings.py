@@ -118,6 +118,14 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
         ({"mix": "xyzzy = 3"}, r"'xyzzy'; it knows algorithm, steps"),
         ({"mix": 'decomposition = "mixre"'}, r"decomposition must be 'centralized', 'mixer', .*, got 'mixre'\."),
         ({"mix": 'algorithm = "cloning"\nexpectile = 0.9'}, "sets 'expectile', but cloning has none; leave it out"),
+        (
+            {"mix": 'algorithm = "cloning"\ncritic_first = 3'},
+            "sets 'critic_first', but cloning has no critic; leave it",
+        ),
+        (
+            {"mix": 'algorithm = "cloning"\ngrid.critic_first = [0, 3]'},
+            "sets 'critic_first', but cloning has no critic",
+        ),
         ({"study": "steps = 3.5"}, r"\[study\] steps must be a whole number, got 3\.5\."),
         ({"study": "steps = true"}, r"\[study\] steps must be a whole number, got True\."),
         ({"study": "lr = -1"}, r"\[study\] lr must be above 0, got -1\.0\."),

@@ -12,6 +12,8 @@ from torchrl_marl_offline.algorithms import members_settings
 from torchrl_marl_offline.envs import list_tasks
 from torchrl_marl_offline.recording.graded import QUALITIES
 from torchrl_marl_offline.study import Study, plan_study, read_study
+from torchrl_marl_offline.study.axes import factorial
+from torchrl_marl_offline.study.scores import RunScore
 from torchrl_marl_offline.suites import suite_of
 
 FILES = sorted((Path(__file__).parents[2] / "examples/studies").glob("*.toml"))
@@ -54,6 +56,14 @@ def test_its_losses_can_be_built(file):
     for discrete, settings in shapes.values():
         spec = TaskSpec(2, 3, 6, 2, discrete=discrete, has_action_mask=discrete)
         make_loss(spec, **settings)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES if file.stem.startswith("recipe_fig7")])
+def test_the_studies_of_which_choice_matters_are_complete_designs(name):
+    runs = plan_study(read(name)).runs
+    found = factorial([RunScore(run, "mode", float(i), 0.0, 0.0, False) for i, run in enumerate(runs)])
+    assert {"decomposition", "value_learning", "extraction", "strength"} <= set(found.axes)
+    assert found.scores.size == len(runs) and found.along == {"svn": "decomposition"}
 
 
 def weights_of(name: str, method: str) -> dict[str, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -158,6 +159,24 @@ def test_verdicts_by_hand():
     reverse = verdict_of([cell("team", 0.3, 0.3), cell("alone", 0.9, 0.9, independent=True)], CARD)
     assert reverse.best.method == "alone" and not reverse.needs_coordination
     assert verdict_of([team], CARD).independent is None and not verdict_of([team], CARD).needs_coordination
+
+
+def test_one_seed_and_a_system_without_a_critic_say_nothing_of_critics(done):
+    alone = cell("alone", 0.5, 0.5, independent=True)
+    for cells in (
+        [cell("team", 0.9), alone],
+        [cell("team", 0.9, 0.9), cell("alone", 0.5, independent=True)],
+        [replace(cell("cloning", 0.9, 0.9), has_critic=False), cell("team", 0.5, 0.5), alone],
+    ):
+        assert not verdict_of(cells, CARD).needs_coordination
+    assert not verdict_of([cell("team", 0.9)], CARD).beats_data
+    assert verdict_of([cell("team", 0.9, 0.9), cell("cloning", 0.1), alone], CARD).needs_coordination
+    found = cells_of(read_results(done / "runs"), datasets_of(small_suite(), done))
+    assert {method: each.has_critic for (_, method), each in found.items()} == {
+        "cloning": False,
+        "brac-vdn": True,
+        "brac-independent": True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
 from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
+from torchrl_marl_offline.training.run.run_settings import differing, run_settings
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.step.rhythm import Rhythm
 
 RULES = {"value_learning": "td", "extraction": "brac"}
+NEVER_MOVES = r"actor_every must have a multiple above critic_first \(\d\) and at most steps"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,23 @@ def test_critics_first_and_annealed_rates_are_resumed_bit_for_bit(data, tmp_path
         other.resume()
 
 
+@pytest.mark.parametrize("limits", ["bootstrap", "terminal"])
+def test_other_time_limits_and_keys_are_not_gone_on_with(data, tmp_path, limits):
+    other = {"bootstrap": "terminal", "terminal": "bootstrap"}[limits]
+    for make, members in ((make_population, (0, 1)), (make_alone, 1)):
+        output = tmp_path / make.__name__
+        make(data, members, output, rules=RULES | {"time_limits": limits}, steps=2, checkpoint_every=1).train()
+        with pytest.raises(Exception, match=r"key terminated was (done|terminated) and is (done|terminated) now"):
+            make(data, members, output, rules=RULES | {"time_limits": other}, steps=4).resume()
+        make(data, members, output, rules=RULES | {"time_limits": limits}, steps=4).resume()
+    renamed = make_alone(data, 1, tmp_path / "make_alone", rules=RULES | {"time_limits": limits}, steps=4)
+    renamed.loss.set_keys(action=("agents", "joint"))
+    settings = run_settings(renamed.loss, renamed.learner.optimizer, None, {})
+    assert differing(renamed.learner.settings, settings) == (
+        "key action was ('agents', 'action') and is ('agents', 'joint') now"
+    )
+
+
 def test_rhythms_that_fit_nothing_are_refused(data):
     with pytest.raises(ValueError, match="critic_first is for a loss that trains an actor_network and others"):
         Learner(make_loss(data.spec, algorithm="cloning", hidden=(8,)), critic_first=2)
@@ -152,6 +171,26 @@ def test_rhythms_that_fit_nothing_are_refused(data):
         make_alone(data, 0, rules=RULES, critic_first=4, steps=4)
     with pytest.raises(ValueError, match="anneal_over counts all updates and must be above critic_first"):
         make_alone(data, 0, rules=RULES, critic_first=4, anneal_over=3, steps=9)
+
+
+@pytest.mark.parametrize(
+    ("first", "every", "steps"), [(4, 4, 6), (4, 3, 5), (5, 5, 6), (3, 2, 4), (4, 3, 6), (5, 6, 6)]
+)
+def test_an_actor_that_would_never_move_is_refused_by_trainers_and_studies(data, tmp_path, first, every, steps):
+    options = {"critic_first": first, "actor_every": every}
+    keys = "\n".join(f"{key} = {value}" for key, value in (options | {"steps": steps}).items())
+    file = write_study(tmp_path, STUDY.replace("steps = 40", keys))
+
+    def make_both():
+        make_alone(data, 0, rules=RULES, steps=steps, **options)
+        plan_study(read_study(file))
+
+    if any(step % every == 0 for step in range(first + 1, steps + 1)):
+        return make_both()
+    with pytest.raises(ValueError, match=NEVER_MOVES):
+        make_both()
+    with pytest.raises(ValueError, match=NEVER_MOVES):
+        plan_study(read_study(file))
 
 
 @pytest.mark.parametrize("steps", [5, 8])

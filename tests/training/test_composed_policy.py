@@ -83,6 +83,27 @@ def test_experience_is_collected_by_it() -> None:
     assert len(data) == 12 and data.spec.fits(env.task_spec)
 
 
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_batch_normalization_acts_by_its_running_statistics_which_playing_leaves_alone(num_envs: int) -> None:
+    """In a loss that is trained, so that its networks are in training mode, and the rows that play are few."""
+    env = make_env("mpe/simple_spread", num_envs=num_envs, seed=0)
+    torch.manual_seed(0)
+    loss = make_loss(env.task_spec, algorithm="cfcql", hidden=(8,))
+    offline = make_loss(env.task_spec, algorithm="cfcql", hidden=(8,)).actor_network
+    policy = ComposedPolicy(offline, loss)
+    networks = (offline, loss.actor_network, loss.qvalue_network)
+    before = {name: each.clone() for name, each in (loss.state_dict() | offline.state_dict()).items()}
+    assert any("variance" in name for name in before)
+    seen = env.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        together = policy(seen.clone())[ACTION]
+        alone = torch.cat([policy(seen[row : row + 1].clone())[ACTION] for row in range(num_envs)])
+    assert_close(together, alone)
+    after = loss.state_dict() | offline.state_dict()
+    assert all(torch.equal(after[name], each) for name, each in before.items())
+    assert all(module.training for network in networks for module in network.modules())
+
+
 def test_what_cannot_be_composed_is_refused() -> None:
     with pytest.raises(ValueError, match="compares joint actions by the team's value"):
         ComposedPolicy(Case().actor(), make_loss(CONTINUOUS, algorithm="omar", hidden=(8,)))
@@ -91,6 +112,9 @@ def test_what_cannot_be_composed_is_refused() -> None:
     loss = make_loss(DISCRETE, algorithm="cql", decomposition="vdn", memory="gru", hidden=(8,))
     with pytest.raises(ValueError, match="has memory, which ComposedPolicy does not carry"):
         ComposedPolicy(Case(discrete=True).actor(), loss)
+    for offline in (Case(discrete=True).actor(), make_loss(make_env("games/xor").task_spec).actor_network):
+        with pytest.raises(ValueError, match=r"The offline policy was made for .*; take two policies of one task"):
+            ComposedPolicy(offline, make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)))
     with pytest.raises(TypeError, match="offline must be a TensorDictModule"):
         ComposedPolicy(3, make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)))
     with pytest.raises(ValueError, match="beam"):

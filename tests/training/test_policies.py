@@ -10,16 +10,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
+from population_toys import make_data
 from selection import some_of
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_marl_offline as marl
+from torchrl_marl_offline import Learner, Trainer, load_policy, make_actor, make_env, make_loss, save_policy
 from torchrl_marl_offline import evaluate as evaluate_function
-from torchrl_marl_offline import load_policy, make_actor, make_env, save_policy
 from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.commands import COMMANDS, main
 from torchrl_marl_offline.core.layout import ACTION, TaskSpec
@@ -64,6 +66,31 @@ def test_a_trainer_leaves_its_newest_policy(tmp_path):
             policy(dataset.data.clone())["agents", "loc"] for policy in (loss.actor_network, saved.policy)
         )
     assert torch.equal(trained, loaded)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden": [np.int64(8)], "expectile": np.float64(0.6), "gamma": np.float64(0.9), "num_heads": np.int64(2)},
+        {"hidden": np.array([8, 8]), "scale": np.float64(0.3), "max_next_value": np.float32(3.0)},
+        {"hidden": (8,), "memory": "gru", "memory_size": np.int64(4), "slice_len": np.int64(4), "burn_in": np.int64(1)},
+    ],
+    ids=str,
+)
+def test_settings_that_are_numbers_of_numpy_leave_a_policy_and_a_run_to_go_on_with(tmp_path, settings):
+    data = make_data()
+    slices = {name: settings[name] for name in ("slice_len", "burn_in") if name in settings}
+
+    def make() -> Trainer:
+        torch.manual_seed(0)
+        loss = make_loss(data.spec, decomposition="vdn", **settings)
+        buffer = data.replay_buffer(batch_size=np.int64(8), seed=np.int64(0), keys=loss.in_keys, **slices)
+        learner = Learner(loss, lr=np.float64(1e-3), tau=np.float32(0.5), clip_grad_norm=np.float64(1.0))
+        return Trainer(learner, buffer, steps=np.int64(2), output=tmp_path / "run", progress=False)
+
+    make().train()
+    assert load_policy(tmp_path / "run").spec == data.spec
+    assert make().resume() == 2
 
 
 def test_a_loaded_policy_acts_row_by_row_and_stays_as_it_is(tmp_path):

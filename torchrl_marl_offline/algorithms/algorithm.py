@@ -24,7 +24,19 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
-from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, POSITIVE, REAL, SIZE, SIZE_OR_NONE, WIDTHS, OneOf, check_all
+from torchrl_marl_offline.core.ranges import (
+    DISCOUNT,
+    FEW,
+    POSITIVE,
+    REAL,
+    SIZE,
+    SIZE_OR_NONE,
+    WIDTHS,
+    OneOf,
+    check_all,
+    declared,
+    python_number,
+)
 from torchrl_marl_offline.core.registering import register
 from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
 from torchrl_marl_offline.core.run_presets import preset_of
@@ -72,6 +84,7 @@ class Algorithm(NamedSettings, ABC):
     Attributes:
         name: by which it is known.
         supports_discrete: whether it has an answer for discrete actions.
+        has_critic: whether it trains one; settings of its training, such as ``critic_first``, are refused without.
 
     Raises:
         ValueError: a setting outside its range, or one that changes nothing beside the others.
@@ -79,6 +92,7 @@ class Algorithm(NamedSettings, ABC):
 
     name: ClassVar[str] = ""
     supports_discrete: ClassVar[bool] = True
+    has_critic: ClassVar[bool] = True
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -98,6 +112,8 @@ class Algorithm(NamedSettings, ABC):
         values = self.settings
         check_all(type(self), values)
         check_read(type(self), values, values)
+        for name in declared(type(self)):
+            object.__setattr__(self, name, python_number(values[name]))
 
     @property
     def settings(self) -> dict[str, Any]:

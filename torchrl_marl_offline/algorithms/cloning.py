@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import Networks, Remembering
 from torchrl_marl_offline.core.layout import TaskSpec
@@ -22,6 +22,8 @@ class CloningBaseline(Remembering, name="cloning"):
         share_params: agents share parameters.
         scale: the Gaussian's standard deviation; see :func:`make_actor`.
     """
+
+    has_critic: ClassVar[bool] = False
 
     hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512)
     share_params: bool = True

@@ -62,7 +62,7 @@ class TrainSettings(OnlineSettings):
     """Adam's learning rate."""
     tau: Annotated[float, ranges.RATE] = 0.005
     """Rate of the target networks."""
-    actor_every: Annotated[int, ranges.COUNT, ranges.AtMost("steps")] = 1
+    actor_every: Annotated[int, ranges.COUNT, ranges.AtMost("steps", above="critic_first")] = 1
     """Updates between two of the actor and the targets."""
     critic_first: Annotated[int, ranges.COUNT_OR_NONE, ranges.AtMost("steps", strict=True), ReadWith("from_", None)] = 0
     """So many of the steps train all networks but the actor, the others the actor alone."""

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from torchrl_marl_offline.core.annotations import fields_of, parameters_of
-from torchrl_marl_offline.core.ranges import check_all
+from torchrl_marl_offline.core.ranges import check_all, declared, python_number
 from torchrl_marl_offline.core.relevance import check_read
 
 Subject = TypeVar("Subject")
@@ -21,7 +21,8 @@ def checked(subject: Subject) -> Subject:
 
     Works on functions, methods and classes. Below ``@dataclass`` a class is checked in its ``__post_init__``, and so
     are the dataclasses derived from it. ``None`` is legal where it is the default or in the annotation. Annotations are
-    read at the first call, so that names which only a type checker imports do no harm.
+    read at the first call, so that names which only a type checker imports do no harm. NumPy's scalars become Python's
+    numbers where a range is declared.
 
     Raises:
         ValueError: at the call, for a number outside its range, for NaN, and for what is no such number: a bool, a
@@ -44,13 +45,15 @@ def _checked_call(function: Callable, source: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind_partial(*args, **kwargs).arguments
+            bound = signature.bind_partial(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong with the call
+        given = bound.arguments
         values = {name: default for name, (_, default) in parameters_of(source).items()} | given
         check_all(source, given, others=values)
         check_read(source, given, values)
-        return function(*args, **kwargs)
+        given.update({name: python_number(given[name]) for name in declared(source) if name in given})
+        return function(*bound.args, **bound.kwargs)
 
     return call
 
@@ -62,6 +65,8 @@ def _check_after_init(kind: type) -> None:
         values = {name: getattr(self, name) for name in fields_of(kind)}
         check_all(kind, values)
         check_read(kind, values, values)
+        for name in declared(kind):
+            object.__setattr__(self, name, python_number(values[name]))
         if before is not None:
             before(self)
 

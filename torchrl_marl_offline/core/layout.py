@@ -25,6 +25,8 @@ key                            shape, dtype             meaning
 ``("collector", "mask")``      ``[*B]`` bool            false where a row must not count
 ``("collector", "has_next_action")``  ``[*B]`` bool     false where ``("next", "agents", "action")``
                                                         is a legal placeholder, because nobody acted
+``("collector", "episode_ends")``  ``[*B]`` bool         of slices: where the episode ends, which ``("next",
+                                                        "done")`` also says of the last row of a slice
 ``("collector", "episode")``   ``[*B]`` int64           of experience: the episode, whose rows rounds may cut apart
 ``("collector", "step")``      ``[*B]`` int64           of experience: the row's step in it, from 0
 ``("next", "success")``        ``[*B, 1]`` bool         where a task has success
@@ -60,6 +62,7 @@ TRUNCATED = "truncated"
 TRAJ_IDS = ("collector", "traj_ids")
 MASK = ("collector", "mask")
 HAS_NEXT_ACTION = ("collector", "has_next_action")
+EPISODE_ENDS = ("collector", "episode_ends")
 EPISODE = ("collector", "episode")
 EPISODE_STEP = ("collector", "step")
 SUCCESS = "success"

@@ -120,10 +120,12 @@ class AtMost:
     Attributes:
         other: its name; None there is no bound.
         strict: whether it is below it.
+        above: name of a third one, above which, and not above the other, a multiple of the number lies.
     """
 
     other: str
     strict: bool = False
+    above: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +231,13 @@ def _check_at_most(bound: AtMost, parameter: str, values: Mapping[str, Any], nam
     if number is not None and most is not None and (number > most or (bound.strict and number == most)):
         words = "below" if bound.strict else "at most"
         raise ValueError(f"{name(parameter)} must be {words} {name(bound.other)} ({shown(most)}), got {shown(number)}.")
+    least = None if bound.above is None else _plain(values.get(bound.above))
+    # a third number beyond the other is refused by a bound of its own
+    if None not in (number, most, least) and least < most < (least // number + 1) * number:
+        raise ValueError(
+            f"{name(parameter)} must have a multiple above {name(bound.above)} ({shown(least)}) and at most "
+            f"{name(bound.other)} ({shown(most)}), got {shown(number)}."
+        )
 
 
 def declared(subject: Callable) -> Mapping[str, tuple[Any, Any]]:
@@ -385,6 +394,16 @@ def _plain(value: Any) -> int | float | None:
 def _python(value: Any) -> Any:
     """Return what a scalar of numpy, or a tensor without dimensions, is in Python."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def python_number(value: Any) -> Any:
+    """Return Python's number in the place of NumPy's, also within a list or a tuple; anything else as it is.
+
+    What is kept of a setting is saved, and a checkpoint with a scalar of NumPy cannot be loaded.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(python_number, value))
+    return _python(value) if type(value).__module__ == "numpy" else value
 
 
 def shown(value: Any) -> str:

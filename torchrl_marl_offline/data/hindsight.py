@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.layout import (
     ACHIEVED,
     DONE,
+    EPISODE_ENDS,
     GOAL,
     MASK,
     OBSERVATION,
@@ -221,6 +222,9 @@ class HindsightGoals(Transform):
         for key in (STATE, next_key(STATE)):
             if (there := td.get(key, None)) is not None:
                 put(key, torch.cat([there[..., : -joint.shape[-1]], joint.to(there)], -1))
+        ends = td.get(EPISODE_ENDS, None)
+        if ends is not None:
+            put(EPISODE_ENDS, ends | success)
         success = success.unsqueeze(-1)
         done = td.get(next_key(DONE), None)
         put(GOAL, goal)

@@ -15,14 +15,25 @@ Network = TypeVar("Network", bound=TensorDictModuleBase)
 
 
 def remembers_build(builder: Callable[Parameters, Network]) -> Callable[Parameters, Network]:
-    """Let what ``builder(spec, **options)`` returns tell in ``build`` what it was called with, for files and checks."""
+    """Let what ``builder(spec, **options)`` returns tell in ``build`` what it was called with, for files and checks.
+
+    NumPy's numbers and arrays are told as Python's, with which a file can be loaded.
+    """
 
     @wraps(builder)
     def build(*args: Parameters.args, **options: Parameters.kwargs) -> Network:
         network = builder(*args, **options)
         given: dict[str, Any] = {"spec": args[0]} | options if args else dict(options)
         spec: TaskSpec = given.pop("spec")
-        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": given}
+        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": _in_python(given)}
         return network
 
     return build
+
+
+def _in_python(value: Any) -> Any:
+    if type(value) is dict:
+        return {name: _in_python(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_in_python, value))
+    return value.tolist() if type(value).__module__ == "numpy" else value

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
 
+from torchrl_marl_offline.core.layout import EPISODE_ENDS
 from torchrl_marl_offline.core.masked_mean import masked_mean
 from torchrl_marl_offline.modules.networks import legal_or_all, one_hot
 from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
@@ -78,7 +79,8 @@ class Batch:
     @property
     def has_next_action(self) -> Tensor | None:
         """Whether the next action was recorded, ``[*B]``; None for everywhere."""
-        return self.tensordict.get(self.networks.loss.tensor_keys.has_next_action, None)
+        known = self.tensordict.get(self.networks.loss.tensor_keys.has_next_action, None)
+        return None if known is None else known.reshape(self.tensordict.batch_size)
 
     @property
     def action_mask(self) -> Tensor | None:
@@ -102,9 +104,15 @@ class Batch:
         The task has terminated, or, where each agent has a value of its own, the agent is dead or gone in the next
         state: its rows from there on do not count, so nothing trains the value that would stand there. A team's value
         goes on until its episode ends, whoever died. Without ``like``: where the task has terminated, ``[*B]``.
+
+        In a loss that takes every end of an episode for that (``set_keys(terminated="done")``), the last row of a slice
+        is none, though it is done.
         """
         keys = self.networks.loss.tensor_keys
         ended = self.tensordict.get(("next", keys.terminated))
+        if unravel_key(keys.terminated) == unravel_key(keys.done):
+            ends = self.tensordict.get(EPISODE_ENDS, None)
+            ended = ended if ends is None else ends.reshape(ended.shape)
         if like is None:
             return ended.squeeze(-1)
         ended = ended.expand_as(like)  # [*B, 1] -> [*B, k]

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from tensordict import NestedKey
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.named_settings import NamedSettings
@@ -33,6 +34,10 @@ class BehaviourLearning(NamedSettings, ABC):
         population.
         """
         return {}
+
+    def check_behaviour(self, model: TensorDictModuleBase) -> None:
+        """Refuse a model of the data's actions of another kind than the rule asks, when the loss is made."""
+        return
 
     @abstractmethod
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tensordict import unravel_key
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -27,6 +28,10 @@ class ClonedBehaviour(BehaviourLearning):
 
     metrics: ClassVar[tuple[str, ...]] = ("behaviour_log_prob",)
 
+    def check_behaviour(self, model: TensorDictModuleBase) -> None:
+        """Refuse a model without a density."""
+        check_has_density(model, type(self).__name__)
+
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of each agent's action, ``[*B, n]``."""
         log_prob = behaviour_log_prob(batch, batch.action, rule=type(self).__name__, detach=False)
@@ -42,16 +47,30 @@ def behaviour_log_prob(batch: Batch, action: Tensor, *, rule: str, detach: bool 
         rule: who asks, for the error.
         detach: keep the gradient from the model's parameters.
     """
+    check_has_density(batch.behaviour_model, rule)
     found = batch.behaviour(detach=detach)
     if has_logits(batch):
         return log_prob_by(found[BEHAVIOUR_LOGITS], action)
-    if {BEHAVIOUR_LOC, BEHAVIOUR_SCALE} <= set(map(unravel_key, batch.behaviour_model.out_keys)):
-        density = Normal(found[BEHAVIOUR_LOC], found[BEHAVIOUR_SCALE], validate_args=False)
-        return density.log_prob(action).sum(-1)
-    raise ValueError(
-        f"{rule} needs a model of each agent's action with a density; pass behaviour=make_behaviour_policy(spec) and "
-        "behaviour_learning=ClonedBehaviour()."
-    )
+    density = Normal(found[BEHAVIOUR_LOC], found[BEHAVIOUR_SCALE], validate_args=False)
+    return density.log_prob(action).sum(-1)
+
+
+def check_has_density(model: TensorDictModuleBase, rule: str) -> None:
+    """Refuse a model of the data that tells no density of each agent's action.
+
+    Args:
+        model: of the data.
+        rule: who asks.
+
+    Raises:
+        ValueError: so.
+    """
+    written = set(map(unravel_key, model.out_keys))
+    if BEHAVIOUR_LOGITS not in written and not {BEHAVIOUR_LOC, BEHAVIOUR_SCALE} <= written:
+        raise ValueError(
+            f"{rule} needs a model of each agent's action with a density; pass behaviour=make_behaviour_policy(spec) "
+            "and behaviour_learning=ClonedBehaviour()."
+        )
 
 
 def has_logits(batch: Batch) -> bool:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
 from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
 from torchrl_marl_offline.objectives.batch import Batch
-from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_log_prob, behaviour_logits
+from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_log_prob, behaviour_logits, check_has_density
 from torchrl_marl_offline.objectives.conservative import CQL
 
 
@@ -43,7 +44,7 @@ class CFCQL(CQL):
         replaced: see :class:`TD`.
 
     Raises:
-        ValueError: where agents are independent.
+        ValueError: where agents are independent; with ``deviation_weight``, where the policies are deterministic.
     """
 
     deviation_weight: Annotated[float, NON_NEGATIVE] = 0.0
@@ -53,6 +54,15 @@ class CFCQL(CQL):
     def needs_behaviour(self) -> bool:
         """Whether the model of the data's actions is asked."""
         return self.deviation_weight > 0
+
+    @property
+    def needs_log_prob(self) -> bool:
+        """Whether the policy's densities are compared with the model's."""
+        return self.needs_behaviour
+
+    def check_behaviour(self, model: TensorDictModuleBase) -> None:
+        """Refuse a model without a density."""
+        check_has_density(model, type(self).__name__)
 
     def coefficients(self) -> dict[str, float]:
         """Return the penalty's weight, and that of the deviations where they count."""

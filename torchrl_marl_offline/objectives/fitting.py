@@ -71,8 +71,9 @@ def check_networks(
     rule = extraction if extraction is not None else learning
     if actor is None and (extraction is not None or (learning is not None and learning.needs_actor)):
         raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
-    if extraction is not None and extraction.needs_log_prob and is_deterministic_actor(actor):
-        raise ValueError(no_density(type(extraction).__name__))
+    for rule in (extraction, learning):
+        if rule is not None and rule.needs_log_prob and is_deterministic_actor(actor):
+            raise ValueError(no_density(type(rule).__name__))
     if critic is None and (learning is not None or (extraction is not None and extraction.needs_critic)):
         rule = learning if learning is not None else extraction
         raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
@@ -88,6 +89,8 @@ def check_networks(
         asked = rule is not None and (rule is behaviour_learning or rule.needs_behaviour)
         if behaviour is None and asked:
             raise ValueError(f"{type(rule).__name__} needs a model of the data's actions; pass behaviour=.")
+        if asked and rule is not extraction:
+            rule.check_behaviour(behaviour)
 
 
 def check_ensemble(critics: Sequence[nn.Module]) -> None:

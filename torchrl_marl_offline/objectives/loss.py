@@ -515,7 +515,8 @@ class OfflineMARLLoss(LossModule):
     def _batch(self, tensordict: TensorDictBase, only: Role | None = None) -> Batch:
         keys = self.tensor_keys
         tensordict = rooted(indexed(tensordict, keys.action), keys.action)
-        check_entries(tensordict, keys, self._loss_mask_keys())
+        reads_next = unravel_key(("next", keys.action)) in self.in_keys
+        check_entries(tensordict, keys, self._loss_mask_keys(), with_next_action=reads_next)
         batch = Batch(self.team, tensordict)
         options = {"agent_mask": keys.agent_mask, "reward": keys.reward}
         if self.has_memory:

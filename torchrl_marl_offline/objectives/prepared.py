@@ -22,6 +22,8 @@ class LossKeys(Protocol):
     done: NestedKey
     terminated: NestedKey
     agent_mask: NestedKey
+    action_mask: NestedKey
+    has_next_action: NestedKey
 
 
 def indexed(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
@@ -63,13 +65,18 @@ def rooted(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
     return TensorDict({name: tensordict.get(name) for name in tensordict.keys(True, True)}, batch_size)
 
 
-def check_entries(tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[NestedKey]) -> None:
-    """Refuse flags, masks and rewards of other kinds or shapes than the layout's, which would fail inside.
+def check_entries(
+    tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[NestedKey], *, with_next_action: bool = False
+) -> None:
+    """Refuse flags, masks, rewards and next actions of other kinds or shapes than the layout's.
+
+    They would fail inside, or be taken for those of all agents or actions alike.
 
     Args:
         tensordict: the batch ``[*B]``.
         keys: the loss's.
         masks: of rows.
+        with_next_action: whether the next action is read.
 
     Raises:
         ValueError: it names the entry, and what it should be.
@@ -77,18 +84,30 @@ def check_entries(tensordict: TensorDictBase, keys: LossKeys, masks: Sequence[Ne
     size = tuple(tensordict.batch_size)
     if 0 in size:
         raise ValueError(f"The batch is empty, {list(size)}; sample at least one row.")
-    of_agents = tensordict.get(keys.action, None)
-    of_agents = tensordict.get(OBSERVATION, None) if of_agents is None else of_agents
+    action = tensordict.get(keys.action, None)
+    of_agents = tensordict.get(OBSERVATION, None) if action is None else action
     agents = (*size, *(() if of_agents is None else of_agents.shape[len(size) : len(size) + 1]))
     flags = [(("next", key), ((*size, 1),)) for key in (keys.done, keys.terminated)]
     flags += [(key, (agents,)) for key in (keys.agent_mask, ("next", keys.agent_mask))]
-    flags += [(key, (size, (*size, 1))) for key in masks]
+    flags += [(key, (size, (*size, 1))) for key in (*masks, keys.has_next_action)]
     flags += [(key, ((*size, 1), size)) for key in (IS_INIT, ("next", IS_INIT))]
     for key, shapes in flags:
         flag = tensordict.get(key, None)
         if flag is not None and (flag.dtype != torch.bool or not _is_one_of(flag, shapes)):
             wanted = f"bools {list(shapes[0])}"
             raise ValueError(_is_other(key, flag, wanted))
+    for key in (keys.action_mask, ("next", keys.action_mask)):
+        mask = tensordict.get(key, None)
+        if mask is not None:
+            is_of_actions = mask.ndim == len(agents) + 1 and mask.shape[-1] > 1
+            if mask.dtype != torch.bool or not is_of_actions or not _is_one_of(mask[..., 0], (agents,)):
+                raise ValueError(_is_other(key, mask, f"bools [{', '.join(map(str, agents))}, A]"))
+    following = tensordict.get(("next", keys.action), None) if with_next_action else None
+    if following is not None and action is not None:
+        is_alike = following.is_floating_point() == action.is_floating_point()
+        if not is_alike or not _is_one_of(following, (action.shape,)):
+            wanted = f"{list(action.shape)} of {action.dtype}, as the action is"
+            raise ValueError(_is_other(("next", keys.action), following, wanted))
     reward = tensordict.get(("next", keys.reward), None)
     if reward is not None and not _is_one_of(reward, ((*size, 1), (*agents, 1))):
         wanted = f"{[*agents, 1]}, one of each agent, or {[*size, 1]}, the team's"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
@@ -29,7 +30,8 @@ VALUE_LEARNINGS: dict[str, type[ValueLearning]] = {}
 
 _EPSILON = 1e-3
 ONE_HEAD = (
-    "replaced='weighted' weighs values by how far the critic's heads are apart, and there is one; take num_heads=2."
+    "replaced='weighted' weighs values by how far the critic's heads are apart, and there is one; take num_heads=2, or "
+    "a list of critics."
 )
 """What is said where a critic has a single head."""
 
@@ -61,6 +63,7 @@ class ValueLearning(NamedSettings, ABC):
         needs_team_value: whether it asks for the team's value, which independent agents do not have.
         needs_next_action: whether the dataset's next action is read.
         needs_behaviour: whether :meth:`next_value` asks the model of the data's actions.
+        needs_log_prob: whether it asks the policy for log-probabilities, which a deterministic one does not have.
         metrics: names of the metrics that the rule adds: ``"critic_penalty"`` where it has one.
     """
 
@@ -71,6 +74,7 @@ class ValueLearning(NamedSettings, ABC):
     needs_team_value: ClassVar[bool] = False
     needs_next_action: ClassVar[bool] = False
     needs_behaviour: ClassVar[bool] = False
+    needs_log_prob: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
@@ -85,6 +89,10 @@ class ValueLearning(NamedSettings, ABC):
         population.
         """
         return {}
+
+    def check_behaviour(self, model: TensorDictModuleBase) -> None:
+        """Refuse a model of the data's actions of another kind than the rule asks, when the loss is made."""
+        return
 
     @abstractmethod
     def next_value(self, following: Following) -> Tensor:
@@ -126,8 +134,8 @@ class TD(ValueLearning, name="td"):
             replacement): ``"all"``; ``"one"``, the mean over the agents of the values with this one's replaced, so
             that no joint action is asked for that is more than one agent away from a recorded one; or ``"weighted"``,
             the mean over :math:`m = 1, \ldots, n` of the value with those of :math:`m` agents, drawn anew at every
-            row, replaced, each weighed by the inverse standard deviation of the heads there. A row without a next
-            action counts only if it terminated, as in :class:`SARSA`.
+            row, replaced, each weighed by the inverse standard deviation of the heads there. Agents that are not there
+            count in neither. A row without a next action counts only if it terminated, as in :class:`SARSA`.
 
     Raises:
         ValueError: where agents are independent, for ``replaced`` other than ``"all"``; where the critic has one head,
@@ -184,16 +192,27 @@ class TD(ValueLearning, name="td"):
                 return values.mean(-2)
             counted = (alive | ~alive.any(-1, keepdim=True)).unsqueeze(-2).unsqueeze(-1)  # [*B, 1, n, 1]
             return torch.where(counted, values, torch.zeros_like(values)).sum(-2) / counted.sum(-2)
-        action = action if alive is None else torch.where(alive.unsqueeze(-1), action, recorded)
-        n = action.shape[-2]
-        order = uniform_like(action[..., 0].detach()).argsort(-1).argsort(-1)  # [*B, n], each agent's place
-        first = order.unsqueeze(-2) < torch.arange(1, n + 1, device=action.device).unsqueeze(-1)  # [*B, m, n]
+        return self._weighted(following, action, recorded)
+
+    def _weighted(self, following: Following, action: Tensor, recorded: Tensor) -> Tensor:
+        """Return the mean over numbers of agents with this action, the certain ones weighing more, ``[*B, 1, H]``."""
+        alive, n = following.alive, action.shape[-2]
+        place, numbers = uniform_like(action[..., 0].detach()), torch.arange(1, n + 1, device=action.device)
+        counted = torch.ones_like(place, dtype=torch.bool)  # [*B, m]
+        if alive is not None:  # those that are not there come last, and their numbers do not count
+            place, living = torch.where(alive, place, place + 1), alive.sum(-1, keepdim=True)
+            counted = numbers <= torch.where(living > 0, living, n)
+            action = torch.where(alive.unsqueeze(-1), action, recorded)
+        order = place.argsort(-1).argsort(-1)  # [*B, n], each agent's place
+        first = order.unsqueeze(-2) < numbers.unsqueeze(-1)  # [*B, m, n]
         joint = torch.where(first.unsqueeze(-1), action.unsqueeze(-3), recorded.unsqueeze(-3))
         values = following.joint_candidates(joint, target=True)  # [*B, m, 1, H]
         if values.shape[-1] < 2:
             raise ValueError(ONE_HEAD)
-        spread = values.std(-1, keepdim=True)
-        certain = (spread + _EPSILON * (1 + spread.mean(-3, keepdim=True))).reciprocal()
+        counted = counted.unsqueeze(-1).unsqueeze(-1)  # [*B, m] -> [*B, m, 1, 1]
+        spread = values.std(-1, keepdim=True) * counted
+        mean = spread.sum(-3, keepdim=True) / counted.sum(-3, keepdim=True)
+        certain = (spread + _EPSILON * (1 + mean)).reciprocal() * counted
         return (certain * values).sum(-3) / certain.sum(-3)
 
 

@@ -188,8 +188,8 @@ def record(
         raise ValueError(f"qualities must be a list of names, as ['medium', 'expert'], got {qualities!r:.60}.")
     plain_options(settings.get("task_options", {}))
     base = [part for quality in qualities for part in parts_of(quality)]
-    for part in base:
-        check_quality(task, part, settings.get("task_options"))
+    for quality in qualities:
+        check_quality(task, quality, settings.get("task_options"))
     levels = published_levels(task, settings.get("task_options")) if levels is None else dict(levels)
     known = [field.name for field in fields(RecordSettings) if field.name not in ("task", "levels")]
     if unknown := [name for name in settings if name not in known]:
@@ -213,11 +213,21 @@ def parts_of(quality: str) -> list[str]:
 
 
 def check_quality(task: str, quality: str, task_options: Mapping[str, Any] | None = None) -> None:
-    """Refuse a quality, no mixture, that :func:`record` does not know in a task with these options.
+    """Refuse a quality, or a mixture of them, that :func:`record` does not know in a task with these options.
 
     Raises:
-        ValueError: so.
+        ValueError: so; or a mixture has a quality twice.
     """
+    parts = parts_of(quality)
+    for part in parts:
+        _check_part(task, part, task_options)
+    if twice := [part for part in parts if parts.count(part) > 1]:
+        raise ValueError(
+            f"quality {quality!r} would hold every episode of {twice[0]} twice; name it alone, or mix it with another."
+        )
+
+
+def _check_part(task: str, quality: str, task_options: Mapping[str, Any] | None) -> None:
     if quality in (*QUALITIES, UNTRAINED):
         return
     if task == "games/stitch":

@@ -1,8 +1,10 @@
 """Which choice matters: how much of the scores' variance each setting explains, and how often each value is best.
 
 A factorial design is looked for in the runs: every combination of the values of some settings, on every dataset, with
-the same seeds. Settings that only some of the runs read, such as a temperature beside ``alpha``, are one axis
-"strength", by their order, where every combination of the others has equally many.
+the same seeds. A setting whose value another one's decides, such as ``svn`` where it is that of one decomposition
+alone, is no axis beside it. Of a setting that is read beside some values of another one alone, those have more values
+(``"mixer, frozen = True"``), unless all of them have equally many: such settings, as a temperature beside ``alpha``,
+are one axis "strength", by their order.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy
@@ -33,10 +35,12 @@ class Factorial:
     Attributes:
         axes: name -> values, at least two of each, in the order of the runs.
         scores: an array with a dimension for each axis, and one for the seeds.
+        along: settings that are no axes, and the axis that decides their value.
     """
 
     axes: Mapping[str, Sequence[Any]]
     scores: numpy.ndarray
+    along: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,15 @@ def factorial(scores: Sequence[RunScore], *, exclude: Iterable[str] = ("seed",))
     settings = [{name: _plain(value) for name, value in score.run.settings.items()} for score in scores]
     names = [name for name in dict.fromkeys(itertools.chain(*settings)) if name not in set(exclude)]
     varied = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    shared = [name for name in varied if all(name in each for each in settings)]
-    rest = [name for name in varied if name not in shared]
-    places = [tuple(each[name] for name in shared) for each in settings]
+    columns = {DATASET: [score.run.dataset for score in scores]}
+    columns |= {name: [each[name] for each in settings] for name in varied if all(name in each for each in settings)}
+    along = _followers(columns)
+    rest = [
+        name for name in varied if name not in columns and len({each[name] for each in settings if name in each}) > 1
+    ]
+    shared = {name: column for name, column in columns.items() if name != DATASET and name not in along}
+    shared, rest = _with_own_settings(shared, rest, settings)
+    places = list(zip(*shared.values())) if shared else [()] * len(scores)
     strengths = _strengths(places, [tuple((n, each[n]) for n in rest if n in each) for each in settings])
     if strengths is None:
         return None
@@ -109,7 +119,42 @@ def factorial(scores: Sequence[RunScore], *, exclude: Iterable[str] = ("seed",))
     table = table.reshape([*(len(values[name]) for name in kept), len(seeds)])
     if len([name for name in kept if name != DATASET]) < 2 or not numpy.isfinite(table).all():
         return None
-    return Factorial({name: tuple(values[name]) for name in kept}, table)
+    return Factorial({name: tuple(values[name]) for name in kept}, table, along)
+
+
+def _followers(columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return the settings that have one value beside each value of another, and that other; of a pair the later one."""
+    found: dict[str, str] = {}
+    order = list(columns)
+    for name, other in itertools.product(order, order):
+        if name in (DATASET, other) or name in found or other in found:
+            continue
+        pairs = set(zip(columns[other], columns[name], strict=True))
+        goes_both_ways = len(pairs) == len(set(columns[name]))
+        if len(pairs) == len(set(columns[other])) and not (goes_both_ways and order.index(other) > order.index(name)):
+            found[name] = other
+    return found
+
+
+def _with_own_settings(
+    shared: Mapping[str, list[Any]], rest: Sequence[str], settings: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Split values of axes by the settings that are read beside them alone; return axes, and settings that are left.
+
+    Where every value would be split into equally many, nothing is.
+    """
+    found, left = dict(shared), list(rest)
+    for axis, column in shared.items():
+        own = [name for name in left if len(set(column)) == len({(x, name in s) for x, s in zip(column, settings)})]
+        chosen = [tuple((name, each[name]) for name in own if name in each) for each in settings]
+        counts = Counter(value for value, _ in set(zip(column, chosen, strict=True)))
+        if len(set(counts.values())) > 1:
+            found[axis] = [
+                value if counts[value] == 1 else ", ".join([str(value), *(f"{n} = {v}" for n, v in each)])
+                for value, each in zip(column, chosen, strict=True)
+            ]
+            left = [name for name in left if name not in own]
+    return found, left
 
 
 def _of_the_varied_algorithm(scores: Sequence[RunScore]) -> list[RunScore]:
@@ -168,12 +213,15 @@ def variance_shares(
     names = list(found.axes)
     if _are_alike(found.scores):
         return []
-    whole = _shares(found.scores, names)
+    scores = found.scores / numpy.abs(found.scores).max()  # shares have no unit, and squares of huge numbers no end
+    scores = scores - scores.mean()
+    scores = scores / numpy.abs(scores).max()
+    whole = _shares(scores, names)
     generator, drawn = numpy.random.default_rng(seed), []
     count = found.scores.shape[-1]
     for _ in range(resamples):
         picked = generator.integers(count, size=count)
-        drawn.append(list(_shares(found.scores[..., picked], names).values()))
+        drawn.append(list(_shares(scores[..., picked], names).values()))
     low, high = numpy.quantile(numpy.array(drawn), [0.025, 0.975], axis=0)
     shares = [
         Share(source, Interval(value, float(low[i]), float(high[i]))) for i, (source, value) in enumerate(whole.items())

@@ -243,7 +243,9 @@ def _sizes(study: Study) -> Callable[[Run], str]:
         if sampling_of(settings) or settings["normalize_inputs"] != "off" or settings["hindsight"] != "off":
             return run.dataset
         if run.dataset not in known:
-            known[run.dataset] = json.dumps(sources[run.dataset].facts()[0].to_dict())
+            source = sources[run.dataset]
+            joins = source.has_simulator() and "bounds" not in source.options  # which are each dataset's own
+            known[run.dataset] = json.dumps(source.facts()[0].to_dict()) if joins else run.dataset
         return known[run.dataset]
 
     return sizes

@@ -31,6 +31,8 @@ def axes_section(report: Report) -> list[Block]:
                 f"{design} × {found.scores.shape[-1]} seeds. Shares of the scores' variance, with 95 % intervals of "
                 "resampled seeds; noise adds to every share where seeds are few."
             )
+            for name, axis in found.along.items():
+                text += f" {name} has one value beside each of {axis}, and its share is in that one's."
             counts = [
                 [r.axis, str(r.value), f"{r.mean:.4g}", f"{r.best} of {r.of}", f"{r.first_two} of {r.of}"]
                 for r in best_counts(found)

@@ -153,7 +153,7 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
         if not is_read(key, {**shared, **own}, {**lists, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")
             conditions = [f"only {_told(one)} reads it" for one in _conditions(algorithm, key)]
-            why = conditions[0] if conditions else f"{algorithm} has none"
+            why = conditions[0] if conditions else f"{algorithm} has {'no critic' if key in _OF_TRAINING else 'none'}"
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
     given = {**shared, **own}
     ranges = {key: values for key, values in ranges.items() if is_read(key, given, lists)}
@@ -224,6 +224,9 @@ def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_read_in_training(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> bool:
+    if name == "critic_first":
+        algorithms_of = grid.get("algorithm", [given.get("algorithm", "recipe")])
+        return any(ALGORITHMS[algorithm].has_critic for algorithm in algorithms_of)
     conditions = _conditions("", name)
     others = [one.other for one in conditions if one.other in grid]
     points = itertools.product(*(grid[other] for other in others))

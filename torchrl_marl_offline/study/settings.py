@@ -90,7 +90,7 @@ class TrainingSettings:
     batch_size: Annotated[int, SIZE] = 640
     lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
-    actor_every: Annotated[int, COUNT, AtMost("steps")] = 1
+    actor_every: Annotated[int, COUNT, AtMost("steps", above="critic_first")] = 1
     critic_first: Annotated[int, COUNT_OR_NONE, AtMost("steps", strict=True)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
@@ -138,8 +138,9 @@ class StudySettings:
         members: most runs of one population, whatever the memory.
         join_datasets: train the runs of a method on all datasets of one task and the same sizes, such as games with
             other payoffs, as one population, each on its own data: many small datasets then cost little more than one.
-            Joined are runs without memory, without hindsight and with ``normalize_inputs = "off"``; the largest value
-            that rewards allow is that of all joined datasets together.
+            Joined are runs that play in a simulator, without memory, without hindsight, with
+            ``normalize_inputs = "off"`` and without ``bounds`` among the dataset's ``options``; the largest value that
+            rewards allow is that of all joined datasets together.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:

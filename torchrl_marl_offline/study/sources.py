@@ -226,8 +226,7 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
 def _check_recording(source: DatasetSource, where: str) -> None:
     """Refuse what :func:`~torchrl_marl_offline.record` would refuse, long before it is asked."""
     try:
-        for part in parts_of(source.quality):
-            check_quality(source.task, part, source.options.get("task_options"))
+        check_quality(source.task, source.quality, source.options.get("task_options"))
     except ValueError as error:
         raise StudyError(f"{where} {error}") from None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -14,6 +15,7 @@ import torch
 from torchrl_marl_offline.algorithms.algorithm import make_loss
 from torchrl_marl_offline.core.layout import REWARD, next_key
 from torchrl_marl_offline.data import HindsightGoals
+from torchrl_marl_offline.data.transitions.buffers import masks_beside
 from torchrl_marl_offline.evaluation import evaluate, evaluate_held_out, evaluate_population, make_simulator
 from torchrl_marl_offline.evaluation.run_hindsight import hindsight_options
 from torchrl_marl_offline.study.checking import StudyError
@@ -173,11 +175,23 @@ def _hindsight(
 def _joined(
     datasets: Mapping[str, OfflineDataset], runs: Sequence[Run], losses: Mapping[str, OfflineMARLLoss]
 ) -> tuple[TensorDictBase, list[Tensor]]:
-    """Return the rows of all datasets, one after another, and which of them are each run's."""
+    """Return the rows of all datasets, one after another, and which of them are each run's.
+
+    Masks that say that something does not count in one of them are there in all.
+    """
     keys = [*next(iter(losses.values())).in_keys, next_key(REWARD)]
+    masks = {}  # a row of each
+    for each, key in itertools.product(datasets.values(), masks_beside(keys)):
+        mask = each.data.get(key, None)
+        if mask is not None and not mask.all():
+            masks[key] = torch.ones_like(mask[:1])
     parts, places, count = [], {}, 0
     for name, each in datasets.items():
-        parts.append(each.data.select(*keys, strict=False).to_tensordict())
+        part = each.data.select(*keys, *masks, strict=False).to_tensordict()
+        for key, row in masks.items():
+            if part.get(key, None) is None:
+                part.set(key, row.expand(len(each), *row.shape[1:]).clone())
+        parts.append(part)
         places[name] = torch.arange(count, count + len(each))
         count += len(each)
     return torch.cat(parts), [places[run.dataset] for run in runs]

@@ -30,6 +30,7 @@ class Cell:
         scores: of its finished runs by seed.
         independent: whether its critics are each agent's own.
         rows: of the study's table, one a run.
+        has_critic: whether it has one.
     """
 
     dataset: str
@@ -37,6 +38,11 @@ class Cell:
     scores: Mapping[int, float]
     independent: bool
     rows: tuple[Mapping[str, Any], ...] = ()
+    has_critic: bool = True
+
+    def is_above(self, score: float) -> bool:
+        """Whether the interval lies above a score; one seed has none."""
+        return len(self.scores) > 1 and self.interval.low > score
 
     @property
     def interval(self) -> Interval:
@@ -59,7 +65,7 @@ class DatasetOutcome:
         solved: whether the best's mean is at least :data:`SOLVED`.
         beats_data: whether the best's interval lies above the best recorded score.
         needs_coordination: whether the intervals of the best system with a critic of the team and of the best with
-            independent critics are apart, the former above.
+            independent critics are apart, the former above. One seed has no interval, and tells neither.
     """
 
     best: Cell
@@ -98,6 +104,7 @@ def cells_of(frame: pandas.DataFrame, cards: Mapping[str, Mapping[str, Any]]) ->
             {row["seed"]: normalized(cards[key[0]], row["return"]) if "return" in row else 0.0 for row in rows},
             rows[0].get("decomposition") == "independent",
             tuple(sorted(rows, key=lambda row: row["seed"])),
+            rows[0].get("decomposition") is not None,
         )
         for key, rows in sorted(found.items())
     }
@@ -122,9 +129,10 @@ def verdict_of(cells: Sequence[Cell], card: Mapping[str, Any]) -> DatasetOutcome
     """
     best = max(cells, key=_mean)
     alone = max((cell for cell in cells if cell.independent), key=_mean, default=None)
-    team = max((cell for cell in cells if not cell.independent), key=_mean, default=None)
-    apart = alone is not None and team is not None and team.interval.low > alone.interval.high
-    above = best.interval.low > card["normalized"]["best_recorded"]
+    team = max((cell for cell in cells if cell.has_critic and not cell.independent), key=_mean, default=None)
+    both = alone is not None and team is not None and len(alone.scores) > 1
+    apart = both and team.is_above(alone.interval.high)
+    above = best.is_above(card["normalized"]["best_recorded"])
     return DatasetOutcome(best, alone, best.is_solved, above, apart)
 
 

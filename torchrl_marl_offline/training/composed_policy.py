@@ -8,10 +8,11 @@ from typing import Annotated
 import torch
 from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.layout import IS_INIT
+from torchrl_marl_offline.core.layout import IS_INIT, TaskSpec
+from torchrl_marl_offline.core.put_back import evaluation_mode
 from torchrl_marl_offline.core.ranges import SIZE
 from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 
@@ -36,8 +37,8 @@ class ComposedPolicy(TensorDictModuleBase):
         beam: compositions that are compared at once.
 
     Raises:
-        ValueError: the loss has no policy or no team value, or a policy has memory, or writes no action; and when it
-            plays, the policies' actions have unlike shapes.
+        ValueError: the loss has no policy or no team value, or a policy has memory, writes no action or was made for
+            another task; and when it plays, the policies' actions have unlike shapes.
         TypeError: ``offline`` is no module.
 
     Shape:
@@ -69,6 +70,7 @@ class ComposedPolicy(TensorDictModuleBase):
         for name, policy in (("offline", offline), ("loss's", online)):
             if self.action_key not in (written := list(map(unravel_key, policy.out_keys))):
                 raise ValueError(f"The {name} policy writes {written}, not the action {self.action_key!r}.")
+        _check_task(offline, online)
         self.offline, self.beam = offline, beam
         self.__dict__["loss"] = loss  # its parameters are its optimizer's, not this policy's
         self.in_keys = list(dict.fromkeys(map(unravel_key, [*offline.in_keys, *online.in_keys, *self._of_critic()])))
@@ -83,6 +85,12 @@ class ComposedPolicy(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the joint action of the highest value."""
+        loss = self.loss
+        networks = (self.offline, loss.actor_network, loss.qvalue_network, loss.mixer_network)
+        with evaluation_mode(nn.ModuleList(each for each in networks if each is not None)):
+            return self._composed(tensordict)
+
+    def _composed(self, tensordict: TensorDictBase) -> TensorDictBase:
         loss = self.loss
         old = self.offline(tensordict.copy()).get(self.action_key)
         new = loss.actor_network(tensordict.copy()).get(self.action_key)
@@ -104,6 +112,16 @@ class ComposedPolicy(TensorDictModuleBase):
         taken = best_composition(value, new.shape[: tensordict.ndim + 1], self.beam, device=new.device)
         differs = (old != new).flatten(tensordict.ndim + 1).any(-1) if own else old != new
         return tensordict.set(self.action_key, composed(taken)).set(FROM_OFFLINE, taken & differs)
+
+
+def _check_task(offline: TensorDictModuleBase, online: TensorDictModuleBase) -> None:
+    """Refuse policies that say that they were made for tasks of other sizes; those of networks of others do not say."""
+    specs = [TaskSpec(**each.build["spec"]) for each in (offline, online) if hasattr(each, "build")]
+    sizes = {(spec.observation_size, spec.action_size, spec.discrete) for spec in specs}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The offline policy was made for {specs[0]}, and the loss's for {specs[1]}; take two policies of one task."
+        )
 
 
 FROM_OFFLINE = ("agents", "from_offline")

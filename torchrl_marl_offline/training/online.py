@@ -30,7 +30,7 @@ from torchrl_marl_offline.core.ranges import CAPACITY, COUNT, POSITIVE, SEED, SI
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.data.collection import KEPT, as_dataset
 from torchrl_marl_offline.data.policy_fit import Carried, fitted
-from torchrl_marl_offline.data.transitions.buffers import MASKS, check_slices, make_replay_buffer
+from torchrl_marl_offline.data.transitions.buffers import check_slices, make_replay_buffer, masks_beside
 from torchrl_marl_offline.data.transitions.dataset import OfflineDataset, concatenate
 from torchrl_marl_offline.data.transitions.ring_sequences import InSlices, RingSequenceSampler
 from torchrl_marl_offline.envs.base import EpisodesLostError
@@ -150,6 +150,11 @@ class OnlineReplay:
         self._files: list[dict[str, Any]] = []  # name, first row, number of rows, first episode
         self._unsaved: list[OfflineDataset] = []
         self._saved = 0  # transitions at the checkpoint before
+
+    @property
+    def cuts_episodes(self) -> bool:
+        """Whether rounds have a length of their own, at whose end episodes go on."""
+        return hasattr(self.source, "round_shape")
 
     def _check_capacity(self, envs: int, steps: int) -> None:
         if envs * steps > self.capacity:
@@ -314,7 +319,7 @@ class OnlineReplay:
         if self.keys is None:
             found = rows.exclude(EPISODE, EPISODE_STEP)
         else:
-            masks = [key for key in MASKS if rows.get(key, None) is not None]
+            masks = [key for key in masks_beside(self.keys) if rows.get(key, None) is not None]
             found = rows.select(*self.keys, *masks, *([] if self.slice_len is None else [TRAJ_IDS]))
         if self._is_mixed:  # in one part of a batch as in the other
             found = found.copy()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
 from torchrl.data import (
     ImmutableDatasetWriter,
     ReplayBuffer,
@@ -19,8 +19,10 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.layout import (
+    ACTION_MASK,
     AGENT_MASK,
     DONE,
+    EPISODE_ENDS,
     HAS_NEXT_ACTION,
     IS_INIT,
     MASK,
@@ -38,6 +40,16 @@ if TYPE_CHECKING:
 
 MASKS = (MASK, HAS_NEXT_ACTION, AGENT_MASK, next_key(AGENT_MASK))
 """What says where a row or an agent does not count: a loss reads these where they are, whichever keys it names."""
+
+
+def masks_beside(keys: Iterable[NestedKey]) -> list[NestedKey]:
+    """Return the masks that a loss reads where they are beside the keys that it names.
+
+    Those of actions only where it does not name them, because its policies read none: its rules may.
+    """
+    known = set(map(unravel_key, keys))
+    found = MASKS if ACTION_MASK in known else (*MASKS, ACTION_MASK, next_key(ACTION_MASK))
+    return [key for key in found if key not in known]
 
 
 class DatasetStorage(TensorStorage):
@@ -218,13 +230,15 @@ class SequenceSampler(EpisodeSliceSampler):
 
 
 def _of_slices(storage: TensorStorage, index: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> dict:
-    """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``."""
+    """Return what slices add to their rows: which count ``[*B]``, and that each ends with its last one ``[*B, 1]``.
+
+    Where the data says it, also where the episode ends ``[*B]``.
+    """
     done = leaf_of(storage, next_key(DONE), index)
-    return {
-        MASK: counts & leaf_of(storage, MASK, index),
-        next_key(TRUNCATED): last,
-        next_key(DONE): last if done is None else last | done,
-    }
+    found = {MASK: counts & leaf_of(storage, MASK, index), next_key(TRUNCATED): last}
+    if done is None:
+        return found | {next_key(DONE): last}
+    return found | {next_key(DONE): last | done, EPISODE_ENDS: done.squeeze(-1)}
 
 
 class RowSampler(FixedSampler):
@@ -265,7 +279,8 @@ def make_replay_buffer(
     Without ``slice_len`` every transition is equally likely. With it, ``batch_size // slice_len`` slices are drawn: an
     episode uniformly, then a start uniformly within it; no slice crosses an episode. The sample is flat,
     ``[batch_size]``, slice after slice (``sample.reshape(-1, slice_len)``); the last row of a slice is marked
-    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's.
+    ``("next", "truncated")`` and ``done``, so that value estimators stop there, while ``terminated`` is the data's;
+    where the episode ends stands in ``("collector", "episode_ends")``.
 
     With ``burn_in`` too, which may be 0, samples are sequences for networks with memory, ``[batch_size // slice_len,
     slice_len]``: the first ``burn_in`` rows of each are seen and count in no loss (``("collector", "mask")`` is false),
@@ -300,7 +315,7 @@ def make_replay_buffer(
                 there = ", ".join(map(str, data.keys(include_nested=True, leaves_only=True)))
                 raise KeyError(f"The data has no {key!r}, which keys names; it has {there}.")
         needed = [TRAJ_IDS, MASK] if slice_len is not None else []
-        masks = [key for key in MASKS if (mask := data.get(key, None)) is not None and not mask.all()]
+        masks = [key for key in masks_beside(keys) if (mask := data.get(key, None)) is not None and not mask.all()]
         data = data.select(*keys, *needed, *masks)
     device = torch.device(
         next(iter(data.values(include_nested=True, leaves_only=True))).device if device is None else device
@@ -369,4 +384,11 @@ def _slice_sampler(
     return SequenceSampler(starts, lengths, slice_len, burn_in)
 
 
-__all__ = ["MASKS", "DatasetStorage", "EpisodeSliceSampler", "RowSampler", "SequenceSampler", "make_replay_buffer"]
+__all__ = [
+    "DatasetStorage",
+    "EpisodeSliceSampler",
+    "RowSampler",
+    "SequenceSampler",
+    "make_replay_buffer",
+    "masks_beside",
+]

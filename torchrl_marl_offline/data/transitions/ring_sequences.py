@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchrl_marl_offline.core.layout import DONE, IS_INIT, MASK, TRUNCATED, next_key
+from torchrl_marl_offline.core.layout import DONE, EPISODE_ENDS, IS_INIT, MASK, TRUNCATED, next_key
 from torchrl_marl_offline.data.transitions.buffers import (
     EpisodeSliceSampler,
     FixedSampler,
@@ -86,7 +86,9 @@ class RingSequenceSampler(SequenceSampler):
         mask = leaf_of(storage, MASK, index)
         found = {MASK: counts if mask is None else counts & mask, next_key(TRUNCATED): last}
         # of a row that ended a round in the middle of its episode the ring says that it is done, and it is not
-        return index, found | {next_key(DONE): last, IS_INIT: first & self._begins[index].unsqueeze(-1)}
+        # what is mixed with recorded sequences has their entries; an episode still played may go on behind its last row
+        found |= {next_key(DONE): last, EPISODE_ENDS: last.squeeze(-1)}
+        return index, found | {IS_INIT: first & self._begins[index].unsqueeze(-1)}
 
     def _draw(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         until = self._starts_until

@@ -22,7 +22,7 @@ def run_settings(
     """Return settings by name, at the start of a run: of the optimizer, the targets, the loss's rules and networks.
 
     Args:
-        loss: its modules' kinds and plain attributes, and its scalar coefficients, as they are now.
+        loss: its modules' kinds and plain attributes, its keys, and its scalar coefficients, as they are now.
         optimizer: the numbers of its groups.
         target_updater: its rate.
         options: further settings.
@@ -39,7 +39,8 @@ def run_settings(
         if "eps" in own:
             own["tau"] = round(1 - own.pop("eps"), 12)  # TorchRL keeps the complement
         found |= {name if name == "tau" else f"target updater {name}": value for name, value in own.items()}
-    return found | _of_modules(getattr(loss, "template", loss)) | _coefficients(loss)
+    template = getattr(loss, "template", loss)
+    return found | _of_modules(template) | _keys(template) | _coefficients(loss)
 
 
 RENAMED = dict.fromkeys(
@@ -67,6 +68,13 @@ def _of_modules(loss: nn.Module) -> dict[str, Any]:
         for attribute, value in _plain(vars(module)).items():
             found[f"{name}.{attribute}".removeprefix(".")] = value
     return found
+
+
+def _keys(loss: nn.Module) -> dict[str, Any]:
+    """Return the entries that a loss reads, by what they are to it: another one may be what ends an episode."""
+    keys = getattr(loss, "tensor_keys", None)
+    names = [field.name for field in fields(keys)] if is_dataclass(keys) else []
+    return {f"key {name}": _value(getattr(keys, name)) for name in names}
 
 
 def _coefficients(loss: nn.Module) -> dict[str, Any]:

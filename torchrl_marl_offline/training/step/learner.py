@@ -138,13 +138,20 @@ class BaseLearner(ABC):
         """Refuse a buffer whose batches cannot be learned from.
 
         Raises:
-            ValueError: it is for a population and this is none, or the other way round; or the loss reads series and
-                the buffer draws none.
+            ValueError: it is for a population and this is none, or the other way round; the loss reads series and
+                the buffer draws none; or the loss takes every end of an episode for the task's, and the buffer
+                gathers experience in rounds that cut episodes.
         """
         if not callable(getattr(buffer, "sample", None)):
             wanted = "a replay buffer, such as dataset.replay_buffer(batch_size=256)"
             raise TypeError(f"The batches come from {wanted}; got {_named(buffer)}.")
         check_draws_series(self.template, buffer)
+        keys = getattr(self.template, "tensor_keys", None)
+        if getattr(buffer, "cuts_episodes", False) and keys is not None and keys.terminated == keys.done:
+            raise ValueError(
+                "time_limits='terminal' would take the end of every round of experience for the end of its episodes; "
+                "build the loss without it, or train on recorded data alone."
+            )
 
     def prepare(
         self, buffer: Any, *, state: Any, steps: int, processes: SingleProcess, say: Callable[[str], None] = print
@@ -268,7 +275,8 @@ class Learner(BaseLearner):
             in the clipping at every update, and a GPU does not replay the step as one CUDA graph.
         critic_first: so many updates train all networks but the actor; after them they stay as they are, targets too,
             and the actor alone is trained (OMSD; Qiao et al. 2025). Both gradients are computed throughout.
-        anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``.
+        anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``,
+            and stay there. Each update sets them, so that a schedule of torch's beside it would do nothing.
         clip_grad_norm: largest norm of the whole gradient.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function

@@ -68,6 +68,11 @@ class Rhythm:
                 f"critic_first must be below steps ({steps}), which count those of the actor too; got "
                 f"{self.critic_first}."
             )
+        if not self.actor_steps(steps):
+            raise ValueError(
+                f"actor_every must have a multiple above critic_first ({self.critic_first}) and at most steps "
+                f"({steps}), got {self.actor_every}."
+            )
 
     def moves_actor(self, update: int) -> bool:
         """Say whether the actor moves at an update, the first of which is 1."""
