@@ -173,7 +173,9 @@ def of_one_agent(entry):
 
 
 @pytest.mark.parametrize("half", ["now", "next"])
-@pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.float, without_last, of_one_agent], ids=str)
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.long, torch.Tensor.float, without_last, of_one_agent], ids=lambda change: change.__name__
+)
 @pytest.mark.parametrize("options", [{}, {"algorithm": "cfcql", "decomposition": "vdn"}], ids=str)
 def test_action_masks_of_other_kinds_and_shapes(half, change, options):
     """Of which some would be taken for those of all agents, or of all actions, alike."""
