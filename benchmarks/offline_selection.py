@@ -17,6 +17,7 @@ Resumable: finished jobs lie in ``--results``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from offline_evaluation import spearman
 
 from torchrl_marl_offline import compare_offline
 from torchrl_marl_offline.evaluation import mean_confidence_interval
-from torchrl_marl_offline.study import read_results, read_study
+from torchrl_marl_offline.study import plan_study, read_results, read_study
 from torchrl_marl_offline.study.table import DATA
 from torchrl_marl_offline.suites.suite_scores import policy_of
 
@@ -42,9 +43,14 @@ def judge(study: str, dataset: str, by: str, policies: Mapping[str, str]) -> Row
     """Return the estimated discounted return of every policy, by name."""
     read = read_study(Path(study))
     source = next(source for source in read.datasets if source.name == dataset)
-    data = source.load(read.output / DATA)
+    data = source.load(read.settings.output / DATA)
+    gammas = {
+        run.settings["gamma"] for run in plan_study(read).runs if run.dataset == dataset and "gamma" in run.settings
+    }
+    if len(gammas) > 1:
+        raise ValueError(f"The runs on {dataset} have several discounts, {sorted(gammas)}; give them one.")
     began = time.process_time()
-    found = compare_offline(dict(policies), data, by=[by], gamma=read.settings.gamma)
+    found = compare_offline(dict(policies), data, by=[by], gamma=gammas.pop())
     check = found.calibration if by == "fqe" else found.model_calibration
     return {
         "estimates": {name: estimate.mean for name, estimate in found.estimates[by].items()},
@@ -63,7 +69,8 @@ def last_policies(frame: pandas.DataFrame, output: Path) -> pandas.DataFrame:
     frame = frame[frame["finished"] & (frame["evaluator"] == "mode")].sort_values("step")
     last = frame.groupby("run", as_index=False, sort=True).tail(1).copy()
     last["file"] = [policy_of(output, row) for row in last.to_dict("records")]
-    last["score"] = last["normalized"] if last["normalized"].notna().all() else last["return"]
+    is_normalized = "normalized" in last and last["normalized"].notna().all()
+    last["score"] = last["normalized"] if is_normalized else last["return"]
     last["setting"] = [run.rpartition("--seed=")[0].partition("--")[2] for run in last["run"]]
     return last[last["file"].notna() & last["score"].notna()]
 
@@ -101,21 +108,11 @@ def report(rows: Sequence[Row]) -> str:
     for (dataset, by), found in sorted(groups.items(), key=lambda item: (item[0][0] == "all", item[0])):
         cells = []
         for name in ("best", "lost", "lost at random", "lost by other seeds", "spearman"):
-            values = [row[name] for row in found if name in row]
-            cells.append(_interval(values))
+            # policies that all earn the same have no ranks
+            cells.append(_interval([row[name] for row in found if math.isfinite(row.get(name, math.nan))]))
         checks = [row["passed"] for row in found if row["passed"] is not None]
         lines.append([dataset, by, len(found), *cells, f"{sum(checks)} of {len(checks)}" if checks else ""])
-    header = [
-        "dataset",
-        "by",
-        "cases",
-        "best",
-        "lost",
-        "at random",
-        "by other seeds",
-        "rank correlation",
-        "check passed",
-    ]
+    header = ["dataset", "by", "cases", "best", "lost", "at random", "by other seeds", "rank correlation", "check"]
     return markdown(header, lines)
 
 
@@ -137,12 +134,16 @@ def main() -> None:
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--results", type=Path, default=Path("runs/offline_selection.jsonl"))
     args = parser.parse_args()
-    study = read_study(args.study)
-    last = last_policies(read_results(study.output), study.output)
+    output = read_study(args.study).settings.output
+    last = last_policies(read_results(output), output)
     if last.empty:
-        parser.error(f"there is no finished run with a policy in {study.output}; run the study first.")
+        parser.error(f"there is no finished run with a policy in {output}; run the study first.")
     jobs, cases = [], []
+    scores: dict[str, dict[str, dict[int, float]]] = {}
     for dataset, of_dataset in last.groupby("dataset", sort=True):
+        own_scores = scores.setdefault(dataset, {})
+        for row in of_dataset.to_dict("records"):
+            own_scores.setdefault(row["setting"], {})[int(row["seed"])] = row["score"]
         for seed, own in of_dataset.groupby("seed", sort=True):
             if args.seeds is not None and seed not in args.seeds:
                 continue
@@ -153,13 +154,9 @@ def main() -> None:
     rows = []
     finished = run_jobs(judge, jobs, workers=args.workers, results=args.results)
     for (dataset, seed, by), done in zip(cases, finished):
-        scores: dict[str, dict[int, float]] = {}
-        for row in last[last["dataset"] == dataset].to_dict("records"):
-            scores.setdefault(row["setting"], {})[int(row["seed"])] = row["score"]
         found = done["result"]
-        rows.append(
-            {"dataset": dataset, "by": by, "passed": found["passed"]} | losses(scores, seed, found["estimates"])
-        )
+        lost = losses(scores[dataset], seed, found["estimates"])
+        rows.append({"dataset": dataset, "by": by, "passed": found["passed"]} | lost)
     print(machine())
     print(report(rows))
     for row in rows:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pandas
 import pytest
 import torch
+from study_toys import Inline
 from tensordict import TensorDict
 
 from torchrl_marl_offline import collect, make_env
@@ -17,6 +18,7 @@ from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, next_key
 from torchrl_marl_offline.envs import LaserWalker, MixedSkill
 from torchrl_marl_offline.modules.greedy_actors import make_greedy_actor
+from torchrl_marl_offline.study import Machine, run_study
 from torchrl_marl_offline.training.run.saved_policies import save_policy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -352,3 +354,55 @@ def test_a_study_s_last_policies_are_those_of_its_finished_runs(script, tmp_path
     file.touch()
     last = selection.last_policies(frame, tmp_path)
     assert last[["setting", "score", "file"]].to_numpy().tolist() == [["m--t=1", 2.0, file]]
+
+
+STUDY = """
+[study]
+name = "toy"
+output = "out"
+seeds = 2
+steps = 2
+batch_size = 4
+hidden = [4]
+gamma = 0.9
+compile = "off"
+
+[evaluation]
+every = 2
+episodes = 4
+
+[methods.mix]
+decomposition = "mixer"
+
+[methods.vdn]
+decomposition = "vdn"
+
+[datasets.xor]
+task = "games/xor"
+episodes = 16
+"""
+
+
+def test_choosing_by_data_judges_the_policies_that_a_study_left(script, monkeypatch, tmp_path, capsys):
+    selection = script("offline_selection")
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY, encoding="utf-8")
+    run_study(file, backend=Inline(), machine=Machine(workers=1, threads=1), progress=False, say=lambda _: None)
+    asked = []
+
+    def estimates(policies, data, *, by, gamma):
+        asked.append((sorted(policies), data.n_episodes, gamma))
+        assert all(Path(policy).is_file() for policy in policies.values())
+        values = {name: SimpleNamespace(mean=float(name == "vdn")) for name in policies}
+        return SimpleNamespace(estimates={by[0]: values}, model_calibration=SimpleNamespace(passed=True))
+
+    def here(work, jobs, **_):
+        return [{"job": job, "result": work(**job)} for job in jobs]
+
+    monkeypatch.setattr(selection, "compare_offline", estimates)
+    monkeypatch.setattr(selection, "run_jobs", here)
+    monkeypatch.setattr(sys, "argv", ["offline_selection.py", str(file), "--by", "model"])
+    selection.main()
+    assert asked == [(["mix", "vdn"], 16, 0.9)] * 2
+    out = capsys.readouterr().out
+    assert "| xor | model | 2 |" in out and out.count("- xor, model: chose vdn") == 2
