@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,6 +21,8 @@ from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, n
 from torchrl_marl_offline.envs import LaserWalker, MixedSkill
 from torchrl_marl_offline.modules.greedy_actors import make_greedy_actor
 from torchrl_marl_offline.study import Machine, run_study
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.scores import RunScore
 from torchrl_marl_offline.training.run.saved_policies import save_policy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -406,3 +410,29 @@ def test_choosing_by_data_judges_the_policies_that_a_study_left(script, monkeypa
     assert asked == [(["mix", "vdn"], 16, 0.9)] * 2
     out = capsys.readouterr().out
     assert "| xor | model | 2 |" in out and out.count("- xor, model: chose vdn") == 2
+
+
+def test_which_choice_matters_by_quality(script):
+    choices = script("choices")
+    scores = []
+    for critic, rule, seed, strength in itertools.product(
+        ("vdn", "mixer", "frozen"), ("awr", "brac"), (0, 1, 2), (1, 2)
+    ):
+        own = {"decomposition": "mixer", "frozen": True} if critic == "frozen" else {"decomposition": critic}
+        own |= {"algorithm": "recipe", "value_learning": "td", "extraction": rule}
+        own |= {"temperature" if rule == "awr" else "alpha": float(strength)}
+        value = {"vdn": 10.0, "mixer": 20.0, "frozen": 19.0}[critic] + (rule == "awr") * (critic == "vdn") * 15
+        value += strength + seed - 1
+        name = f"one--{critic}-{rule}--s={strength}--seed={seed}"
+        run = Run(name, "one", f"{critic}-{rule}", seed, {"s": strength}, own)
+        scores.append(RunScore(run, "mode", value, value, value, False))
+    cells = choices.cells_of(scores)
+    assert len(cells) == 12 and sorted(cells["vdn", "td", "awr", scores[0].setting]) == [25.0, 26.0, 27.0]
+    best, first_two, of = choices.best_of_strengths(cells)
+    assert (dict(best), dict(first_two), of) == ({"vdn": 1, "mixer": 1}, {"vdn": 2, "mixer": 2}, 2)
+    assert choices.gains_of_training(cells) == [1.0] * 4
+    text = choices.report("one", scores)
+    assert "| frozen mixer, td | 20.0 [17.5, 22.5] |" in text
+    assert "Trained above frozen by 1.00 on average, in 4 of 4." in text
+    fixed = replace(scores[0], run=replace(scores[0].run, settings=scores[0].run.settings | {"scale": 0.2}))
+    assert choices.critic_of(fixed) == "vdn, deviation 0.2"

@@ -1,0 +1,134 @@
+"""Which choice matters, quality by quality: the tables of a study of decomposition, value learning and extraction.
+
+    python benchmarks/choices.py examples/studies/recipe_fig7_small.toml
+    python benchmarks/choices.py examples/studies/default_setting.toml
+
+Reads what the study has finished so far, and trains nothing. For each dataset: the normalized score of every critic
+with every extraction and strength after the last update, by mode; the shares of the scores' variance; how often each
+value is the best or the second beside the same others. Where there is a complete design, also how often each
+decomposition is the best beside the same value learning and extraction at the better of its strengths, and what
+training a mixer gains over a frozen one. A study's own report has the shares over all datasets together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from arguments import script_parser
+from measuring import markdown
+
+from torchrl_marl_offline.evaluation import mean_confidence_interval
+from torchrl_marl_offline.study import plan_study, read_study
+from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares
+from torchrl_marl_offline.study.scores import RunScore, scores_of
+from torchrl_marl_offline.study.table import collect_results
+
+CHOICES = ("value_learning", "extraction")
+Key = tuple[str, ...]
+
+
+def critic_of(score: RunScore) -> str:
+    """Return the decomposition of a run, whether its mixer is frozen, and the policy's deviation where it is fixed."""
+    settings = score.run.settings
+    name = f"frozen {settings['decomposition']}" if settings.get("frozen") else settings["decomposition"]
+    is_fixed = not isinstance(settings.get("scale", "learned"), str)
+    return f"{name}, deviation {settings['scale']}" if is_fixed else name
+
+
+def cells_of(scores: Sequence[RunScore]) -> dict[Key, list[float]]:
+    """Return the scores of all seeds by critic, value learning, extraction and setting of the grid."""
+    cells: dict[Key, list[float]] = defaultdict(list)
+    for score in scores:
+        cells[critic_of(score), *(score.run.settings[name] for name in CHOICES), score.setting].append(score.last)
+    return dict(cells)
+
+
+def table(cells: Mapping[Key, Sequence[float]]) -> str:
+    """Return a row for each critic and value learning, a column for each extraction and setting."""
+    columns = list(dict.fromkeys(key[2:] for key in cells))
+    rows = []
+    for critic, learning in dict.fromkeys(key[:2] for key in cells):
+        found = [cells.get((critic, learning, *column)) for column in columns]
+        rows.append([f"{critic}, {learning}", *("" if each is None else _interval(each) for each in found)])
+    return markdown(["critic", *(", ".join(filter(None, column)) for column in columns)], rows)
+
+
+def _interval(values: Sequence[float]) -> str:
+    found = mean_confidence_interval(values)
+    if len(values) < 3:
+        return f"{found.mean:.1f} ({min(values):.1f}, {max(values):.1f})"
+    return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def best_of_strengths(cells: Mapping[Key, Sequence[float]]) -> tuple[Counter[str], Counter[str], int]:
+    """Count how often each trained decomposition is the best, and the best or the second, at its better strength.
+
+    Returns:
+        Both counts, and of how many pairs of value learning and extraction.
+    """
+    means: dict[Key, dict[str, float]] = defaultdict(dict)
+    for (critic, learning, rule, _), values in cells.items():
+        if not critic.startswith("frozen "):
+            of = means[learning, rule]
+            of[critic] = max(of.get(critic, -float("inf")), sum(values) / len(values))
+    best, first_two = Counter(), Counter()
+    for of in means.values():
+        order = sorted(of, key=of.__getitem__, reverse=True)
+        best.update(order[:1])
+        first_two.update(order[:2])
+    return best, first_two, len(means)
+
+
+def gains_of_training(cells: Mapping[Key, Sequence[float]]) -> list[float]:
+    """Return, for each cell of a frozen mixer, by how much the mean of the trained one beside it is higher."""
+    gains = []
+    for (critic, *rest), values in cells.items():
+        trained = cells.get((critic.removeprefix("frozen "), *rest)) if critic.startswith("frozen ") else None
+        if trained is not None:
+            gains.append(sum(trained) / len(trained) - sum(values) / len(values))
+    return gains
+
+
+def report(dataset: str, scores: Sequence[RunScore]) -> str:
+    """Return all tables of one dataset."""
+    cells = cells_of(scores)
+    parts = [f"## {dataset}", table(cells)]
+    found = factorial([score for score in scores if not score.run.settings.get("frozen")])
+    if found is not None:
+        shares = variance_shares(found)
+        rows = [[s.source, f"{s.interval.mean:.3f} [{s.interval.low:.3f}, {s.interval.high:.3f}]"] for s in shares]
+        parts.append(markdown(["source", "share of the variance"], rows))
+        ranks = [
+            [r.axis, r.value, f"{r.mean:.1f}", f"{r.best} of {r.of}", f"{r.first_two}"] for r in best_counts(found)
+        ]
+        parts.append(markdown(["setting", "value", "mean", "best", "best or second"], ranks))
+        best, first_two, of = best_of_strengths(cells)
+        counts = [[name, f"{best[name]} of {of}", first_two[name]] for name in first_two]
+        parts.append(markdown(["decomposition, better strength", "best", "best or second"], counts))
+    if gains := gains_of_training(cells):
+        above = sum(gain > 0 for gain in gains)
+        parts.append(f"Trained above frozen by {sum(gains) / len(gains):.2f} on average, in {above} of {len(gains)}.")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Print the tables of what is finished."""
+    parser = script_parser(__doc__)
+    parser.add_argument("study", type=Path, help="a study file of which runs are finished")
+    args = parser.parse_args()
+    study = read_study(args.study)
+    plan, output = plan_study(study), study.settings.output
+    metrics = {source.name: "normalized" for source in study.datasets}
+    scores = [s for s in scores_of(plan, collect_results(plan, output), metrics) if s.evaluator == "mode"]
+    if not scores:
+        parser.error(f"there is no finished run in {output}; run the study first.")
+    for dataset in metrics:
+        own = [score for score in scores if score.run.dataset == dataset]
+        if own:
+            print(report(dataset, own), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
