@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from tensordict import unravel_key
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.checked import check_fields, checked
 from torchrl_marl_offline.core.input_statistics import InputStatistics
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.named_settings import NamedSettings
@@ -33,12 +33,9 @@ from torchrl_marl_offline.core.ranges import (
     SIZE_OR_NONE,
     WIDTHS,
     OneOf,
-    check_all,
-    declared,
-    python_number,
 )
 from torchrl_marl_offline.core.registering import register
-from torchrl_marl_offline.core.relevance import ReadWith, check_read, unread
+from torchrl_marl_offline.core.relevance import ReadWith, unread
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
@@ -109,11 +106,7 @@ class Algorithm(NamedSettings, ABC):
             cls.name = name
 
     def __post_init__(self) -> None:
-        values = self.settings
-        check_all(type(self), values)
-        check_read(type(self), values, values)
-        for name in declared(type(self)):
-            object.__setattr__(self, name, python_number(values[name]))
+        check_fields(self, type(self))
 
     @property
     def settings(self) -> dict[str, Any]:

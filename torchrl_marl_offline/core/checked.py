@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from torchrl_marl_offline.core.annotations import fields_of, parameters_of
-from torchrl_marl_offline.core.ranges import check_all, declared, python_number
+from torchrl_marl_offline.core.ranges import check_all, declared, in_python
 from torchrl_marl_offline.core.relevance import check_read
 
 Subject = TypeVar("Subject")
@@ -52,21 +52,30 @@ def _checked_call(function: Callable, source: Callable) -> Callable:
         values = {name: default for name, (_, default) in parameters_of(source).items()} | given
         check_all(source, given, others=values)
         check_read(source, given, values)
-        given.update({name: python_number(given[name]) for name in declared(source) if name in given})
+        given.update({name: in_python(given[name]) for name in declared(source) if name in given})
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def check_fields(instance: Any, kind: type) -> None:
+    """Check the fields of a dataclass by the ranges that ``kind`` declares, and hold Python's numbers for NumPy's.
+
+    Raises:
+        ValueError: see :func:`checked`.
+    """
+    values = {name: getattr(instance, name) for name in fields_of(kind)}
+    check_all(kind, values)
+    check_read(kind, values, values)
+    for name in declared(kind):
+        object.__setattr__(instance, name, in_python(values[name]))
 
 
 def _check_after_init(kind: type) -> None:
     before = getattr(kind, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
-        values = {name: getattr(self, name) for name in fields_of(kind)}
-        check_all(kind, values)
-        check_read(kind, values, values)
-        for name in declared(kind):
-            object.__setattr__(self, name, python_number(values[name]))
+        check_fields(self, kind)
         if before is not None:
             before(self)
 

@@ -396,14 +396,16 @@ def _python(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def python_number(value: Any) -> Any:
-    """Return Python's number in the place of NumPy's, also within a list or a tuple; anything else as it is.
+def in_python(value: Any) -> Any:
+    """Return Python's numbers and lists in the place of NumPy's, also within dicts, lists and tuples.
 
-    What is kept of a setting is saved, and a checkpoint with a scalar of NumPy cannot be loaded.
+    What is kept of a setting is saved, and a file with a scalar of NumPy cannot be loaded.
     """
+    if type(value) is dict:
+        return {name: in_python(each) for name, each in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(python_number, value))
-    return _python(value) if type(value).__module__ == "numpy" else value
+        return type(value)(map(in_python, value))
+    return value.tolist() if type(value).__module__ == "numpy" else value
 
 
 def shown(value: Any) -> str:

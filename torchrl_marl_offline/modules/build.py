@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_marl_offline.core.layout import TaskSpec
+from torchrl_marl_offline.core.ranges import in_python
 
 Parameters = ParamSpec("Parameters")
 Network = TypeVar("Network", bound=TensorDictModuleBase)
@@ -25,15 +26,7 @@ def remembers_build(builder: Callable[Parameters, Network]) -> Callable[Paramete
         network = builder(*args, **options)
         given: dict[str, Any] = {"spec": args[0]} | options if args else dict(options)
         spec: TaskSpec = given.pop("spec")
-        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": _in_python(given)}
+        network.build = {"builder": builder.__name__, "spec": spec.to_dict(), "options": in_python(given)}
         return network
 
     return build
-
-
-def _in_python(value: Any) -> Any:
-    if type(value) is dict:
-        return {name: _in_python(each) for name, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_in_python, value))
-    return value.tolist() if type(value).__module__ == "numpy" else value

@@ -114,14 +114,7 @@ def datasets_of(suite: Suite, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_study(
-    suite: Suite,
-    folder: Path,
-    datasets: Sequence[str],
-    *,
-    seeds: int,
-    updates: int,
-    episodes: int,
-    runs: str,
+    suite: Suite, folder: Path, datasets: Sequence[str], *, seeds: int, updates: int, episodes: int, runs: str
 ) -> Study:
     """Write the study file of a suite, and return it as it is read."""
     name = folder_name(runs, "--runs")
