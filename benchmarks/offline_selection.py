@@ -153,8 +153,7 @@ def main() -> None:
                 cases.append((dataset, int(seed), by))
     rows = []
     finished = run_jobs(judge, jobs, workers=args.workers, results=args.results)
-    for (dataset, seed, by), done in zip(cases, finished):
-        found = done["result"]
+    for (dataset, seed, by), found in zip(cases, finished):
         lost = losses(scores[dataset], seed, found["estimates"])
         rows.append({"dataset": dataset, "by": by, "passed": found["passed"]} | lost)
     print(machine())

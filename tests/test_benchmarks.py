@@ -401,7 +401,7 @@ def test_choosing_by_data_judges_the_policies_that_a_study_left(script, monkeypa
         return SimpleNamespace(estimates={by[0]: values}, model_calibration=SimpleNamespace(passed=True))
 
     def here(work, jobs, **_):
-        return [{"job": job, "result": work(**job)} for job in jobs]
+        return [job | work(**job) for job in jobs]
 
     monkeypatch.setattr(selection, "compare_offline", estimates)
     monkeypatch.setattr(selection, "run_jobs", here)
