@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -436,3 +437,38 @@ def test_which_choice_matters_by_quality(script):
     assert "Trained above frozen by 1.00 on average, in 4 of 4." in text
     fixed = replace(scores[0], run=replace(scores[0].run, settings=scores[0].run.settings | {"scale": 0.2}))
     assert choices.critic_of(fixed) == "vdn, deviation 0.2"
+
+
+def test_systems_beside_the_data_and_published_scores(script):
+    qualities = script("qualities")
+    scores = []
+    for system, base in {"omar": 10.0, "omsd": 60.0, "brac": 200.0}.items():
+        for quality, seed in itertools.product(("random", "expert"), (0, 1, 2)):
+            name = f"tag-{quality}"
+            run = Run(f"{name}--{system}--seed={seed}", name, system, seed, {}, {})
+            scores.append(RunScore(run, "mode", 0.0, base + seed - 1, 0.0, False))
+    cells = qualities.cells_of(scores)
+    assert cells["omar"] == {"tag-random": [9.0, 10.0, 11.0], "tag-expert": [9.0, 10.0, 11.0]}
+    text = qualities.systems_table("tag", cells, {"tag-random": 0.04, "tag-expert": 101.0})
+    assert "| *the data* | 0.0 |  |  | 101.0 |" in text
+    assert "| brac | **200.0 [197.5, 202.5]** |  |  | **200.0 [197.5, 202.5]** |" in text
+    assert "| *best published* | 133.9 | 98.8 | 137.1 | 168.8 |" in text
+    figures = {
+        "omar": {"tag-random": {"published": [11.1, "a"]}, "tag-expert": {"published": [116.2, "a"]}},
+        "omsd": {"tag-random": {"published": [133.9, "b"]}, "tag-medium": {"published": [137.1, "b"]}},
+    }
+    text = qualities.published_table("tag", cells, figures)
+    assert "| omar | 11.1: within |  |  | 116.2: below, by 106.2 |" in text
+    assert "| omsd | 133.9: below, by 73.9 |  |  |  |" in text and "brac" not in text
+    text = qualities.best_table("tag", cells)
+    assert "| random | brac 200.0, omsd 60.0, omar 10.0 | 133.9 | above, by 66.1 |" in text and "medium" not in text
+
+
+def test_all_published_scores_of_particles_are_known_to_the_table_of_systems(script):
+    qualities = script("qualities")
+    figures = json.loads(qualities.FIGURES.read_text())["algorithms"]
+    for of in figures.values():
+        for name, cell in of.items():
+            task, _, quality = name.partition("-")
+            if task in qualities.BEST_PUBLISHED and "published" in cell:
+                assert cell["published"][0] <= qualities.BEST_PUBLISHED[task][quality], (name, cell)

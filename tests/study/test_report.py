@@ -283,6 +283,17 @@ def test_an_incomplete_study_can_be_reported_and_says_so(tmp_path, few_resamples
     assert "\n| mix-mixer |" in text and "\n| cloning |" not in text
 
 
+def test_a_method_that_is_not_on_all_datasets_is_reported_on_its_own(tmp_path, few_resamples):
+    text = TWO.replace("[methods.cloning]", '[methods.cloning]\ndatasets = ["other"]')
+    assert text != TWO
+    quietly(write_study(tmp_path, text))
+    text = write_study_report(tmp_path / "out")[1].read_text()
+    assert "incomplete" not in text
+    spread, _, other = text.partition("## other")
+    spread = spread[spread.index("## spread") :]
+    assert "\n| cloning |" in other and "\n| cloning |" not in spread
+
+
 def test_a_study_of_one_seed_can_be_reported(tmp_path, few_resamples):
     quietly(write_study(tmp_path, seeds=1))
     text = write_study_report(tmp_path / "out")[1].read_text()

@@ -126,6 +126,7 @@ TAKEN = {
         "batch_norm = true",
         "grid.hidden = [[64], [64, 64]]",
         "on.spread.lr = 1",
+        'datasets = ["spread"]',
     ),
     "datasets.spread": ('quality = "medium"\noptions.levels = { medium = 1.0 }', "fraction = 1", 'name = "a"'),
     "grid": ("lr = [1, 2]", "svn = [true, false]"),
@@ -151,7 +152,14 @@ def test_a_key_of_any_type_is_refused_by_both_or_by_none(tmp_path, validator, ta
             except StudyError as error:
                 refusal = str(error)
             fits = validator.is_valid(tomllib.loads(text))
-            by_more = ("belongs to", "needs either", "quality must be one", "becomes the name", "options: ")
+            by_more = (
+                "belongs to",
+                "needs either",
+                "quality must be one",
+                "becomes the name",
+                "options: ",
+                "unknown dataset",
+            )
             assert fits == (refusal is None or any(word in refusal for word in by_more)), (text, refusal)
 
 

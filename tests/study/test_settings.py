@@ -219,6 +219,37 @@ def test_a_methods_settings_on_a_dataset_win_over_all(tmp_path):
     ]
 
 
+def test_a_method_is_trained_on_the_datasets_that_it_names(tmp_path):
+    other = '[datasets.other]\ntask = "mpe/simple_spread"\n[methods.cql]\nalgorithm = "cql"\ndatasets = ["other"]'
+    study = small(tmp_path, study="seeds = 1", mix='variants.decomposition = ["mixer", "vdn"]', more=other)
+    assert [method.datasets for method in study.methods] == [None, ("other",)]
+    found = [(run.dataset, run.method) for run in expand(study)]
+    both = [("mix-mixer"), ("mix-vdn")]
+    assert found == [*(("spread", name) for name in both), *(("other", name) for name in both), ("other", "cql")]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ('["spraed"]', r"\[methods.mix\] datasets has an unknown dataset 'spraed'; did you mean 'spread'\?"),
+        ('["nope"]', r"\[methods.mix\] datasets has an unknown dataset 'nope'; it knows spread, other\."),
+        ("[]", r"\[methods.mix\] datasets must be a list with at least one value, got \[\]\."),
+        ('["spread", "spread"]', r"\[methods.mix\] datasets has 'spread' twice; leave one out\."),
+        ('"spread"', r"datasets must be a list"),
+        ("[3]", r"datasets"),
+        ('["other"]', r"leaves 'spread' out, which \[methods.mix.on\] has settings for; drop one\."),
+        ('["spread"]', r"No method is trained on \[datasets.other\]; name it in a method's datasets, or drop it\."),
+    ],
+)
+def test_datasets_of_a_method_that_cannot_be(tmp_path, names, message):
+    with pytest.raises(StudyError, match=message):
+        small(
+            tmp_path,
+            mix=f"datasets = {names}\non.spread.lr = 1",
+            more='[datasets.other]\ntask = "mpe/simple_spread"',
+        )
+
+
 @pytest.mark.parametrize("name", ("max_next_value", "sampler_loc"))
 def test_a_number_below_0_where_it_means_something(tmp_path, name):
     study = small(tmp_path, study="seeds = 1", mix=f'algorithm = "omar"\ngrid.{name} = [-4, 2.5]')

@@ -187,8 +187,8 @@ def json_schema_of(kind: type) -> dict[str, Any]:
     return {"$schema": OfToml.schema_dialect, **_adapter(kind).json_schema(schema_generator=OfToml)}
 
 
-def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise for a key that is not known, naming the nearest that is.
+def check_keys(table: Iterable[str], known: Iterable[str], where: str, what: str = "key") -> None:
+    """Raise for a key, or another name, that is not known, naming the nearest that is.
 
     Raises:
         ValueError: there is one.
@@ -198,7 +198,7 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> No
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}."
-            raise ValueError(f"{where} has an unknown key {name!r}; {remedy}")
+            raise ValueError(f"{where} has an unknown {what} {name!r}; {remedy}")
 
 
 def validated(

@@ -132,6 +132,8 @@ def cases(study: Study) -> Iterator[Case]:
     """
     for source in study.datasets:
         for table in study.methods:
+            if not table.is_trained_on(source.name):
+                continue
             for name, settings in _variants(table):
                 yield _case(study, source, table, name, settings)
 

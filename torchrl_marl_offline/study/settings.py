@@ -188,6 +188,7 @@ class MethodTable:
         grid: setting -> values; every combination is a setting of the one method, of which the best is reported.
         ranges: setting -> a range ``{ low = 0.1, high = 10, log = true }`` or a list of values, for ``[search]``.
         on: dataset -> settings of its runs, ``[methods.NAME.on.DATASET]``; they win over ``settings``.
+        datasets: the names of those that it is trained on; all of the study's where it is not given.
     """
 
     name: str
@@ -196,6 +197,11 @@ class MethodTable:
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
     ranges: Mapping[str, ValueRange | list[Any]] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: Annotated[tuple[str, ...], ONCE] | None = None
+
+    def is_trained_on(self, dataset: str) -> bool:
+        """Say whether it has runs on a dataset of the study."""
+        return self.datasets is None or dataset in self.datasets
 
 
 @dataclass(frozen=True)
@@ -286,7 +292,8 @@ def read_study(path: str | Path) -> Study:
     datasets = tuple(read_source(name, table, path.parent) for name, table in content["datasets"].items())
     with study_errors():
         for method in methods:
-            check_keys(method.on, [source.name for source in datasets], table_name("methods", method.name, "on"))
+            _check_datasets_of(method, [source.name for source in datasets])
+        _check_all_are_used(methods, [source.name for source in datasets])
     ranges = read_space(content.get("ranges", {}), run_hints(), "[ranges]")
     study = Study(
         file=path,
@@ -435,6 +442,7 @@ def _study_tables(algorithms: tuple[type[Algorithm], ...]) -> StudyTables:
     method = {name: method[name]._replace(hint=lists) for name in ("variants", "grid")} | {
         "ranges": method["ranges"]._replace(hint=space),
         "on": method["on"]._replace(hint=dict[str, run]),
+        "datasets": method["datasets"]._replace(hint=Annotated[list[str], ONCE]),
     }
     dataset = keys_of(DatasetSource)
     dataset["settings"] = dataset["settings"]._replace(hint=run)
@@ -519,11 +527,40 @@ def check_run_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _method(name: str, content: Mapping[str, Any]) -> MethodTable:
     lists = {key: content.get(key, {}) for key in ("variants", "grid", "ranges")}
-    own = {key: value for key, value in content.items() if key not in (*lists, "on")}
-    on = content.get("on", {})
+    own = {key: value for key, value in content.items() if key not in (*lists, "on", "datasets")}
+    on, datasets = content.get("on", {}), content.get("datasets")
     for key in dict.fromkeys([*own, *lists["variants"], *(key for table in on.values() for key in table)]):
         in_lists = sum(key in table for table in lists.values())
         if in_lists > 1 or (in_lists and (key in own or any(key in table for table in on.values()))):
             raise StudyError(f"{table_name('methods', name)} gives {key!r} twice; leave one of them out.")
     lists["ranges"] = read_space(lists["ranges"], run_hints(), table_name("methods", name, "ranges"))
-    return MethodTable(name, own, **lists, on=on)
+    return MethodTable(name, own, **lists, on=on, datasets=None if datasets is None else tuple(datasets))
+
+
+def _check_datasets_of(method: MethodTable, known: Sequence[str]) -> None:
+    """Raise for a dataset that a method names and the study has not, or that it has settings for without being on it.
+
+    Raises:
+        ValueError: so.
+    """
+    check_keys(method.on, known, table_name("methods", method.name, "on"))
+    if method.datasets is None:
+        return
+    where = f"{table_name('methods', method.name)} datasets"
+    check_keys(method.datasets, known, where, "dataset")
+    for name in method.on:
+        if name not in method.datasets:
+            raise ValueError(
+                f"{where} leaves {name!r} out, which [methods.{method.name}.on] has settings for; drop one."
+            )
+
+
+def _check_all_are_used(methods: Sequence[MethodTable], known: Sequence[str]) -> None:
+    """Raise for a dataset that no method is trained on.
+
+    Raises:
+        ValueError: so.
+    """
+    for name in known:
+        if not any(method.is_trained_on(name) for method in methods):
+            raise ValueError(f"No method is trained on [datasets.{name}]; name it in a method's datasets, or drop it.")
