@@ -3,9 +3,9 @@
     python benchmarks/choices.py examples/studies/recipe_fig7_small.toml
     python benchmarks/choices.py examples/studies/default_setting.toml
 
-Reads what the study has finished so far, and trains nothing. For each dataset: the normalized score of every critic
-with every extraction and strength after the last update, by mode; the shares of the scores' variance; how often each
-value is the best or the second beside the same others. Where there is a complete design, also how often each
+Reads what the study has finished so far, and trains nothing. For each dataset: the score of every critic with every
+extraction and strength after the last update, by mode, in the study's metric; the shares of the scores' variance; how
+often each value is the best or the second beside the same others. Where there is a complete design, also how often each
 decomposition is the best beside the same value learning and extraction at the better of its strengths, and what
 training a mixer gains over a frozen one. A study's own report has the shares over all datasets together.
 """
@@ -22,7 +22,7 @@ from measuring import markdown
 from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares
-from torchrl_marl_offline.study.scores import RunScore, scores_of
+from torchrl_marl_offline.study.scores import RunScore, choose_metrics, scores_of
 from torchrl_marl_offline.study.table import collect_results
 
 CHOICES = ("value_learning", "extraction")
@@ -30,11 +30,14 @@ Key = tuple[str, ...]
 
 
 def critic_of(score: RunScore) -> str:
-    """Return the decomposition of a run, whether its mixer is frozen, and the policy's deviation where it is fixed."""
+    """Return the decomposition of a run, and what of its mixer, policy and advantage is not as it is by default."""
     settings = score.run.settings
-    name = f"frozen {settings['decomposition']}" if settings.get("frozen") else settings["decomposition"]
-    is_fixed = not isinstance(settings.get("scale", "learned"), str)
-    return f"{name}, deviation {settings['scale']}" if is_fixed else name
+    parts = [f"frozen {settings['decomposition']}" if settings.get("frozen") else settings["decomposition"]]
+    if not isinstance(settings.get("scale", "learned"), str):
+        parts.append(f"deviation {settings['scale']}")
+    if settings.get("advantage") == "local" and settings["decomposition"] != "independent":
+        parts.append("local advantage")
+    return ", ".join(parts)
 
 
 def cells_of(scores: Sequence[RunScore]) -> dict[Key, list[float]]:
@@ -120,11 +123,12 @@ def main() -> None:
     args = parser.parse_args()
     study = read_study(args.study)
     plan, output = plan_study(study), study.settings.output
-    metrics = {source.name: "normalized" for source in study.datasets}
-    scores = [s for s in scores_of(plan, collect_results(plan, output), metrics) if s.evaluator == "mode"]
-    if not scores:
+    frame = collect_results(plan, output)
+    if "finished" not in frame or not frame["finished"].any():
         parser.error(f"there is no finished run in {output}; run the study first.")
-    for dataset in metrics:
+    metrics = choose_metrics(frame, study.settings.metric)
+    scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode"]
+    for dataset in dict.fromkeys(source.name for source in study.datasets):
         own = [score for score in scores if score.run.dataset == dataset]
         if own:
             print(report(dataset, own), end="\n\n")

@@ -437,6 +437,8 @@ def test_which_choice_matters_by_quality(script):
     assert "Trained above frozen by 1.00 on average, in 4 of 4." in text
     fixed = replace(scores[0], run=replace(scores[0].run, settings=scores[0].run.settings | {"scale": 0.2}))
     assert choices.critic_of(fixed) == "vdn, deviation 0.2"
+    own = scores[0].run.settings | {"advantage": "local"}
+    assert choices.critic_of(replace(fixed, run=replace(fixed.run, settings=own))) == "vdn, local advantage"
 
 
 def test_systems_beside_the_data_and_published_scores(script):

@@ -23,7 +23,7 @@ def test_every_key_has_its_row():
     assert found["[study]"] == list(parameters_of(StudySettings))
     assert found["[evaluation]"] == list(parameters_of(EvaluationSettings))
     assert found["[datasets.NAME]"] == list(parameters_of(DatasetSource))
-    assert found["[methods.NAME]"] == ["variants", "grid", "ranges", "on"]
+    assert found["[methods.NAME]"] == ["variants", "grid", "ranges", "on", "datasets"]
     assert found["[search]"] == list(parameters_of(SearchSettings)) and found["[ranges]"] == []
     assert found["[offline]"] == list(parameters_of(OfflineSettings))
     assert found["[offline.fitting]"] == list(parameters_of(FittedQSettings))
