@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from arguments import script_parser
+from arguments import as_study, finished_results, script_parser
 from measuring import markdown
 
 from torchrl_marl_offline.evaluation import mean_confidence_interval
-from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares
 from torchrl_marl_offline.study.scores import RunScore, choose_metrics, scores_of
-from torchrl_marl_offline.study.table import collect_results
 
 CHOICES = ("value_learning", "extraction")
 Key = tuple[str, ...]
@@ -119,13 +116,9 @@ def report(dataset: str, scores: Sequence[RunScore]) -> str:
 def main() -> None:
     """Print the tables of what is finished."""
     parser = script_parser(__doc__)
-    parser.add_argument("study", type=Path, help="a study file of which runs are finished")
-    args = parser.parse_args()
-    study = read_study(args.study)
-    plan, output = plan_study(study), study.settings.output
-    frame = collect_results(plan, output)
-    if "finished" not in frame or not frame["finished"].any():
-        parser.error(f"there is no finished run in {output}; run the study first.")
+    parser.add_argument("study", type=as_study, help="a study file of which runs are finished")
+    study = parser.parse_args().study
+    plan, frame = finished_results(parser, study)
     metrics = choose_metrics(frame, study.settings.metric)
     scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode"]
     for dataset in dict.fromkeys(source.name for source in study.datasets):

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from arguments import as_few, script_parser
+from arguments import as_few, as_study, finished_results, script_parser
 from common import machine, run_jobs
 from measuring import markdown
 from offline_evaluation import spearman
 
 from torchrl_marl_offline import compare_offline
 from torchrl_marl_offline.evaluation import mean_confidence_interval
-from torchrl_marl_offline.study import plan_study, read_results, read_study
+from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.table import DATA
 from torchrl_marl_offline.suites.suite_scores import policy_of
 
@@ -128,14 +128,14 @@ def _interval(values: Sequence[float]) -> str:
 def main() -> None:
     """Judge what a study trained, and print what choosing by the data loses."""
     parser = script_parser(__doc__)
-    parser.add_argument("study", type=Path, help="a study file whose runs are finished")
+    parser.add_argument("study", type=as_study, help="a study file whose runs are finished")
     parser.add_argument("--by", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", help="training seeds; by default all")
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--results", type=Path, default=Path("runs/offline_selection.jsonl"))
     args = parser.parse_args()
-    output = read_study(args.study).settings.output
-    last = last_policies(read_results(output), output)
+    output = args.study.settings.output
+    last = last_policies(finished_results(parser, args.study)[1], output)
     if last.empty:
         parser.error(f"there is no finished run with a policy in {output}; run the study first.")
     jobs, cases = [], []
@@ -149,7 +149,7 @@ def main() -> None:
                 continue
             files = {row["setting"]: str(row["file"]) for row in own.to_dict("records")}
             for by in args.by:
-                jobs.append({"study": str(args.study), "dataset": dataset, "by": by, "policies": files})
+                jobs.append({"study": str(args.study.file), "dataset": dataset, "by": by, "policies": files})
                 cases.append((dataset, int(seed), by))
     rows = []
     finished = run_jobs(judge, jobs, workers=args.workers, results=args.results)

@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import script_parser
+from arguments import as_study, finished_results, script_parser
 from measuring import markdown
 
 from torchrl_marl_offline import make_env
 from torchrl_marl_offline.evaluation import Interval, mean_confidence_interval
-from torchrl_marl_offline.study import Study, plan_study, read_study
+from torchrl_marl_offline.study import Study
 from torchrl_marl_offline.study.scores import RunScore, scores_of
-from torchrl_marl_offline.study.table import DATA, collect_results
+from torchrl_marl_offline.study.table import DATA
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs/figures.json"
 QUALITIES = ("random", "medium-replay", "medium", "expert")
@@ -121,7 +121,7 @@ def means_of_data(study: Study) -> dict[str, float]:
     """Return the normalized mean return of each recorded dataset, once there are any."""
     means = {}
     for source in study.datasets:
-        if (study.settings.output / DATA).is_dir():
+        if source.task is not None and (study.settings.output / DATA).is_dir():
             dataset = source.load(study.settings.output / DATA)
             low, high = make_env(source.task, **source.options.get("task_options", {})).reference_returns
             means[source.name] = 100 * (dataset.episode_returns().mean().item() - low) / (high - low)
@@ -131,14 +131,14 @@ def means_of_data(study: Study) -> dict[str, float]:
 def main() -> None:
     """Print the tables of what is finished."""
     parser = script_parser(__doc__)
-    parser.add_argument("study", type=Path, help="a study file of which runs are finished")
-    args = parser.parse_args()
-    study = read_study(args.study)
-    plan, output = plan_study(study), study.settings.output
+    parser.add_argument("study", type=as_study, help="a study file of which runs are finished")
+    study = parser.parse_args().study
+    known = {f"{task}-{quality}" for task in BEST_PUBLISHED for quality in QUALITIES}
+    if not known & {source.name for source in study.datasets}:
+        parser.error(f"{study.file} has no dataset named TASK-QUALITY, such as {min(known)}; name another study.")
+    plan, frame = finished_results(parser, study)
     metrics = {source.name: "normalized" for source in study.datasets}
-    scores = [s for s in scores_of(plan, collect_results(plan, output), metrics) if s.evaluator == "mode"]
-    if not scores:
-        parser.error(f"there is no finished run in {output}; run the study first.")
+    scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode" and s.run.dataset in known]
     cells, data = cells_of(scores), means_of_data(study)
     figures = json.loads(FIGURES.read_text())["algorithms"]
     for task in BEST_PUBLISHED:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_device, as_size, as_threads
+from arguments import as_amount, as_device, as_size, as_study, as_threads
 from measuring import benchmark_parser, markdown, report
 from population import population_rate
 from sizes import SIZES
 
-from torchrl_marl_offline.study import Run, read_study
+from torchrl_marl_offline.study import Run
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.training.step.gradients import PRECISIONS
 
@@ -53,7 +53,7 @@ def hours(updates: float, rate: float) -> float:
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("study", type=Path, nargs="?", default=FIGURE_7)
+    parser.add_argument("study", type=as_study, nargs="?", default=str(FIGURE_7))
     parser.add_argument("--methods", nargs="+", help="of the study; by default all")
     parser.add_argument("--size", default="paper", choices=list(SIZES))
     parser.add_argument("--members", type=as_size, default=1, help="of the population that is timed")
@@ -67,9 +67,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.size, args.members, args.compile, args.seconds = "small", 2, "off", 0.2
-    runs = [run for run in expand(read_study(args.study)) if args.methods is None or run.method in args.methods]
+    runs = [run for run in expand(args.study) if args.methods is None or run.method in args.methods]
     if not runs:
-        parser.error(f"{args.study} has no runs of the methods {args.methods}.")
+        parser.error(f"{args.study.file} has no runs of the methods {args.methods}.")
     kinds = kinds_of(runs)[: 2 if args.quick else None]
     where = {"device": args.device, "precision": args.precision}
     rows = []
@@ -86,7 +86,7 @@ def main() -> None:
     total = sum(row["hours"] for row in rows)
     cells.append(["all", f"{sum(row['runs'] for row in rows):,}", "", f"{total:,.1f} ({total / 24:,.1f} days)"])
     print(markdown(["runs of", "", "updates a second, all members", "hours"], cells))
-    settings = {"study": args.study.name, "size": args.size, "members": args.members, "compile": args.compile}
+    settings = {"study": args.study.file.name, "size": args.size, "members": args.members, "compile": args.compile}
     report(args.json, rows, **settings, **where, hours=total, threads=args.threads)
 
 

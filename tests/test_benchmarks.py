@@ -474,3 +474,32 @@ def test_all_published_scores_of_particles_are_known_to_the_table_of_systems(scr
             task, _, quality = name.partition("-")
             if task in qualities.BEST_PUBLISHED and "published" in cell:
                 assert cell["published"][0] <= qualities.BEST_PUBLISHED[task][quality], (name, cell)
+
+
+@pytest.mark.parametrize("name", ["choices", "offline_selection", "qualities", "study_hours"])
+@pytest.mark.parametrize("what", ["nope.toml", "text.toml", "unknown.toml", "unrun.toml"])
+def test_a_study_that_cannot_be_looked_at_ends_in_a_sentence(script, name, what, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.toml").write_text("# A study\nor not\n")
+    (tmp_path / "unknown.toml").write_text("[studdy]\n")
+    least = '[study]\nseeds = 1\nsteps = 1\n[methods.recipe]\n[datasets.spread-random]\ntask = "mpe/simple_spread"\n'
+    (tmp_path / "unrun.toml").write_text(least)
+    program = script(name)
+    monkeypatch.setattr(
+        sys, "argv", [name, str(tmp_path / what), *(["--methods", "x"] if name == "study_hours" else [])]
+    )
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    sentences = {"nope.toml": "cannot be read", "text.toml": "is no TOML", "unknown.toml": "did you mean 'study'"}
+    last = "has no runs of the methods" if name == "study_hours" else "there is no finished run in"
+    assert sentences.get(what, last) in said
+
+
+def test_a_study_of_other_data_has_no_published_scores(script, tmp_path, monkeypatch, capsys):
+    text = '[study]\nseeds = 1\nsteps = 1\n[methods.recipe]\n[datasets.xor]\ntask = "games/xor"\n'
+    (tmp_path / "study.toml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["qualities", str(tmp_path / "study.toml")])
+    with pytest.raises(SystemExit):
+        script("qualities").main()
+    assert "has no dataset named TASK-QUALITY, such as spread-expert; name another" in capsys.readouterr().err
