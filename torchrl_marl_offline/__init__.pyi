@@ -10,6 +10,7 @@ from . import training as training
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import B3C as B3C
 from .algorithms import MABCQ as MABCQ
+from .algorithms import MABRAC as MABRAC
 from .algorithms import MACFCQL as MACFCQL
 from .algorithms import MACQL as MACQL
 from .algorithms import MAICQ as MAICQ

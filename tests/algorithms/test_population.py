@@ -21,6 +21,7 @@ from torchrl_marl_offline.training.step.gradients import CompiledGradients, Grad
 SEEDS, RATES = (4, 9), (1e-3, 2e-3)
 SETTINGS = {  # of each of two members
     "recipe": ({"temperature": 1.0, "expectile": 0.7}, {"temperature": 3.0, "expectile": 0.9}),
+    "brac": ({"alpha": 0.03}, {"alpha": 0.3}),
     "td3_bc": ({"alpha": 2.5}, {"alpha": 1.0}),
     "b3c": ({"alpha": 2.5, "max_next_value": 0.2}, {"alpha": 10.0, "max_next_value": 0.1}),
     "cql": ({"min_q_weight": 0.5}, {"min_q_weight": 5.0}),
@@ -35,7 +36,9 @@ SETTINGS = {  # of each of two members
     "omsd": ({"beta": 0.1, "expectile": 0.7}, {"beta": 1.0, "expectile": 0.9}),
 }
 RUNS = [(name, {}, False) for name in SETTINGS]
-RUNS += [(name, {}, True) for name in ("cql", "omar", "cfcql", "spacql", "icq", "omiga", "bcq", "mac_flow", "omsd")]
+RUNS += [
+    (name, {}, True) for name in ("brac", "cql", "omar", "cfcql", "spacql", "icq", "omiga", "bcq", "mac_flow", "omsd")
+]
 RUNS += [("omar", {"sampler": "cem"}, False), ("omar", {"sampler": "random"}, False)]
 RUNS += [("omar", {"decomposition": "centralized"}, False), ("omiga", {"decomposition": "mixer", "svn": True}, False)]
 RUNS += [("cql", {"batch_norm": False}, False), ("omar", {"batch_norm": True}, True)]  # by default the other way round

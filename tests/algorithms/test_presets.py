@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_toys import CONTINUOUS, Case, gradients, loss_terms, make_batch
+from objective_toys import CONTINUOUS, DISCRETE, Case, gradients, loss_terms, make_batch
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline.algorithms import make_loss
 from torchrl_marl_offline.modules import ScaleInvariantValueNorm
 from torchrl_marl_offline.objectives import AWR, AWRLoss, BehaviourCloning, BRACLoss, IQLLoss, OfflineMARLLoss, TDLoss
 
@@ -139,3 +140,19 @@ def test_the_defaults_are_the_recipe() -> None:
     loss = OfflineMARLLoss(case.actor(), case.critic(), case.value())
     assert float(loss.expectile) == pytest.approx(0.9) and loss.extraction == AWR()
     assert CONTINUOUS.n_agents == 3 and loss.in_keys[0] == ("agents", "action")
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_one_setting_for_all_qualities_is_the_recipes_axes(spec) -> None:
+    names = {"decomposition": "vdn", "svn": False, "value_learning": "td", "extraction": "brac", "alpha": 0.03}
+    losses = []
+    for given in ({"algorithm": "brac"}, {"algorithm": "recipe", **names, "hidden": (64, 64)}):
+        torch.manual_seed(0)
+        loss = make_loss(spec, **given)
+        SoftUpdate(loss, tau=0.1)
+        torch.manual_seed(1)  # discrete policies draw their actions
+        losses.append(gradients(loss, make_batch(spec, 16)))
+    found, expected = losses
+    assert found and found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name

@@ -257,7 +257,7 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path, finished, monkeypatch, 
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text('{"steps": ')
     cases = {
-        (): "Name an algorithm: recipe, cloning,",
+        (): "Name an algorithm: recipe, brac, cloning,",
         ("recipes",): "invalid choice: 'recipes'",
         ("recipe", "--dataset", "nowhere"): "nowhere does not exist",
         ("recipe", "--dataset", "pymarl:nowhere.h5"): "nowhere.h5 does not exist",

@@ -14,6 +14,7 @@ from torchrl_marl_offline.algorithms.algorithm import (
     settings_of,
 )
 from torchrl_marl_offline.algorithms.recipe import Recipe
+from torchrl_marl_offline.algorithms.brac import MABRAC
 from torchrl_marl_offline.algorithms.cloning import CloningBaseline
 from torchrl_marl_offline.algorithms.td3_bc import MATD3BC
 from torchrl_marl_offline.algorithms.b3c import B3C
@@ -37,6 +38,7 @@ __all__ = [
     "ALGORITHMS",
     "B3C",
     "MABCQ",
+    "MABRAC",
     "MACFCQL",
     "MACQL",
     "MAICQ",
