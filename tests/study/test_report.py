@@ -289,6 +289,7 @@ def test_a_method_that_is_not_on_all_datasets_is_reported_on_its_own(tmp_path, f
     quietly(write_study(tmp_path, text))
     text = write_study_report(tmp_path / "out")[1].read_text()
     assert "incomplete" not in text
+    assert "Datasets: spread, other. Without runs on all of them, and so left out: cloning." in text
     spread, _, other = text.partition("## other")
     spread = spread[spread.index("## spread") :]
     assert "\n| cloning |" in other and "\n| cloning |" not in spread

@@ -38,11 +38,22 @@ def comparisons(report: Report) -> list[Block]:
             title = f"{len(datasets)} datasets, {METRIC_LABELS[metric]}, {executed(evaluator)}"
             blocks += [Heading(title), Table(score_header(found, ["method"]), rows)]
             text = "Mean and interquartile mean over runs and datasets; 95 % intervals by the stratified bootstrap."
-            blocks.append(Text(f"{text} Datasets: {', '.join(datasets)}."))
+            blocks.append(
+                Text(f"{text} Datasets: {', '.join(datasets)}.{_left_out(report, evaluator, datasets, found)}")
+            )
         blocks += _profile(report, evaluator, metric, found)
     for evaluator in report.evaluators:
         blocks += _improvement(report, evaluator)
     return blocks
+
+
+def _left_out(report: Report, evaluator: str, datasets: Sequence[str], found: Mapping[str, Sequence[Choice]]) -> str:
+    """Name the methods that have runs on some of the datasets alone, which cannot be put beside the others."""
+    some = [
+        name for name in report.methods if any((dataset, evaluator, name) in report.choices for dataset in datasets)
+    ]
+    others = [name for name in some if name not in found]
+    return f" Without runs on all of them, and so left out: {', '.join(others)}." if others else ""
 
 
 def _profile(report: Report, evaluator: str, metric: str, found: Mapping[str, Sequence[Choice]]) -> list[Picture]:
