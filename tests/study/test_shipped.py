@@ -10,7 +10,7 @@ import pytest
 from torchrl_marl_offline import TaskSpec, list_datasets, make_loss
 from torchrl_marl_offline.algorithms import members_settings
 from torchrl_marl_offline.envs import list_tasks
-from torchrl_marl_offline.recording.graded import QUALITIES
+from torchrl_marl_offline.recording.graded import QUALITIES, UNTRAINED
 from torchrl_marl_offline.study import Study, plan_study, read_study
 from torchrl_marl_offline.study.axes import factorial
 from torchrl_marl_offline.study.scores import RunScore
@@ -38,7 +38,7 @@ def test_it_has_as_many_runs_as_it_says(file):
         is_recording = source.source is not None and Path(source.source).name in MADE
         known = source.source in list_datasets() if source.task is None else source.task in list_tasks()
         assert known or is_recording
-        assert source.quality in (None, *QUALITIES)
+        assert source.quality in (None, *QUALITIES, UNTRAINED)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
