@@ -19,7 +19,7 @@ from trainers import trainer_for
 from training_toys import make_buffer, make_trainer, weights
 
 from torchrl_marl_offline.training import Trainer
-from torchrl_marl_offline.training.step import compile_choice, gradients
+from torchrl_marl_offline.training.step import compile_choice, compile_failures, gradients
 from torchrl_marl_offline.training.step.compile_choice import check_compile
 from torchrl_marl_offline.training.step.compile_costs import CompileCosts, Cost, kind_of, machine_of
 from torchrl_marl_offline.training.step.compile_failures import CompileWarning, why_it_failed
@@ -169,12 +169,33 @@ def test_a_damaged_library_of_torchs_cache_is_named_and_deleted(monkeypatch, tmp
     for path in (library, other):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"cut")
+        os.utime(path, (time.time() - 100,) * 2)
     for path in (library, other):
-        error = RuntimeError("the compiler says")
-        error.__cause__ = OSError(f"{path}: file too short")
-        said = why_it_failed(error)
-        assert ("was damaged and is deleted" in said) == (path is library)
+        assert ("was damaged and is deleted" in why_it_failed(too_short(path))) == (path is library)
     assert not library.exists() and other.exists()
+
+
+def too_short(path: Path) -> RuntimeError:
+    error = RuntimeError("the compiler says")
+    error.__cause__ = OSError(f"{path}: file too short")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("began", "changed", "is_left"), [(-200, -100, False), (-200, -1, True), (-5, -6, False), (-5, -4, True)]
+)
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_library_that_another_process_writes_is_left_alone(monkeypatch, tmp_path, began, changed, is_left, is_named):
+    """Deleted, it would be missing there, and the other run would go on without compiling."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
+    monkeypatch.setattr(compile_failures, "_BEGAN", time.time() + began)
+    library = tmp_path / "torch" / "ab" / "cabc.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"\x7fELF half of it")
+    os.utime(library, (time.time() + changed,) * 2)
+    said = why_it_failed(too_short(library) if is_named else OSError("no C++ compiler here"))
+    assert library.exists() is is_left
+    assert ("was damaged and is deleted" in said) is not is_left
 
 
 def test_a_library_is_cut_where_it_ends_before_its_sections(tmp_path):

@@ -32,6 +32,7 @@ from torchrl_marl_offline.objectives.action_distributions import mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
+from torchrl_marl_offline.objectives.first_actions import check_first_actions
 from torchrl_marl_offline.objectives.fitting import (
     check_coefficients,
     check_elements,
@@ -531,7 +532,9 @@ class OfflineMARLLoss(LossModule):
                     clean = counted_alone(clean, batch.rows, self._keys_of_rows(clean, tensordict))
         else:
             clean = sanitized(tensordict, self.in_keys, batch.rows, **options)
-        return batch if clean is tensordict else Batch(self.team, clean)
+        batch = batch if clean is tensordict else Batch(self.team, clean)
+        check_first_actions(batch)
+        return batch
 
     def _keys_of_rows(self, clean: TensorDictBase, tensordict: TensorDictBase) -> list[NestedKey]:
         """Return what networks read of rows: not what says how rows follow each other."""

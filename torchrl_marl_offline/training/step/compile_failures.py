@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pathlib import Path
 _RAISED = ContextVar("compile failures are raised", default=False)
 _LIBRARY = re.compile(r"(/[^\s:'\"]+\.(?:so|pyd|dylib))\b")
 _LONGEST = 200
+_BEGAN, _BEING_WRITTEN = time.time(), 60.0
+"""When this process began, and for how many seconds a file is taken for one that another process still writes."""
 
 
 class CompileWarning(UserWarning):
@@ -50,6 +53,8 @@ def say_that_it_failed(error: Exception) -> None:
 def why_it_failed(error: Exception) -> str:
     """Return the reason in one line, and delete damaged libraries of torch's cache: those that it names, and cut ones.
 
+    One that may be cut because another process is writing it is left alone: deleted, it would be missing there.
+
     Torch does not always name the library that is cut short: without the small one by which it asks what the processor
     can do, it goes on, and writes code that this compiler refuses.
     """
@@ -58,7 +63,7 @@ def why_it_failed(error: Exception) -> str:
     reason = f"it failed here ({type(root).__name__}: {lines[0][:_LONGEST]})"
     cache = _cache_folder()
     damaged = [*_named_libraries(error, cache), *_cut_libraries(cache)] if cache else []
-    removed = [path for path in dict.fromkeys(damaged) if _removed(path)]
+    removed = [path for path in dict.fromkeys(damaged) if not _is_being_written(path) and _removed(path)]
     if removed:
         others = f" (and {len(removed) - 1} more)" if len(removed) > 1 else ""
         reason += f"; {removed[0]}{others} was damaged and is deleted, so that the next run compiles it again"
@@ -121,6 +126,15 @@ def _is_cut(path: Path) -> bool:
     (offset,) = struct.unpack_from(f"{order}Q", header, 0x28)
     entry, entries = struct.unpack_from(f"{order}HH", header, 0x3A)
     return size < offset + entry * entries
+
+
+def _is_being_written(path: Path) -> bool:
+    """Say whether a file changed since this process began, and lately, unlike one that an earlier run left."""
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        return False
+    return changed >= max(_BEGAN, time.time() - _BEING_WRITTEN)
 
 
 def _removed(path: Path) -> bool:
