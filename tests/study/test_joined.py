@@ -152,3 +152,23 @@ def test_choices_by_estimates_are_not_joined(folder) -> None:
     file.write_text(file.read_text().replace('metric = "return"', 'metric = "return"\nselect = "fqe"'))
     with pytest.raises(StudyError, match="join_datasets"):
         read_study(file)
+
+
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
+def test_bounds_of_values_may_be_each_datasets_own(tmp_path) -> None:
+    """B3C's, which is the largest return in the data: each run has its own, and is the run that is not joined."""
+    methods = '[methods.b3c]\nalgorithm = "b3c"\non.one.max_next_value = 0.5\non.two.max_next_value = 80.0\n'
+    one = '[datasets.one]\ntask = "mpe/simple_spread"\nepisodes = 8\n'
+    policies = {}
+    for joined in ("true", "false"):
+        text = TEXT.partition("[methods.recipe]")[0].replace("{joined}", joined) + methods + one
+        file = write_study(tmp_path, text + one.replace("one", "two") + "seed = 1\n", output=f"out-{joined}")
+        sizes = [len(population.runs) for population in plan_study(read_study(file)).populations]
+        assert sizes == ([4] if joined == "true" else [2, 2])
+        quietly(file, train=train_population)
+        for policy in sorted((tmp_path / f"out-{joined}").glob("jobs/*/members/*/policy.pt")):
+            policies.setdefault(policy.parent.name, []).append(load_policy(policy).policy)
+    assert len(policies) == 4
+    for name, (ours, apart) in policies.items():
+        for a, b in zip(ours.parameters(), apart.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)

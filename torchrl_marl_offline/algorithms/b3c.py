@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
-from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE
+from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL
 from torchrl_marl_offline.core.relevance import ReadWith
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.objectives.ascent import TD3BC
@@ -25,6 +25,7 @@ class B3C(ActorCritic, name="b3c"):
     affordable. ``alpha`` and the noise are those of TD3+BC: B3C's own were not at hand.
 
     Args:
+        max_next_value: :math:`R_{max}`; it must be given.
         alpha: of :class:`TD3BC`.
         noise: of :class:`TD`.
         noise_clip: of :class:`TD`.
@@ -34,6 +35,7 @@ class B3C(ActorCritic, name="b3c"):
     decomposition: Decomposition = "mixer"
     share_params: bool = False
     scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
+    max_next_value: Annotated[float | None, REAL] = setting(None, member=True)
     alpha: Annotated[float, NON_NEGATIVE] = setting(2.5, member=True)
     noise: Annotated[float, NON_NEGATIVE] = 0.2
     noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5
