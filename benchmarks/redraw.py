@@ -137,7 +137,7 @@ def pictures(text: str) -> dict[str, tuple[list[Panel], str]]:
         own = [row for row in rows if row["quality"] == quality]
         panels.append(Panel(quality, SCORE, ways(own), {"data": interval(own[0]["data"]).mean}))
     found["spread_qualities"] = (panels, "mpe/simple_spread, recorded qualities")
-    return found | _choices(text) | _systems(text) | _online(text)
+    return found | _choices(text) | _systems(text) | _all_systems(text) | _online(text)
 
 
 def _choices(text: str) -> dict[str, Any]:
@@ -164,6 +164,20 @@ def _systems(text: str) -> dict[str, Any]:
         }
         panel = Panel("", SCORE, series, {"data": means[quality]})
         found[f"systems_spread_{quality}"] = ([panel], f"mpe/simple_spread, recorded {quality} data")
+    return found
+
+
+def _all_systems(text: str) -> dict[str, Any]:
+    found = {}
+    for task in ("spread", "tag", "world"):
+        rows = table_under(text, f"`mpe/simple_{task}`, four qualities", task)
+        data, *systems, best = rows
+        panels = []
+        for quality in list(rows[0])[1:]:
+            own = [row for row in systems if row[quality]]
+            levels = {"data": float(data[quality]), "best published": float(best[quality])}
+            panels.append(Panel(quality, SCORE, {"measured": column(own, quality, task)}, levels))
+        found[f"systems_{task}"] = (panels, f"mpe/simple_{task}, all systems")
     return found
 
 
