@@ -123,8 +123,10 @@ def means_of_data(study: Study) -> dict[str, float]:
     for source in study.datasets:
         if source.task is not None and (study.settings.output / DATA).is_dir():
             dataset = source.load(study.settings.output / DATA)
-            low, high = make_env(source.task, **source.options.get("task_options", {})).reference_returns
-            means[source.name] = 100 * (dataset.episode_returns().mean().item() - low) / (high - low)
+            references = make_env(source.task, **source.options.get("task_options", {})).reference_returns
+            if references is not None:
+                low, high = references
+                means[source.name] = 100 * (dataset.episode_returns().mean().item() - low) / (high - low)
     return means
 
 
@@ -138,7 +140,14 @@ def main() -> None:
         parser.error(f"{study.file} has no dataset named TASK-QUALITY, such as {min(known)}; name another study.")
     plan, frame = finished_results(parser, study)
     metrics = {source.name: "normalized" for source in study.datasets}
+    if "normalized" not in frame:
+        frame["normalized"] = float("nan")
     scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode" and s.run.dataset in known]
+    if not scores:
+        parser.error(
+            f"no finished run of {study.file} has normalized scores, which tag and world have against the published prey "
+            "alone; read the study's own report."
+        )
     cells, data = cells_of(scores), means_of_data(study)
     figures = json.loads(FIGURES.read_text())["algorithms"]
     for task in BEST_PUBLISHED:

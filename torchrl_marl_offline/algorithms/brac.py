@@ -30,7 +30,7 @@ class MABRAC(Recipe, name="brac"):
 
     Published: for one agent, with a strength chosen for each dataset.
 
-    What differs: one strength for all. A smaller ``alpha`` gains on poor data, and takes more updates on good ones.
+    What differs: one strength for all. A smaller ``alpha`` gains on poor data, and may take more updates on good ones.
 
     Args:
         value_learning: as of :class:`Recipe`.
