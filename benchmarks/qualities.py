@@ -145,8 +145,8 @@ def main() -> None:
     scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode" and s.run.dataset in known]
     if not scores:
         parser.error(
-            f"no finished run of {study.file} has normalized scores, which tag and world have against the published prey "
-            "alone; read the study's own report."
+            f"no finished run of {study.file} has normalized scores, which tag and world have against the "
+            "published prey alone; read the study's own report."
         )
     cells, data = cells_of(scores), means_of_data(study)
     figures = json.loads(FIGURES.read_text())["algorithms"]
