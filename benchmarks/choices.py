@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from arguments import as_study, finished_results, script_parser
+from arguments import script_parser
 from measuring import markdown
+from studies import as_study, finished_results
 
 from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares

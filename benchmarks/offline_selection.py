@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from arguments import as_few, as_study, finished_results, script_parser
+from arguments import as_few, script_parser
 from common import machine, run_jobs
 from measuring import markdown
 from offline_evaluation import spearman
+from studies import as_study, finished_results
 
 from torchrl_marl_offline import compare_offline
 from torchrl_marl_offline.evaluation import mean_confidence_interval

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import as_study, finished_results, script_parser
+from arguments import script_parser
 from measuring import markdown
+from studies import as_study, finished_results
 
 from torchrl_marl_offline import make_env
 from torchrl_marl_offline.evaluation import Interval, mean_confidence_interval

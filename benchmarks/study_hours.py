@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_device, as_size, as_study, as_threads
+from arguments import as_amount, as_device, as_size, as_threads
 from measuring import benchmark_parser, markdown, report
 from population import population_rate
 from sizes import SIZES
+from studies import as_study
 
 from torchrl_marl_offline.study import Run
 from torchrl_marl_offline.study.runs import expand

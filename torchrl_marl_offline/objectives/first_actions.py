@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-import torch
 from tensordict import unravel_key
 from torch import Tensor
 
@@ -37,18 +36,14 @@ def check_first_actions(batch: Batch) -> None:
         return
     mask = batch.action_mask
     size = number_of_actions(networks) if mask is None else mask.shape[-1]
-    rows, alive = batch.rows, batch.alive
-    counts = torch.ones_like(action, dtype=torch.bool)
-    counts = counts if rows is None else counts & rows.unsqueeze(-1)
-    _check(keys.action, action, counts if alive is None else counts & alive, size)
+    _check(keys.action, action, batch.counts(action), size)
     is_read = ("next", *unravel_key(keys.action)) in networks.loss.in_keys
     following = batch.get(("next", keys.action)) if is_read else None
     if following is not None:
-        known, living = batch.has_next_action, batch.get(("next", keys.agent_mask))
-        ended = batch.get(("next", keys.terminated))
-        counts = counts if ended is None else counts & ~ended  # [*B, 1]
-        counts = counts if known is None else counts & known.unsqueeze(-1)
-        _check(("next", keys.action), following, counts if living is None else counts & living, size)
+        counts = ~batch.terminated(following)
+        for mask in (batch.rows, batch.has_next_action):
+            counts = counts if mask is None else counts & mask.unsqueeze(-1)
+        _check(("next", keys.action), following, counts, size)
     SEEN.add(networks)
 
 
@@ -61,9 +56,9 @@ def number_of_actions(networks: TeamNetworks) -> int | None:
     return None
 
 
-def _check(key: object, action: Tensor, counts: Tensor, size: int | None) -> None:
-    others = counts & ((action < 0) | (action >= (action.max() + 1 if size is None else size)))
-    found = others.nonzero()
+def _check(key: object, action: Tensor, counts: Tensor | None, size: int | None) -> None:
+    others = action < 0 if size is None else (action < 0) | (action >= size)
+    found = (others if counts is None else others & counts).nonzero()
     if len(found):
         *row, agent = found[0].tolist()
         known = "0 or above" if size is None else f"0 to {size - 1}"

@@ -49,10 +49,11 @@ def comparisons(report: Report) -> list[Block]:
 
 def _left_out(report: Report, evaluator: str, datasets: Sequence[str], found: Mapping[str, Sequence[Choice]]) -> str:
     """Name the methods that have runs on some of the datasets alone, which cannot be put beside the others."""
-    some = [
-        name for name in report.methods if any((dataset, evaluator, name) in report.choices for dataset in datasets)
+    others = [
+        name
+        for name in report.methods
+        if name not in found and any((dataset, evaluator, name) in report.choices for dataset in datasets)
     ]
-    others = [name for name in some if name not in found]
     return f" Without runs on all of them, and so left out: {', '.join(others)}." if others else ""
 
 

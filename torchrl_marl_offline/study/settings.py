@@ -290,10 +290,11 @@ def read_study(path: str | Path) -> Study:
             table["seeds"] = range(table["seeds"])
     methods = tuple(_method(name, table) for name, table in content["methods"].items())
     datasets = tuple(read_source(name, table, path.parent) for name, table in content["datasets"].items())
+    known = [source.name for source in datasets]
     with study_errors():
         for method in methods:
-            _check_datasets_of(method, [source.name for source in datasets])
-        _check_all_are_used(methods, [source.name for source in datasets])
+            _check_datasets_of(method, known)
+        _check_all_are_used(methods, known)
     ranges = read_space(content.get("ranges", {}), run_hints(), "[ranges]")
     study = Study(
         file=path,
