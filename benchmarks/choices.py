@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from arguments import script_parser
-from measuring import markdown
+from measuring import markdown, with_interval
 from studies import as_study, finished_results
 
 from torchrl_marl_offline.evaluation import mean_confidence_interval
@@ -60,7 +60,7 @@ def _interval(values: Sequence[float]) -> str:
     found = mean_confidence_interval(values)
     if len(values) < 3:
         return f"{found.mean:.1f} ({min(values):.1f}, {max(values):.1f})"
-    return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+    return with_interval(found)
 
 
 def best_of_strengths(cells: Mapping[Key, Sequence[float]]) -> tuple[Counter[str], Counter[str], int]:
@@ -99,7 +99,7 @@ def report(dataset: str, scores: Sequence[RunScore]) -> str:
     found = factorial([score for score in scores if not score.run.settings.get("frozen")])
     if found is not None:
         shares = variance_shares(found)
-        rows = [[s.source, f"{s.interval.mean:.3f} [{s.interval.low:.3f}, {s.interval.high:.3f}]"] for s in shares]
+        rows = [[s.source, with_interval(s.interval, 3)] for s in shares]
         parts.append(markdown(["source", "share of the variance"], rows))
         ranks = [
             [r.axis, r.value, f"{r.mean:.1f}", f"{r.best} of {r.of}", f"{r.first_two}"] for r in best_counts(found)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from arguments import as_few, as_share, script_parser
 from common import machine, run_jobs
-from measuring import markdown
+from measuring import markdown, with_interval
 
 from torchrl_marl_offline import make_loss, make_simulator, record_mixed_skill
 from torchrl_marl_offline.evaluation import evaluate_population, mean_confidence_interval
@@ -128,7 +128,7 @@ def _interval(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.2f}"
     found = mean_confidence_interval(values)
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return with_interval(found, 2)
 
 
 def main() -> None:

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from arguments import script_parser
+
+if TYPE_CHECKING:
+    from torchrl_marl_offline.evaluation import Interval
 
 Play = Callable[[int], None]
 """Does something this many times."""
@@ -109,6 +112,11 @@ def rates(seconds: Sequence[float], amount: float = 1.0) -> dict[str, float]:
 def with_spread(found: Mapping[str, float], form: str = ",.0f") -> str:
     """Return ``median (p10 to p90)``."""
     return f"{found['median']:{form}} ({found['p10']:{form}} to {found['p90']:{form}})"
+
+
+def with_interval(found: Interval, digits: int = 1) -> str:
+    """Return a mean and its interval, rounded."""
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def fresh_process(code: str, *arguments: object, **environment: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import pandas
 from arguments import as_few, script_parser
 from common import machine, run_jobs
-from measuring import markdown
+from measuring import markdown, with_interval
 from offline_evaluation import spearman
 from studies import as_study, finished_results
 
@@ -122,8 +122,7 @@ def _interval(values: Sequence[float]) -> str:
         return ""
     if len(values) < 2:
         return f"{values[0]:.2f}"
-    found = mean_confidence_interval(values)
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return with_interval(mean_confidence_interval(values), 2)
 
 
 def main() -> None:

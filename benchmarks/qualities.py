@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import script_parser
-from measuring import markdown
+from measuring import markdown, with_interval
 from studies import as_study, finished_results
 
 from torchrl_marl_offline import make_env
@@ -52,11 +52,6 @@ def cells_of(scores: Sequence[RunScore]) -> Cells:
     return {system: dict(of) for system, of in cells.items()}
 
 
-def words(found: Interval) -> str:
-    """Return a mean and its interval."""
-    return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
-
-
 def verdict(found: Interval, published: float) -> str:
     """Return where a measured interval lies beside a published figure."""
     if found.low > published:
@@ -75,7 +70,7 @@ def systems_table(task: str, cells: Cells, data: Mapping[str, float]) -> str:
     rows = [["*the data*", *(f"{data[name]:.1f}" if name in data else "" for name in columns)]]
     for system, of in found.items():
         if of:
-            texts = [words(of[name]) if name in of else "" for name in columns]
+            texts = [with_interval(of[name]) if name in of else "" for name in columns]
             texts = [
                 f"**{t}**" if n in of and of[n].mean == best[n] else t for n, t in zip(columns, texts, strict=True)
             ]

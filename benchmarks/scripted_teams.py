@@ -16,7 +16,7 @@ from itertools import product
 
 import torch
 from arguments import as_size, script_parser
-from measuring import machine, markdown
+from measuring import machine, markdown, with_interval
 from torch import Tensor
 
 from torchrl_marl_offline import evaluate, make_env
@@ -83,7 +83,7 @@ def main() -> None:
         team = mean_confidence_interval(each.sum(1))
         agents = ", ".join(f"{value:.1f}" for value in each.mean(0).tolist())
         words = kinds if isinstance(kinds, str) else ", ".join(kinds)
-        rows.append([words, f"{team.mean:.1f} [{team.low:.1f}, {team.high:.1f}]", agents])
+        rows.append([words, with_interval(team), agents])
     print(f"leave={leave}, rush={rush}")
     print(markdown(["team", "all agents", "each"], rows))
     env = make_env("games/commons")
