@@ -8,7 +8,9 @@ from objective_toys import DISCRETE, make_batch
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import make_actor, make_critic, make_loss
-from torchrl_marl_offline.objectives import BehaviourCloning, SARSALoss
+from torchrl_marl_offline.objectives import BehaviourCloning, OfflineMARLLoss, SARSALoss
+from torchrl_marl_offline.training import Population
+from torchrl_marl_offline.training.populations.population import PopulationGradients
 
 ALGORITHMS = ("recipe", "brac", "cloning", "cql", "cfcql", "icq", "bcq")
 LAST = DISCRETE.action_size - 1
@@ -68,3 +70,35 @@ def test_with_masks_of_legal_actions_their_number_counts() -> None:
     del actor.build  # as a network of one's own
     with pytest.raises(ValueError, match=f"has {LAST + 1} at row 3 of agent 1"):
         BehaviourCloning(actor)(batch)
+
+
+def gradients_of(losses: dict[str, OfflineMARLLoss], *, compiled: bool) -> PopulationGradients:
+    generators = [torch.Generator().manual_seed(number) for number in range(len(losses))]
+    options = {"compiled": compiled, "backend": None, "members_at_once": 1}
+    return PopulationGradients(Population(losses), generators=generators, **options)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_member_of_a_population_is_looked_at(compiled: bool) -> None:
+    gradients = gradients_of({name: loss_of("brac") for name in ("first", "second")}, compiled=compiled)
+    before = {name: tensor.clone() for name, tensor in gradients.population.tensors().items()}
+    good = make_batch(DISCRETE, 6)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"agents.action has {LAST + 1} at row 1, 3 of agent 1"):
+            gradients(torch.stack([good, bad_batch(LAST + 1)]))
+    metrics = gradients(torch.stack([good, good]))
+    assert torch.isfinite(metrics["loss_actor"]).all()
+    after = gradients.population.tensors()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # to look changes nothing
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_of_a_population_that_are_no_series_are_refused(compiled: bool) -> None:
+    losses = {name: loss_of("recipe") for name in ("first", "second")}
+    for loss in losses.values():
+        loss.make_value_estimator("tdlambda", gamma=0.9, lmbda=0.9)
+    batch = make_batch(DISCRETE, 6)
+    batch["next", "done"][:] = False
+    batch["next", "terminated"][:] = False
+    with pytest.raises(ValueError, match="rows 0 and 1 of the batch are not consecutive steps"):
+        gradients_of(losses, compiled=compiled)(torch.stack([batch, batch]))

@@ -6,20 +6,19 @@ A critic's one-hot code of any other index would be zeros, and its value a numbe
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from tensordict import unravel_key
 from torch import Tensor
 
 from torchrl_marl_offline.core.layout import joined
-from torchrl_marl_offline.objectives.series import is_readable
+from torchrl_marl_offline.objectives.first_batch import FirstBatch
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.objectives.batch import Batch
     from torchrl_marl_offline.objectives.team import TeamNetworks
 
-SEEN: WeakSet[object] = WeakSet()
-"""Those of losses whose first batch was looked at, as in :data:`~torchrl_marl_offline.objectives.series.SEEN`."""
+SEEN = FirstBatch()
+"""The networks of losses whose first batch has actions of the task."""
 
 
 def check_first_actions(batch: Batch) -> None:
@@ -32,7 +31,7 @@ def check_first_actions(batch: Batch) -> None:
     """
     networks, keys = batch.networks, batch.networks.loss.tensor_keys
     action = batch.get(keys.action)
-    if action is None or action.is_floating_point() or not is_readable(action) or networks in SEEN:
+    if action is None or action.is_floating_point() or not SEEN.is_due(networks, action):
         return
     mask = batch.action_mask
     size = number_of_actions(networks) if mask is None else mask.shape[-1]
@@ -44,7 +43,7 @@ def check_first_actions(batch: Batch) -> None:
         for mask in (batch.rows, batch.has_next_action):
             counts = counts if mask is None else counts & mask.unsqueeze(-1)
         _check(("next", keys.action), following, counts, size)
-    SEEN.add(networks)
+    SEEN.passed(networks)
 
 
 def number_of_actions(networks: TeamNetworks) -> int | None:

@@ -16,7 +16,7 @@ from torchrl_marl_offline.objectives.action_distributions import no_density
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
-from torchrl_marl_offline.objectives.series import is_readable
+from torchrl_marl_offline.objectives.first_batch import is_readable
 from torchrl_marl_offline.objectives.team import is_deterministic_actor
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Literal
-from weakref import WeakSet
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -21,13 +20,14 @@ from torchrl_marl_offline.core.functional_parameters import parameters_in, tree_
 from torchrl_marl_offline.core.layout import GROUP, IS_INIT, OBSERVATION, joined
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.modules.history import HistoryEncoder, encoder_of, encoders_of
-from torchrl_marl_offline.objectives.series import check_series, is_readable
+from torchrl_marl_offline.objectives.first_batch import FirstBatch
+from torchrl_marl_offline.objectives.series import check_series
 
 Role = Literal["actor", "qvalue", "value"]
 ROLES: tuple[Role, ...] = ("actor", "qvalue", "value")
 
-SEEN: WeakSet[object] = WeakSet()
-"""Those of losses whose first batch was looked at, as in :data:`~torchrl_marl_offline.objectives.series.SEEN`."""
+SEEN = FirstBatch()
+"""Those of losses whose first batch was found to be steps of episodes."""
 
 
 SEQUENCES = (
@@ -98,12 +98,12 @@ class Histories:
                 f"Networks with memory must be told where episodes begin, by {IS_INIT!r} or "
                 f"{('next', self.loss.tensor_keys.done)}: {SEQUENCES}."
             )
-        if self in SEEN or not is_readable(begins):
+        if not SEEN.is_due(self, begins):
             return
         ended = torch.cat([begins[..., 1:, 0], torch.ones_like(begins[..., :1, 0])], -1)
         ended = ended if counts is None else ended | ~counts
         check_series(rows, ended, [OBSERVATION], carrier="Memory carries what agents saw", remedy=SEQUENCES)
-        SEEN.add(self)  # once: to look at values waits for a GPU
+        SEEN.passed(self)
 
     def prepared(self, clean: TensorDictBase, seen: TensorDictBase, *, only: Role | None = None) -> TensorDictBase:
         """Return rows whose networks need not look at other rows any more.

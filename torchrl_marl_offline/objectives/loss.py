@@ -489,7 +489,7 @@ class OfflineMARLLoss(LossModule):
         for name in {"gamma", "lmbda"} & hyperparams.keys():
             check(name, hyperparams[name], Annotated[float, DISCOUNT])
         value_type = self.default_value_estimator if value_type is None else value_type
-        SEEN.discard(self.team)
+        SEEN.forget(self.team)
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
             hyperparams.setdefault("value_network", None)
             LossModule.make_value_estimator(self, value_type, **hyperparams)

@@ -11,7 +11,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
 from torchrl_marl_offline.core.layout import IS_INIT, OBSERVATION, joined
-from torchrl_marl_offline.objectives.series import is_readable
+from torchrl_marl_offline.objectives.first_batch import is_readable
 
 
 class LossKeys(Protocol):

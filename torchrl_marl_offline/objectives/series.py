@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakSet
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.objectives.value import GAE, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase, VTrace
+
+from torchrl_marl_offline.objectives.first_batch import FirstBatch, is_readable
 
 SLICES = (
     "sample slices of episodes, as dataset.replay_buffer(batch_size=, slice_len=) or TorchRL's SliceSampler do, or "
@@ -17,9 +18,8 @@ SLICES = (
 )
 """What to do about rows that are no series."""
 
-SEEN: WeakSet[object] = WeakSet()
-"""The networks of losses whose first batch was looked at: not their attribute, which would tell members of a population
-apart."""
+SEEN = FirstBatch()
+"""The networks of losses whose first batch was found to be a series."""
 
 _TRAJ_IDS = ("collector", "traj_ids")
 
@@ -74,17 +74,6 @@ def _agreements(tensordict: TensorDictBase, keys: list[NestedKey]) -> Iterator[T
         if here is not None and ahead is not None and here.shape == ahead.shape and here.is_floating_point():
             close = torch.isclose(here.narrow(axis, 1, steps), ahead.narrow(axis, 0, steps), equal_nan=True)
             yield close.flatten(axis + 1).all(-1)
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Say whether a value may be looked at here: not while it is compiled, traced, mapped or captured."""
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    return type(tensor) is Tensor and get_proxy_mode() is None
 
 
 @contextmanager

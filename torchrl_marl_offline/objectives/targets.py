@@ -13,7 +13,7 @@ from torchrl_marl_offline.objectives.batch import Batch, Following
 from torchrl_marl_offline.objectives.fitting import check_tensor
 from torchrl_marl_offline.objectives.functional import team_reward
 from torchrl_marl_offline.objectives.prepared import of_batch
-from torchrl_marl_offline.objectives.series import SEEN, check_series, is_readable, needs_series, step_by_step
+from torchrl_marl_offline.objectives.series import SEEN, check_series, needs_series, step_by_step
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
 ESTIMATOR_KEYS: dict[str, NestedKey] = {name: name for name in ("reward", "done", "terminated")}
@@ -86,12 +86,12 @@ def _reward(batch: Batch, next_td: TensorDictBase, like: Tensor, how: Literal["m
 def _series_ends(batch: Batch, terminated: Tensor, estimator: ValueEstimatorBase, has_target: Tensor | None) -> Tensor:
     """Return after which rows returns do not run on, ``[*B, k]``; the first batch's rows are held to be series."""
     cut = cut_series(batch, terminated, has_target)
-    if needs_series(estimator) and batch.networks not in SEEN and is_readable(cut):
+    if needs_series(estimator) and SEEN.is_due(batch.networks, cut):
         loss, rows, ended = batch.networks.loss, batch.rows, cut.all(-1)
         ended = ended if rows is None else ended | ~rows
         keys = [key for key in loss.in_keys if key != unravel_key(loss.tensor_keys.action)]
         check_series(batch.tensordict, ended, keys, carrier=f"{type(estimator).__name__} carries returns")
-        SEEN.add(batch.networks)  # once: to look at values waits for a GPU
+        SEEN.passed(batch.networks)
     return cut
 
 

@@ -27,7 +27,7 @@ from torchrl_marl_offline.core.functional_parameters import (
     tensors_of,
 )
 from torchrl_marl_offline.core.noise import NoiseRequest, recorded_noise
-from torchrl_marl_offline.core.parts import COMPILED, part
+from torchrl_marl_offline.core.parts import COMPILED, heard_by, part
 from torchrl_marl_offline.core.put_back import preserved_rng
 from torchrl_marl_offline.core.ranges import COUNT_OR_NONE, SEED, SIZE, SIZE_OR_NONE
 from torchrl_marl_offline.core.relevance import ReadWith
@@ -255,6 +255,7 @@ class PopulationGradients:
             on_gpu = next(iter(population.tensors().values())).device.type == "cuda"
             members_at_once = len(population) if on_gpu else AT_ONCE_ON_CPU
         self._groups = equal_groups(len(population), members_at_once)
+        self._looked = False
         self._where: list[int] | None = None
         self._slices: list[dict[str, Tensor]] = []
         self._stacked: dict[str, Tensor] = {}
@@ -262,6 +263,8 @@ class PopulationGradients:
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set the ``grad`` of every stacked parameter; ``batch`` is ``[P, B]``; returns metrics ``[P]``."""
         tensors = self.population.tensors()
+        if not self._looked:
+            self._look(tensors, batch)
         if len(self._groups) == 1:
             metrics, gradients = self._differentiate(tensors, batch, self._groups[0])
             set_gradients(tensors, gradients)
@@ -274,6 +277,16 @@ class PopulationGradients:
         for name, tensor in tensors.items():
             tensor.grad = self._stacked.get(name)
         return {name: torch.cat([metrics[name] for metrics in found]) for name in found[0]}
+
+    def _look(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> None:
+        """Let a loss look at the first batch, as in a run of its own: mapped over members, values cannot be read."""
+        loss = self.population.template
+        if isinstance(loss, OfflineMARLLoss):
+            first = copies_of({name: tensor[0] for name, tensor in tensors.items()})
+            with torch.no_grad(), preserved_rng(), heard_by(None), tensors_in(loss, first):
+                loss.batch(batch)
+                loss(batch[0])
+        self._looked = True
 
     def _shares(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return every group's slices of the stacked tensors; they stay the same memory."""
