@@ -102,7 +102,8 @@ def no_ends(dataset):
 # code -> (a clean dataset, how it is spoiled, severity, rows, first row)
 PLANTS = {
     "minus_inf_padding": (clean, pad, "error", 22, 0),
-    "not_finite": (clean, put(NEXT_OBSERVATION, (4, 0), torch.nan), "error", 1, 4),
+    "not_finite_placeholder": (clean, put(NEXT_OBSERVATION, (4, 0), torch.nan), "error", 1, 4),
+    "not_finite": (truncated, put(NEXT_OBSERVATION, (4, 0), torch.nan), "error", 1, 4),
     "no_legal_action": (discrete, put(("agents", "action_mask"), (7, 0), False), "error", 1, 7),
     "illegal_action": (discrete, put(ACTION, (3, 1), 0), "error", 1, 3),
     "illegal_next_action": (discrete, put(NEXT_ACTION, (5, 1), 3), "error", 1, 5),
@@ -292,6 +293,57 @@ def test_repair_of_padding():
 )
 def test_repair_by_masks(code, rows):
     assert masked(repaired(code)) == rows
+
+
+def without_agent(dataset: OfflineDataset, row: int, agent: int) -> OfflineDataset:
+    """Let an agent be gone on one row."""
+    alive = torch.ones(len(dataset), dataset.spec.n_agents, dtype=torch.bool)
+    dataset.data["agents", "mask"], dataset.data["next", "agents", "mask"] = alive, alive.clone()
+    dataset.data["agents", "mask"][row, agent] = False
+    dataset.data["next", "agents", "mask"][row - 1, agent] = False
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "row", "left"),
+    [
+        ("after the end", NEXT_OBSERVATION, ENDS[1], "own"),
+        ("after the end", ("next", "state"), ENDS[1], "own"),
+        ("an absent agent", OBSERVATION, (7, 1), "zero"),
+        ("an absent agent", ACTION, (7, 1), "zero"),
+        ("an absent agent", ("next", "agents", "reward"), (7, 1), "zero"),
+        ("an absent agent", NEXT_OBSERVATION, (6, 1), "own"),
+        ("a masked row", OBSERVATION, 8, "zero"),
+        ("a masked row", NEXT_OBSERVATION, 8, "own"),
+    ],
+)
+def test_what_nobody_reads_is_written_over_and_every_row_goes_on_counting(place, key, row, left):
+    dataset = clean()
+    if place == "an absent agent":
+        dataset = without_agent(dataset, 7, 1)
+    if place == "a masked row":
+        dataset.data[MASK][8] = False
+    spoiled = put(key, row, torch.nan)(OfflineDataset(dataset.data, dataset.spec))
+    inspection = inspect(spoiled)
+    assert "not_finite" not in inspection and inspection["not_finite_placeholder"].rows == 1
+    result = repair(spoiled, codes=["not_finite_placeholder"])
+    assert torch.equal(result.data[MASK], dataset.data[MASK])
+    own = dataset.data[key[1:]][row] if left == "own" else torch.zeros(())
+    assert torch.equal(result.data[key][row], own.expand_as(result.data[key][row]))
+    validate(result)
+
+
+def test_rewards_at_the_ends_of_logs_that_have_no_last_observation_are_kept():
+    dataset = clean().data
+    after = dataset[NEXT_OBSERVATION].clone()
+    after[ENDS] = torch.nan
+    arrays = {"observations": dataset[OBSERVATION], "actions": dataset[ACTION], "next_observations": after}
+    arrays |= {"rewards": dataset["next", "agents", "reward"], "terminals": dataset[TERMINATED].squeeze(-1)}
+    with pytest.raises(DatasetError, match=r"is NaN or infinite \(first at row 4.*load with repair=True"):
+        from_arrays(**arrays)
+    result = from_arrays(**arrays, repair=True)
+    assert result.data[MASK].all()
+    assert torch.equal(result.episode_returns(), from_arrays(**arrays | {"next_observations": None}).episode_returns())
 
 
 def test_repair_of_a_broken_episode():

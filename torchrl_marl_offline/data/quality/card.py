@@ -95,7 +95,9 @@ class Card:
 
 def can_be_described(inspection: Inspection) -> bool:
     """Say whether the statistics of a card exist: not with actions that are none, nor with NaN."""
-    return not any(code in inspection for code in ("not_finite", "illegal_action", "episode_marks"))
+    return not any(
+        code in inspection for code in ("not_finite", "not_finite_placeholder", "illegal_action", "episode_marks")
+    )
 
 
 def describe(dataset: OfflineDataset, inspection: Inspection | None = None) -> Card:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from torchrl_marl_offline.core.layout import ACTION, ACTION_MASK, OBSERVATION, STATE, next_key
+from torchrl_marl_offline.core.layout import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_MASK,
+    GROUP,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    TERMINATED,
+    next_key,
+)
+from torchrl_marl_offline.data.transitions import row_blocks
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -41,19 +53,42 @@ def padding_columns(rows: TensorDictBase) -> dict[NestedKey, torch.Tensor]:
     return columns
 
 
-def not_finite(rows: TensorDictBase, padding: dict[NestedKey, torch.Tensor]) -> torch.Tensor:
-    """Rows with a NaN or an infinite value outside the entries ``padding`` of :func:`padding_columns`."""
-    bad = torch.zeros(len(rows), dtype=torch.bool)
+def not_finite(rows: TensorDictBase, padding: dict[NestedKey, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with a NaN or an infinite value outside the entries ``padding`` of :func:`padding_columns`.
+
+    Returns:
+        Those with such a value among what :func:`counts`, and those with one among the rest.
+    """
+    bad, unread = torch.zeros(2, len(rows), dtype=torch.bool)
     columns = padding | {next_key(key): entries for key, entries in padding.items()}
     for key in rows.keys(include_nested=True, leaves_only=True):
         value = rows.get(key)
         # A NaN or an infinity makes the sum one, too: one quick pass where there is none.
         if value.is_floating_point() and not value.sum().isfinite():
-            wrong = ~value.isfinite()
+            wrong, counted = ~value.isfinite(), counts(rows, key)
             if key in columns:
                 wrong &= ~columns[key]
-            bad |= wrong.reshape(len(rows), -1).any(-1)
-    return bad
+            bad |= (wrong & counted).reshape(len(rows), -1).any(-1)
+            unread |= (wrong & ~counted).reshape(len(rows), -1).any(-1)
+    return bad, unread
+
+
+def counts(rows: TensorDictBase, key: NestedKey) -> torch.Tensor:
+    """Return which values of a leaf are read by anybody, bool that broadcasts to it.
+
+    Not those of rows that do not count and of agents that are not there, and of the next state not what stands after
+    the end of the task.
+    """
+    value, path = rows.get(key), key if isinstance(key, tuple) else (key,)
+    is_after = path[0] == "next" and path[1:] != REWARD
+    found = row_blocks.flag(rows, MASK)
+    if is_after:
+        found = found & ~row_blocks.flag(rows, next_key(TERMINATED))
+    found = found.reshape(-1, *(1,) * (value.ndim - 1))
+    living = rows.get(next_key(AGENT_MASK) if is_after else AGENT_MASK, None)
+    if living is None or GROUP not in path:
+        return found
+    return found & living.reshape(*living.shape, *(1,) * (value.ndim - living.ndim))
 
 
 def outside_bounds(rows: TensorDictBase, spec: TaskSpec, key: NestedKey = ACTION) -> torch.Tensor:

@@ -12,6 +12,7 @@ finding                        severity  what repair does
 ``unreadable``                 error     nothing
 ``bad_episode``                error     drops these episodes: parts of them cannot be read, the rest of the source can
 ``minus_inf_padding``          error     writes zeros
+``not_finite_placeholder``     error     writes the row's own values into the next state, else zeros
 ``not_finite``                 error     writes zeros and masks the rows
 ``no_legal_action``            error     allows every action there; takes an agent that has none until its episode ends
                                          for dead, and masks the row where one has none for a while
@@ -166,6 +167,8 @@ def _values(scan: Scan) -> Iterator[Finding]:
         counts = ", ".join(f"{int(columns.sum())} entries of {key!r}" for key, columns in scan.padding.items())
         what = f"{counts} are -inf on every row: padding of short observations"
         yield Finding("minus_inf_padding", "error", scan.length, 0, what, "repair writes zeros")
+    what = "a value that nothing reads (of an absent agent, after the task's end, in a masked row) is NaN or infinite"
+    yield from _finding("not_finite_placeholder", "error", scan["not_finite_placeholder"], what, "repair writes others")
     what, remedy = "a value is NaN or infinite", "repair masks these rows"
     yield from _finding("not_finite", "error", scan["not_finite"], what, remedy)
 

@@ -113,8 +113,19 @@ def _zero_padding(rows: TensorDict, following: TensorDict | None, start: int, jo
     job.tally["entries"] = sum(int(columns.sum()) for columns in job.source.padding.values())
 
 
+def _replace_placeholders(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
+    _, found = defects.not_finite(rows, job.source.padding)
+    job.tally["rows"] += int(found.sum())
+    for key in rows.keys(include_nested=True, leaves_only=True):
+        value = rows.get(key)
+        if value.is_floating_point() and not value.sum().isfinite():
+            unread = ~value.isfinite() & ~defects.counts(rows, key)
+            own = rows.get(key[1:], None) if isinstance(key, tuple) and key[0] == "next" else None
+            value.copy_(torch.where(unread, torch.zeros_like(value) if own is None else own.nan_to_num(0, 0, 0), value))
+
+
 def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
-    bad = defects.not_finite(rows, job.source.padding)
+    bad, _ = defects.not_finite(rows, job.source.padding)
     for key in rows.keys(include_nested=True, leaves_only=True):
         value = rows.get(key)
         if value.is_floating_point():
@@ -292,6 +303,9 @@ STEPS: dict[str, Step] = {
         result=_check_cut,
     ),
     "minus_inf_padding": Step(_zero_padding, "wrote 0 into {entries} entries of every row"),
+    "not_finite_placeholder": Step(
+        _replace_placeholders, "wrote other values on {rows} rows, where nothing reads them"
+    ),
     "not_finite": Step(_zero_not_finite, _MASKED),
     "no_legal_action": Step(
         _open_masks,

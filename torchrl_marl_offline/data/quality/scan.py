@@ -157,7 +157,9 @@ class Scan:
                 self.padding[key] = still
             if not still.any():
                 del self.padding[key]
-        self._count("not_finite", defects.not_finite(rows, self.padding), start)
+        bad, unread = defects.not_finite(rows, self.padding)
+        self._count("not_finite", bad, start)
+        self._count("not_finite_placeholder", unread, start)
 
     def _add_actions(self, rows: TensorDict, start: int) -> None:
         spec = self.spec

@@ -205,7 +205,9 @@ def _check_finite(rows: TensorDictBase, start: int) -> None:
         value = rows.get(key)
         # A NaN or an infinity makes the sum one, too: one quick pass where there is none.
         if value.is_floating_point() and not value.sum().isfinite():
-            _fail_where(~value.isfinite(), rows, start, key, "is NaN or infinite", "drop or repair those episodes")
+            _fail_where(
+                ~value.isfinite(), rows, start, key, "is NaN or infinite", "load with repair=True, or mend these rows"
+            )
 
 
 def _check_actions(rows: TensorDictBase, start: int, spec: TaskSpec) -> None:
