@@ -1,0 +1,65 @@
+"""Scores against the number of updates: a study's curves as tables.
+
+    python benchmarks/curves.py examples/studies/below_published.toml --at 5000 10000 20000
+
+Reads what the study has finished so far, and trains nothing. For each dataset a row for each system (and setting of a
+grid) with the mean over the training seeds and its 95 % t interval at every evaluation, or at those of ``--at``, of the
+last policies by mode: of the normalized score where the task has one, else of its success, else of the return.
+"""
+
+from __future__ import annotations
+
+import pandas
+from arguments import as_size, script_parser
+from measuring import markdown, with_interval
+from studies import as_study, finished_results
+
+from torchrl_marl_offline.evaluation import mean_confidence_interval
+from torchrl_marl_offline.study import Plan
+from torchrl_marl_offline.study.scores import choose_metrics
+
+Curve = dict[int, list[float]]
+"""Updates -> one score for each training seed."""
+
+
+def curves_of(plan: Plan, frame: pandas.DataFrame, dataset: str, metric: str) -> dict[str, Curve]:
+    """Return the curves of a dataset's finished runs by system; a setting of a grid makes a system of its own."""
+    finished = frame[frame["finished"].fillna(False).astype(bool) & (frame["evaluator"] == "mode")]
+    parts = {str(name): part for name, part in finished.groupby("run", sort=False)}
+    curves: dict[str, Curve] = {}
+    for run in plan.runs:
+        if run.dataset == dataset and run.name in parts:
+            curve = curves.setdefault(f"{run.method}, {run.setting}" if run.setting else run.method, {})
+            for step, score in parts[run.name][["step", metric]].dropna().itertuples(index=False):
+                curve.setdefault(int(step), []).append(score)
+    return curves
+
+
+def table_of(dataset: str, curves: dict[str, Curve], at: list[int] | None) -> str:
+    """Return a row for each system and a column for each number of updates."""
+    steps = sorted({step for curve in curves.values() for step in curve if at is None or step in at})
+    rows = [
+        [name, *(with_interval(mean_confidence_interval(curve[step])) if step in curve else "" for step in steps)]
+        for name, curve in curves.items()
+    ]
+    return markdown([dataset, *(f"{step:,}" for step in steps)], rows)
+
+
+def main() -> None:
+    """Print the tables of what is finished."""
+    parser = script_parser(__doc__)
+    parser.add_argument("study", type=as_study, help="a study file of which runs are finished")
+    parser.add_argument("--at", type=as_size, nargs="+", metavar="UPDATES", help="evaluations to show; by default all")
+    settings = parser.parse_args()
+    plan, frame = finished_results(parser, settings.study)
+    known = {int(step) for step in frame["step"].dropna()}
+    if settings.at is not None and not known & set(settings.at):
+        parser.error(f"nothing was evaluated at {settings.at}; there are {sorted(known)}.")
+    for dataset, metric in choose_metrics(frame, "auto").items():
+        curves = curves_of(plan, frame, dataset, metric)
+        if curves:
+            print(table_of(dataset, curves, settings.at), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
