@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -196,3 +197,46 @@ def test_what_a_member_with_memory_takes_is_estimated():
     ]
     assert found[1].activations > found[0].activations
     assert found[1].parameters > found[0].parameters
+
+
+def test_a_part_without_any_run_is_refused(tmp_path):
+    text = STUDY + '[datasets.other]\ntask = "mpe/simple_spread"\nepisodes = 30\n'
+    study = read_study(
+        write_study(tmp_path, text.replace("[methods.cloning]", '[methods.cloning]\ndatasets = ["other"]'))
+    )
+    wanted = "--only cloning spread: cloning is not trained on spread; it is on other."
+    with pytest.raises(StudyError, match=re.escape(wanted)):
+        select(plan_study(study), ["cloning", "spread"])
+    assert {p.method for p in select(plan_study(study), ["cloning", "other"])} == {"cloning"}
+
+
+def test_near_values_of_a_grid_have_names_of_their_own(tmp_path):
+    text = STUDY.replace("[1, 3.0]", "[0.03, 0.030000001]")
+    runs = expand(read_study(write_study(tmp_path, text, seeds=1)))
+    assert [run.name.split("--")[2] for run in runs[:2]] == ["temperature=0.03", "temperature=0.030000001"]
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path):
+    text = STUDY.replace("[methods.cloning]", f"[methods.{'c' * 200}]")
+    with pytest.raises(StudyError, match=r"has a name of 216 letters, .* at most 200 letters"):
+        expand(read_study(write_study(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [("transitions = 600", "transitions"), ("options.levels = { medium = 1.0, expert = 2.0 }", "options")],
+)
+def test_qualities_of_one_recording_with_other_settings_are_refused(tmp_path, changed, named):
+    quality = '[datasets.{}]\ntask = "mpe/simple_spread"\nquality = "{}"\n'
+    text = STUDY.replace("[grid]", f"{quality.format('a', 'random')}\n{quality.format('b', 'medium')}{changed}\n[grid]")
+    wanted = rf"\[datasets.a\] and \[datasets.b\] are qualities of one recording .* differ in {named}; give one of them"
+    with pytest.raises(StudyError, match=wanted):
+        read_study(write_study(tmp_path, text.replace("{ medium", "{{ medium").replace("2.0 }", "2.0 }}")))
+    text = text.replace(changed, "seed = 1")
+    assert len(read_study(write_study(tmp_path, text)).datasets) == 3
+
+
+def test_a_value_out_of_range_names_the_method(tmp_path):
+    text = STUDY.replace("[methods.cloning]", '[methods.strict]\nalgorithm = "brac"\nalpha = -1\n\n[methods.cloning]')
+    with pytest.raises(StudyError, match=r"\[methods.strict\] on spread: alpha must be at least 0, got -1"):
+        expand(read_study(write_study(tmp_path, text)))

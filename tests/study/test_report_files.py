@@ -21,7 +21,7 @@ import torchrl_marl_offline.study.scores as scores_module
 from torchrl_marl_offline.commands.study import main
 from torchrl_marl_offline.core.document import Link, Links, Table, to_html, to_markdown
 from torchrl_marl_offline.core.page_style import SCRIPT
-from torchrl_marl_offline.study import read_results
+from torchrl_marl_offline.study import StudyError, read_results
 from torchrl_marl_offline.study.marl_eval import ABSOLUTE, environment_of, marl_eval_form
 from torchrl_marl_offline.study.report_tables import latex_text, to_csv, to_latex
 from torchrl_marl_offline.study.runs import Run
@@ -288,3 +288,53 @@ def test_a_name_is_no_formula_and_no_line_break():
     cells = [line.rsplit(",", 1) for line in to_csv(rows).splitlines()[1:]]
     assert cells == [["'=1+1", "-1.5"], ["'@x", "-1.5"], ["' +cmd", "-1.5"], ["'-y", "-1.5"], ["plain", "-1.5"]]
     assert latex_text("a\n\nb") == "a b"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"steps": 40, "div', "[]", "{}", '{"diverged": [], "impossible": {}}', '{"diverged": {"a": "b"}}']
+)
+def test_a_damaged_result_is_named_with_the_remedy(tmp_path, content):
+    quietly(write_study(tmp_path, seeds=2))
+    file = sorted((tmp_path / "out").rglob("result.json"))[0]
+    file.write_text(content)
+    wanted = (
+        rf"{re.escape(str(file))} is damaged.*restore it, or delete {re.escape(str(file.parent))} and run the study"
+    )
+    for ask in (lambda: quietly(write_study(tmp_path, seeds=2)), lambda: write_study_report(tmp_path / "out")):
+        with pytest.raises(StudyError, match=wanted):
+            ask()
+
+
+def test_a_damaged_curve_of_a_finished_job_is_named_with_the_remedy(tmp_path):
+    quietly(write_study(tmp_path, seeds=2))
+    file = sorted((tmp_path / "out").rglob("eval.csv"))[0]
+    job = file.parents[2]
+    lines = file.read_text().splitlines()
+    cells = lines[2].split(",")
+    column = lines[0].split(",").index("return")
+    cells[column] = "abc"
+    file.write_text("\n".join([*lines[:2], ",".join(cells), *lines[3:]]) + "\n")
+    wanted = rf"{re.escape(str(file))} is damaged \('abc' stands among the numbers of return\); restore it, or delete"
+    with pytest.raises(StudyError, match=wanted + rf" {re.escape(str(job))} and run the study again"):
+        quietly(write_study(tmp_path, seeds=2))
+    shutil.rmtree(job)
+    quietly(write_study(tmp_path, seeds=2))
+    assert "> **" not in write_study_report(tmp_path / "out")[1].read_text().replace("> **The values of", "")
+
+
+@pytest.mark.parametrize("how", ["cut", "nan"])
+def test_a_run_that_is_shown_by_an_earlier_evaluation_is_named(tmp_path, how):
+    quietly(write_study(tmp_path, seeds=2))
+    file = sorted((tmp_path / "out").rglob("eval.csv"))[0]
+    assert "lack their evaluation" not in write_study_report(tmp_path / "out")[1].read_text()
+    lines = file.read_text().splitlines()
+    if how == "cut":
+        file.write_text("\n".join(lines)[:-3])
+    else:
+        cells = dict(zip(lines[0].split(","), lines[-1].split(",")))
+        cells |= {"return": "nan", "normalized": "nan"} if "normalized" in cells else {"return": "nan"}
+        file.write_text("\n".join([*lines[:-1], ",".join(cells.values())]) + "\n")
+    quietly(write_study(tmp_path, seeds=2))
+    text = write_study_report(tmp_path / "out")[1].read_text().replace("\\", "")
+    assert "1 finished runs lack their evaluation after the last update, as if their eval.csv had been cut, " in text
+    assert f"by an earlier one, if by any: {file.parent.name.replace('%3D', '=')}." in text

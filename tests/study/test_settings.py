@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,7 +99,14 @@ def test_a_setting_that_changes_nothing_makes_no_runs(tmp_path, setting):
     more = f"[grid]\n{setting} = {values}"
     for value in wanted:
         assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{value}"', more=more))) == 2
-    assert len(expand(small(tmp_path, study="seeds = 1", mix=f'{other} = "{elsewhere}"', more=more))) == 1
+    alone = {"study": "seeds = 1", "mix": f'{other} = "{elsewhere}"'}
+    beside = f'[methods.reader]\n{other} = "{wanted[0]}"\n{more}'
+    assert [run.method for run in expand(small(tmp_path, **alone, more=beside))] == ["mix", "reader", "reader"]
+    with pytest.raises(StudyError, match=rf"\[grid\] {setting} is read by no method as they are set; leave it out"):
+        expand(small(tmp_path, **alone, more=more))
+    alone["study"] += f"\n{setting} = {json.loads(values)[-1]!r}".replace("False", "false")
+    with pytest.raises(StudyError, match=rf"\[study\] {setting} is read by no method as they are set; leave it out"):
+        expand(small(tmp_path, **alone))
     own = f'{other} = "{elsewhere}"\ngrid.{setting} = {values}'
     named = " or ".join(map(repr, wanted))
     with pytest.raises(StudyError, match=f"sets '{setting}', but only {other} = {named} reads it; leave it out"):

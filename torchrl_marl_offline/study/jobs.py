@@ -23,14 +23,17 @@ from filelock import FileLock
 from torchrl_marl_offline.core.extensions import import_extensions
 from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.regular_files import read_json
+from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.choosing import OfflineSettings
 from torchrl_marl_offline.study.plan import PlannedPopulation
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings
 from torchrl_marl_offline.study.sources import DatasetSource
+from torchrl_marl_offline.training.run.logging import CsvError, Row, read_csv
 
 State = Literal["new", "begun", "failed", "finished"]
 RESULT, FAILURE, PROGRESS, MEMBERS = "result.json", "failure.txt", "progress.json", "members"
 BEAT_SECONDS = 2.0
+_AGAIN = "restore it, or delete {} and run the study again, which then trains these runs anew"
 
 
 @dataclass(frozen=True)
@@ -184,9 +187,22 @@ def job_state(folder: Path) -> State:
 
 
 def job_result(folder: Path) -> dict[str, Any] | None:
-    """Read what a finished job has written, or return ``None``."""
+    """Read what a finished job has written, or return ``None``.
+
+    Raises:
+        StudyError: it is damaged.
+    """
     file = folder / RESULT
-    return read_json(file) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        result = read_json(file)
+    except ValueError as error:
+        raise StudyError(f"{file} is damaged ({error}); {_AGAIN.format(folder)}.") from error
+    steps = [result.get(key) for key in ("diverged", "impossible")] if isinstance(result, dict) else [None]
+    if not all(isinstance(at, dict) and all(isinstance(step, int) for step in at.values()) for at in steps):
+        raise StudyError(f"{file} is damaged: it does not say which runs diverged; {_AGAIN.format(folder)}.")
+    return result
 
 
 def job_step(folder: Path) -> int:
@@ -195,6 +211,21 @@ def job_step(folder: Path) -> int:
         return int(read_json(folder / PROGRESS)["step"])
     except (OSError, ValueError, KeyError):
         return 0
+
+
+def evaluations_of(folder: Path, run: str) -> list[Row]:
+    """Read the evaluations of a run, as far as there are any.
+
+    Raises:
+        StudyError: its file is damaged, and the job has finished, so that nothing writes it anew.
+    """
+    file = folder / MEMBERS / run / "eval.csv"
+    try:
+        return read_csv(file) if file.exists() else []
+    except CsvError as error:
+        if job_state(folder) == "finished":
+            raise StudyError(f"{error.what}; {_AGAIN.format(folder)}.") from error
+        raise
 
 
 @contextmanager

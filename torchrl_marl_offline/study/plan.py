@@ -306,14 +306,18 @@ def select(plan: Plan, only: Sequence[str]) -> tuple[PlannedPopulation, ...]:
     """Return the populations with a dataset or method that is named, or all where ``only`` is empty.
 
     Raises:
-        StudyError: a name that is neither.
+        StudyError: a name that is neither, or methods none of which is trained on the datasets.
     """
     known = [name for population in plan.populations for name in (*population.datasets, population.method)]
     check_keys(dict.fromkeys(only), known, "--only")
     methods = {p.method for p in plan.populations} & set(only)
     datasets = {name for p in plan.populations for name in p.datasets} & set(only)
-    return tuple(
-        p
-        for p in plan.populations
-        if (not methods or p.method in methods) and (not datasets or datasets & set(p.datasets))
-    )
+    of_methods = [p for p in plan.populations if not methods or p.method in methods]
+    found = tuple(p for p in of_methods if not datasets or datasets & set(p.datasets))
+    if not found:
+        there = ", ".join(sorted({name for p in of_methods for name in p.datasets}))
+        raise StudyError(
+            f"--only {' '.join(only)}: {', '.join(sorted(methods))} is not trained on {', '.join(sorted(datasets))}; "
+            f"it is on {there}."
+        )
+    return found

@@ -17,6 +17,8 @@ from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
 
+_LONGEST = 200
+"""Letters of a run's name; a folder's may have 255."""
 _OF_TRAINING = frozenset(f.name for f in fields(TrainingSettings))
 
 
@@ -81,6 +83,11 @@ class Case:
     grid: Mapping[str, list[Any]]
     ranges: Mapping[str, Any]
 
+    def reads(self, name: str) -> bool:
+        """Say whether a setting changes any of its runs."""
+        ends = {key: of if isinstance(of, list) else [of.low, of.high] for key, of in self.ranges.items()}
+        return is_read(name, self.given, {**self.grid, **ends})
+
     def run(self, settings: Mapping[str, Any], names: Iterable[str], seed: int, **trial: Any) -> Run:
         """Return a run by its settings; ``names`` are those that its grid or a search gives it."""
         chosen = {key: settings[key] for key in names if key in settings}
@@ -107,18 +114,27 @@ def expand(study: Study) -> list[Run]:
 
 
 def _check_reached(study: Study, known: Sequence[Case]) -> None:
-    """Raise for a setting of ``[ranges]`` that is drawn for no method, so that nothing is searched."""
+    """Raise for a setting of ``[study]`` or ``[grid]`` that no method reads, or of ``[ranges]`` that none draws."""
     for name in study.ranges:
         if not any(name in case.ranges for case in known):
             raise StudyError(
                 f"[ranges] {name} reaches no method: each sets it itself or does not read it; leave one of them out."
             )
+    for table, names in (("[study]", study.shared), ("[grid]", study.grid)):
+        for name in names:
+            if not any(case.reads(name) for case in known):
+                raise StudyError(f"{table} {name} is read by no method as they are set; leave it out.")
 
 
 def check_names(runs: Sequence[Run]) -> None:
-    """Raise for two runs that would have one folder."""
+    """Raise for two runs that would have one folder, and for a name that no file system takes."""
     names: dict[str, Run] = {}
     for run in runs:
+        if len(run.name) > _LONGEST:
+            raise StudyError(
+                f"The run {run.name[:40]}... has a name of {len(run.name)} letters, which its folder would have; give "
+                f"its method and dataset shorter ones, of at most {_LONGEST} letters with the grid's settings."
+            )
         if run.name in names:
             raise StudyError(f"Two runs are named {run.name}; give methods and datasets names that differ in letters.")
         names[run.name] = run
@@ -149,8 +165,7 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
         {key: values for key, values in common.items() if key not in own} | dict(of_method)
         for common, of_method in ((study.grid, table.grid), (study.ranges, table.ranges))
     )
-    ends = {key: of if isinstance(of, list) else [of.low, of.high] for key, of in ranges.items()}
-    lists = grid | ends
+    lists = grid | {key: of if isinstance(of, list) else [of.low, of.high] for key, of in ranges.items()}
     for key in (*own, *table.grid, *table.ranges):
         if not is_read(key, {**shared, **own}, {**lists, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")
@@ -167,7 +182,7 @@ def _runs_of(case: Case, seeds: Sequence[int], resolved: dict[str, dict[str, Any
     for values in itertools.product(*case.grid.values()):
         given = {**case.given, **dict(zip(case.grid, values))}
         point = repr(sorted(given.items()))
-        settings = resolved[point] = resolved.get(point) or resolve(given)
+        settings = resolved[point] = resolved.get(point) or resolve(given, case)
         runs = [case.run(settings, case.grid, seed) for seed in seeds]
         if str(runs[0].grid) in seen:  # they differ in settings that change nothing
             continue
@@ -175,8 +190,8 @@ def _runs_of(case: Case, seeds: Sequence[int], resolved: dict[str, dict[str, Any
         yield from runs
 
 
-def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of a run, with defaults and without those that change nothing."""
+def resolve(given: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    """Return all settings of a run of ``case``, with defaults and without those that change nothing."""
     algorithm = given.get("algorithm", "recipe")
     defaults = {"algorithm": algorithm, **asdict(TrainingSettings()), **settings_of(algorithm)}
     settings = check_run_settings({name: given.get(name, default) for name, default in defaults.items()}, "a run")
@@ -187,7 +202,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         if settings.get("memory") is not None:
             sampling_of(settings)
     except ValueError as error:
-        raise StudyError(f"A run of {algorithm}: {error}") from None
+        raise StudyError(f"[methods.{case.method}] on {case.dataset}: {error}") from None
     return settings
 
 
@@ -248,7 +263,10 @@ def _conditions(algorithm: str, name: str) -> list[ReadWith]:
 def _word(value: Any) -> str:
     if isinstance(value, list):
         return "x".join(map(_word, value))
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def slug(parts: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def _searched(study: Study, case: Case, kept: Sequence[Run], score: TrialScores)
 
 def _tried(case: Case, trial: Trial, rung: int, steps: int, search: SearchSettings) -> list[Run]:
     try:
-        settings = resolve({**case.given, **trial.given, "steps": steps})
+        settings = resolve({**case.given, **trial.given, "steps": steps}, case)
     except StudyError as error:
         raise StudyError(f"Rung {rung} of [search] trains for {steps} updates: {error}") from None
     return [case.run(settings, case.ranges, seed, trial=trial.number, rung=rung) for seed in search.seeds]
@@ -99,7 +99,7 @@ def draw_trials(case: Case, search: SearchSettings) -> list[Trial]:
     points = draw_points(case.ranges, run_hints(), seed=search.seed, name=case.method)
     trials: dict[str, Trial] = {}
     for given in itertools.islice(points, MOST_DRAWS * search.trials):
-        settings = resolve({**case.given, **given})
+        settings = resolve({**case.given, **given}, case)
         key = repr(sorted((name, str(settings[name])) for name in case.ranges if name in settings))
         trials.setdefault(key, Trial(len(trials), given, settings))
         if len(trials) == search.trials:
@@ -125,7 +125,7 @@ def search_lines(study: Study) -> list[str]:
     lines = []
     for case in cases(study) if study.search is not None else ():
         if case.ranges:
-            sizes, whole = study.search.sizes(), resolve(case.given)["steps"]
+            sizes, whole = study.search.sizes(), resolve(case.given, case)["steps"]
             steps, seeds = study.search.steps(whole), len(study.search.seeds)
             rungs = ", ".join(f"{size} for {length:,} updates" for size, length in zip(sizes, steps))
             total = seeds * sum(size * length for size, length in zip(sizes, steps))

@@ -47,7 +47,7 @@ from torchrl_marl_offline.study.choosing import (
     with_tuples,
 )
 from torchrl_marl_offline.study.search_space import ValueRange, number_kind, read_space
-from torchrl_marl_offline.study.sources import DatasetSource, read_source, tables_by_name
+from torchrl_marl_offline.study.sources import DatasetSource, check_recordings, read_source, tables_by_name
 
 EXAMPLES = {"methods": "[methods.recipe]", "datasets": "[datasets.spread] with a source or a task"}
 """The tables that a study file must have."""
@@ -295,6 +295,7 @@ def read_study(path: str | Path) -> Study:
         for method in methods:
             _check_datasets_of(method, known)
         _check_all_are_used(methods, known)
+        check_recordings(datasets)
     ranges = read_space(content.get("ranges", {}), run_hints(), "[ranges]")
     study = Study(
         file=path,

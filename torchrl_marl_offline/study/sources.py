@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -235,6 +235,26 @@ def _check_recording(source: DatasetSource, where: str) -> None:
         raise StudyError(
             f"{where} options: {str(error).removeprefix('RecordSettings.__init__() ').rstrip('.')}."
         ) from None
+
+
+def check_recordings(sources: Sequence[DatasetSource]) -> None:
+    """Refuse datasets that one training would have to record with different settings.
+
+    Raises:
+        StudyError: two of them are such; it names both.
+    """
+    first: dict[tuple[str, int], DatasetSource] = {}
+    for source in sources:
+        if source.quality is None:
+            continue
+        other = first.setdefault((source.task, source.seed), source)
+        for name in ("transitions", "options"):
+            if getattr(other, name) != getattr(source, name):
+                both = " and ".join(table_name("datasets", one.name) for one in (other, source))
+                raise StudyError(
+                    f"{both} are qualities of one recording ({source.task}, seed {source.seed}) and differ in {name}; "
+                    f"give one of them another seed, or both the same {name}."
+                )
 
 
 def _default_name(table: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torchrl_marl_offline.core.files import write_json_atomic, write_text_atomic
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.study.checking import StudyError, check_installed
 from torchrl_marl_offline.study.choosing import ESTIMATES
+from torchrl_marl_offline.study.gaps import gaps
 from torchrl_marl_offline.study.jobs import job_state
 from torchrl_marl_offline.study.marl_eval import marl_eval_form
 from torchrl_marl_offline.study.plan import PLAN_FILE, Plan, job_folder
@@ -132,15 +133,9 @@ def _opening(report: Report) -> list[Block]:
         text = f"This study is incomplete: {count['finished']} of {total} runs are finished ({rest}). "
         text += "The tables hold the finished runs alone, the curves all evaluations so far."
         blocks.append(Text(text, warning=True))
-    ended = [run.name for p in plan.populations if states[p.name] == "finished" for run in p.runs]
     shown = {run.name for run in report.plan.runs}
-    if silent := sorted(shown & set(ended) - set(report.frame["run"])):
-        text = f"{len(silent)} finished runs have no evaluation in their files, and are in no table: "
-        blocks.append(Text(text + ", ".join(silent[:8]) + (" and more" if len(silent) > 8 else "") + ".", warning=True))
-    diverged = report.frame[report.frame["diverged"].fillna(False)]["run"].nunique()
-    if diverged:
-        text = f"{diverged} runs stopped being finite; each counts with the last evaluations that were."
-        blocks.append(Text(text, warning=True))
+    told = gaps(plan, report.frame, report.metrics, report.output, shown=shown)
+    blocks += [Text(text, warning=True) for text in told]
     impossible = report.frame[report.frame["impossible_step"].notna()]["run"].unique().tolist()
     if impossible:
         shown = ", ".join(impossible[:8]) + (f" and {len(impossible) - 8} more" if len(impossible) > 8 else "")

@@ -14,10 +14,9 @@ from torchrl_marl_offline.core.files import replacing_file
 from torchrl_marl_offline.core.paths import user_path
 from torchrl_marl_offline.core.regular_files import require_regular
 from torchrl_marl_offline.study.checking import StudyError
-from torchrl_marl_offline.study.jobs import MEMBERS, job_result, job_state, job_step
+from torchrl_marl_offline.study.jobs import evaluations_of, job_result, job_state, job_step
 from torchrl_marl_offline.study.plan import Plan, PlannedPopulation, job_folder
 from torchrl_marl_offline.study.run_estimates import JobEstimates, read_estimates
-from torchrl_marl_offline.training.run.logging import read_csv
 
 if TYPE_CHECKING:
     import pandas
@@ -82,7 +81,6 @@ def _population_rows(plan: Plan, population: PlannedPopulation, output: Path) ->
     result, estimates = job_result(folder), read_estimates(folder)
     rows = []
     for run in population.runs:
-        file = folder / MEMBERS / run.name / "eval.csv"
         settings = {name: _cell(value) for name, value in run.settings.items()}
         facts = {"study": plan.name, "dataset": run.dataset, "method": run.method, "run": run.name, "seed": run.seed}
         facts |= settings | {"finished": result is not None}
@@ -91,7 +89,7 @@ def _population_rows(plan: Plan, population: PlannedPopulation, output: Path) ->
             facts |= {"diverged": step is not None, "diverged_step": step}
             facts |= {"impossible_step": result.get("impossible", {}).get(run.name)}
         facts |= {} if run.trial is None else {"trial": run.trial, "rung": run.rung}
-        rows += [facts | row for row in (read_csv(file) if file.exists() else [])]
+        rows += [facts | row for row in evaluations_of(folder, run.name)]
         if estimates is not None and run.name in estimates.runs:
             rows.append(facts | {"step": population.steps} | estimate_row(estimates, run.name))
     return rows

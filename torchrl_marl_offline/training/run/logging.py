@@ -69,7 +69,21 @@ class CsvTable:
 
 
 class CsvError(ValueError):
-    """A run's CSV file is damaged; the message names it and the remedy."""
+    """A run's CSV file is damaged; the message names it and the remedy.
+
+    Attributes:
+        what: the file, and what is wrong with it, without the remedy.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what}; restore it, or move it away and run this again: the run goes on from its checkpoint, and the "
+            "table lacks the rows before that."
+        )
+
+    def __reduce__(self) -> tuple[type[CsvError], tuple[str]]:
+        return CsvError, (self.what,)
 
 
 def read_csv(path: str | Path) -> list[Row]:
@@ -81,10 +95,7 @@ def read_csv(path: str | Path) -> list[Row]:
     try:
         return _read_rows(Path(path))
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
-        raise CsvError(
-            f"{path} is damaged ({' '.join(str(error).split())}); restore it, or move it away and run this again: the "
-            "run goes on from its checkpoint, and the table lacks the rows before that."
-        ) from error
+        raise CsvError(f"{path} is damaged ({' '.join(str(error).split())})") from error
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -103,6 +114,11 @@ def _read_rows(path: Path) -> list[Row]:
             raise ValueError(f"line {reader.line_num}: {row['step'][:60]!r} is no step") from error
         if "step" not in rows[-1]:
             raise ValueError(f"line {reader.line_num} has no step")
+    for column in columns:
+        cells = [row[column] for row in rows if column in row]
+        words = [cell for cell in cells if isinstance(cell, str)]
+        if words and len(words) < len(cells):  # words are in columns of words alone
+            raise ValueError(f"{words[0][:60]!r} stands among the numbers of {column}")
     return rows
 
 
