@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from arguments import as_folder, run_script
 from common import table
 from measuring import machine, markdown
 from tensordict.nn import TensorDictModuleBase
@@ -151,7 +152,7 @@ def main() -> None:
     """Print the table, or run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only the table of selectivity")
-    parser.add_argument("--output", type=Path, default=Path("runs/advantage_weights"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/advantage_weights"))
     parser.add_argument("--decomposition", default="mixer", choices=["mixer", "vdn", "independent"])
     parser.add_argument("--dataset", help="of mpe/simple_spread; by default that of the main job, one for each seed")
     parser.add_argument("--seeds", type=int, default=5)
@@ -167,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 from torchrl_marl_offline.commands.parser import OneSentenceParser
@@ -24,6 +27,40 @@ def as_device(text: str) -> str:
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--device ").rstrip(".")) from None
     return text
+
+
+def as_file(text: str) -> Path:
+    """Read the path of a file to write: none of a folder, and in none that is a file."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    as_folder(str(path.parent))
+    return path
+
+
+def as_folder(text: str) -> Path:
+    """Read the path of a folder to write into, there or not."""
+    path = Path(text)
+    found = next((each for each in (path, *path.parents) if each.exists()), path)
+    if found.exists() and not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found} is a file; name a folder")
+    return path
+
+
+class ScriptError(ValueError):
+    """What a script's user can mend, in one sentence."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script; what its user can mend ends it in one sentence, anything else in a traceback."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        is_own = isinstance(error, ScriptError) or type(error).__module__.startswith("torchrl_marl_offline.")
+        if not is_own and not isinstance(error, OSError):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def script_parser(description: str | None) -> argparse.ArgumentParser:

@@ -3,23 +3,24 @@
     python benchmarks/choices.py examples/studies/recipe_fig7_small.toml
     python benchmarks/choices.py examples/studies/default_setting.toml
 
-Reads what the study has finished so far, and trains nothing. For each dataset: the score of every critic with every
-extraction and strength after the last update, by mode, in the study's metric; the shares of the scores' variance; how
-often each value is the best or the second beside the same others. Where there is a complete design, also how often each
-decomposition is the best beside the same value learning and extraction at the better of its strengths, and what
-training a mixer gains over a frozen one. A study's own report has the shares over all datasets together.
+Reads what the study has finished so far, and trains nothing. For each dataset: the score of every critic with each
+extraction and strength, by mode, the average of the study's last ``last_k`` evaluations in its metric; the shares of
+the scores' variance; how often each value is the best or the second beside the same others. Where there is a complete
+design, also how often each decomposition is the best beside the same value learning and extraction at the better of its
+strengths, and what training a mixer gains over a frozen one. A study's own report has the shares over all datasets
+together.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from arguments import script_parser
+from arguments import run_script, script_parser
 from measuring import markdown, with_interval
-from studies import as_study, finished_results
+from studies import as_study, finished_results, over_seeds
 
-from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares
 from torchrl_marl_offline.study.scores import RunScore, choose_metrics, scores_of
 
@@ -27,22 +28,40 @@ CHOICES = ("value_learning", "extraction")
 Key = tuple[str, ...]
 
 
-def critic_of(score: RunScore) -> str:
-    """Return the decomposition of a run, and what of its mixer, policy and advantage is not as it is by default."""
+def critic_of(score: RunScore, varied: Sequence[str] = ()) -> str:
+    """Return the decomposition of a run, and what of its other settings is not as it is in every run.
+
+    Args:
+        score: of the run.
+        varied: further settings in which runs differ; see :func:`varied_in`.
+    """
     settings = score.run.settings
     parts = [f"frozen {settings['decomposition']}" if settings.get("frozen") else settings["decomposition"]]
     if not isinstance(settings.get("scale", "learned"), str):
         parts.append(f"deviation {settings['scale']}")
     if settings.get("advantage") == "local" and settings["decomposition"] != "independent":
         parts.append("local advantage")
+    parts += [f"{name} {settings[name]}" for name in varied if name in settings and name not in score.run.grid]
     return ", ".join(parts)
+
+
+def varied_in(scores: Sequence[RunScore]) -> list[str]:
+    """Return the settings in which runs differ that have one decomposition, value learning, extraction and strength."""
+    values: dict[Key, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for score in scores:
+        alike = values[critic_of(score), *(score.run.settings[name] for name in CHOICES), score.setting]
+        for name, value in score.run.settings.items():
+            alike[name].add(repr(value))
+    return list(dict.fromkeys(name for alike in values.values() for name in alike if len(alike[name]) > 1))
 
 
 def cells_of(scores: Sequence[RunScore]) -> dict[Key, list[float]]:
     """Return the scores of all seeds by critic, value learning, extraction and setting of the grid."""
     cells: dict[Key, list[float]] = defaultdict(list)
+    varied = varied_in(scores)
     for score in scores:
-        cells[critic_of(score), *(score.run.settings[name] for name in CHOICES), score.setting].append(score.last)
+        choices = (score.run.settings[name] for name in CHOICES)
+        cells[critic_of(score, varied), *choices, score.setting].append(score.average_of_last)
     return dict(cells)
 
 
@@ -57,10 +76,9 @@ def table(cells: Mapping[Key, Sequence[float]]) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
-    found = mean_confidence_interval(values)
-    if len(values) < 3:
-        return f"{found.mean:.1f} ({min(values):.1f}, {max(values):.1f})"
-    return with_interval(found)
+    if len(values) == 2:
+        return f"{sum(values) / 2:.1f} ({min(values):.1f}, {max(values):.1f})"
+    return with_interval(over_seeds(values))
 
 
 def best_of_strengths(cells: Mapping[Key, Sequence[float]]) -> tuple[Counter[str], Counter[str], int]:
@@ -122,6 +140,17 @@ def main() -> None:
     plan, frame = finished_results(parser, study)
     metrics = choose_metrics(frame, study.settings.metric)
     scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode"]
+    if not scores:
+        parser.error(f"no finished run of {study.file} was evaluated by mode; read the study's own report.")
+    chosen = [s for s in scores if {"decomposition", *CHOICES} <= s.run.settings.keys()]
+    others = sorted({s.run.method for s in scores} - {s.run.method for s in chosen})
+    if others:
+        print(
+            f"Left out, as they have no choice of value learning and extraction: {', '.join(others)}.", file=sys.stderr
+        )
+    if not chosen:
+        parser.error(f"{study.file} compares no such choices; python benchmarks/curves.py shows its scores.")
+    scores = chosen
     for dataset in dict.fromkeys(source.name for source in study.datasets):
         own = [score for score in scores if score.run.dataset == dataset]
         if own:
@@ -129,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,13 +6,15 @@ import argparse
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, as_share, script_parser
+from arguments import ScriptError, as_amount, as_count, as_few, as_folder, as_share, script_parser
+from filelock import FileLock, Timeout
 from measuring import machine as machine
 from measuring import markdown
 from tqdm import tqdm
@@ -88,24 +90,70 @@ def run_jobs(
     """Run ``function(**job)`` for every job in processes of one thread each.
 
     Each result is appended to ``results`` (JSON lines) as soon as it is there, and jobs found there are not run again.
+
+    Returns:
+        A row for each job, in their order.
+
+    Raises:
+        ScriptError: the file is none of results, or another process is writing it.
     """
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    found = [row for job in jobs for row in done if row["job"] == job]
-    open_jobs = [job for job in jobs if not any(row["job"] == job for row in done)]
     results.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        results.open("a") as file,
-    ):
-        futures = {pool.submit(_alone, function, job): job for job in open_jobs}
-        for future in tqdm(as_completed(futures), total=len(futures), desc=function.__name__):
-            row = {"job": futures[future], "result": future.result()}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            found.append(row)
-    found.sort(key=lambda row: jobs.index(row["job"]))  # not in the order in which they ended
-    return [row["job"] | row["result"] for row in found]
+    with _only_writer(results):
+        found = {_key(row["job"]): row["result"] for row in read_rows(results, mend=True)}
+        open_jobs = {_key(job): job for job in jobs if _key(job) not in found}
+        with (
+            ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            results.open("a") as file,
+        ):
+            futures = {pool.submit(_alone, function, job): key for key, job in open_jobs.items()}
+            for future in tqdm(as_completed(futures), total=len(futures), desc=function.__name__):
+                key = futures[future]
+                found[key] = future.result()
+                file.write(json.dumps({"job": open_jobs[key], "result": found[key]}) + "\n")
+                file.flush()
+    return [job | found[_key(job)] for job in jobs]
+
+
+def read_rows(results: Path, *, mend: bool = False) -> list[dict[str, Any]]:
+    """Return what :func:`run_jobs` wrote: ``job`` and ``result`` of each line, of a job's lines the last.
+
+    Args:
+        results: the file.
+        mend: whether to take off a last line that was cut while it was written.
+
+    Raises:
+        ScriptError: the file holds something else.
+    """
+    text = results.read_text() if results.exists() else ""
+    whole, _, cut = text.rpartition("\n")
+    if cut and mend:
+        results.write_text(f"{whole}\n" if whole else "")
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows[_key(row["job"])] = {"job": dict(row["job"]), "result": dict(row["result"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ScriptError(f"{results}, line {number}: no result of such a script; name another file.") from error
+    return list(rows.values())
+
+
+def _key(job: dict[str, Any]) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+@contextmanager
+def _only_writer(results: Path) -> Iterator[None]:
+    lock = FileLock(results.with_name(f".{results.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ScriptError(f"Another process writes {results}; wait until it has ended, or name another file.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _alone(function: Callable[..., dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +217,7 @@ def parse_method_study(
 ) -> tuple[argparse.Namespace, list[dict[str, Any]], dict[str, Any]]:
     """Read the command line of a study of methods; returns the arguments, its jobs and their common settings."""
     parser = script_parser(description)
-    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--output", type=as_folder, default=Path(output))
     parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--workers", type=as_few, default=2)

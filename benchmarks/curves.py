@@ -10,11 +10,10 @@ last policies by mode: of the normalized score where the task has one, else of i
 from __future__ import annotations
 
 import pandas
-from arguments import as_size, script_parser
+from arguments import as_size, run_script, script_parser
 from measuring import markdown, with_interval
-from studies import as_study, finished_results
+from studies import as_study, finished_results, over_seeds
 
-from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.study import Plan
 from torchrl_marl_offline.study.scores import choose_metrics
 
@@ -39,7 +38,7 @@ def table_of(dataset: str, curves: dict[str, Curve], at: list[int] | None) -> st
     """Return a row for each system and a column for each number of updates."""
     steps = sorted({step for curve in curves.values() for step in curve if at is None or step in at})
     rows = [
-        [name, *(with_interval(mean_confidence_interval(curve[step])) if step in curve else "" for step in steps)]
+        [name, *(with_interval(over_seeds(curve[step])) if step in curve else "" for step in steps)]
         for name, curve in curves.items()
     ]
     return markdown([dataset, *(f"{step:,}" for step in steps)], rows)
@@ -62,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import as_amount, as_count, as_few
+from arguments import as_amount, as_count, as_few, as_folder, run_script
 from measuring import benchmark_parser, fresh_process, markdown, report, spread, with_spread
 from sizes import SMALL, random_transitions
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--gib", type=as_amount, default=1.0, help="size of the vault's arrays; 0 leaves it out")
     parser.add_argument("--transitions", type=as_count, default=1_000_000, help="of the set that is loaded")
     parser.add_argument("--repeats", type=as_few, default=5, help="fresh processes for the first batch")
-    parser.add_argument("--folder", type=Path, default=Path("data-benchmark"))
+    parser.add_argument("--folder", type=as_folder, default=Path("data-benchmark"))
     args = parser.parse_args()
     if args.quick:
         args.gib, args.transitions, args.repeats = min(args.gib, 0.02), 5000, 1
@@ -171,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

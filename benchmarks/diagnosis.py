@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from arguments import as_few
+from arguments import as_few, run_script
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, random_transitions
 from step import TRANSITIONS, build_loss, make_trainer, prepare, update
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

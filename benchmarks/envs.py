@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from arguments import as_count, as_device, as_few, as_size, as_threads
+from arguments import as_count, as_device, as_few, as_size, as_threads, run_script
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -261,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

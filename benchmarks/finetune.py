@@ -13,7 +13,7 @@ import time
 from statistics import median
 
 import torch
-from arguments import as_device, as_few, as_size, as_threads, script_parser
+from arguments import as_device, as_few, as_size, as_threads, run_script, script_parser
 from common import machine, make_loss
 
 from torchrl_marl_offline import AWR, IQL, OnlineReplay, make_env
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

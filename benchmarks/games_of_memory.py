@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_few, as_share, script_parser
+from arguments import as_few, as_file, as_share, run_script, script_parser
 from common import machine, run_jobs
 from measuring import markdown, with_interval
 
@@ -134,7 +134,7 @@ def _interval(values: list[float]) -> str:
 def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = script_parser(__doc__)
-    parser.add_argument("--results", type=Path, default=Path("runs/games_of_memory/results.jsonl"))
+    parser.add_argument("--results", type=as_file, default=Path("runs/games_of_memory/results.jsonl"))
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--share", type=as_share, default=1.0, help="of the runs, the first ones")
     args = parser.parse_args()
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

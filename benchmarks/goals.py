@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, as_size, script_parser
+from arguments import as_count, as_few, as_folder, as_size, run_script, script_parser
 from common import machine, run_jobs, table
 
 from torchrl_marl_offline import OfflineDataset, Trainer, collect, evaluate, make_env, make_loss
@@ -76,7 +76,7 @@ def goals(
 def main() -> None:
     """Run the study."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/goals"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/goals"))
     parser.add_argument("--seeds", type=as_few, default=3)
     parser.add_argument("--steps", type=as_count, default=600)
     parser.add_argument("--batch-size", type=as_size, default=256)
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 import torch
+from arguments import run_script
 from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, load_dataset, make_env
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

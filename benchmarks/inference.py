@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from arguments import as_amount, as_few, as_size
+from arguments import as_amount, as_few, as_size, run_script
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, Size
 from tensordict import TensorDict
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

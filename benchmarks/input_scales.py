@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, as_size, script_parser
+from arguments import as_amount, as_count, as_few, as_folder, as_size, run_script, script_parser
 from common import machine, run_jobs, table
 from tensordict import TensorDictBase
 
@@ -77,7 +77,7 @@ def trained(scales: str, normalize: bool, algorithm: str, seed: int, data: str, 
 def main() -> None:
     """Run the study."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/input-scales"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/input-scales"))
     parser.add_argument("--seeds", type=as_few, default=3)
     parser.add_argument("--steps", type=as_count, default=500)
     parser.add_argument("--batch-size", type=as_size, default=256)
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

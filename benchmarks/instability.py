@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, script_parser
-from common import draw_seeds, machine, run_jobs
+from arguments import as_count, as_few, as_folder, run_script, script_parser
+from common import draw_seeds, machine, read_rows, run_jobs
 from measuring import markdown
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -556,7 +555,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
 def main() -> None:
     """Run the study, or report what is there."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/instability"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/instability"))
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--workers", type=as_few, default=1)
     parser.add_argument("--steps", type=as_count, default=None, help="fewer, to try the command")
@@ -567,8 +566,9 @@ def main() -> None:
     if args.steps is not None:
         rows = [row | {"steps": args.steps} for row in rows]
     if args.report:
-        done = [json.loads(line) for line in results.read_text().splitlines()]
-        found = [each["job"] | each["result"] for each in done]
+        found = [each["job"] | each["result"] for each in read_rows(results)]
+        if not found:
+            parser.error(f"there is no result in {results}; leave --report out.")
     else:
         for task in dict.fromkeys(row["task"] for row in rows):
             recorded(task, args.output / "data")
@@ -578,4 +578,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import as_folder
 from measuring import machine, markdown
 
 import torchrl_marl_offline as marl
@@ -374,7 +375,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each job")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--folder", type=as_folder, help="where to work; by default a temporary folder")
     parser.add_argument("--share", type=int, default=1, help="do one in so many of the updates")
     args = parser.parse_args()
     global SHARE

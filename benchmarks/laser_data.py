@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from arguments import as_folder, run_script
 from torch import Tensor
 
 from torchrl_marl_offline import OfflineDataset, load_dataset
@@ -119,7 +119,7 @@ def measure(dataset: OfflineDataset) -> dict[str, float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the suite was made")
+    parser.add_argument("folder", type=as_folder, help="where the suite was made")
     for place in sorted(parser.parse_args().folder.glob("lle-*")):
         dataset = load_dataset(place)
         shares = {"recorded": dataset.episode_returns().mean().item(), "success": dataset.success().float().mean()}
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from arguments import as_amount, as_device, as_few, as_size, as_threads
+from arguments import as_amount, as_device, as_few, as_size, as_threads, run_script
 from measuring import Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

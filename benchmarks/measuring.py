@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from arguments import script_parser
+from arguments import as_file, script_parser
 
 if TYPE_CHECKING:
     from torchrl_marl_offline.evaluation import Interval
@@ -115,7 +116,9 @@ def with_spread(found: Mapping[str, float], form: str = ",.0f") -> str:
 
 
 def with_interval(found: Interval, digits: int = 1) -> str:
-    """Return a mean and its interval, rounded."""
+    """Return a mean and its interval, rounded; of one value itself."""
+    if math.isnan(found.low):
+        return f"{found.mean:.{digits}f}"
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
@@ -143,7 +146,7 @@ def resident(which: Literal["peak", "now"]) -> int:
 def benchmark_parser(description: str, *, clock: bool = False) -> argparse.ArgumentParser:
     """Return a parser that knows ``--json`` and ``--quick``, and ``--clock``, a name of :data:`CLOCKS`, if asked to."""
     parser = script_parser(description)
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--json", type=as_file, help="file to write the results to")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it run at all?")
     if clock:
         parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="which time is counted")

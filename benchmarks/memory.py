@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 import torch
-from arguments import as_count, as_few
+from arguments import as_count, as_few, run_script
 from measuring import benchmark_parser, fresh_process, markdown, report, resident, spread
 from sizes import SIZES, random_transitions
 
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, script_parser
+from arguments import as_count, as_few, as_file, as_folder, run_script, script_parser
 from common import machine, run_jobs, table
 from measuring import markdown
 from offline_evaluation import WITHOUT_TRUTH, halves
@@ -159,8 +159,8 @@ def estimates_table(row: Row) -> str:
 def main() -> None:
     """Run the comparison, or report what is there."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/memory_3m"), help="folder of the policies")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=as_folder, default=Path("runs/memory_3m"), help="folder of the policies")
+    parser.add_argument("--results", type=as_file, default=RESULTS)
     parser.add_argument("--seeds", type=as_few, default=3)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], help="algorithm and memory")
     parser.add_argument("--steps", type=as_count, default=4000, help="of the critics of the estimates")
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

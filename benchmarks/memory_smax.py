@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, script_parser
+from arguments import as_count, as_few, as_file, as_folder, run_script, script_parser
 from common import machine, run_jobs, table
 from memory_3m import GAMMA, trained
 from tensordict import TensorDictBase
@@ -176,8 +176,8 @@ def _named(row: Row) -> Row:
 def main() -> None:
     """Record, train and play, or report what is there."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/memory_smax"), help="folder of the recording")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=as_folder, default=Path("runs/memory_smax"), help="folder of the recording")
+    parser.add_argument("--results", type=as_file, default=RESULTS)
     parser.add_argument("--seeds", type=as_few, default=3)
     parser.add_argument("--qmix", type=as_count, default=10_000, help="updates of QMIX, at most")
     parser.add_argument("--updates", type=as_count, default=1000, help="of each offline algorithm")
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

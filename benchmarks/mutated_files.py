@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from arguments import run_script
 from measuring import HERE, benchmark_parser, markdown, report
 
 sys.path.insert(0, str(HERE.parent / "tests" / "toys"))
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -33,7 +33,6 @@ of it takes about three hours. ``--cases`` and ``--stages`` choose a part; what 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -43,8 +42,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from arguments import as_few, script_parser
-from common import machine, run_jobs
+from arguments import as_few, as_file, as_folder, run_script, script_parser
+from common import machine, read_rows, run_jobs
 from instability import CHEETAH, Gait, as_policy, best_gait
 from measuring import markdown
 from tensordict.nn import TensorDictModule
@@ -551,8 +550,8 @@ def jobs_of(stage: str, case: str, truth: Mapping[str, Sequence[float]], best: s
 def main() -> None:
     """Run the study, or report what is there."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/offline_evaluation"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=as_folder, default=Path("runs/offline_evaluation"))
+    parser.add_argument("--results", type=as_file, default=RESULTS)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
@@ -577,9 +576,8 @@ def main() -> None:
                 ]
                 if stage != "policies":
                     run_jobs(work, jobs, workers=args.workers, results=args.results)
-    done = [json.loads(line) for line in args.results.read_text().splitlines()]
-    report([each["job"] | each["result"] for each in done])
+    report([each["job"] | each["result"] for each in read_rows(args.results)])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

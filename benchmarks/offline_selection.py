@@ -17,6 +17,7 @@ Resumable: finished jobs lie in ``--results``.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from arguments import as_few, script_parser
+from arguments import ScriptError, as_count, as_few, as_file, run_script, script_parser
 from common import machine, run_jobs
 from measuring import markdown, with_interval
 from offline_evaluation import spearman
@@ -32,7 +33,7 @@ from studies import as_study, finished_results
 
 from torchrl_marl_offline import compare_offline
 from torchrl_marl_offline.evaluation import mean_confidence_interval
-from torchrl_marl_offline.study import plan_study, read_study
+from torchrl_marl_offline.study import Plan, read_study
 from torchrl_marl_offline.study.table import DATA
 from torchrl_marl_offline.suites.suite_scores import policy_of
 
@@ -40,24 +41,40 @@ METHODS = ("model", "fqe")
 Row = dict[str, Any]
 
 
-def judge(study: str, dataset: str, by: str, policies: Mapping[str, str]) -> Row:
-    """Return the estimated discounted return of every policy, by name."""
+def judge(study: str, dataset: str, by: str, gamma: float, policies: Mapping[str, str], content: str) -> Row:
+    """Return the estimated discounted return of every policy, by name; ``content`` tells equal paths apart."""
     read = read_study(Path(study))
     source = next(source for source in read.datasets if source.name == dataset)
     data = source.load(read.settings.output / DATA)
-    gammas = {
-        run.settings["gamma"] for run in plan_study(read).runs if run.dataset == dataset and "gamma" in run.settings
-    }
-    if len(gammas) > 1:
-        raise ValueError(f"The runs on {dataset} have several discounts, {sorted(gammas)}; give them one.")
     began = time.process_time()
-    found = compare_offline(dict(policies), data, by=[by], gamma=gammas.pop())
+    found = compare_offline(dict(policies), data, by=[by], gamma=gamma)
     check = found.calibration if by == "fqe" else found.model_calibration
     return {
         "estimates": {name: estimate.mean for name, estimate in found.estimates[by].items()},
         "passed": None if check is None else bool(check.passed),
         "seconds": time.process_time() - began,
     }
+
+
+def discount_of(plan: Plan, dataset: str) -> float:
+    """Return the discount that the runs on a dataset have.
+
+    Raises:
+        ScriptError: they have none, or several.
+    """
+    gammas = {run.settings["gamma"] for run in plan.runs if run.dataset == dataset and "gamma" in run.settings}
+    if len(gammas) != 1:
+        has = f"have several discounts, {sorted(gammas)}" if gammas else "have no discount, as imitation has none"
+        raise ScriptError(f"The runs on {dataset} {has}; returns are estimated with one that runs on the data share.")
+    return gammas.pop()
+
+
+def checksum(files: Mapping[str, str]) -> str:
+    """Return what the files of policies hold, in a word."""
+    found = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        found.update(name.encode() + b"\0" + Path(file).read_bytes())
+    return found.hexdigest()[:16]
 
 
 def last_policies(frame: pandas.DataFrame, output: Path) -> pandas.DataFrame:
@@ -130,14 +147,17 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("study", type=as_study, help="a study file whose runs are finished")
     parser.add_argument("--by", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds; by default all")
+    parser.add_argument("--seeds", type=as_count, nargs="+", help="training seeds; by default all")
     parser.add_argument("--workers", type=as_few, default=1)
-    parser.add_argument("--results", type=Path, default=Path("runs/offline_selection.jsonl"))
+    parser.add_argument("--results", type=as_file, default=Path("runs/offline_selection.jsonl"))
     args = parser.parse_args()
     output = args.study.settings.output
-    last = last_policies(finished_results(parser, args.study)[1], output)
+    plan, frame = finished_results(parser, args.study)
+    last = last_policies(frame, output)
     if last.empty:
-        parser.error(f"there is no finished run with a policy in {output}; run the study first.")
+        parser.error(f"no finished run in {output} has a policy and an evaluation by mode; such are compared.")
+    if unknown := sorted(set(args.seeds or ()) - set(last["seed"])):
+        parser.error(f"--seeds {unknown[0]}: no finished run has it; there are {sorted(set(last['seed']))}.")
     jobs, cases = [], []
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for dataset, of_dataset in last.groupby("dataset", sort=True):
@@ -148,8 +168,10 @@ def main() -> None:
             if args.seeds is not None and seed not in args.seeds:
                 continue
             files = {row["setting"]: str(row["file"]) for row in own.to_dict("records")}
-            for by in args.by:
-                jobs.append({"study": str(args.study.file), "dataset": dataset, "by": by, "policies": files})
+            about = {"study": str(args.study.file), "dataset": dataset, "gamma": discount_of(plan, dataset)}
+            about |= {"policies": files, "content": checksum(files)}
+            for by in dict.fromkeys(args.by):
+                jobs.append(about | {"by": by})
                 cases.append((dataset, int(seed), by))
     rows = []
     finished = run_jobs(judge, jobs, workers=args.workers, results=args.results)
@@ -163,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, as_size, script_parser
+from arguments import as_count, as_few, as_folder, as_size, run_script, script_parser
 from common import draw_seeds, machine, make_loss, run_jobs, table
 
 import torchrl_marl_offline as marl
@@ -168,7 +168,7 @@ def plot(rows: list[dict[str, Any]], tasks: list[str], path: Path) -> None:
 def main() -> None:
     """Run the study."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/offline_to_online"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/offline_to_online"))
     parser.add_argument("--tasks", nargs="+", default=list(GAMMA), choices=list(GAMMA))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=as_few, default=5)
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

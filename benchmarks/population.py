@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from arguments import as_amount, as_device, as_few, as_size, as_threads
+from arguments import as_amount, as_device, as_few, as_size, as_threads, run_script
 from measuring import (
     alternate,
     benchmark_parser,
@@ -290,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

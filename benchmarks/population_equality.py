@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_size
+from arguments import as_amount, as_count, as_size, run_script
 from measuring import benchmark_parser, markdown, report
 from sizes import SMALL
 from step import build_loss, prepare, update
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from arguments import script_parser
+from arguments import as_file, run_script, script_parser
 from measuring import markdown
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pythons", nargs="+", default=["3.12", "3.13", "3.14"], metavar="VERSION")
     parser.add_argument("--systems", nargs="+", default=["linux"], choices=list(SYSTEMS))
     parser.add_argument("--packages", nargs="+", type=canonicalize_name, metavar="NAME", help="only these")
-    parser.add_argument("--csv", type=Path, help="file to write the whole table to")
+    parser.add_argument("--csv", type=as_file, help="file to write the whole table to")
     parsed = parser.parse_args(arguments)
     targets = [Target(python, system) for system, python in product(parsed.systems, parsed.pythons)]
     packages = needed(targets)
@@ -281,4 +281,4 @@ def _check(parser: argparse.ArgumentParser, names: Sequence[str] | None, package
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,9 +2,10 @@
 
     python benchmarks/qualities.py examples/studies/systems_mpe.toml
 
-Reads what the study has finished so far, and trains nothing. For each task of particles a table of all systems, the
-last policies by mode, with the mean of each dataset above and the best published score below; then each system's own
-published score, and for each dataset the three best, with the distance of the best from the best published.
+Reads what the study has finished so far, and trains nothing. For each task of particles a table of all systems, by
+mode, the average of the study's last ``last_k`` evaluations, with the mean of each dataset above and the best published
+score below; then each system's own published score, and for each dataset the three best, with the distance of the best
+from the best published.
 
 A verdict compares the published figure with the 95 % t interval over training seeds: *within* it, *above* it (ours is
 better) or *below* it by so much. Published figures are of the published datasets and of other numbers of seeds; these
@@ -14,17 +15,18 @@ are recordings of the same qualities.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import script_parser
+from arguments import run_script, script_parser
 from measuring import markdown, with_interval
-from studies import as_study, finished_results
+from studies import as_study, finished_results, over_seeds
 
 from torchrl_marl_offline import make_env
-from torchrl_marl_offline.evaluation import Interval, mean_confidence_interval
+from torchrl_marl_offline.evaluation import Interval
 from torchrl_marl_offline.study import Study
 from torchrl_marl_offline.study.scores import RunScore, scores_of
 from torchrl_marl_offline.study.table import DATA
@@ -48,12 +50,14 @@ def cells_of(scores: Sequence[RunScore]) -> Cells:
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for score in scores:
         name = f"{score.run.method}, {score.setting}" if score.setting else score.run.method
-        cells[name][score.run.dataset].append(score.last)
+        cells[name][score.run.dataset].append(score.average_of_last)
     return {system: dict(of) for system, of in cells.items()}
 
 
 def verdict(found: Interval, published: float) -> str:
     """Return where a measured interval lies beside a published figure."""
+    if math.isnan(found.low):
+        return f"one seed, {found.mean - published:+.1f}"
     if found.low > published:
         return f"above, by {found.mean - published:.1f}"
     return f"below, by {published - found.mean:.1f}" if found.high < published else "within"
@@ -63,7 +67,7 @@ def systems_table(task: str, cells: Cells, data: Mapping[str, float]) -> str:
     """Return a row for each system, the best mean of each column in bold; of a task's datasets alone."""
     columns = [f"{task}-{quality}" for quality in QUALITIES]
     found = {
-        system: {name: mean_confidence_interval(values) for name, values in of.items() if name in columns}
+        system: {name: over_seeds(values) for name, values in of.items() if name in columns}
         for system, of in cells.items()
     }
     best = {name: max((of[name].mean for of in found.values() if name in of), default=None) for name in columns}
@@ -83,12 +87,16 @@ def published_table(task: str, cells: Cells, figures: Mapping[str, Any]) -> str:
     """Return, for each system with published scores of its own, those beside the measured ones."""
     rows = []
     for system, of in cells.items():
-        known = {name: cell["published"][0] for name, cell in figures.get(system, {}).items() if "published" in cell}
+        known = {
+            name: cell["published"][0]
+            for name, cell in figures.get(system.partition(", ")[0], {}).items()
+            if "published" in cell
+        }
         texts = []
         for quality in QUALITIES:
             name = f"{task}-{quality}"
             if name in known and name in of:
-                texts.append(f"{known[name]:.1f}: {verdict(mean_confidence_interval(of[name]), known[name])}")
+                texts.append(f"{known[name]:.1f}: {verdict(over_seeds(of[name]), known[name])}")
             else:
                 texts.append("")
         if any(texts):
@@ -101,9 +109,7 @@ def best_table(task: str, cells: Cells) -> str:
     rows = []
     for quality in QUALITIES:
         means = {
-            system: mean_confidence_interval(of[f"{task}-{quality}"])
-            for system, of in cells.items()
-            if f"{task}-{quality}" in of
+            system: over_seeds(of[f"{task}-{quality}"]) for system, of in cells.items() if f"{task}-{quality}" in of
         }
         order = sorted(means, key=lambda system: means[system].mean, reverse=True)
         if order:
@@ -114,16 +120,23 @@ def best_table(task: str, cells: Cells) -> str:
 
 
 def means_of_data(study: Study) -> dict[str, float]:
-    """Return the normalized mean return of each recorded dataset, once there are any."""
+    """Return the normalized mean return of each recorded dataset that is there."""
     means = {}
     for source in study.datasets:
-        if source.task is not None and (study.settings.output / DATA).is_dir():
-            dataset = source.load(study.settings.output / DATA)
+        dataset = source.already_made(study.settings.output / DATA)
+        if dataset is not None:
             references = make_env(source.task, **source.options.get("task_options", {})).reference_returns
             if references is not None:
                 low, high = references
                 means[source.name] = 100 * (dataset.episode_returns().mean().item() - low) / (high - low)
     return means
+
+
+def fewer_seeds(study: Study, cells: Cells) -> str:
+    """Say which cells have fewer training seeds than the study asks for; empty where none has."""
+    wanted = len(study.settings.seeds)
+    few = [f"{system} on {name} {len(v)}" for system, of in cells.items() for name, v in of.items() if len(v) < wanted]
+    return f"Of {wanted} seeds there are fewer of: {', '.join(few)}." if few else ""
 
 
 def main() -> None:
@@ -141,8 +154,8 @@ def main() -> None:
     scores = [s for s in scores_of(plan, frame, metrics) if s.evaluator == "mode" and s.run.dataset in known]
     if not scores:
         parser.error(
-            f"no finished run of {study.file} has normalized scores, which tag and world have against the "
-            "published prey alone; read the study's own report."
+            f"no finished run of {study.file} has normalized scores by mode (tag and world have them against the "
+            "published prey alone, and the study's modes say what is evaluated); read the study's own report."
         )
     cells, data = cells_of(scores), means_of_data(study)
     figures = json.loads(FIGURES.read_text())["algorithms"]
@@ -151,7 +164,9 @@ def main() -> None:
         if own:
             parts = [systems_table(task, own, data), published_table(task, own, figures), best_table(task, own)]
             print(f"## {task}", *parts, sep="\n\n", end="\n\n")
+    if few := fewer_seeds(study, cells):
+        print(few)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,7 +27,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
-from arguments import script_parser
+from arguments import run_script, script_parser
 from measuring import markdown
 
 import torchrl_marl_offline as marl
@@ -552,4 +552,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from arguments import as_few, as_size
+from arguments import as_few, as_size, run_script
 from hand_written import HandWrittenRecurrent, gather
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from population import population_trainer
@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arguments import script_parser
+from arguments import ScriptError, as_folder, run_script, script_parser
 from grid_navigation import LEVELS
 
 from torchrl_marl_offline.core.figure_style import (
@@ -64,25 +64,32 @@ def table_under(text: str, heading: str, column: str) -> list[dict[str, str]]:
     """Return the rows of the first table below a heading that has a column, by the names of its columns.
 
     Raises:
-        ValueError: there is none.
+        ScriptError: there is none.
     """
     section = re.split(r"\n##? ", text.partition(f"# {heading}\n")[2], maxsplit=1)[0]
     for block in re.findall(r"(?:^\|.*\|\n)+", section, flags=re.MULTILINE):
         lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
         if column in lines[0]:
             return [dict(zip(lines[0], line)) for line in lines[2:]]
-    raise ValueError(f"results/*.md have no table with a column {column!r} below {heading!r}.")
+    raise ScriptError(f"results/*.md have no table with a column {column!r} below {heading!r}; restore it.")
 
 
 def interval(cell: str) -> Interval:
     """Return what a cell holds: ``"444 [436, 452]"``."""
-    return Interval(*map(float, CELL.search(cell.replace("*", "")).groups()[:3]))
+    return Interval(*map(float, _parts(cell)[:3]))
 
 
 def published(cell: str) -> Interval | None:
     """Return the number in brackets behind an interval."""
-    found = CELL.search(cell.replace("*", "")).group(4)
+    found = _parts(cell)[3]
     return None if found is None else Interval(*[float(found)] * 3)
+
+
+def _parts(cell: str) -> Sequence[str | None]:
+    found = CELL.search(cell.replace("*", ""))
+    if found is None:
+        raise ScriptError(f"A cell of results/*.md holds {cell!r} where a mean and its interval should be; restore it.")
+    return found.groups()
 
 
 def column(rows: Sequence[Mapping[str, str]], name: str, of: str) -> dict[str, Interval]:
@@ -175,7 +182,8 @@ def _all_systems(text: str) -> dict[str, Any]:
         panels = []
         for quality in list(rows[0])[1:]:
             own = [row for row in systems if row[quality]]
-            levels = {"data": float(data[quality]), "best published": float(best[quality])}
+            known = {"data": data[quality], "best published": best[quality]}
+            levels = {name: float(level) for name, level in known.items() if level}
             panels.append(Panel(quality, SCORE, {"measured": column(own, quality, task)}, levels))
         found[f"systems_{task}"] = (panels, f"mpe/simple_{task}, all systems")
     return found
@@ -194,11 +202,11 @@ def _online(text: str) -> dict[str, Any]:
 def main() -> None:
     """Draw all of them."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=as_folder, default=HERE / "results")
     args = parser.parse_args()
     for name, (panels, title) in pictures(results_text()).items():
         print(draw(panels, args.output / f"{name}.png", title))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

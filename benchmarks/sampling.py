@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, as_size
+from arguments import as_amount, as_count, as_few, as_size, run_script
 from measuring import CLOCKS, alternate, benchmark_parser, markdown, rates, report, times, with_spread
 from sizes import SMALL, random_transitions
 from tensordict import TensorDictBase
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

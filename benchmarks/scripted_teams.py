@@ -15,7 +15,7 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from arguments import as_size, script_parser
+from arguments import as_size, run_script, script_parser
 from measuring import machine, markdown, with_interval
 from torch import Tensor
 
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,7 @@ import argparse
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_device, as_few, as_size
+from arguments import as_amount, as_count, as_device, as_few, as_size, run_script
 from measuring import CLOCKS, Play, alternate, benchmark_parser, rates, report, with_spread
 
 from torchrl_marl_offline.envs import make_env
@@ -137,4 +137,4 @@ def measured(task: str, num_envs: int, args: argparse.Namespace) -> dict[str, di
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

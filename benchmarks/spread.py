@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from arguments import run_script
 from common import machine, make_loss, parse_method_study, plot_execution_curves, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, WeightedBRAC, evaluate, make_env
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import run_script
 from common import draw_seeds, machine, make_loss, parse_method_study, run_jobs, table, train_with_curves
 
 from torchrl_marl_offline import AWR, IQL, evaluate, make_env, record
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from arguments import as_few
+from arguments import as_few, run_script
 from measuring import HERE, benchmark_parser, fresh_process, markdown, report, spread, with_spread
 
 IMPORTS = """
@@ -109,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

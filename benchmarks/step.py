@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arguments import as_device, as_few, as_threads
+from arguments import as_device, as_few, as_threads, run_script
 from hand_written import HandWritten, gather
 from measuring import alternate, benchmark_parser, markdown, report, spread, times, wait_for_gpu, with_spread
 from sizes import SIZES, Size, random_transitions
@@ -270,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

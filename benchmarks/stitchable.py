@@ -16,7 +16,7 @@ import time
 from typing import get_args
 
 import torch
-from arguments import as_count
+from arguments import as_count, run_script
 from measuring import benchmark_parser, markdown, report
 
 from torchrl_marl_offline.data import collect, load_dataset, stitchable_share
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

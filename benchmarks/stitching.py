@@ -25,14 +25,13 @@ few for mixers. Intervals are 95 % t intervals over seeds. Jobs that are there a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, script_parser
-from common import machine, run_jobs
+from arguments import as_amount, as_count, as_few, as_file, run_script, script_parser
+from common import machine, read_rows, run_jobs
 from measuring import markdown
 from stitchable import pay
 from tensordict import TensorDict
@@ -264,7 +263,7 @@ def work(decomposition: str, extraction: str, **options: Any) -> Row:
 def main() -> None:
     """Run the study, or report what is there."""
     parser = script_parser(__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=as_file, default=RESULTS)
     parser.add_argument("--critics", nargs="+", choices=list(DECOMPOSITIONS), default=list(DECOMPOSITIONS))
     parser.add_argument("--extractions", nargs="+", choices=list(EXTRACTIONS), default=list(EXTRACTIONS))
     parser.add_argument("--steps", type=as_count, default=2000)
@@ -285,9 +284,8 @@ def main() -> None:
             for extraction in args.extractions
         ]
         run_jobs(work, jobs, workers=args.workers, results=args.results)
-    done = [json.loads(line) for line in args.results.read_text().splitlines()]
-    report([each["job"] | each["result"] for each in done])
+    report([each["job"] | each["result"] for each in read_rows(args.results)])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_device, as_size, as_threads
+from arguments import as_amount, as_device, as_size, as_threads, run_script
 from measuring import benchmark_parser, markdown, report
 from population import population_rate
 from sizes import SIZES
@@ -92,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from arguments import as_few, as_threads
+from arguments import as_few, as_threads, run_script
 from measuring import alternate, benchmark_parser, markdown, report, spread, times, with_spread
 from sizes import SIZES, random_transitions, with_discrete_actions
 from step import TRANSITIONS, build_loss, flop_of, make_trainer, update
@@ -130,12 +130,16 @@ def main() -> None:
     for name, kind in itertools.product(args.sizes, args.kinds):
         count = 1 if name == "paper" or args.quick else 5
         found = compare(name, kind, args.algorithms, forms, repeats=args.repeats, count=count)
+        if not found:
+            continue
         print(f"\n{name}, {kind} actions, {args.threads} threads\n\n{table(found, forms)}\n", flush=True)
         rows += found
         torch.compiler.reset()  # a process may compile a function only a few times over
         gc.collect()
+    if not rows:
+        parser.error(f"none of {', '.join(args.algorithms)} takes {' or '.join(args.kinds)} actions; name others")
     report(args.json, rows, threads=args.threads, repeats=args.repeats)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

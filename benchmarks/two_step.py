@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_count, as_few, as_size, script_parser
+from arguments import as_count, as_few, as_folder, as_size, run_script, script_parser
 from common import machine, make_loss, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
@@ -101,7 +101,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Run the study."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/two_step"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/two_step"))
     parser.add_argument("--seeds", type=as_few, default=10)
     parser.add_argument("--steps", type=as_count, default=1000)
     parser.add_argument("--batch-size", type=as_size, default=64)
@@ -125,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import as_amount, as_count, as_few, as_size, script_parser
+from arguments import as_amount, as_count, as_few, as_folder, as_size, run_script, script_parser
 from common import machine, run_jobs, table
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
@@ -99,7 +99,7 @@ def possible(width: int) -> tuple[list[str], dict[str, str]]:
 def main() -> None:
     """Run the study."""
     parser = script_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/xor"))
+    parser.add_argument("--output", type=as_folder, default=Path("runs/xor"))
     parser.add_argument("--seeds", type=as_few, default=5)
     parser.add_argument("--steps", type=as_count, default=300)
     parser.add_argument("--batch-size", type=as_size, default=32)
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,8 @@ from torchrl_marl_offline.modules.critics import make_critic
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE / "algorithms.md", HERE / "figures.json"
 COMMAND = "marl-offline train {}"
+METRICS = {"normalized score": "normalized", "return": "return", "success": "success"}
+"""The unit of a table of figures -> the metric of studies whose scores it takes."""
 MORE_ARGUMENTS = {"b3c": "--max-next-value 220"}
 """What an algorithm's command needs beside its name."""
 NOT_RUN = (
@@ -124,7 +126,9 @@ def _literal(value: Any) -> str:
 
 
 def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None) -> dict[str, Any]:
-    """Return the figures with a study's scores of deterministic policies: their last evaluations, over seeds.
+    """Return the figures with a study's scores of deterministic policies: the average of their last evaluations.
+
+    Of finished runs alone, of algorithms and of systems that have a row already, with two seeds or more.
 
     Args:
         figures: what ``figures.json`` holds.
@@ -132,8 +136,7 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
         task: where the study's datasets are named by their qualities alone, the task that they belong to.
 
     Raises:
-        StudyError: the folder is not a study's.
-        ValueError: the study has a dataset that the figures do not know.
+        StudyError: the folder is not a study's, or of nothing that the figures have.
     """
     from torchrl_marl_offline.evaluation.statistics import mean_confidence_interval
     from torchrl_marl_offline.study import Plan, StudyError
@@ -144,16 +147,26 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
     if plan is None:
         raise StudyError(f"{folder} is not the folder of a study; name the output of one that was run.")
     known = [f"{task}-{quality}" for task, about in figures["tasks"].items() for quality in about["data"]]
+    units = {f"{task}-{quality}": a["unit"] for task, a in figures["tasks"].items() for quality in a["data"]}
     write_results(plan, folder)
-    for (dataset, evaluator, method), choice in make_report(plan, folder).choices.items():
+    report, rows, taken = make_report(plan, folder), set(figures["algorithms"]), 0
+    for (dataset, evaluator, method), choice in report.choices.items():
         name = dataset if task is None else f"{task}-{dataset}"
         if name not in known:
-            raise ValueError(f"figures.json has no dataset {name!r}; it knows {', '.join(known)}.")
+            raise StudyError(f"figures.json has no dataset {name!r}; it knows {', '.join(known)}.")
+        if METRICS.get(units[name]) != report.metrics[dataset]:
+            raise StudyError(
+                f"{folder} has {name} as {report.metrics[dataset]}, and its table is in {units[name]!r}; take a study "
+                "of the same metric (tag and world have normalized scores against the published prey alone)."
+            )
         values = choice.values("average_of_last")
-        if evaluator == "mode" and len(values) > 1:
+        if evaluator == "mode" and len(values) > 1 and method in {*ALGORITHMS, *rows}:
             interval = mean_confidence_interval(values)
             ours = [round(number, 2) for number in (interval.mean, interval.low, interval.high)]
             figures["algorithms"].setdefault(method, {}).setdefault(name, {})["ours"] = [*ours, len(values)]
+            taken += 1
+    if not taken:
+        raise StudyError(f"{folder} has no algorithm's score by mode with two seeds or more; nothing was taken.")
     return figures
 
 
@@ -171,13 +184,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", help="of the study, where its datasets are named by their qualities alone")
     parser.add_argument("--page", type=Path, default=PAGE, help="another page")
     parsed = parser.parse_args(arguments)
+    if parsed.check and parsed.study is not None:
+        parser.error("--check writes nothing, and --study takes scores into figures.json; leave one of them out")
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     if parsed.study is not None:
-        figures = take_study(figures, parsed.study, task=parsed.task)
-        FIGURES.write_text(figures_text(figures), encoding="utf-8")
+        from torchrl_marl_offline.study import StudyError
+        from torchrl_marl_offline.training.run.logging import CsvError
+
+        try:
+            figures = take_study(figures, parsed.study, task=parsed.task)
+        except (StudyError, CsvError, OSError) as error:
+            parser.error(str(error).rstrip("."))
     text = page(figures)
     if not parsed.check:
-        parsed.page.write_text(text, encoding="utf-8")
+        try:
+            parsed.page.write_text(text, encoding="utf-8")
+        except OSError as error:
+            parser.error(f"--page {parsed.page} cannot be written ({error.strerror}); name another")
+        if parsed.study is not None:
+            FIGURES.write_text(figures_text(figures), encoding="utf-8")
     elif not parsed.page.exists() or parsed.page.read_text(encoding="utf-8") != text:
         print(f"error: {parsed.page} is stale; run python docs/make_algorithms.py", file=sys.stderr)
         return 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -27,21 +26,6 @@ from torchrl_marl_offline.study.scores import RunScore
 from torchrl_marl_offline.training.run.saved_policies import save_policy
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by name, and forgets it and what it imported beside it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    known = set(sys.modules)
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
 
 
 def test_the_costs_of_all_algorithms_are_measured_or_the_reason_is_told(script):
@@ -427,7 +411,7 @@ def test_which_choice_matters_by_quality(script):
         name = f"one--{critic}-{rule}--s={strength}--seed={seed}"
         run = Run(name, "one", f"{critic}-{rule}", seed, {"s": strength}, own)
         scores.append(RunScore(run, "mode", value, value, value, False))
-    cells = choices.cells_of(scores)
+    cells = choices.cells_of([replace(score, last=0.0) for score in scores])
     assert len(cells) == 12 and sorted(cells["vdn", "td", "awr", scores[0].setting]) == [25.0, 26.0, 27.0]
     best, first_two, of = choices.best_of_strengths(cells)
     assert (dict(best), dict(first_two), of) == ({"vdn": 1, "mixer": 1}, {"vdn": 2, "mixer": 2}, 2)
@@ -439,16 +423,22 @@ def test_which_choice_matters_by_quality(script):
     assert choices.critic_of(fixed) == "vdn, deviation 0.2"
     own = scores[0].run.settings | {"advantage": "local"}
     assert choices.critic_of(replace(fixed, run=replace(fixed.run, settings=own))) == "vdn, local advantage"
+    scores = [replace(s, run=replace(s.run, settings=s.run.settings | {"lr": 0.2})) for s in scores]
+    twins = [replace(s, run=replace(s.run, settings=s.run.settings | {"lr": 0.1})) for s in scores]
+    cells = choices.cells_of([*scores, *twins])  # none of a method's runs is taken for a seed of another's
+    assert choices.varied_in([*scores, *twins]) == ["lr"] and {len(values) for values in cells.values()} == {3}
+    assert len(cells) == 24 and ("vdn, lr 0.1", "td", "awr", scores[0].setting) in cells
 
 
 def test_systems_beside_the_data_and_published_scores(script):
     qualities = script("qualities")
+    over_seeds = script("studies").over_seeds
     scores = []
     for system, base in {"omar": 10.0, "omsd": 60.0, "brac": 200.0}.items():
         for quality, seed in itertools.product(("random", "expert"), (0, 1, 2)):
             name = f"tag-{quality}"
             run = Run(f"{name}--{system}--seed={seed}", name, system, seed, {}, {})
-            scores.append(RunScore(run, "mode", 0.0, base + seed - 1, 0.0, False))
+            scores.append(RunScore(run, "mode", base + seed - 1, 0.0, 0.0, False))
     cells = qualities.cells_of(scores)
     assert cells["omar"] == {"tag-random": [9.0, 10.0, 11.0], "tag-expert": [9.0, 10.0, 11.0]}
     text = qualities.systems_table("tag", cells, {"tag-random": 0.04, "tag-expert": 101.0})
@@ -462,6 +452,10 @@ def test_systems_beside_the_data_and_published_scores(script):
     text = qualities.published_table("tag", cells, figures)
     assert "| omar | 11.1: within |  |  | 116.2: below, by 106.2 |" in text
     assert "| omsd | 133.9: below, by 73.9 |  |  |  |" in text and "brac" not in text
+    assert qualities.verdict(over_seeds([5.0]), 7.0) == "one seed, -2.0"
+    single = {"omar, alpha 0.1": {"tag-random": [10.0]}}
+    assert "| omar, alpha 0.1 | **10.0** |  |  |  |" in qualities.systems_table("tag", single, {})
+    assert "| omar, alpha 0.1 | 11.1: one seed, -1.1 |" in qualities.published_table("tag", single, figures)
     text = qualities.best_table("tag", cells)
     assert "| random | brac 200.0, omsd 60.0, omar 10.0 | 133.9 | above, by 66.1 |" in text and "medium" not in text
 

@@ -121,12 +121,41 @@ def test_a_studys_scores_stand_beside_the_published(tmp_path):
     mean, low, high, seeds = found["cloning"]["spread-medium"]["ours"]
     assert seeds == 3 and low < mean < high
     assert found["cloning"]["spread-medium"]["published"] == [31.8, "them"]
-    assert set(found) == {"cloning", "mix-mixer", "mix-vdn"}
+    assert set(found) == {"cloning"}  # the others are no algorithms, nor rows that are there
+    rows = {"tasks": FIGURES["tasks"], "algorithms": {"mix-vdn": {}}}
+    assert set(program.take_study(rows, tmp_path / "out")["algorithms"]) == {"cloning", "mix-vdn"}
     with pytest.raises(StudyError, match="not the folder of a study"):
         program.take_study(empty, tmp_path / "nowhere")
     quietly(write_study(tmp_path / "other"))
-    with pytest.raises(ValueError, match="has no dataset 'spread'; it knows spread-random"):
+    with pytest.raises(StudyError, match="has no dataset 'spread'; it knows spread-random"):
         program.take_study(empty, tmp_path / "other/out")
     quietly(write_study(tmp_path / "short", STUDY.replace("[datasets.spread]", "[datasets.expert]")))
     found = program.take_study(empty, tmp_path / "short/out", task="spread")["algorithms"]
     assert found["cloning"]["spread-expert"]["ours"][3] == 3
+
+
+def test_scores_in_another_unit_or_of_one_seed_are_not_taken(tmp_path):
+    empty = {"tasks": FIGURES["tasks"], "algorithms": {}}
+    text = STUDY.replace("[datasets.spread]", "[datasets.spread-medium]")
+    quietly(write_study(tmp_path / "one", text, seeds=1))
+    with pytest.raises(StudyError, match="no algorithm's score by mode with two seeds or more; nothing was taken"):
+        program.take_study(empty, tmp_path / "one/out")
+    quietly(write_study(tmp_path / "returns", text.replace("steps = 40", 'steps = 40\nmetric = "return"')))
+    with pytest.raises(StudyError, match="has spread-medium as return, and its table is in 'normalized score'; take"):
+        program.take_study(empty, tmp_path / "returns/out")
+    assert empty["algorithms"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--check", "--study", "x"], "--check writes nothing, and --study takes scores"),
+        (["--study", "nowhere"], "nowhere is not the folder of a study"),
+        (["--page", "/nowhere/at/all.md"], "--page /nowhere/at/all.md cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_the_figures_change(arguments, told, capsys):
+    before = (ROOT / "docs/figures.json").read_text()
+    with pytest.raises(SystemExit):
+        program.main(arguments)
+    assert told in capsys.readouterr().err and (ROOT / "docs/figures.json").read_text() == before

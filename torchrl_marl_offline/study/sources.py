@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from filelock import FileLock
 
 from torchrl_marl_offline.core.checked import checked
-from torchrl_marl_offline.core.paths import user_path
+from torchrl_marl_offline.core.paths import mixed_skill_name, user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, shown
 from torchrl_marl_offline.core.tables import table_name
 from torchrl_marl_offline.data import OfflineDataset, TaskSpec, load_dataset
 from torchrl_marl_offline.data.formats.readers import READERS
 from torchrl_marl_offline.data.published.cards import SOURCES, card_of
+from torchrl_marl_offline.data.transitions.storage import is_dataset_folder
 from torchrl_marl_offline.data.transitions.subsets import subsample
 from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.evaluation.run_hindsight import goal_outcome, hindsight_options
@@ -75,13 +76,30 @@ class DatasetSource:
         if self.source is not None:
             return self._read(repair=self.repair)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{self.task.replace('/', '-')}-seed{self.seed}"
-        with FileLock(folder / f".{name}.lock"):  # the qualities of a task come from one training
+        place = folder / self._recording
+        with FileLock(folder / f".{place.name}.lock"):  # the qualities of a task come from one training
             if self.quality is None:
                 return record_mixed_skill(self.task, folder, episodes=self.episodes, seed=self.seed, **self.options)
-            place = folder / name
             options = {"transitions": self.transitions, "seed": self.seed, "progress": False, **self.options}
             return record(self.task, place, qualities=[self.quality], **options)[self.quality]
+
+    @property
+    def _recording(self) -> str:
+        return f"{self.task.replace('/', '-')}-seed{self.seed}"
+
+    def already_made(self, folder: Path) -> OfflineDataset | None:
+        """Return the dataset, if it is recorded and whole, without making anything."""
+        if self.source is not None:
+            return None
+        if self.quality is None:
+            task_options = self.options.get("task_options", {})
+            place = folder / mixed_skill_name(self.task, self.episodes, self.seed, task_options)
+        else:
+            place = folder / self._recording / self.quality
+        if not is_dataset_folder(place):
+            return None
+        dataset = OfflineDataset.load(place)
+        return dataset if self.fraction == 1.0 else subsample(dataset, fraction=self.fraction, seed=self.seed)
 
     def _read(self, **how: Any) -> OfflineDataset:
         try:

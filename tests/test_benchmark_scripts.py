@@ -1,0 +1,131 @@
+"""What the scripts of ``benchmarks/`` share: results that go on, arguments, errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from filelock import FileLock
+from study_toys import STUDY, quietly, write_study
+
+from torchrl_marl_offline.study import read_study
+
+JOBS = [{"seed": seed, "sizes": (1, 2)} for seed in (0, 1, 2)]
+
+
+def double(seed: int, sizes: list[int]) -> dict[str, int]:
+    return {"twice": 2 * seed}
+
+
+def line(seed: int, twice: int) -> str:
+    return json.dumps({"job": {"seed": seed, "sizes": [1, 2]}, "result": {"twice": twice}}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "before", ["", line(1, 20), line(1, 0) + line(1, 20), line(1, 20) + line(7, 3), line(1, 20) + line(2, 9)[:-9]]
+)
+def test_jobs_have_a_row_each_whatever_lines_were_there(script, tmp_path, before):
+    common, file = script("common"), tmp_path / "results.jsonl"
+    if before:
+        file.write_text(before)
+    rows = common.run_jobs(double, JOBS, workers=1, results=file)
+    assert [row["twice"] for row in rows] == [0, 20 if before else 2, 4] and [r["seed"] for r in rows] == [0, 1, 2]
+    assert all(json.loads(text) for text in file.read_text().splitlines())
+    again = file.read_text()
+    assert common.run_jobs(double, JOBS[::-1], workers=1, results=file) == rows[::-1] and file.read_text() == again
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "[]\n", '{"job": 3, "result": {}}\n', '{"job": {}}\n'])
+def test_a_file_of_something_else_is_not_gone_on_with(script, tmp_path, text):
+    common, file = script("common"), tmp_path / "results.jsonl"
+    file.write_text(text)
+    with pytest.raises(script("arguments").ScriptError, match=r"results.jsonl, line 1: no result of such a script"):
+        common.run_jobs(double, JOBS, workers=1, results=file)
+    assert file.read_text() == text
+
+
+def test_two_processes_do_not_write_one_file(script, tmp_path):
+    common, file = script("common"), tmp_path / "results.jsonl"
+    refused = pytest.raises(script("arguments").ScriptError, match=r"Another process writes .*wait until it has ended")
+    with FileLock(tmp_path / ".results.jsonl.lock"), refused:
+        common.run_jobs(double, JOBS, workers=1, results=file)
+
+
+def test_paths_to_write_are_looked_at_first(script, tmp_path):
+    arguments = script("arguments")
+    (tmp_path / "file").write_text("")
+    parser = arguments.script_parser("A script.")
+    parser.add_argument("--json", type=arguments.as_file)
+    parser.add_argument("--output", type=arguments.as_folder)
+    assert parser.parse_args(["--json", str(tmp_path / "new/a.json")]).json == tmp_path / "new/a.json"
+    assert parser.parse_args(["--output", str(tmp_path / "new/b")]).output == tmp_path / "new/b"
+    for wrong in (
+        ["--json", str(tmp_path)],
+        ["--json", str(tmp_path / "file/a")],
+        ["--output", str(tmp_path / "file")],
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(wrong)
+
+
+def test_what_a_user_can_mend_ends_a_script_in_a_sentence(script, capsys):
+    arguments = script("arguments")
+
+    def fail(error: Exception):
+        raise error
+
+    for error in (arguments.ScriptError("No such\nthing."), FileNotFoundError(2, "No such file", "x")):
+        with pytest.raises(SystemExit) as ended:
+            arguments.run_script(lambda error=error: fail(error))
+        said = capsys.readouterr().err
+        assert ended.value.code == 1 and said.startswith("error: ") and said.count("\n") == 1
+    with pytest.raises(ValueError, match="a fault of the script"):
+        arguments.run_script(lambda: fail(ValueError("a fault of the script")))
+
+
+def test_a_script_that_reads_makes_no_data(script, tmp_path, monkeypatch, capsys):
+    text = STUDY.replace("[datasets.spread]", "[datasets.spread-random]")
+    text += '[datasets.tag-medium]\ntask = "mpe/simple_tag"\nquality = "medium"\n'
+    quietly(write_study(tmp_path, text), only=["spread-random"])
+    (tmp_path / "out/data").mkdir(exist_ok=True)
+    qualities = script("qualities")
+    assert qualities.means_of_data(read_study(tmp_path / "study.toml")) == {}
+    monkeypatch.setattr(sys, "argv", ["qualities", str(tmp_path / "study.toml")])
+    qualities.main()
+    assert "| cloning | " in capsys.readouterr().out
+    assert not list((tmp_path / "out/data").iterdir())
+
+
+def test_curves_have_a_column_for_each_evaluation(script, tmp_path, monkeypatch, capsys):
+    quietly(write_study(tmp_path))
+    curves = script("curves")
+    for more, columns in (([], "10 | 20 | 30 | 40 |"), (["--at", "20", "40"], "20 | 40 |")):
+        monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "study.toml"), *more])
+        curves.main()
+        out = capsys.readouterr().out
+        assert f"| spread | {columns}\n" in out, out
+        assert "| mix-vdn, temperature 3" in out and "| cloning | " in out
+    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "study.toml"), "--at", "7"])
+    with pytest.raises(SystemExit):
+        curves.main()
+    assert "nothing was evaluated at [7]; there are [10, 20, 30, 40]" in capsys.readouterr().err
+
+
+def test_choices_of_systems_without_any_are_told(script, tmp_path, monkeypatch, capsys):
+    quietly(write_study(tmp_path), only=["cloning"])
+    monkeypatch.setattr(sys, "argv", ["choices", str(tmp_path / "study.toml")])
+    with pytest.raises(SystemExit):
+        script("choices").main()
+    assert "compares no such choices; python benchmarks/curves.py shows its scores" in capsys.readouterr().err
+    quietly(write_study(tmp_path))
+    script("choices").main()
+    said = capsys.readouterr()
+    assert "Left out, as they have no choice of value learning and extraction: cloning." in said.err
+    assert "| mixer, iql | " in said.out
+
+
+def test_a_damaged_cell_of_a_table_is_named(script):
+    redraw = script("redraw")
+    with pytest.raises(script("arguments").ScriptError, match=r"holds '12.0' where a mean and its interval should be"):
+        redraw.interval("12.0")
