@@ -120,7 +120,7 @@ def test_what_was_recorded_is_what_the_saved_policy_does(tmp_path):
     assert len(replay) == row["transitions"]
 
 
-def test_untrained_data_is_that_of_the_policy_that_training_begins_with(tmp_path):
+def test_untrained_data_is_that_of_a_freshly_initialized_policy(tmp_path):
     alone = record("mpe/simple_spread", tmp_path / "alone", qualities=["untrained"], **SMALL)["untrained"]
     assert not (tmp_path / "alone" / "behaviour" / "eval.csv").exists()  # nothing was trained for it
     found = record("mpe/simple_spread", tmp_path / "after", qualities=["random", "expert", "untrained"], **SMALL)
@@ -128,6 +128,7 @@ def test_untrained_data_is_that_of_the_policy_that_training_begins_with(tmp_path
     assert alone.metadata["quality"] == "untrained"
     assert alone.metadata["behaviour"] == "MATD3 at its initial parameters, with its exploration"
     assert alone.metadata["recorded_with"]["method"] == "MATD3"
+    assert found["random"].metadata["recorded_with"]["method"] == "uniform actions"
     spread = {name: data.data[ACTION].std().item() for name, data in found.items()}
     assert spread["untrained"] == pytest.approx(0.3, rel=0.15)  # hardly more than the exploration of .3
     assert spread["random"] == pytest.approx(3**-0.5, rel=0.05)  # of uniform numbers between -1 and 1

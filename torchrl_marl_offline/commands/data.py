@@ -87,7 +87,12 @@ def add_recording(command: argparse.ArgumentParser) -> None:
     """Add the arguments of a recording."""
     command.add_argument("task", metavar="TASK", help="family/task, e.g. mpe/simple_spread")
     command.add_argument("folder", type=user_path, metavar="FOLDER", help="of this recording")
-    command.add_argument("--qualities", nargs="+", metavar="QUALITY", help="also mixtures, e.g. medium-expert")
+    command.add_argument(
+        "--qualities",
+        nargs="+",
+        metavar="QUALITY",
+        help="by default random, medium-replay, medium, expert; also untrained, and mixtures such as medium-expert",
+    )
     transitions = argument(Annotated[int, COUNT])
     command.add_argument("--transitions", type=transitions, default=100_000, help="of every quality but medium-replay")
     command.add_argument("--seed", type=argument(Annotated[int, RUN_SEED]), default=0)

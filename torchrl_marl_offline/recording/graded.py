@@ -358,7 +358,8 @@ class _Recording:
         return collect(self.env, policy, episodes=self.settings.num_envs, seed=self._round_seed(number))
 
     def _round_seed(self, number: int) -> int:
-        return _STRIDE * (number + len(QUALITIES)) + self.settings.seed  # after those of the datasets
+        # after those of the datasets, but for "untrained", whose episodes begin as those of round 0 do
+        return _STRIDE * (number + len(QUALITIES)) + self.settings.seed
 
     def _snapshot(self) -> dict[str, float]:
         """Measure the policy as it would be recorded, and keep it."""
@@ -457,7 +458,8 @@ class _Recording:
         return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
 
     def _facts(self, quality: str) -> dict[str, Any]:
-        method = self.learner.name if quality in (*QUALITIES, UNTRAINED) else "script"
+        is_learned = quality in (*QUALITIES, UNTRAINED) and quality != "random"
+        method = self.learner.name if is_learned else "uniform actions" if quality == "random" else "script"
         facts = {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}}
         return facts | self._task_facts()
 

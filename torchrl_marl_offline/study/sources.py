@@ -23,7 +23,7 @@ from torchrl_marl_offline.envs import list_tasks, make_env
 from torchrl_marl_offline.evaluation.run_hindsight import goal_outcome, hindsight_options
 from torchrl_marl_offline.evaluation.simulator import find_environment, make_simulator
 from torchrl_marl_offline.recording import record, record_mixed_skill
-from torchrl_marl_offline.recording.graded import QUALITIES, RecordSettings, check_quality, parts_of
+from torchrl_marl_offline.recording.graded import QUALITIES, UNTRAINED, RecordSettings, check_quality, parts_of
 from torchrl_marl_offline.study.checking import StudyError
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ class DatasetSource:
             return self
         card = card_of(self.source)
         quality = card.quality.lower()
-        if card.task not in list_tasks() or not set(parts_of(quality)) <= set(QUALITIES):
+        if quality == "random" and self.source.startswith("omar:"):
+            quality = UNTRAINED  # those are of a randomly initialized policy
+        if card.task not in list_tasks() or not set(parts_of(quality)) <= {*QUALITIES, UNTRAINED}:
             return None
         return DatasetSource(self.name, task=card.task, quality=quality, fraction=self.fraction, settings=self.settings)
 
