@@ -39,6 +39,7 @@ from torchrl_marl_offline.objectives import (
     FlowMatching,
     OfflineMARLLoss,
     PolicyGradient,
+    WeightedBRAC,
 )
 from torchrl_marl_offline.objectives.batch import Following
 from torchrl_marl_offline.objectives.flow_matching import flow
@@ -350,13 +351,15 @@ def test_settings_that_are_refused(make, message: str) -> None:
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("rule", [AWR(), BRAC(), Cloning()])
-def test_rules_that_weigh_densities_refuse_policies_without(rule, discrete: bool) -> None:
+@pytest.mark.parametrize("rule", [AWR(), BRAC(), WeightedBRAC(), Cloning()])
+def test_rules_that_weigh_densities_refuse_policies_without_before_any_batch(rule, discrete: bool) -> None:
     case = Case("vdn", discrete=discrete)
     actor = make_actor(case.spec, **ONE_STEP)
-    loss = updated(OfflineMARLLoss(actor, case.critic(), value_learning=TD(), extraction=rule))
-    with pytest.raises(NotImplementedError, match="policy has samples but no density; where a rule asks for"):
-        loss(make_batch(case.spec, 4))
+    wanted = (
+        rf"{type(rule).__name__} needs log-probabilities. A OneStep\w* policy has samples but no density; where a rule"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        OfflineMARLLoss(actor, case.critic(), value_learning=TD(), extraction=rule)
 
 
 def test_what_does_not_fit_together_is_refused() -> None:

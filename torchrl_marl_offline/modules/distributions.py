@@ -32,7 +32,7 @@ class _ActsByMode:
         return self.mode
 
 
-class _WithoutDensity:
+class WithoutDensity:
     """What a policy that only has samples answers."""
 
     def log_prob(self, value: Tensor) -> NoReturn:
@@ -183,7 +183,7 @@ class RelaxedCategorical(MaskedCategorical):
         return straight_through(perturbed.softmax(-1), perturbed.argmax(-1))
 
 
-class OneStep(_ActsByMode, _WithoutDensity, Distribution):
+class OneStep(_ActsByMode, WithoutDensity, Distribution):
     r"""Actions :math:`\mathrm{clip}(f(o, z))` of standard normal noise z, which have samples but no density.
 
     The mode is taken to be the action at :math:`z = 0`. There is one sample, that of the noise which the network was
@@ -222,7 +222,7 @@ class OneStep(_ActsByMode, _WithoutDensity, Distribution):
         return self.rsample(sample_shape).detach()
 
 
-class OneStepCategorical(_WithoutDensity, MaskedCategorical):
+class OneStepCategorical(WithoutDensity, MaskedCategorical):
     r"""The legal action of the highest score :math:`f(o, z)`, of standard normal noise z.
 
     As :class:`OneStep`; ``logits`` and ``probs`` are those without noise.
@@ -258,8 +258,13 @@ def _check_single(policy: Distribution, sample_shape: torch.Size) -> None:
         raise ValueError(f"A {type(policy).__name__} policy holds one sample; evaluate the actor again for another.")
 
 
-def _refuse_density(policy: Distribution) -> NoReturn:
-    raise NotImplementedError(
-        f"A {type(policy).__name__} policy has samples but no density; where a rule asks for log-probabilities, build "
+def no_samples_density(kind: type) -> str:
+    """Return what is said where log-probabilities are asked of a policy that only has samples."""
+    return (
+        f"A {kind.__name__} policy has samples but no density; where a rule asks for log-probabilities, build "
         "the actor with make_actor(distribution='gaussian') or 'tanh_gaussian', and leave 'one_step' to MAC-Flow."
     )
+
+
+def _refuse_density(policy: Distribution) -> NoReturn:
+    raise NotImplementedError(no_samples_density(type(policy)))

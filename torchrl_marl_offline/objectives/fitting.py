@@ -12,12 +12,13 @@ from tensordict.nn import TensorDictModuleBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.modules.value_norm import ValueNorm
 
+from torchrl_marl_offline.modules.distributions import no_samples_density
 from torchrl_marl_offline.objectives.action_distributions import no_density
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
 from torchrl_marl_offline.objectives.extraction import PolicyExtraction
 from torchrl_marl_offline.objectives.first_batch import is_readable
-from torchrl_marl_offline.objectives.team import is_deterministic_actor
+from torchrl_marl_offline.objectives.team import distribution_without_density, is_deterministic_actor
 from torchrl_marl_offline.objectives.value_learning import ValueLearning
 
 Rule = ValueLearning | PolicyExtraction | BehaviourLearning
@@ -72,8 +73,11 @@ def check_networks(
     if actor is None and (extraction is not None or (learning is not None and learning.needs_actor)):
         raise ValueError(f"{type(rule).__name__} needs an actor; pass one, for instance from make_actor(spec).")
     for rule in (extraction, learning):
-        if rule is not None and rule.needs_log_prob and is_deterministic_actor(actor):
-            raise ValueError(no_density(type(rule).__name__))
+        if rule is not None and rule.needs_log_prob and actor is not None:
+            if is_deterministic_actor(actor):
+                raise ValueError(no_density(type(rule).__name__))
+            if (kind := distribution_without_density(actor)) is not None:
+                raise ValueError(f"{type(rule).__name__} needs log-probabilities. {no_samples_density(kind)}")
     if critic is None and (learning is not None or (extraction is not None and extraction.needs_critic)):
         rule = learning if learning is not None else extraction
         raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")

@@ -24,6 +24,7 @@ from torchrl_marl_offline.core.layout import IS_INIT, joined
 from torchrl_marl_offline.core.parts import part
 from torchrl_marl_offline.data.policy_fit import hidden_states
 from torchrl_marl_offline.modules.batch_norm import BatchNorm
+from torchrl_marl_offline.modules.distributions import WithoutDensity
 from torchrl_marl_offline.modules.history import HistoryEncoder
 from torchrl_marl_offline.modules.input_norm import seen_by
 from torchrl_marl_offline.objectives.action_distributions import Bounds, bounds_or_none, per_agent
@@ -536,6 +537,16 @@ def is_deterministic_actor(actor: TensorDictModuleBase) -> bool:
     """Whether an actor writes one action, without a distribution."""
     random = any(isinstance(module, ProbabilisticTensorDictModule) for module in actor.modules())
     return isinstance(actor, Actor) or not (random or hasattr(actor, "get_dist"))
+
+
+def distribution_without_density(actor: TensorDictModuleBase) -> type | None:
+    """Return an actor's distribution, if that has samples but no density."""
+    for module in actor.modules():
+        if isinstance(module, ProbabilisticTensorDictModule):
+            kind = module.distribution_class
+            if isinstance(kind, type) and issubclass(kind, WithoutDensity):
+                return kind
+    return None
 
 
 def _ends_in_its_distribution(actor: TensorDictSequential) -> bool:
