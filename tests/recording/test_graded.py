@@ -206,3 +206,10 @@ def test_a_mixture_of_a_quality_with_itself_is_refused(tmp_path, quality):
 def test_an_unknown_setting_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"record has no setting .hidden.; it has .*updates, "):
         record("mpe/simple_spread", tmp_path, hidden=8)
+
+
+@pytest.mark.parametrize("learner", ["{a=1}", [1], 3])
+def test_a_learner_that_is_no_mapping_is_refused(tmp_path, learner):
+    with pytest.raises(ValueError, match=r"learner must be a mapping, as {'gamma': 0.9}, got "):
+        record("mpe/simple_spread", tmp_path / "new", learner=learner)
+    assert not (tmp_path / "new").exists()

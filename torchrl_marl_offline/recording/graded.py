@@ -195,7 +195,10 @@ def record(
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"record has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     settings.setdefault("compile", settings.get("memory") is None)
-    settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(settings.get("learner", {}))
+    learner = settings.get("learner", {})
+    if not isinstance(learner, Mapping):
+        raise ValueError(f"learner must be a mapping, as {{'gamma': 0.9}}, got {learner!r:.60}.")
+    settings["learner"] = LEARNER_OPTIONS.get(task, {}) | dict(learner)
     recording = _Recording(RecordSettings(task, levels=levels, **settings), user_path(folder), transitions, progress)
     learned = [quality for quality in base if quality in QUALITIES and quality != "random"]
     if not all(is_dataset_folder(user_path(folder) / quality) for quality in learned):
