@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from arguments import run_script, script_parser
 from measuring import markdown, with_interval
-from studies import as_study, finished_results, over_seeds
+from studies import as_study, digits_of, finished_results, over_seeds
 
 from torchrl_marl_offline.study.axes import best_counts, factorial, variance_shares
 from torchrl_marl_offline.study.scores import RunScore, choose_metrics, scores_of
@@ -68,17 +68,18 @@ def cells_of(scores: Sequence[RunScore]) -> dict[Key, list[float]]:
 def table(cells: Mapping[Key, Sequence[float]]) -> str:
     """Return a row for each critic and value learning, a column for each extraction and setting."""
     columns = list(dict.fromkeys(key[2:] for key in cells))
+    digits = digits_of(value for values in cells.values() for value in values)
     rows = []
     for critic, learning in dict.fromkeys(key[:2] for key in cells):
         found = [cells.get((critic, learning, *column)) for column in columns]
-        rows.append([f"{critic}, {learning}", *("" if each is None else _interval(each) for each in found)])
+        rows.append([f"{critic}, {learning}", *("" if each is None else _interval(each, digits) for each in found)])
     return markdown(["critic", *(", ".join(filter(None, column)) for column in columns)], rows)
 
 
-def _interval(values: Sequence[float]) -> str:
+def _interval(values: Sequence[float], digits: int) -> str:
     if len(values) == 2:
-        return f"{sum(values) / 2:.1f} ({min(values):.1f}, {max(values):.1f})"
-    return with_interval(over_seeds(values))
+        return f"{sum(values) / 2:.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
+    return with_interval(over_seeds(values), digits)
 
 
 def best_of_strengths(cells: Mapping[Key, Sequence[float]]) -> tuple[Counter[str], Counter[str], int]:
@@ -119,8 +120,10 @@ def report(dataset: str, scores: Sequence[RunScore]) -> str:
         shares = variance_shares(found)
         rows = [[s.source, with_interval(s.interval, 3)] for s in shares]
         parts.append(markdown(["source", "share of the variance"], rows))
+        digits = digits_of(score.average_of_last for score in scores)
         ranks = [
-            [r.axis, r.value, f"{r.mean:.1f}", f"{r.best} of {r.of}", f"{r.first_two}"] for r in best_counts(found)
+            [r.axis, r.value, f"{r.mean:.{digits}f}", f"{r.best} of {r.of}", f"{r.first_two}"]
+            for r in best_counts(found)
         ]
         parts.append(markdown(["setting", "value", "mean", "best", "best or second"], ranks))
         best, first_two, of = best_of_strengths(cells)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pandas
 from arguments import as_size, run_script, script_parser
 from measuring import markdown, with_interval
-from studies import as_study, finished_results, over_seeds
+from studies import as_study, digits_of, finished_results, over_seeds
 
 from torchrl_marl_offline.study import Plan
 from torchrl_marl_offline.study.scores import choose_metrics
@@ -37,8 +37,9 @@ def curves_of(plan: Plan, frame: pandas.DataFrame, dataset: str, metric: str) ->
 def table_of(dataset: str, curves: dict[str, Curve], at: list[int] | None) -> str:
     """Return a row for each system and a column for each number of updates."""
     steps = sorted({step for curve in curves.values() for step in curve if at is None or step in at})
+    digits = digits_of(value for curve in curves.values() for values in curve.values() for value in values)
     rows = [
-        [name, *(with_interval(over_seeds(curve[step])) if step in curve else "" for step in steps)]
+        [name, *(with_interval(over_seeds(curve[step]), digits) if step in curve else "" for step in steps)]
         for name, curve in curves.items()
     ]
     return markdown([dataset, *(f"{step:,}" for step in steps)], rows)

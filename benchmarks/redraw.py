@@ -153,7 +153,15 @@ def _choices(text: str) -> dict[str, Any]:
         critic = f"critic, {quality} data"
         rows = table_under(text, "Figure 7, small: `mpe/simple_spread`", critic)
         panels.append(Panel(quality, SCORE, {name: column(rows, name, critic) for name in list(rows[0])[1:]}))
-    return {"choices": (panels, "Decomposition, value learning and extraction, mpe/simple_spread")}
+    games = []
+    for game in ("best left out", "foraging by roles"):
+        rows = table_under(text, "Figure 7, small: two games", f"critic, {game}")
+        series = {name: column(rows, name, f"critic, {game}") for name in list(rows[0])[1:]}
+        games.append(Panel(game, RETURN, series))
+    return {
+        "choices": (panels, "Decomposition, value learning and extraction, mpe/simple_spread"),
+        "choices_games": (games, "Decomposition, value learning and extraction, two games"),
+    }
 
 
 def _systems(text: str) -> dict[str, Any]:

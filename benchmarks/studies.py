@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas
 
@@ -45,3 +45,8 @@ def finished_results(parser: argparse.ArgumentParser, study: Study) -> tuple[Pla
 def over_seeds(values: Sequence[float]) -> Interval:
     """Return the mean and its 95 % t interval; of one value, which has none, NaN as its ends."""
     return mean_confidence_interval(values) if len(values) > 1 else Interval(values[0], math.nan, math.nan)
+
+
+def digits_of(values: Iterable[float]) -> int:
+    """Return to how many digits behind the point scores of this size are shown."""
+    return 1 if max(map(abs, values), default=0.0) >= 10 else 2
