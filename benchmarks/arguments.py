@@ -56,8 +56,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        is_own = isinstance(error, ScriptError) or type(error).__module__.startswith("torchrl_marl_offline.")
-        if not is_own and not isinstance(error, OSError):
+        is_of_library = type(error).__module__.startswith("torchrl_marl_offline.")
+        if not is_of_library and not isinstance(error, ScriptError | OSError):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -29,10 +29,9 @@ from arguments import ScriptError, as_count, as_few, as_file, run_script, script
 from common import machine, run_jobs
 from measuring import markdown, with_interval
 from offline_evaluation import spearman
-from studies import as_study, finished_results
+from studies import as_study, finished_results, over_seeds
 
 from torchrl_marl_offline import compare_offline
-from torchrl_marl_offline.evaluation import mean_confidence_interval
 from torchrl_marl_offline.study import Plan, read_study
 from torchrl_marl_offline.study.table import DATA
 from torchrl_marl_offline.suites.suite_scores import policy_of
@@ -135,11 +134,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return with_interval(mean_confidence_interval(values), 2)
+    return with_interval(over_seeds(values), 2) if values else ""
 
 
 def main() -> None:

@@ -146,21 +146,21 @@ def take_study(figures: dict[str, Any], folder: Path, *, task: str | None = None
     plan = Plan.load(folder)
     if plan is None:
         raise StudyError(f"{folder} is not the folder of a study; name the output of one that was run.")
-    known = [f"{task}-{quality}" for task, about in figures["tasks"].items() for quality in about["data"]]
-    units = {f"{task}-{quality}": a["unit"] for task, a in figures["tasks"].items() for quality in a["data"]}
+    units = {f"{of}-{quality}": about["unit"] for of, about in figures["tasks"].items() for quality in about["data"]}
+    shown = {*ALGORITHMS, *figures["algorithms"]}
     write_results(plan, folder)
-    report, rows, taken = make_report(plan, folder), set(figures["algorithms"]), 0
+    report, taken = make_report(plan, folder), 0
     for (dataset, evaluator, method), choice in report.choices.items():
         name = dataset if task is None else f"{task}-{dataset}"
-        if name not in known:
-            raise StudyError(f"figures.json has no dataset {name!r}; it knows {', '.join(known)}.")
+        if name not in units:
+            raise StudyError(f"figures.json has no dataset {name!r}; it knows {', '.join(units)}.")
         if METRICS.get(units[name]) != report.metrics[dataset]:
             raise StudyError(
                 f"{folder} has {name} as {report.metrics[dataset]}, and its table is in {units[name]!r}; take a study "
                 "of the same metric (tag and world have normalized scores against the published prey alone)."
             )
         values = choice.values("average_of_last")
-        if evaluator == "mode" and len(values) > 1 and method in {*ALGORITHMS, *rows}:
+        if evaluator == "mode" and len(values) > 1 and method in shown:
             interval = mean_confidence_interval(values)
             ours = [round(number, 2) for number in (interval.mean, interval.low, interval.high)]
             figures["algorithms"].setdefault(method, {}).setdefault(name, {})["ours"] = [*ours, len(values)]

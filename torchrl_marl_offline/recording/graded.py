@@ -461,8 +461,8 @@ class _Recording:
         return collect(env, policy, steps=self.transitions, seed=seed, metadata=facts, progress=self.progress)
 
     def _facts(self, quality: str) -> dict[str, Any]:
-        is_learned = quality in (*QUALITIES, UNTRAINED) and quality != "random"
-        method = self.learner.name if is_learned else "uniform actions" if quality == "random" else "script"
+        method = self.learner.name if quality in (*QUALITIES, UNTRAINED) else "script"
+        method = "uniform actions" if quality == "random" else method
         facts = {"quality": quality, "recorded_with": {"seed": self.settings.seed, "method": method}}
         return facts | self._task_facts()
 

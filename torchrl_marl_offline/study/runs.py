@@ -85,8 +85,7 @@ class Case:
 
     def reads(self, name: str) -> bool:
         """Say whether a setting changes any of its runs."""
-        ends = {key: of if isinstance(of, list) else [of.low, of.high] for key, of in self.ranges.items()}
-        return is_read(name, self.given, {**self.grid, **ends})
+        return is_read(name, self.given, {**self.grid, **_ends_of(self.ranges)})
 
     def run(self, settings: Mapping[str, Any], names: Iterable[str], seed: int, **trial: Any) -> Run:
         """Return a run by its settings; ``names`` are those that its grid or a search gives it."""
@@ -154,6 +153,11 @@ def cases(study: Study) -> Iterator[Case]:
                 yield _case(study, source, table, name, settings)
 
 
+def _ends_of(ranges: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the values of each setting's range: all of a list, of an interval both ends."""
+    return {key: of if isinstance(of, list) else [of.low, of.high] for key, of in ranges.items()}
+
+
 def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
     for values in itertools.product(*table.variants.values()):
         yield "-".join([table.name, *map(_word, values)]), {**table.settings, **dict(zip(table.variants, values))}
@@ -165,7 +169,7 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
         {key: values for key, values in common.items() if key not in own} | dict(of_method)
         for common, of_method in ((study.grid, table.grid), (study.ranges, table.ranges))
     )
-    lists = grid | {key: of if isinstance(of, list) else [of.low, of.high] for key, of in ranges.items()}
+    lists = grid | _ends_of(ranges)
     for key in (*own, *table.grid, *table.ranges):
         if not is_read(key, {**shared, **own}, {**lists, **table.variants}):
             algorithm = {**shared, **own}.get("algorithm", "recipe")

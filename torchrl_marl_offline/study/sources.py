@@ -69,8 +69,7 @@ class DatasetSource:
 
         Processes that want the same data at the same time wait for the one that makes it.
         """
-        dataset = self._load_whole(folder)
-        return dataset if self.fraction == 1.0 else subsample(dataset, fraction=self.fraction, seed=self.seed)
+        return self._part_of(self._load_whole(folder))
 
     def _load_whole(self, folder: Path) -> OfflineDataset:
         if self.source is not None:
@@ -98,7 +97,9 @@ class DatasetSource:
             place = folder / self._recording / self.quality
         if not is_dataset_folder(place):
             return None
-        dataset = OfflineDataset.load(place)
+        return self._part_of(OfflineDataset.load(place))
+
+    def _part_of(self, dataset: OfflineDataset) -> OfflineDataset:
         return dataset if self.fraction == 1.0 else subsample(dataset, fraction=self.fraction, seed=self.seed)
 
     def _read(self, **how: Any) -> OfflineDataset:

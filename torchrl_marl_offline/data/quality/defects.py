@@ -27,6 +27,8 @@ from torchrl_marl_offline.core.layout import (
 from torchrl_marl_offline.data.transitions import row_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tensordict import NestedKey, TensorDict, TensorDictBase
 
     from torchrl_marl_offline.core.layout import TaskSpec
@@ -60,17 +62,25 @@ def not_finite(rows: TensorDictBase, padding: dict[NestedKey, torch.Tensor]) -> 
         Those with such a value among what :func:`counts`, and those with one among the rest.
     """
     bad, unread = torch.zeros(2, len(rows), dtype=torch.bool)
+    for _, wrong, counted in not_finite_leaves(rows, padding):
+        bad |= (wrong & counted).reshape(len(rows), -1).any(-1)
+        unread |= (wrong & ~counted).reshape(len(rows), -1).any(-1)
+    return bad, unread
+
+
+def not_finite_leaves(
+    rows: TensorDictBase, padding: dict[NestedKey, torch.Tensor]
+) -> Iterator[tuple[NestedKey, torch.Tensor, torch.Tensor]]:
+    """Yield each leaf with a NaN or an infinite value: its key, where such are, and which values :func:`counts`."""
     columns = padding | {next_key(key): entries for key, entries in padding.items()}
     for key in rows.keys(include_nested=True, leaves_only=True):
         value = rows.get(key)
         # A NaN or an infinity makes the sum one, too: one quick pass where there is none.
         if value.is_floating_point() and not value.sum().isfinite():
-            wrong, counted = ~value.isfinite(), counts(rows, key)
+            wrong = ~value.isfinite()
             if key in columns:
                 wrong &= ~columns[key]
-            bad |= (wrong & counted).reshape(len(rows), -1).any(-1)
-            unread |= (wrong & ~counted).reshape(len(rows), -1).any(-1)
-    return bad, unread
+            yield key, wrong, counts(rows, key)
 
 
 def counts(rows: TensorDictBase, key: NestedKey) -> torch.Tensor:

@@ -114,14 +114,13 @@ def _zero_padding(rows: TensorDict, following: TensorDict | None, start: int, jo
 
 
 def _replace_placeholders(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
-    _, found = defects.not_finite(rows, job.source.padding)
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for key, wrong, counted in defects.not_finite_leaves(rows, job.source.padding):
+        value, unread = rows.get(key), wrong & ~counted
+        own = rows.get(key[1:], None) if isinstance(key, tuple) and key[0] == "next" else None
+        value.copy_(torch.where(unread, torch.zeros_like(value) if own is None else own.nan_to_num(0, 0, 0), value))
+        found |= unread.reshape(len(rows), -1).any(-1)
     job.tally["rows"] += int(found.sum())
-    for key in rows.keys(include_nested=True, leaves_only=True):
-        value = rows.get(key)
-        if value.is_floating_point() and not value.sum().isfinite():
-            unread = ~value.isfinite() & ~defects.counts(rows, key)
-            own = rows.get(key[1:], None) if isinstance(key, tuple) and key[0] == "next" else None
-            value.copy_(torch.where(unread, torch.zeros_like(value) if own is None else own.nan_to_num(0, 0, 0), value))
 
 
 def _zero_not_finite(rows: TensorDict, following: TensorDict | None, start: int, job: StepContext) -> None:
