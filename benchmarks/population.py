@@ -3,6 +3,7 @@
     python benchmarks/population.py --json population.json
     python benchmarks/population.py --members 1 8 32 --compiled
     python benchmarks/population.py --at-once 1 2 4 8 16 32 --compiled    # members of one computation
+    python benchmarks/population.py --at-once 1 2 8 --members 8 --algorithm omar --compiled
     python benchmarks/population.py --device cuda --size paper --members 64 256 --compiled --repeats 1
 
 A member's update is what a single run's is: its own minibatch, loss, backward, gradient norm, Adam, targets. Single
@@ -41,6 +42,7 @@ from measuring import (
 from sizes import SIZES, Size, random_transitions
 from step import TRANSITIONS, build_loss, first_seconds, flop_of, make_trainer, matrix_peak, prepare, update
 
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
 from torchrl_marl_offline.training.populations.population import equal_groups
 from torchrl_marl_offline.training.step.gradients import PRECISIONS, Precision
@@ -214,14 +216,17 @@ def measure_groups(parser: ArgumentParser, args: Namespace) -> None:
 
 
 def where(args: Namespace) -> dict[str, str]:
-    """Return the options of a trainer that say where and in which precision it works."""
-    return {"device": args.device, "precision": args.precision}
+    """Return the options of a trainer: of which loss it is, where and in which precision it works."""
+    return {"algorithm": args.algorithm, "device": args.device, "precision": args.precision}
 
 
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--size", default="small", choices=list(SIZES))
+    parser.add_argument(
+        "--algorithm", default="recipe", choices=sorted({*ALGORITHMS} - {"b3c"}), help="b3c wants a bound of its data"
+    )
     parser.add_argument("--members", type=as_size, nargs="+", help="by default 1, 2, 4, ... 512; with --at-once, 32")
     parser.add_argument("--at-once", type=as_size, nargs="+", default=[], help="members of one computation")
     parser.add_argument("--threads", type=as_threads, default=1)
@@ -238,8 +243,8 @@ def main() -> None:
     torch.set_num_threads(threads)
     if args.quick:
         args.members, args.seconds, args.repeats, args.compiled = [1, 2], 0.5, 1, False
-    if args.processes and where(args) != {"device": "cpu", "precision": "fp32"}:
-        parser.error("--processes runs on the CPU in fp32; leave out --device and --precision.")
+    if args.processes and where(args) != {"algorithm": "recipe", "device": "cpu", "precision": "fp32"}:
+        parser.error("--processes runs the recipe on the CPU in fp32; leave out --algorithm, --device and --precision.")
     if args.at_once:
         measure_groups(parser, args)
         return

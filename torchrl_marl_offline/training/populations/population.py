@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -68,7 +69,9 @@ if TYPE_CHECKING:
 
 
 AT_ONCE_ON_CPU = 8
-"""Members of one computation on a CPU; see ``benchmarks/RESULTS.md``."""
+"""Most members of one computation on a CPU; see ``benchmarks/results/speed.md``."""
+CACHE = 4 * 2**20
+"""Bytes that the largest tensor of one compiled computation on a CPU may have; see there."""
 
 
 class Population(nn.Module):
@@ -233,7 +236,8 @@ class PopulationGradients:
         backend: of :func:`torch.compile`.
         generators: one per member, from which its noise is drawn.
         members_at_once: how many members are one computation; the population is gone through in groups of at most as
-            many. By default all on a GPU, and few on a CPU, so that what they compute stays in its caches.
+            many. By default all on a GPU, on a CPU at most 8, and compiled only as many as share tensors of at most
+            4 MiB, one at least, so that what they compute stays in its caches.
     """
 
     def __init__(
@@ -251,11 +255,8 @@ class PopulationGradients:
         self._generators = generators
         self._traced: dict[tuple, TracedFunction] = {}
         self._noise: dict[tuple, list[NoiseRequest]] = {}
-        if members_at_once is None:
-            on_gpu = next(iter(population.tensors().values())).device.type == "cuda"
-            members_at_once = len(population) if on_gpu else AT_ONCE_ON_CPU
-        self._groups = equal_groups(len(population), members_at_once)
-        self._looked = False
+        self._at_once = members_at_once
+        self._groups: list[slice] = []
         self._where: list[int] | None = None
         self._slices: list[dict[str, Tensor]] = []
         self._stacked: dict[str, Tensor] = {}
@@ -263,8 +264,9 @@ class PopulationGradients:
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Set the ``grad`` of every stacked parameter; ``batch`` is ``[P, B]``; returns metrics ``[P]``."""
         tensors = self.population.tensors()
-        if not self._looked:
-            self._look(tensors, batch)
+        if not self._groups:
+            largest = self._look(tensors, batch)
+            self._groups = equal_groups(len(self.population), self._at_once or self._sensible_number(largest, batch))
         if len(self._groups) == 1:
             metrics, gradients = self._differentiate(tensors, batch, self._groups[0])
             set_gradients(tensors, gradients)
@@ -278,15 +280,25 @@ class PopulationGradients:
             tensor.grad = self._stacked.get(name)
         return {name: torch.cat([metrics[name] for metrics in found]) for name in found[0]}
 
-    def _look(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> None:
-        """Let a loss look at the first batch, as in a run of its own: mapped over members, values cannot be read."""
+    def _look(self, tensors: Mapping[str, Tensor], batch: TensorDictBase) -> int:
+        """Let a loss look at the first batch, as in a run of its own: mapped over members, values cannot be read.
+
+        Returns:
+            The bytes of the largest tensor that a member keeps for its backward pass.
+        """
         loss = self.population.template
-        if isinstance(loss, OfflineMARLLoss):
-            first = copies_of({name: tensor[0] for name, tensor in tensors.items()})
-            with torch.no_grad(), preserved_rng(), heard_by(None), tensors_in(loss, first):
+        first = copies_of({name: tensor[0] for name, tensor in tensors.items()})
+        with preserved_rng(), heard_by(None), tensors_in(loss, first), _kept_for_backward() as kept:
+            if isinstance(loss, OfflineMARLLoss):
                 loss.batch(batch)
-                loss(batch[0])
-        self._looked = True
+            loss(batch[0])
+        return max(kept, default=0)
+
+    def _sensible_number(self, largest: int, batch: TensorDictBase) -> int:
+        """Return how many members are one computation, whose largest tensors have so many bytes each."""
+        if leaf_device(batch).type == "cuda":
+            return len(self.population)
+        return max(1, min(AT_ONCE_ON_CPU, CACHE // max(largest, 1))) if self.compiled else AT_ONCE_ON_CPU
 
     def _shares(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return every group's slices of the stacked tensors; they stay the same memory."""
@@ -336,6 +348,19 @@ class PopulationGradients:
                     "objectives.action_distributions, and chooses by torch.where; or train its losses one by one."
                 ) from error
         return requests
+
+
+@contextmanager
+def _kept_for_backward() -> Iterator[list[int]]:
+    """Collect the bytes of every tensor that autograd keeps for the backward pass."""
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)  # a batch's row lies in the memory of the whole batch
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 def _drawn_for(members: int) -> Callable[[NoiseRequest, torch.device], Tensor]:
