@@ -10,7 +10,7 @@ from study_toys import quietly, write_study
 from torchrl_marl_offline import collect, from_arrays, make_env
 from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.envs import StitchController
-from torchrl_marl_offline.study import StudyError, plan_study, read_results, read_study
+from torchrl_marl_offline.study import StudyError, plan_study, read_results, read_study, training
 from torchrl_marl_offline.study.study_report import write_study_report
 from torchrl_marl_offline.study.training import train_population
 from torchrl_marl_offline.training import load_policy
@@ -118,6 +118,26 @@ def test_a_joined_run_is_the_run_that_is_not(folder) -> None:
     html, _ = write_study_report(folder / "out-true")
     text = html.read_text()
     assert "matching" in text and "additive--recipe--seed=1" in text
+
+
+@pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")
+@pytest.mark.parametrize("how", ["joined", "one run a population"])
+def test_runs_of_other_seeds_play_other_episodes(folder, tmp_path, monkeypatch, how) -> None:
+    """So an interval over seeds has the noise of both; runs of one seed are compared on the same episodes."""
+    played: set[int] = set()
+    for name in ("evaluate", "evaluate_population"):
+        original = getattr(training, name)
+
+        def heard(*arguments, original=original, **options):
+            played.add(options["seed"])
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(training, name, heard)
+    text = TEXT.partition("[methods.cloning]")[0] + TEXT[TEXT.index("[datasets.additive]") :]
+    if how != "joined":
+        text = text.replace("join_datasets = {joined}", "members = 1")
+    quietly(write_study(folder, text.replace("{joined}", "true"), output=str(tmp_path / "out")), train=train_population)
+    assert sorted(played) == [1000, 1_001_003]
 
 
 @pytest.mark.filterwarnings("ignore::torchrl_marl_offline.data.DatasetWarning")

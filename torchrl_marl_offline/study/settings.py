@@ -110,7 +110,7 @@ class EvaluationSettings:
         every: updates between evaluations; there is one after the last, too.
         episodes: whole episodes of each run at each evaluation.
         modes: how the policy acts; each is an evaluator of its own.
-        seed: of the environments. Every member of a population plays in environments of its own.
+        seed: of the environments. Runs of other seeds play other episodes.
         num_envs: environments that step at once, over all members of a population.
         held_out: share of the episodes that is kept out of training where a dataset has no simulator: runs are then
             held against these. What that says, agreement and calibration, is a diagnosis: it stands on the report, and

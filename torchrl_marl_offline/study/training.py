@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.objectives import OfflineMARLLoss
 
 HELD_OUT = "held-out episodes"
+_BETWEEN_SEEDS = 1_000_003
+"""More than there are environments, which may be seeded one by one."""
 
 
 def train_population(job: Job, progress: Progress) -> Trained:
@@ -54,7 +56,8 @@ def train_population(job: Job, progress: Progress) -> Trained:
     if env is None:
         trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, job.population.runs, held_out, job.device)
     else:
-        options = {"episodes": job.evaluation.episodes, "seed": job.evaluation.seed}
+        seed = _seed_of_evaluation(job, job.population.runs[0])  # another part of the same runs has another
+        options = {"episodes": job.evaluation.episodes, "seed": seed}
         trainer.evaluators |= {
             mode: partial(_played, trainer, env, mode=mode, **options) for mode in job.evaluation.modes
         }
@@ -94,12 +97,16 @@ def joined_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
         if envs[name] is None:
             raise StudyError(f"{name} has no simulator to evaluate its runs in; leave join_datasets out.")
     trainer = make_trainer(job, dataset, datasets)
-    options = {"episodes": job.evaluation.episodes, "seed": job.evaluation.seed}
     trainer.evaluators |= {
-        mode: partial(_played_apart, trainer, job.population.runs, envs, mode=mode, **options)
+        mode: partial(_played_apart, trainer, job, envs, mode=mode, episodes=job.evaluation.episodes)
         for mode in job.evaluation.modes
     }
     return trainer
+
+
+def _seed_of_evaluation(job: Job, run: Run) -> int:
+    """Return the seed of what a run plays in: runs of other seeds play other episodes, or an interval misses those."""
+    return (job.evaluation.seed + _BETWEEN_SEEDS * run.seed) % 2**31
 
 
 def split_for(job: Job, dataset: OfflineDataset) -> tuple[OfflineDataset, OfflineDataset]:
@@ -218,13 +225,15 @@ def _if_finite(found: Evaluation) -> Evaluation | dict[str, float]:
     return found if found.returns.isfinite().all() else {"return": math.nan}
 
 
-def _played_apart(trainer: Trainer, runs: Sequence[Run], envs: Mapping[str, EnvBase], **options: Any) -> dict[str, Any]:
+def _played_apart(trainer: Trainer, job: Job, envs: Mapping[str, EnvBase], **options: Any) -> dict[str, Any]:
     """Evaluate every member in the task of its own dataset; one that diverged has no return."""
     found = {}
-    for run, (name, loss) in zip(runs, trainer.learner.member_losses(), strict=True):
-        is_out = name in trainer.learner.left_out()
-        env = envs[run.dataset]
-        found[name] = {"return": math.nan} if is_out else _if_finite(evaluate(loss.actor_network, env, **options))
+    for run, (name, loss) in zip(job.population.runs, trainer.learner.member_losses(), strict=True):
+        if name in trainer.learner.left_out():
+            found[name] = {"return": math.nan}
+        else:
+            seed = _seed_of_evaluation(job, run)
+            found[name] = _if_finite(evaluate(loss.actor_network, envs[run.dataset], seed=seed, **options))
     return found
 
 
