@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
-from objective_toys import DISCRETE, Case, make_batch
+from objective_toys import CONTINUOUS, DISCRETE, Case, make_batch
 from pettingzoo import ParallelEnv
 from selection import thorough
 from tensordict import TensorDict
@@ -14,11 +14,14 @@ from torch.testing import assert_close
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
+from torchrl_marl_offline import make_loss
+from torchrl_marl_offline.algorithms import ALGORITHMS
 from torchrl_marl_offline.core.layout import AGENT_MASK, MASK, next_key
 from torchrl_marl_offline.data import OfflineDataset, collect, from_arrays
 from torchrl_marl_offline.envs import from_pettingzoo
 from torchrl_marl_offline.modules import make_actor, make_critic, make_value
 from torchrl_marl_offline.objectives import IQL, SARSA, TD, GlobalToLocal, LocalIQL, OfflineMARLLoss, SARSALoss
+from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.targets import value_target
 from torchrl_marl_offline.training import PopulationBuffer, PopulationLearner, Trainer
 
@@ -301,3 +304,82 @@ def test_a_trainer_refuses_before_it_writes(tmp_path):
 def test_masks_of_discrete_actions_do_not_stand_in_the_way_of_slices():
     batch = make_batch(DISCRETE, 4)
     assert Case("vdn", "sarsa", "awr", discrete=True).build()(batch)["loss_qvalue"].isfinite()
+
+
+SETTINGS = {"b3c": {"max_next_value": 50.0}, "bcq": {"behaviour_hidden": (8,)}}
+DEPENDENT = [
+    (name, discrete, decomposition)
+    for name in sorted({*ALGORITHMS} - {"cloning"})
+    for discrete in (False, True)
+    for decomposition in ([None, "mixer", "independent"] if name in ("recipe", "brac") else [None])
+]
+
+
+@pytest.mark.parametrize(("name", "discrete", "decomposition"), DEPENDENT, ids=str)
+def test_a_policy_by_which_nobody_acts_changes_nothing(name: str, discrete: bool, decomposition: str | None) -> None:
+    """Neither a target nor an actor's loss asks what an agent that is not there would do."""
+    spec = DISCRETE if discrete else CONTINUOUS
+    settings = {"hidden": (8,), "share_params": False} | SETTINGS.get(name, {})
+    settings |= {} if decomposition is None else {"decomposition": decomposition}
+    torch.manual_seed(0)
+    try:
+        loss = make_loss(spec, algorithm=name, **settings)
+    except ValueError as refused:
+        pytest.skip(f"of one kind of actions alone: {refused}")
+    SoftUpdate(loss, tau=0.1)
+    batch = make_batch(spec, 8)
+    for half in (batch, batch["next"]):
+        half[AGENT_MASK] = torch.ones(8, spec.n_agents, dtype=torch.bool)
+        half[AGENT_MASK][:, 1] = False
+
+    def found() -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        return dict(loss(batch.clone()).items())
+
+    before = found()
+    sum(value for key, value in before.items() if key.startswith("loss_")).backward()
+    policies = {key: each for key, each in loss.named_parameters() if "actor" in key and each.grad is not None}
+    assert policies
+    stacked = [each for each in policies.values() if each.shape[0] == spec.n_agents]
+    assert stacked and all(not each.grad[1].any() for each in stacked)
+    assert any(each.grad[0].any() for each in stacked)
+    with torch.no_grad():
+        for key, each in [*loss.named_parameters(), *loss.named_buffers()]:
+            if "actor" in key and each.ndim and each.shape[0] == spec.n_agents:
+                each[1] += torch.randn_like(each[1])
+    for key, value in found().items():
+        assert_close(value, before[key], msg=key)
+
+
+def with_the_second_agent_dead(spec) -> TensorDict:
+    batch = make_batch(spec, 4)
+    batch[AGENT_MASK] = torch.tensor([True, False, True]).expand(4, 3)
+    return batch
+
+
+def test_what_an_agent_does_that_is_not_there() -> None:
+    """Continuous: nothing. Discrete: what was recorded, or the first legal one; as an index and as a code."""
+    torch.manual_seed(0)
+    rows = with_the_second_agent_dead(CONTINUOUS)
+    batch = make_loss(CONTINUOUS, algorithm="brac", hidden=(4,)).batch(rows)
+    action = torch.rand(4, 5, 3, CONTINUOUS.action_size) + 1
+    found = batch.of_living(action, 1)
+    assert not found[:, :, 1].any() and torch.equal(found[:, :, ::2], action[:, :, ::2])
+
+    rows = with_the_second_agent_dead(DISCRETE)
+    rows["agents", "action_mask"][:, 1] = False
+    rows["agents", "action_mask"][:, 1, 2:] = True
+    rows["agents", "action"][:, 1] = 3
+    loss = make_loss(DISCRETE, algorithm="brac", hidden=(4,))
+    index = torch.ones(4, 3, dtype=torch.int64)
+    code = torch.nn.functional.one_hot(index, DISCRETE.action_size).float()
+    for known, expected in ((True, 3), (False, 2)):
+        batch = loss.batch(rows)
+        if not known:
+            assert batch.policy is not None  # which says that the task is discrete
+            batch = Batch(batch.networks, batch.tensordict.exclude(("agents", "action")))
+            assert batch.policy is not None
+        want = torch.tensor([1, expected, 1]).expand(4, 3)
+        assert torch.equal(batch.of_living(index), want)
+        assert torch.equal(batch.of_living(code).argmax(-1), want)
+        assert torch.equal(batch.of_living(code.unsqueeze(1).expand(4, 2, 3, -1), 1).argmax(-1)[:, 1], want)

@@ -76,6 +76,39 @@ class Batch:
         """Which agents are there, ``[*B, n]``; None for all."""
         return self.tensordict.get(self.networks.loss.tensor_keys.agent_mask, None)
 
+    def of_living(self, action: Tensor, samples: int = 0) -> Tensor:
+        """Return a joint action in which agents that are not there do what was recorded of them: nothing.
+
+        A policy does not act for them, so nothing that is asked at its action, a target or an ascent, is of their
+        part of it. Continuous actions are 0 there, discrete ones as recorded or, where that is not in the rows, the
+        first legal one.
+
+        Args:
+            action: ``[*B, n, a]``; of a discrete task indices ``[*B, n]`` or codes ``[*B, n, A]``.
+            samples: dimensions of samples between the batch's and the agents'.
+        """
+        alive = self.alive
+        if alive is None:
+            return action
+        idle = self._idle()
+        if idle is not None and action.is_floating_point():
+            idle = one_hot(idle, action.shape[-1], action.dtype)
+        batch, ones = self.tensordict.batch_size, (1,) * samples
+        alive = alive.reshape(*batch, *ones, alive.shape[-1], *(1,) * (action.ndim - len(batch) - samples - 1))
+        if idle is None:
+            return torch.where(alive, action, torch.zeros_like(action))
+        return torch.where(alive, action, idle.reshape(*batch, *ones, *idle.shape[len(batch) :]))
+
+    def _idle(self) -> Tensor | None:
+        """Return the index of what agents that are not there do, ``[*B, n]``; None where actions are continuous."""
+        recorded = self.tensordict.get(self.networks.loss.tensor_keys.action, None)
+        if recorded is not None:
+            return None if recorded.is_floating_point() else recorded
+        if self._policy is None or not is_discrete(self._policy):
+            return None
+        mask, alive = self.action_mask, self.alive
+        return torch.zeros_like(alive, dtype=torch.int64) if mask is None else legal_or_all(mask).long().argmax(-1)
+
     @property
     def has_next_action(self) -> Tensor | None:
         """Whether the next action was recorded, ``[*B]``; None for everywhere."""
@@ -234,14 +267,14 @@ class Batch:
         return torch.set_grad_enabled(self._is_differentiated and self.networks.loss.value_learning is not None)
 
     def q(self, action: Tensor, *, target: bool = False, detach: bool = False) -> Values:
-        """Evaluate the critic and the mixer at ``action``.
+        """Evaluate the critic and the mixer at ``action``, of agents that are there; see :meth:`of_living`.
 
         Args:
             action: as in the layout, or one-hot ``[*B, n, A]`` for a discrete task.
             target: use the target networks.
             detach: keep the gradient from the critic's parameters (not from the action).
         """
-        return self.networks.action_value(self.tensordict, action, target=target, detach=detach)
+        return self.networks.action_value(self.tensordict, self.of_living(action), target=target, detach=detach)
 
     def candidates(self, actions: Tensor, *, team: bool = False, target: bool = False, detach: bool = False) -> Tensor:
         """Evaluate the critic at ``K`` actions of every agent.
@@ -258,6 +291,7 @@ class Batch:
         Returns:
             ``[*B, K, n, H]``.
         """
+        actions = self.of_living(actions, 1)
         if not (self.is_central or (team and self.is_team)):
             return self._valued(actions, 1, mixed=False, target=target, detach=detach)
         recorded = self.action_like(actions)
@@ -266,7 +300,7 @@ class Batch:
         return self._valued(joint, 2, mixed=True, target=target, detach=detach).squeeze(-2)  # [*B, K, n, 1, H]
 
     def joint_candidates(self, actions: Tensor, *, target: bool = False) -> Tensor:
-        """Evaluate the critic and the mixer at ``K`` joint actions.
+        """Evaluate the critic and the mixer at ``K`` joint actions, of agents that are there; see :meth:`of_living`.
 
         Args:
             actions: ``[*B, K, n, a]``; of a discrete task one-hot, or indices ``[*B, K, n]``.
@@ -275,7 +309,7 @@ class Batch:
         Returns:
             ``[*B, K, k, H]``.
         """
-        return self._valued(actions, 1, mixed=True, target=target, detach=False)
+        return self._valued(self.of_living(actions, 1), 1, mixed=True, target=target, detach=False)
 
     def _valued(self, actions: Tensor, samples: int, *, mixed: bool, target: bool, detach: bool) -> Tensor:
         """Evaluate the critic, alone or with its mixer, at samples in so many dimensions behind the batch's.

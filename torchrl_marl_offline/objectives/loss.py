@@ -553,7 +553,7 @@ class OfflineMARLLoss(LossModule):
     def qvalue(self, tensordict: TensorDictBase) -> Tensor:
         """Return the minimum head's value of the recorded joint action, ``[*B, k]``, in units of discounted return."""
         tensordict = self._remembered(tensordict, "qvalue")
-        return self.team.action_value(tensordict, tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
+        return Batch(self.team, tensordict).q(tensordict.get(self.tensor_keys.action)).total_min.squeeze(-1)
 
     def _remembered(self, tensordict: TensorDictBase, role: Role) -> TensorDictBase:
         """Return rows with what a network with memory reads of the rows before."""

@@ -130,7 +130,7 @@ class ScoreRegularized(PolicyGradient):
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Maximize the critic at the policy's action, and stay where the data is."""
         action, value, metrics = self.ascend(batch)
-        previous = _acting(batch, action.detach())
+        previous = batch.of_living(action.detach())
         if is_discrete(batch.policy):
             penalty = error = self._cross_entropy(batch, previous)
         else:
@@ -189,12 +189,6 @@ def _logits(batch: Batch, *, rule: str, detach: bool = False, **given: Tensor) -
     """Return the logits ``[*B, n, A]`` of the data's actions, each given the previous agents'."""
     words = {"model": "make_sequential_policy", "learning": "SequentialCloning"}
     return behaviour_logits(batch, rule=rule, detach=detach, **words, **given)
-
-
-def _acting(batch: Batch, action: Tensor) -> Tensor:
-    """Return the action with the recorded one, which the model was fitted to, in the place of agents not there."""
-    alive = batch.alive
-    return action if alive is None else torch.where(alive.unsqueeze(-1), action, batch.action_like(action))
 
 
 def _acting_agents(batch: Batch, like: Tensor) -> Tensor | int:

@@ -202,7 +202,6 @@ class TD(ValueLearning, name="td"):
         if alive is not None:  # those that are not there come last, and their numbers do not count
             place, living = torch.where(alive, place, place + 1), alive.sum(-1, keepdim=True)
             counted = numbers <= torch.where(living > 0, living, n)
-            action = torch.where(alive.unsqueeze(-1), action, recorded)
         order = place.argsort(-1).argsort(-1)  # [*B, n], each agent's place
         first = order.unsqueeze(-2) < numbers.unsqueeze(-1)  # [*B, m, n]
         joint = torch.where(first.unsqueeze(-1), action.unsqueeze(-3), recorded.unsqueeze(-3))
