@@ -23,6 +23,7 @@ from torchrl_marl_offline.core.noise import given_noise
 from torchrl_marl_offline.modules import make_behaviour_policy, make_critic, make_vae
 from torchrl_marl_offline.objectives import CFCQL, CQL, TD, ClonedBehaviour, PolicyGradient, VAELearning
 from torchrl_marl_offline.objectives.batch import Following
+from torchrl_marl_offline.objectives.counterfactual import _deviation
 from torchrl_marl_offline.objectives.targets import value_target
 from torchrl_marl_offline.training import PopulationBuffer
 
@@ -313,3 +314,20 @@ def test_what_is_trained_changes(algorithm: str, discrete: bool) -> None:
     assert {name.split("_network")[0] for name in found} == {"actor", "qvalue", "behaviour"}
     assert all(grad.isfinite().all() for grad in found.values())
     assert sum(grad.abs().sum() > 0 for grad in found.values()) >= len(found) - 2
+
+
+@pytest.mark.parametrize("distribution", ["tanh_gaussian", "gaussian"])
+def test_who_is_farther_from_the_data_deviates_more(distribution: str) -> None:
+    """Also where a policy's centre lies so far behind a bound that its action is the bound."""
+    loss = make_loss(
+        CONTINUOUS, algorithm="cfcql", hidden=(8,), deviation_weight=1.0, batch_norm=False, distribution=distribution
+    )
+    rows, found = make_batch(CONTINUOUS, 6), []
+    head = [each for name, each in loss.actor_network_params.flatten_keys(".").items() if name.endswith("bias")][-1]
+    width = CONTINUOUS.action_size
+    for place in (1.0, 3.0, 5.0, 10.0, 20.0, 100.0):
+        with torch.no_grad():
+            head[..., :width] = place
+        found.append(_deviation(loss.batch(rows)).mean().item())
+    assert found == sorted(found)
+    assert math.isfinite(found[-1])

@@ -203,3 +203,28 @@ def test_what_is_no_coefficient_is_not_scheduled() -> None:
     loss.alpha = torch.tensor(0.25)
     loss.min_q_weight, loss.note = 2, 1.0
     assert loss.alpha.item() == 0.25 and loss.min_q_weight.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("alhpa", r"no coefficient 'alhpa', but alpha\."),
+        ("temperature", r"temperature cannot be scheduled in this loss, but alpha; "),
+        ("expectile", "expectile cannot be scheduled"),
+        ("max_next_value", "max_next_value cannot be scheduled in this loss"),
+        ("gamma", r"value estimator's; give it as loss\.make_value_estimator\(gamma=\.\.\.\)"),
+    ],
+)
+def test_a_number_that_nothing_reads_is_refused(name: str, words: str) -> None:
+    loss = OfflineMARLLoss(CASE.actor(), CASE.critic(), value_learning=TD(), extraction=BRAC())
+    with pytest.raises(ValueError, match=words):
+        setattr(loss, name, 5.0)
+
+    class Own(OfflineMARLLoss):
+        """Another's, with numbers of its own."""
+
+        def __init__(self, *parts, **options):
+            super().__init__(*parts, **options)
+            self.temperature, self.gamma, self.alphas = 5.0, 0.5, 3
+
+    assert Own(CASE.actor(), CASE.critic(), value_learning=TD(), extraction=BRAC()).temperature == 5.0

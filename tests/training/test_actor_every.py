@@ -11,6 +11,7 @@ from population_toys import (
     lone_tensors,
     make_alone,
     make_data,
+    make_member,
     make_population,
     member_tensors,
 )
@@ -21,7 +22,14 @@ from torchrl_marl_offline.core.functional_parameters import tensors_of
 from torchrl_marl_offline.study import plan_study, read_study
 from torchrl_marl_offline.study.jobs import Job
 from torchrl_marl_offline.study.training import make_trainer
-from torchrl_marl_offline.training import ForeachSoftUpdate, Learner, default_optimizer, split_population
+from torchrl_marl_offline.training import (
+    ForeachSoftUpdate,
+    Learner,
+    PopulationBuffer,
+    PopulationLearner,
+    default_optimizer,
+    split_population,
+)
 from torchrl_marl_offline.training.run.run_settings import differing, run_settings
 from torchrl_marl_offline.training.step.gradients import CompiledGradients, Gradients
 from torchrl_marl_offline.training.step.rhythm import Rhythm
@@ -262,3 +270,36 @@ def test_what_it_cannot_be(data):
     whole = make_loss(data.spec, hidden=(8,))
     with pytest.raises(ValueError, match=r"actor_every must be at most steps \(2\), got 3\."):
         Trainer(Learner(whole, actor_every=3), buffer, steps=2)
+
+
+@pytest.mark.parametrize("rhythm", [{"critic_first": 2}, {"actor_every": 2}], ids=str)
+@pytest.mark.parametrize("as_population", [False, True])
+def test_the_clipping_is_of_the_networks_that_move(data, rhythm, as_population):
+    """An actor that rests changes nothing, though its gradient is 100 times the critic's."""
+    loss = make_member(data, 0, **RULES, alpha=1e6)
+    twin = make_member(data, 1, **RULES, alpha=1e6)
+    if as_population:
+        options = {"lr": 1.0, "clip_grad_norm": 0.5, **rhythm}
+        learner, rows = (
+            PopulationLearner({"a": loss, "b": twin}, **options),
+            PopulationBuffer(data.data, batch_size=12, seeds=(0, 1)),
+        )
+        norm = learner._gradient_norm
+        learner.gradients = learner._make_gradients(compiled=False)
+        learner.gradients(rows.sample())
+        resting = {"actor"}
+        before = norm(resting)
+        clipped = {
+            key: value.grad.clone() for key, value in learner.population.tensors().items() if value.grad is not None
+        }
+        others = [grad[0] for key, grad in clipped.items() if not key.startswith("actor")]
+        assert (before["grad_norm"] > 100 * before["grad_norm_qvalue"]).all()
+    else:
+        learner = Learner(loss, optimizer=torch.optim.SGD(loss.parameters(), lr=1.0), clip_grad_norm=0.5, **rhythm)
+        start = {key: value.clone() for key, value in loss.named_parameters()}
+        metrics = learner.step(data.replay_buffer(batch_size=12, seed=0).sample())
+        assert metrics["grad_norm"] > 100 * metrics["grad_norm_qvalue"]
+        others = [value - start[key] for key, value in loss.named_parameters() if not key.startswith("actor")]
+        assert all(torch.equal(value, start[key]) for key, value in loss.named_parameters() if key.startswith("actor"))
+    length = torch.stack([each.detach().norm() for each in others]).norm()
+    assert length.item() == pytest.approx(0.5, rel=1e-4)

@@ -190,6 +190,20 @@ def drawn_actions(policy: Distribution, count: int, *, rule: str) -> tuple[Tenso
     return drawn.movedim(0, -3), policy.log_prob(drawn).movedim(0, -2)
 
 
+def mode_with_log_prob(policy: Distribution, *, rule: str) -> tuple[Tensor, Tensor]:
+    """Return the mode ``[*B, n, a]`` of a continuous policy and its log-density ``[*B, n]``.
+
+    That of a Gaussian is known where it is bounded or squashed, too: at a bound, what is left of the mode does not tell
+    how far behind it the policy's centre lies.
+    """
+    mode = mode_of(policy)
+    if not isinstance(_root(policy), Normal):
+        return mode, log_prob_of(policy, mode, rule=rule)
+    bounds = bounds_of(policy, rule) if bounds_or_none(policy) is not None else None
+    action, log_prob = shifted_sample(policy, torch.zeros_like(mode).unsqueeze(-3), bounds)
+    return action.squeeze(-3), log_prob.squeeze(-2)
+
+
 def bounds_or_none(policy: Distribution) -> Bounds | None:
     """Return the bounds that the loss was given, or else those that the distribution tells; None where neither does."""
     given = getattr(policy, "action_bounds", None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrl_marl_offline.core.checked import checked
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE
-from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_of
+from torchrl_marl_offline.objectives.action_distributions import is_discrete, mode_with_log_prob
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.cloned_behaviour import behaviour_log_prob, behaviour_logits, check_has_density
 from torchrl_marl_offline.objectives.conservative import CQL
@@ -96,5 +96,5 @@ def _deviation(batch: Batch) -> Tensor:
         there = behaviour_logits(batch, rule="CFCQL", detach=True).log_softmax(-1)  # [*B, n, A]
         own = chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
         return torch.where(chances > 0, chances * (own - there), torch.zeros_like(chances)).sum(-1)
-    mode = mode_of(policy)
-    return policy.log_prob(mode) - behaviour_log_prob(batch, mode, rule="CFCQL")
+    mode, log_prob = mode_with_log_prob(policy, rule="CFCQL")
+    return log_prob - behaviour_log_prob(batch, mode, rule="CFCQL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 import torch
@@ -31,7 +32,7 @@ from torchrl_marl_offline.objectives.action_bounds import ActionSpec, bounds_of_
 from torchrl_marl_offline.objectives.action_distributions import mode_of
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
-from torchrl_marl_offline.objectives.extraction import AWR, PolicyExtraction
+from torchrl_marl_offline.objectives.extraction import AWR, EXTRACTIONS, PolicyExtraction
 from torchrl_marl_offline.objectives.first_actions import check_first_actions
 from torchrl_marl_offline.objectives.fitting import (
     check_coefficients,
@@ -58,6 +59,7 @@ from torchrl_marl_offline.objectives.targets import ESTIMATOR_KEYS, value_target
 from torchrl_marl_offline.objectives.team import TeamNetworks, lacking
 from torchrl_marl_offline.objectives.value_learning import (
     IQL,
+    VALUE_LEARNINGS,
     ValueLearning,
     no_local_value,
     no_team_value,
@@ -111,7 +113,8 @@ class OfflineMARLLoss(LossModule):
         team_reward: ``"mean"`` over agents (the paper) or ``"sum"`` (its released code); not used by independent
             agents.
         max_next_value: upper bound of the next value in the critic's target, for instance the largest return in the
-            data (critic clipping; Kim and Sycara 2025); a buffer, as ``loss.max_next_value = 300.0``. None for none.
+            data (critic clipping; Kim and Sycara 2025); then a buffer, as ``loss.max_next_value = 300.0``. None for
+            none, which cannot become one.
         num_qvalue_nets: copies of a single ``critic`` (its parameters are then resampled uniformly, a TorchRL rule);
             a list gives its own length.
         action_spec: bounds of continuous actions, for rules that search or sample between them (:class:`CQL`,
@@ -346,9 +349,22 @@ class OfflineMARLLoss(LossModule):
         return [rule for rule in found if rule is not None]
 
     def _check_is_no_setting(self, name: str) -> None:
-        if any(name in declared(type(rule)) for rule in self._rules()):
-            told = ", ".join(sorted(self._coefficients)) or "nothing"
-            raise ValueError(f"{name} cannot be scheduled in this loss, but {told}; give it when the rule is made.")
+        """Refuse a number that nothing would read: a rule's setting, and a misspelt coefficient.
+
+        A class of another package may have numbers of its own, but for the settings of its rules.
+        """
+        told = ", ".join(sorted(self._coefficients)) or "nothing"
+        rules = [type(rule) for rule in self._rules()]
+        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            rules += [*EXTRACTIONS.values(), *VALUE_LEARNINGS.values()]
+            if name in ("gamma", "lmbda"):
+                raise ValueError(f"{name} is the value estimator's; give it as loss.make_value_estimator({name}=...).")
+            if get_close_matches(name, self._coefficients, n=1, cutoff=0.75):
+                raise ValueError(f"This loss has no coefficient {name!r}, but {told}.")
+        if name == "max_next_value" or any(name in declared(rule) for rule in rules):
+            raise ValueError(
+                f"{name} cannot be scheduled in this loss, but {told}; give it when the rule or the loss is made."
+            )
 
     def convert_to_functional(self, module, module_name: str, *args, **options) -> None:
         """Take a network's parameters, see :class:`~torchrl.objectives.LossModule`.

@@ -41,7 +41,7 @@ class PopulationLearner(BaseLearner):
         actor_every: as in :class:`Learner`.
         critic_first: as in :class:`Learner`.
         anneal_over: as in :class:`Learner`.
-        clip_grad_norm: largest norm of each member's whole gradient.
+        clip_grad_norm: largest norm of each member's whole gradient; see :class:`Learner`.
         precision: as in :class:`Learner`.
         compile: ``"off"``, ``"on"`` or ``"auto"``, as in :class:`Learner`.
         members_at_once: how many members are one computation; see :class:`PopulationGradients`.

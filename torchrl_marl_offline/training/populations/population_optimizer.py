@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,22 +152,25 @@ class PopulationGradientNorm:
         self._networks = trained_by_network(population.tensors().items())
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, Tensor]:
-        """Return ``grad_norm`` and ``grad_norm_<network>``, each ``[P]``, measured before clipping."""
+    def __call__(self, resting: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return ``grad_norm`` and ``grad_norm_<network>``, each ``[P]``, measured before clipping.
+
+        Args:
+            resting: networks that take no step, whose gradients do not count in the clipping.
+        """
         squares = {}
         for name, parameters in self._networks.items():
             gradients = [p.grad.reshape(len(p), -1) for p in parameters if p.grad is not None]
             if gradients:
                 squares[name] = sum(torch.linalg.vector_norm(g, dim=1).square() for g in gradients)
-        total = sum(squares.values()).sqrt()
-        if self.clip is not None:
-            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
-            for parameters in self._networks.values():
-                for p in parameters:
-                    if p.grad is not None:
-                        p.grad.mul_(_like(factor, p))
+        moving = [name for name in squares if name not in resting]
+        if self.clip is not None and moving:
+            factor = (self.clip / (sum(squares[name] for name in moving).sqrt() + 1e-6)).clamp(max=1.0)
+            for p in (p for name in moving for p in self._networks[name]):
+                if p.grad is not None:
+                    p.grad.mul_(_like(factor, p))
         named = {f"grad_norm_{name}": value.sqrt() for name, value in squares.items()}
-        return {"grad_norm": total} | (named if len(named) > 1 else {})
+        return {"grad_norm": sum(squares.values()).sqrt()} | (named if len(named) > 1 else {})
 
 
 def _like(values: Tensor, tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -122,20 +122,28 @@ class GradientNorm:
         self._networks = trained_by_network(loss.named_parameters())
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, Tensor]:
-        """Return ``grad_norm`` and ``grad_norm_<network>``, measured before clipping."""
+    def __call__(self, resting: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return ``grad_norm`` and ``grad_norm_<network>``, measured before clipping.
+
+        Args:
+            resting: networks that take no step, whose gradients do not count in the clipping.
+        """
         per_network = {
             name: [p.grad for p in parameters if p.grad is not None] for name, parameters in self._networks.items()
         }
         per_network = {name: gradients for name, gradients in per_network.items() if gradients}
         gradients = [gradient for group in per_network.values() for gradient in group]
         norms = torch.stack(torch._foreach_norm(gradients))
-        total = torch.linalg.vector_norm(norms)
-        if self.clip is not None:
-            torch._foreach_mul_(gradients, (self.clip / (total + 1e-6)).clamp(max=1.0))
         parts = norms.split([len(group) for group in per_network.values()])
-        named = {f"grad_norm_{name}": torch.linalg.vector_norm(part) for name, part in zip(per_network, parts)}
-        return {"grad_norm": total} | (named if len(named) > 1 else {})
+        named = {name: torch.linalg.vector_norm(part) for name, part in zip(per_network, parts)}
+        total = torch.linalg.vector_norm(norms)
+        moving = [name for name in named if name not in resting]
+        if self.clip is not None and moving:
+            clipped = total if not resting else torch.linalg.vector_norm(torch.stack([named[each] for each in moving]))
+            gradients = [gradient for name in moving for gradient in per_network[name]]
+            torch._foreach_mul_(gradients, (self.clip / (clipped + 1e-6)).clamp(max=1.0))
+        shown = {f"grad_norm_{name}": norm for name, norm in named.items()}
+        return {"grad_norm": total} | (shown if len(shown) > 1 else {})
 
 
 def trained_by_network(named: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:

@@ -58,16 +58,14 @@ class BaseLearner(ABC):
         clip_grad_norm: float | None,
         precision: Precision,
         compile: Compile,
-        gradient_norm: Callable[[], dict[str, Tensor]],
+        gradient_norm: Callable[[Collection[str]], dict[str, Tensor]],
     ) -> None:
         self.loss, self.optimizer, self.target_updater = loss, optimizer, target_updater
         self._gradient_norm = gradient_norm
         self.rhythm, self.clip_grad_norm = rhythm, clip_grad_norm
         self.compile, self.precision = check_compile(compile, loss), check_precision(precision)
-        trained = trained_by_network(self.named_parameters())
-        rhythm.check(set(trained))
-        self._actor = trained.pop("actor", [])
-        self._others = [parameter for parameters in trained.values() for parameter in parameters]
+        self._trained = trained_by_network(self.named_parameters())
+        rhythm.check(set(self._trained))
         self.updates = 0
         self.gradients: Differentiate | None = None
         self._processes = SingleProcess()
@@ -95,11 +93,12 @@ class BaseLearner(ABC):
     def take_step(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Loss, gradients, clipping, optimizer, targets: on tensors alone, so that a GPU can replay it."""
         metrics = self.gradients(batch)
-        with part("gradient norm and clipping"):
-            metrics = metrics | self._gradient_norm()
         update, rhythm = self.updates + 1, self.rhythm
-        moves = ((self._actor, rhythm.moves_actor(update)), (self._others, rhythm.moves_others(update)))
-        for parameter in (each for parameters, moved in moves if not moved for each in parameters):
+        moves = {True: rhythm.moves_actor(update), False: rhythm.moves_others(update)}
+        resting = [name for name in self._trained if not moves[name == "actor"]]
+        with part("gradient norm and clipping"):
+            metrics = metrics | self._gradient_norm(resting)
+        for parameter in (each for name in resting for each in self._trained[name]):
             parameter.grad = None  # an optimizer passes over parameters without one
         if rhythm.anneal_over is not None:
             self._anneal(rhythm.rate_factor(update))
@@ -271,13 +270,13 @@ class Learner(BaseLearner):
             loss has target networks.
         tau: the default target updater's rate.
         actor_every: the actor and the target networks take a step at every so many updates alone, the others at each
-            (TD3's delayed policy updates; Fujimoto et al. 2018). The actor's gradient is computed, logged and counted
-            in the clipping at every update, and a GPU does not replay the step as one CUDA graph.
+            (TD3's delayed policy updates; Fujimoto et al. 2018). The actor's gradient is computed and logged at
+            every update, and a GPU does not replay the step as one CUDA graph.
         critic_first: so many updates train all networks but the actor; after them they stay as they are, targets too,
-            and the actor alone is trained (OMSD; Qiao et al. 2025). Both gradients are computed throughout.
+            and the actor alone is trained (OMSD; Qiao et al. 2025). Both gradients are computed and logged throughout.
         anneal_over: the learning rates fall to 0 by a cosine over so many updates, without those of ``critic_first``,
             and stay there. Each update sets them, so that a schedule of torch's beside it would do nothing.
-        clip_grad_norm: largest norm of the whole gradient.
+        clip_grad_norm: largest norm of the whole gradient, of the networks that take the step.
         precision: of the matrix products: ``"fp32"``, ``"tf32"`` or ``"bf16"``; see :func:`in_precision`.
         compile: ``"off"``: the loss as it stands; ``"on"``: loss and gradients as one compiled function
             (:class:`CompiledGradients`), the same numbers up to rounding, and in a Trainer on a GPU the whole step as
