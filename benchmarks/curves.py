@@ -4,10 +4,13 @@
 
 Reads what the study has finished so far, and trains nothing. For each dataset a row for each system (and setting of a
 grid) with the mean over the training seeds and its 95 % t interval at every evaluation, or at those of ``--at``, of the
-last policies by mode: of the normalized score where the task has one, else of its success, else of the return.
+last policies by mode: of the normalized score where the task has one, else of its success, else of the return. A run
+that diverged counts with the last evaluation that was finite.
 """
 
 from __future__ import annotations
+
+import math
 
 import pandas
 from arguments import as_size, run_script, script_parser
@@ -29,8 +32,11 @@ def curves_of(plan: Plan, frame: pandas.DataFrame, dataset: str, metric: str) ->
     for run in plan.runs:
         if run.dataset == dataset and run.name in parts:
             curve = curves.setdefault(f"{run.method}, {run.setting}" if run.setting else run.method, {})
-            for step, score in parts[run.name][["step", metric]].dropna().itertuples(index=False):
-                curve.setdefault(int(step), []).append(score)
+            own = parts[run.name].sort_values("step")
+            last_finite = own[metric].ffill()  # a run that diverged counts with what it was before
+            for step, score in zip(own["step"], last_finite):
+                if not math.isnan(score):
+                    curve.setdefault(int(step), []).append(score)
     return curves
 
 
@@ -53,8 +59,9 @@ def main() -> None:
     settings = parser.parse_args()
     plan, frame = finished_results(parser, settings.study)
     known = {int(step) for step in frame["step"].dropna()}
-    if settings.at is not None and not known & set(settings.at):
-        parser.error(f"nothing was evaluated at {settings.at}; there are {sorted(known)}.")
+    missing = sorted(set(settings.at or ()) - known)
+    if missing:
+        parser.error(f"nothing was evaluated at {', '.join(map(str, missing))}; there are {sorted(known)}.")
     for dataset, metric in choose_metrics(frame, "auto").items():
         curves = curves_of(plan, frame, dataset, metric)
         if curves:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
+import pandas
 import pytest
 from filelock import FileLock
 from study_toys import STUDY, quietly, write_study
 
-from torchrl_marl_offline.study import read_study
+from torchrl_marl_offline.study import plan_study, read_study
 
 JOBS = [{"seed": seed, "sizes": (1, 2)} for seed in (0, 1, 2)]
 
@@ -106,10 +107,23 @@ def test_curves_have_a_column_for_each_evaluation(script, tmp_path, monkeypatch,
         out = capsys.readouterr().out
         assert f"| spread | {columns}\n" in out, out
         assert "| mix-vdn, temperature 3" in out and "| cloning | " in out
-    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "study.toml"), "--at", "7"])
+    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "study.toml"), "--at", "10", "7", "12"])
     with pytest.raises(SystemExit):
         curves.main()
-    assert "nothing was evaluated at [7]; there are [10, 20, 30, 40]" in capsys.readouterr().err
+    assert "nothing was evaluated at 7, 12; there are [10, 20, 30, 40]" in capsys.readouterr().err
+
+
+def test_a_curve_goes_on_with_the_last_evaluation_that_was_finite(script, tmp_path):
+    plan = plan_study(read_study(write_study(tmp_path)))
+    run, never = plan.runs[0], plan.runs[1]
+    nan, rows = float("nan"), []
+    for name, scores in ((run.name, [nan, 3.0, nan, 5.0, nan]), (never.name, [nan] * 5)):
+        rows += [
+            {"run": name, "finished": True, "evaluator": "mode", "step": 10 * (4 - k), "score": scores[4 - k]}
+            for k in range(5)
+        ]
+    found = script("curves").curves_of(plan, pandas.DataFrame(rows), run.dataset, "score")
+    assert next(iter(found.values())) == {10: [3.0], 20: [3.0], 30: [5.0], 40: [5.0]}
 
 
 def test_choices_of_systems_without_any_are_told(script, tmp_path, monkeypatch, capsys):

@@ -160,11 +160,17 @@ def test_what_cannot_be_written_is_said_before_the_first_file(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+ALIKE_WITHIN = replace(
+    CONTINUOUS, action_low=((-2.0, -2.0),) * 2 + ((0.0, 0.0),), action_high=((2.0, 2.0),) * 2 + ((5.0, 5.0),)
+)
+"""Bounds that are those of the agent, but the same for its components."""
 MEMORIES = [
     Case("make_actor", CONTINUOUS, {"memory": "gru", "memory_size": 6, "observation_norm": NORM}),
     Case("make_actor", MASKED, {"memory": "lstm", "memory_size": 6, "share_params": False}),
     Case("make_actor", CONTINUOUS, {"memory": "window:3", "distribution": "one_step"}),
     Case("make_actor", UNEQUAL, {"memory": "lstm", "memory_size": 5}),
+    Case("make_actor", ALIKE_WITHIN, {"memory": "gru", "memory_size": 5, "distribution": "gaussian"}),
+    Case("make_actor", ALIKE_WITHIN, {"memory": "window:2", "distribution": "gaussian", "share_params": False}),
 ]
 
 

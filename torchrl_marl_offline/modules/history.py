@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Literal
 
 import torch
@@ -291,7 +290,7 @@ def remembering(
     if memory is None:
         return None, OBSERVATION, spec
     encoder = HistoryEncoder(spec, memory, size, **options)
-    return encoder, encoder.history_key, dataclasses.replace(spec, observation_size=encoder.feature_size)
+    return encoder, encoder.history_key, spec.seeing(encoder.feature_size)
 
 
 def behind(
