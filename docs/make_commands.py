@@ -17,7 +17,8 @@ OPENING = """# Commands
 
 `marl-offline COMMAND ...`, or `python -m torchrl_marl_offline COMMAND ...`. `marl-offline COMMAND --help` prints what
 stands here. The exit status is 0 where all went well, 1 where something is wrong with the data or the run, 2 where the
-arguments are wrong, 130 after Ctrl-C, and 3 where `diagnose --strict` finds a run that is not sane.
+arguments are wrong, 130 after Ctrl-C, and 3 where a command has done its work and says no: `diagnose --strict` of a run
+that is not sane, `export --verify` of a file that does not act as the policy, `study` when its `--hours` are over.
 
 | command | what it does |
 | --- | --- |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -331,3 +332,22 @@ def test_who_is_farther_from_the_data_deviates_more(distribution: str) -> None:
         found.append(_deviation(loss.batch(rows)).mean().item())
     assert found == sorted(found)
     assert math.isfinite(found[-1])
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_model_of_the_other_kind_of_actions_is_told(discrete: bool) -> None:
+    unmasked = replace(DISCRETE, has_action_mask=False)
+    spec, other = (DISCRETE, CONTINUOUS) if discrete else (CONTINUOUS, unmasked)
+    case = Case("centralized", discrete=discrete)
+    model = make_behaviour_policy(other, hidden=(8,))
+    loss = OfflineMARLLoss(
+        case.actor(),
+        case.critic(),
+        value_learning=CFCQL(deviation_weight=1.0),
+        behaviour=model,
+        extraction=None,
+        behaviour_learning=ClonedBehaviour(),
+    )
+    SoftUpdate(loss, tau=0.1)
+    with pytest.raises(ValueError, match="discrete" if discrete else "compares the policies with a model of discrete"):
+        loss(make_batch(spec, 4))

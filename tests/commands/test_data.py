@@ -105,6 +105,11 @@ def test_options_reach_the_reader(tmp_path, capsys):
     assert report["time_limit"] == 12 and report["task"] == "toys/x"
     assert main(["inspect", f"pymarl:{path}", "--option", "time_limit"]) == 1
     assert capsys.readouterr().err == "error: --option needs NAME=VALUE, got 'time_limit'.\n"
+    assert main(["inspect", f"pymarl:{path}", "--option", "time_limit=3", "--option", "time_limit=4"]) == 1
+    assert capsys.readouterr().err == "error: --option time_limit is given twice; leave one out.\n"
+    assert main(["inspect", f"pymarl:{path}", "--option", "task_options={'max_steps': 20}"]) == 1
+    assert """is no JSON (Expecting property name""" in (said := capsys.readouterr().err)
+    assert """give it as 'task_options={"max_steps": 20}'.""" in said
     assert main(["inspect", f"pymarl:{path}", "--option", "colour=3"]) == 1
     assert "colour" in capsys.readouterr().err
 

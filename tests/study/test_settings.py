@@ -404,3 +404,24 @@ def test_scripted_policies_play_with_the_options_of_the_task(tmp_path):
     assert (data.spec, len(data)) == (spec, rows) and spec.action_size == 3 and rows == 12
     with pytest.raises(ValueError, match="games/recall has no option 'sight'"):
         read_source("x", {"task": "games/recall", "options": {"task_options": {"sight": 2}}}, tmp_path).facts()
+
+
+@pytest.mark.parametrize(
+    ("table", "evaluation", "words"),
+    [
+        ('quality = "medium"\nepisodes = 20', "", r"\[datasets.d\] episodes belongs to scripted policies"),
+        ("transitions = 300", "", r"\[datasets.d\] transitions belongs to a quality"),
+        ("", "held_out = 0.2", r"\[evaluation\] held_out belongs to datasets without a simulator"),
+        ("", 'held_out = 0.2\n[search]\nby = "fqe"', r"\[evaluation\] held_out belongs to runs that are not"),
+    ],
+    ids=["episodes of a quality", "transitions of scripts", "a simulator", "estimates"],
+)
+def test_keys_that_nothing_reads_are_refused(tmp_path, table, evaluation, words) -> None:
+    file = tmp_path / "study.toml"
+    ranges = "[ranges]\ngamma = [0.9, 0.95]\n" if "search" in evaluation else ""
+    file.write_text(
+        f'[study]\nname = "s"\nsteps = 10\n[evaluation]\n{evaluation}\n{ranges}[methods.recipe]\n'
+        f'[datasets.d]\ntask = "mpe/simple_spread"\n{table}\n'
+    )
+    with pytest.raises(StudyError, match=words):
+        read_study(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_marl_offline import make_env, make_loss
 from torchrl_marl_offline.core.layout import ACTION, OBSERVATION
+from torchrl_marl_offline.modules import make_actor
 from torchrl_marl_offline.training import CollectorSource, ComposedPolicy
 from torchrl_marl_offline.training.composed_policy import FROM_OFFLINE, best_composition
 
@@ -112,7 +114,8 @@ def test_what_cannot_be_composed_is_refused() -> None:
     loss = make_loss(DISCRETE, algorithm="cql", decomposition="vdn", memory="gru", hidden=(8,))
     with pytest.raises(ValueError, match="has memory, which ComposedPolicy does not carry"):
         ComposedPolicy(Case(discrete=True).actor(), loss)
-    for offline in (Case(discrete=True).actor(), make_loss(make_env("games/xor").task_spec).actor_network):
+    fewer = make_actor(replace(CONTINUOUS, n_agents=2), share_params=False)
+    for offline in (fewer, Case(discrete=True).actor(), make_loss(make_env("games/xor").task_spec).actor_network):
         with pytest.raises(ValueError, match=r"The offline policy was made for .*; take two policies of one task"):
             ComposedPolicy(offline, make_loss(CONTINUOUS, decomposition="vdn", hidden=(8,)))
     with pytest.raises(TypeError, match="offline must be a TensorDictModule"):

@@ -39,9 +39,14 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--option needs NAME=VALUE, got {text!r}.")
+        if name in options:
+            raise ValueError(f"--option {name} is given twice; leave one out.")
         try:
             options[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except json.JSONDecodeError as error:
+            if value[:1] in ("{", "["):
+                wanted = """'task_options={"max_steps": 20}'"""
+                raise ValueError(f"--option {name}={value:.60} is no JSON ({error}); give it as {wanted}.") from None
             options[name] = value
     if getattr(parsed, "columns", None) is not None:
         options["columns"] = parsed.columns

@@ -70,7 +70,7 @@ class TrainSettings(OnlineSettings):
     """The learning rate stays, or falls to 0 by a cosine over the steps that follow --critic-first."""
     clip_grad_norm: Annotated[float | None, ranges.POSITIVE] = None
     """Largest norm of the gradient."""
-    batch_size: Annotated[int, ranges.SIZE] = 256
+    batch_size: Annotated[int, ranges.ROWS] = 256
     """Transitions per update."""
     bounds: Literal["declared", "data"] = "declared"
     """Of continuous actions: those of the dataset, or, for each agent and component, the range of what was recorded,
@@ -153,8 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if _names_more_than_a_run(given):
+        print("error: --resume goes on with the settings of the run; leave all others out.", file=sys.stderr)
+        return 2
     parsed = make_parser(given).parse_args(given)
     return exit_status(lambda: import_module(f"{__name__}_work").run(parsed))
+
+
+def _names_more_than_a_run(arguments: Sequence[str]) -> bool:
+    """Whether more stands beside ``--resume FOLDER``, wherever it stands: its parser would speak of something else."""
+    if {"-h", "--help"} & set(arguments):
+        return False
+    option = next((word for word in arguments if word.partition("=")[0] == "--resume"), None)
+    return option is not None and len(arguments) > (1 if "=" in option else 2)
 
 
 def algorithm_of_start(arguments: Sequence[str]) -> str | None:

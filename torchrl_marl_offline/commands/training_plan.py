@@ -287,10 +287,8 @@ def resumed_plan(parsed: argparse.Namespace) -> TrainingPlan:
     """Return the plan of an earlier run.
 
     Raises:
-        SettingsError: there is none, or more was given.
+        SettingsError: there is none.
     """
-    if parsed.algorithm is not None:
-        raise SettingsError("--resume goes on with the settings of the run; leave all others out.")
     folder = parsed.resume
     stored = read_config_file(folder)
     claim_folder(folder)

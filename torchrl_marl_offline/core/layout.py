@@ -35,7 +35,6 @@ key                            shape, dtype             meaning
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,12 +147,6 @@ class TaskSpec:
     def with_bounds_of(self, other: TaskSpec) -> TaskSpec:
         """Return the same task with another's bounds."""
         return replace(self, action_low=other.action_low, action_high=other.action_high)
-
-    def seeing(self, observation_size: int) -> TaskSpec:
-        """Return the same task with observations of another size, and these very bounds: networks are built by them."""
-        other = copy.copy(self)
-        object.__setattr__(other, "observation_size", observation_size)
-        return other
 
     def fits(self, task: TaskSpec) -> bool:
         """Say whether actions of these sizes can be played in a task: its sizes, and bounds within its bounds.

@@ -165,6 +165,8 @@ COUNT_OR_NONE = Range(0)
 """The same, where 0 stands for none, or for a choice that the text names."""
 SIZE = Range(1, limit=2**20)
 """What lies in memory at once: rows of a batch, environments, episodes of an evaluation, samples of an action."""
+ROWS = Range(2, limit=2**20)
+"""Rows of a training batch, over which losses and networks take deviations."""
 SIZE_OR_NONE = Range(0, limit=2**20)
 FEW = Range(1, limit=1024)
 """Heads, members, layers, iterations, workers: what has networks or loops of its own."""

@@ -72,8 +72,8 @@ class BatchNorm(nn.Module):
         batch = x.shape[: x.ndim - len(self.shape)]
         if math.prod(batch) < 2:
             raise ValueError(
-                f"Batch normalization has no statistics of a single row, {list(x.shape)}; to act, put the network into "
-                "evaluation: actor.eval()."
+                f"Batch normalization has no statistics of a single row, {list(x.shape)}; to train, take batches of "
+                "several rows, and to act, put the network into evaluation: actor.eval()."
             )
         normalized, mean, variance = self._by_batch(x.reshape(-1, *self.shape))
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Literal
 
 import torch
@@ -290,7 +291,14 @@ def remembering(
     if memory is None:
         return None, OBSERVATION, spec
     encoder = HistoryEncoder(spec, memory, size, **options)
-    return encoder, encoder.history_key, spec.seeing(encoder.feature_size)
+    return encoder, encoder.history_key, _seeing(spec, encoder.feature_size)
+
+
+def _seeing(spec: TaskSpec, size: int) -> TaskSpec:
+    """Return the same task with observations of another size, and these very bounds: networks are built by them."""
+    other = copy.copy(spec)
+    object.__setattr__(other, "observation_size", size)
+    return other
 
 
 def behind(

@@ -48,6 +48,12 @@ def behaviour_log_prob(batch: Batch, action: Tensor, *, rule: str, detach: bool 
         detach: keep the gradient from the model's parameters.
     """
     check_has_density(batch.behaviour_model, rule)
+    if has_logits(batch) == action.is_floating_point():
+        kinds = ("discrete", "continuous") if has_logits(batch) else ("continuous", "discrete")
+        raise ValueError(
+            f"{rule} compares the policies with a model of {kinds[0]} actions, and theirs are {kinds[1]}; make the "
+            "model of the same task: make_behaviour_policy(spec)."
+        )
     found = batch.behaviour(detach=detach)
     if has_logits(batch):
         return log_prob_by(found[BEHAVIOUR_LOGITS], action)

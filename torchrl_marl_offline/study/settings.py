@@ -27,6 +27,7 @@ from torchrl_marl_offline.core.ranges import (
     NON_NEGATIVE,
     OPEN_UNIT,
     RATE,
+    ROWS,
     RUN_SEED,
     SIZE,
     AtMost,
@@ -87,7 +88,7 @@ class TrainingSettings:
     """
 
     steps: Annotated[int, COUNT] = 500_000
-    batch_size: Annotated[int, SIZE] = 640
+    batch_size: Annotated[int, ROWS] = 640
     lr: Annotated[float, LEARNING_RATE] = setting(3e-4, member=True)
     tau: Annotated[float, RATE] = 0.005
     actor_every: Annotated[int, COUNT, AtMost("steps", above="critic_first")] = 1
@@ -139,8 +140,9 @@ class StudySettings:
         join_datasets: train the runs of a method on all datasets of one task and the same sizes, such as games with
             other payoffs, as one population, each on its own data: many small datasets then cost little more than one.
             Joined are runs that play in a simulator, without memory, without hindsight, with
-            ``normalize_inputs = "off"`` and without ``bounds`` among the dataset's ``options``; the largest value that
-            rewards allow is that of all joined datasets together.
+            ``normalize_inputs = "off"`` and without ``bounds`` among the dataset's ``options``; all others are trained
+            as without it (``study plan`` shows the populations). The largest value that rewards allow is that of all
+            joined datasets together.
         compile: of the training step. ``"auto"`` measures which form is faster, so that two studies may differ in the
             rounding; under ``"on"`` or ``"off"`` they are equal bit for bit.
         on_impossible_values: what becomes of a run whose mean ``|Q|`` exceeds what the rewards of its data allow:
@@ -311,7 +313,22 @@ def read_study(path: str | Path) -> Study:
     )
     _check_search(study)
     _check_offline(study, content.get("offline"))
+    if "held_out" in content.get("evaluation", {}):
+        _check_held_out(study)
     return study
+
+
+def _check_held_out(study: Study) -> None:
+    """Refuse a share of episodes that nothing holds out."""
+    if study.estimated_by is not None:
+        raise StudyError(
+            "[evaluation] held_out belongs to runs that are not estimated; give [offline] held_out in its place."
+        )
+    if all(source.task is not None for source in study.datasets):
+        raise StudyError(
+            "[evaluation] held_out belongs to datasets without a simulator, and all of these are recorded in one; "
+            "leave it out."
+        )
 
 
 def _check_offline(study: Study, given: Mapping[str, Any] | None) -> None:

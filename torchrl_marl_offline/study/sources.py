@@ -228,6 +228,10 @@ def read_source(name: str, table: Mapping[str, Any], folder: Path) -> DatasetSou
     of_recording = {"quality", "episodes", "transitions", "seed"} & set(table)
     if source.source is not None and of_recording:
         raise StudyError(f"{where} {min(of_recording)} belongs to data that is recorded; leave it or the source out.")
+    if source.quality is not None and "episodes" in table:
+        raise StudyError(f"{where} episodes belongs to scripted policies; a quality has transitions.")
+    if source.task is not None and source.quality is None and "transitions" in table:
+        raise StudyError(f"{where} transitions belongs to a quality; scripted policies play episodes.")
     kept = sorted(_NO_OPTIONS & set(source.options))
     if source.source is not None and kept:
         raise StudyError(

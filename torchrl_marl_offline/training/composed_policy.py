@@ -117,7 +117,7 @@ class ComposedPolicy(TensorDictModuleBase):
 def _check_task(offline: TensorDictModuleBase, online: TensorDictModuleBase) -> None:
     """Refuse policies that say that they were made for tasks of other sizes; those of networks of others do not say."""
     specs = [TaskSpec(**each.build["spec"]) for each in (offline, online) if hasattr(each, "build")]
-    sizes = {(spec.observation_size, spec.action_size, spec.discrete) for spec in specs}
+    sizes = {(spec.n_agents, spec.observation_size, spec.action_size, spec.discrete) for spec in specs}
     if len(sizes) > 1:
         raise ValueError(
             f"The offline policy was made for {specs[0]}, and the loss's for {specs[1]}; take two policies of one task."
