@@ -152,7 +152,7 @@ def main() -> None:
     if last.empty:
         parser.error(f"no finished run in {output} has a policy and an evaluation by mode; such are compared.")
     if unknown := sorted(set(args.seeds or ()) - set(last["seed"])):
-        parser.error(f"--seeds {unknown[0]}: no finished run has it; there are {sorted(set(last['seed']))}.")
+        parser.error(f"--seeds {unknown[0]}: no finished run has it; there are {sorted(map(int, set(last['seed'])))}.")
     jobs, cases = [], []
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for dataset, of_dataset in last.groupby("dataset", sort=True):

@@ -153,7 +153,11 @@ class DatasetSource:
     def _environment(self) -> EnvBase | None:
         """Return the task's environment, without making or fetching the data, or ``None`` where there is none."""
         if self.task is not None:
-            return make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
+            try:
+                return make_env(self.task, num_envs=1, **self.options.get("task_options", {}))
+            except (TypeError, ValueError) as error:
+                where = table_name("datasets", self.name)
+                raise StudyError(f"{where} options: {str(error).rstrip('.')}.") from error
         if self._is_published():
             card = card_of(self.source)
             return find_environment(card.env, card.env_options, num_envs=1)
