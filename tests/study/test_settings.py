@@ -11,7 +11,7 @@ from torchrl_marl_offline import list_datasets
 from torchrl_marl_offline.algorithms import Recipe, settings_of
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
-from torchrl_marl_offline.study import StudyError, plan_study, read_study, with_recordings
+from torchrl_marl_offline.study import StudyError, read_study, with_recordings
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings, run_hints
 from torchrl_marl_offline.study.sources import DatasetSource, read_source
@@ -428,10 +428,6 @@ def test_keys_that_nothing_reads_are_refused(tmp_path, table, evaluation, words)
 
 
 def test_an_option_that_the_task_has_not_names_its_table(tmp_path) -> None:
-    file = tmp_path / "study.toml"
-    file.write_text(
-        '[study]\nsteps = 10\n[methods.cloning]\nalgorithm = "cloning"\n[datasets.d]\ntask = "mpe/simple_spread"\n'
-        "options.task_options = { max_stepz = 3 }\n"
-    )
+    table = {"task": "mpe/simple_spread", "options": {"task_options": {"max_stepz": 3}}}
     with pytest.raises(StudyError, match=r"\[datasets.d\] options: mpe/simple_spread has no option 'max_stepz'"):
-        plan_study(read_study(file))
+        read_source("d", table, tmp_path).facts()
