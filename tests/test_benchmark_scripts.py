@@ -10,7 +10,10 @@ import pytest
 from filelock import FileLock
 from study_toys import STUDY, quietly, write_study
 
+from torchrl_marl_offline import evaluate, make_env
 from torchrl_marl_offline.study import plan_study, read_study
+from torchrl_marl_offline.study.training import train_population
+from torchrl_marl_offline.training import load_policy
 
 JOBS = [{"seed": seed, "sizes": (1, 2)} for seed in (0, 1, 2)]
 
@@ -124,6 +127,67 @@ def test_a_curve_goes_on_with_the_last_evaluation_that_was_finite(script, tmp_pa
         ]
     found = script("curves").curves_of(plan, pandas.DataFrame(rows), run.dataset, "score")
     assert next(iter(found.values())) == {10: [3.0], 20: [3.0], 30: [5.0], 40: [5.0]}
+
+
+AGAIN = """
+[study]
+output = "{output}"
+seeds = 2
+steps = 6
+batch_size = 8
+hidden = [8]
+normalize_inputs = "off"
+join_datasets = true
+compile = "off"
+device = "cpu"
+metric = "return"
+
+[evaluation]
+every = 3
+episodes = 4
+
+[methods.cloning]
+algorithm = "cloning"
+
+[datasets.one]
+task = "games/recall"
+episodes = 8
+
+[datasets.other]
+task = "games/recall"
+episodes = 8
+seed = 1
+"""
+
+
+def test_last_policies_are_played_again(script, tmp_path, monkeypatch, capsys):
+    """In episodes of their own seeds; what was there is kept, and a second call finds nothing to do."""
+    file = write_study(tmp_path, AGAIN)
+    play_again = script("play_again")
+    monkeypatch.setattr(sys, "argv", ["play_again", str(file), "--episodes", "40"])
+    with pytest.raises(SystemExit):
+        play_again.main()
+    assert "there is no finished run in" in capsys.readouterr().err
+    quietly(file, train=train_population)
+    tables = sorted(tmp_path.glob("out/jobs/*/members/*/eval.csv"))
+    before = [pandas.read_csv(table) for table in tables]
+    assert len(tables) == 4
+    play_again.main()
+    assert "4 of 4 finished runs were played anew, 40 episodes each" in capsys.readouterr().out
+    study = read_study(file)
+    for table, first in zip(tables, before):
+        after = pandas.read_csv(table)
+        pandas.testing.assert_frame_equal(pandas.read_csv(table.with_name("eval.first.csv")), first)
+        pandas.testing.assert_frame_equal(after[after["step"] == 3], first[first["step"] == 3])
+        (last,) = after[after["step"] == 6].to_dict("records")
+        env = make_env("games/recall", num_envs=40)
+        seed = 1000 + 1_000_003 * int(table.parent.name[-1])
+        policy = load_policy(table.with_name("policy.pt")).policy
+        expected = evaluate(policy, env, episodes=40, seed=seed, mode=last["evaluator"])
+        assert last["return"] == pytest.approx(expected.mean) and last["episodes"] == 40
+    play_again.main()
+    assert "0 of 4 finished runs" in capsys.readouterr().out
+    assert study.evaluation.seed == 1000
 
 
 def test_choices_of_systems_without_any_are_told(script, tmp_path, monkeypatch, capsys):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torchrl_marl_offline.data import OfflineDataset
     from torchrl_marl_offline.evaluation import Evaluation
     from torchrl_marl_offline.objectives import OfflineMARLLoss
+    from torchrl_marl_offline.study.settings import EvaluationSettings
 
 HELD_OUT = "held-out episodes"
 _BETWEEN_SEEDS = 1_000_003
@@ -56,7 +57,7 @@ def train_population(job: Job, progress: Progress) -> Trained:
     if env is None:
         trainer.evaluators[HELD_OUT] = partial(_held_out, trainer, job.population.runs, held_out, job.device)
     else:
-        seed = _seed_of_evaluation(job, job.population.runs[0])  # another part of the same runs has another
+        seed = seed_of_evaluation(job.evaluation, job.population.runs[0])  # another part of the same runs has another
         options = {"episodes": job.evaluation.episodes, "seed": seed}
         trainer.evaluators |= {
             mode: partial(_played, trainer, env, mode=mode, **options) for mode in job.evaluation.modes
@@ -104,9 +105,9 @@ def joined_trainer(job: Job, dataset: OfflineDataset) -> Trainer:
     return trainer
 
 
-def _seed_of_evaluation(job: Job, run: Run) -> int:
+def seed_of_evaluation(settings: EvaluationSettings, run: Run) -> int:
     """Return the seed of what a run plays in: runs of other seeds play other episodes, or an interval misses those."""
-    return (job.evaluation.seed + _BETWEEN_SEEDS * run.seed) % 2**31
+    return (settings.seed + _BETWEEN_SEEDS * run.seed) % 2**31
 
 
 def split_for(job: Job, dataset: OfflineDataset) -> tuple[OfflineDataset, OfflineDataset]:
@@ -232,7 +233,7 @@ def _played_apart(trainer: Trainer, job: Job, envs: Mapping[str, EnvBase], **opt
         if name in trainer.learner.left_out():
             found[name] = {"return": math.nan}
         else:
-            seed = _seed_of_evaluation(job, run)
+            seed = seed_of_evaluation(job.evaluation, run)
             found[name] = _if_finite(evaluate(loss.actor_network, envs[run.dataset], seed=seed, **options))
     return found
 

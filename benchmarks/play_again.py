@@ -1,0 +1,114 @@
+"""The last policies of a study's finished runs, played anew in more episodes: narrower intervals without training.
+
+    python benchmarks/play_again.py examples/studies/systems_mpe.toml --episodes 1000
+
+In each run's folder the rows of the last evaluation in ``eval.csv`` are replaced; what the study wrote is kept beside
+it as ``eval.first.csv``. Runs of one seed play the same episodes, runs of other seeds others. Runs that diverged stay
+as they are. Interrupted, go on with the same command: runs that were played in so many episodes are passed over. The
+scripts that print a study's tables, and ``study report``, then show the new figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+from arguments import ScriptError, as_count, run_script, script_parser
+from studies import as_study
+from tqdm import tqdm
+
+from torchrl_marl_offline.core.files import write_text_atomic
+from torchrl_marl_offline.evaluation import evaluate, make_simulator
+from torchrl_marl_offline.study import Study, StudyError, plan_study
+from torchrl_marl_offline.study.jobs import job_result
+from torchrl_marl_offline.study.plan import job_folder
+from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.training import seed_of_evaluation
+from torchrl_marl_offline.training import load_policy
+
+FIRST = "eval.first.csv"
+"""The evaluations as the study wrote them."""
+AT_ONCE = 500
+"""Environments; the episodes depend on their number."""
+
+
+class Simulators:
+    """The environments of a study's datasets, each task's made once."""
+
+    def __init__(self, study: Study, episodes: int) -> None:
+        self.study, self.episodes = study, episodes
+        self._sources = {source.name: source for source in study.datasets}
+        self._known: dict[str, object] = {}
+
+    def of(self, dataset: str):
+        """Return the simulator of a dataset's task."""
+        source = self._sources[dataset]
+        key = json.dumps([source.task, source.source, source.options.get("task_options")])
+        if key not in self._known:
+            data = source.load(self.study.settings.output / "data")
+            self._known[key] = make_simulator(data, num_envs=min(self.episodes, AT_ONCE))
+        if self._known[key] is None:
+            raise ScriptError(f"{dataset} has no simulator to play in.")
+        return self._known[key]
+
+
+def play(study: Study, run: Run, folder: Path, simulators: Simulators) -> bool:
+    """Replace a run's last evaluation; returns whether there was anything to do.
+
+    Args:
+        study: of the run.
+        run: a finished one.
+        folder: of the run.
+        simulators: to play in.
+    """
+    file = folder / "eval.csv"
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    last = [row for row in rows if int(row["step"]) == run.settings["steps"]]
+    if all(float(row["episodes"]) == simulators.episodes for row in last):
+        return False
+    policy = load_policy(folder / "policy.pt").policy
+    options = {"episodes": simulators.episodes, "seed": seed_of_evaluation(study.evaluation, run)}
+    for row in last:
+        found = evaluate(policy, simulators.of(run.dataset), mode=row["evaluator"], **options).summary()
+        row.update({name: repr(found[name]) for name in row if name in found})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    if not (folder / FIRST).exists():
+        shutil.copyfile(file, folder / FIRST)
+    write_text_atomic(file, text.getvalue())
+    return True
+
+
+def main() -> None:
+    """Play what is finished."""
+    parser = script_parser(__doc__)
+    parser.add_argument("study", type=as_study, help="a study file of which runs are finished")
+    parser.add_argument("--episodes", type=as_count, default=1000, help="of each run")
+    settings = parser.parse_args()
+    study, simulators = settings.study, Simulators(settings.study, settings.episodes)
+    try:
+        plan = plan_study(study)
+    except StudyError as error:
+        parser.error(str(error))
+    todo = []
+    for population in plan.populations:
+        folder = job_folder(study.settings.output, population)
+        result = job_result(folder)
+        if result is not None:
+            todo += [
+                (run, folder / "members" / run.name) for run in population.runs if run.name not in result["diverged"]
+            ]
+    if not todo:
+        parser.error(f"there is no finished run in {study.settings.output}; run the study first.")
+    played = sum(play(study, run, folder, simulators) for run, folder in tqdm(todo, desc="play again", unit="run"))
+    print(f"{played} of {len(todo)} finished runs were played anew, {settings.episodes:,} episodes each")
+
+
+if __name__ == "__main__":
+    run_script(main)
