@@ -10,24 +10,22 @@ scripts that print a study's tables, and ``study report``, then show the new fig
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from pathlib import Path
 
 from arguments import ScriptError, as_count, run_script, script_parser
-from studies import as_study
+from studies import as_study, finished_results
 from tqdm import tqdm
 
-from torchrl_marl_offline.core.files import write_text_atomic
 from torchrl_marl_offline.evaluation import evaluate, make_simulator
-from torchrl_marl_offline.study import Study, StudyError, plan_study
+from torchrl_marl_offline.study import Study
 from torchrl_marl_offline.study.jobs import job_result
 from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.runs import Run
 from torchrl_marl_offline.study.training import seed_of_evaluation
 from torchrl_marl_offline.training import load_policy
+from torchrl_marl_offline.training.run.logging import CsvTable
 
 FIRST = "eval.first.csv"
 """The evaluations as the study wrote them."""
@@ -64,24 +62,18 @@ def play(study: Study, run: Run, folder: Path, simulators: Simulators) -> bool:
         folder: of the run.
         simulators: to play in.
     """
-    file = folder / "eval.csv"
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    last = [row for row in rows if int(row["step"]) == run.settings["steps"]]
-    if all(float(row["episodes"]) == simulators.episodes for row in last):
+    table, steps = CsvTable(folder / "eval.csv"), run.settings["steps"]
+    last = [row for row in table.rows if row["step"] == steps]
+    if all(row["episodes"] == simulators.episodes for row in last):
         return False
     policy = load_policy(folder / "policy.pt").policy
     options = {"episodes": simulators.episodes, "seed": seed_of_evaluation(study.evaluation, run)}
     for row in last:
         found = evaluate(policy, simulators.of(run.dataset), mode=row["evaluator"], **options).summary()
-        row.update({name: repr(found[name]) for name in row if name in found})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+        row.update({name: found[name] for name in row if name in found})
     if not (folder / FIRST).exists():
-        shutil.copyfile(file, folder / FIRST)
-    write_text_atomic(file, text.getvalue())
+        shutil.copyfile(table.path, folder / FIRST)
+    table.truncate(steps)  # which writes the whole table
     return True
 
 
@@ -92,10 +84,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=as_count, default=1000, help="of each run")
     settings = parser.parse_args()
     study, simulators = settings.study, Simulators(settings.study, settings.episodes)
-    try:
-        plan = plan_study(study)
-    except StudyError as error:
-        parser.error(str(error))
+    plan, _ = finished_results(parser, study)
     todo = []
     for population in plan.populations:
         folder = job_folder(study.settings.output, population)
@@ -104,8 +93,6 @@ def main() -> None:
             todo += [
                 (run, folder / "members" / run.name) for run in population.runs if run.name not in result["diverged"]
             ]
-    if not todo:
-        parser.error(f"there is no finished run in {study.settings.output}; run the study first.")
     played = sum(play(study, run, folder, simulators) for run, folder in tqdm(todo, desc="play again", unit="run"))
     print(f"{played} of {len(todo)} finished runs were played anew, {settings.episodes:,} episodes each")
 
