@@ -209,8 +209,8 @@ def test_dead_agents_count_as_the_mixers_count_them(decomposition: str, discrete
     for rows, filling in ((zeroed, 0.0), (batch, math.nan)):
         rows["next", "agents", "reward"][~alive] = filling
         for half in (rows, rows["next"]):
-            for key in [OBSERVATION] if discrete else [OBSERVATION, ACTION]:
-                half[key][~alive] = filling
+            half[OBSERVATION][~alive] = filling
+            half[ACTION][~alive] = filling if not discrete else int(rows is batch)
             if discrete:
                 half["agents", "action_mask"][~alive] = False
     expected = loss(zeroed.clone())["loss_qvalue"]

@@ -351,6 +351,42 @@ def test_a_policy_by_which_nobody_acts_changes_nothing(name: str, discrete: bool
         assert_close(value, before[key], msg=key)
 
 
+@pytest.mark.parametrize(("name", "discrete", "decomposition"), [*DEPENDENT, ("cloning", True, None)], ids=str)
+def test_what_a_recorder_wrote_of_the_dead_changes_nothing(
+    name: str, discrete: bool, decomposition: str | None
+) -> None:
+    """Neither their actions nor what was legal for them, of this state and the next, nor what they saw or earned."""
+    spec = DISCRETE if discrete else CONTINUOUS
+    settings = {"hidden": (8,)} | SETTINGS.get(name, {})
+    settings |= {} if decomposition is None else {"decomposition": decomposition}
+    torch.manual_seed(0)
+    try:
+        loss = make_loss(spec, algorithm=name, **settings)
+    except ValueError as refused:
+        pytest.skip(f"of one kind of actions alone: {refused}")
+    if name != "cloning":
+        SoftUpdate(loss, tau=0.1)
+    alive = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+
+    def found(wrong: int) -> list[torch.Tensor]:
+        rows = make_batch(spec, 8)
+        rows["next", "agents", "reward"][~alive] = float(wrong)
+        for half in (rows, rows["next"]):
+            half[AGENT_MASK] = alive.clone()
+            half["agents", "observation"][~alive] = float(wrong)
+            half["agents", "action"][~alive] = wrong
+            if discrete:
+                half["agents", "action_mask"][~alive] = torch.arange(spec.action_size) < wrong
+        loss.zero_grad()
+        torch.manual_seed(1)
+        values = {key: value for key, value in loss(rows).items() if key.startswith("loss_")}
+        sum(values.values()).backward()
+        return [*values.values(), *(each.grad for each in loss.parameters() if each.grad is not None)]
+
+    for first, other in zip(found(0), found(3), strict=True):
+        assert_close(first, other)
+
+
 def with_the_second_agent_dead(spec) -> TensorDict:
     batch = make_batch(spec, 4)
     batch[AGENT_MASK] = torch.tensor([True, False, True]).expand(4, 3)
@@ -358,7 +394,7 @@ def with_the_second_agent_dead(spec) -> TensorDict:
 
 
 def test_what_an_agent_does_that_is_not_there() -> None:
-    """Continuous: nothing. Discrete: what was recorded, or the first legal one; as an index and as a code."""
+    """Nothing: 0, of discrete actions as an index and as a code, whatever was recorded and whatever is legal."""
     torch.manual_seed(0)
     rows = with_the_second_agent_dead(CONTINUOUS)
     batch = make_loss(CONTINUOUS, algorithm="brac", hidden=(4,)).batch(rows)
@@ -373,13 +409,13 @@ def test_what_an_agent_does_that_is_not_there() -> None:
     loss = make_loss(DISCRETE, algorithm="brac", hidden=(4,))
     index = torch.ones(4, 3, dtype=torch.int64)
     code = torch.nn.functional.one_hot(index, DISCRETE.action_size).float()
-    for known, expected in ((True, 3), (False, 2)):
+    for known in (True, False):
         batch = loss.batch(rows)
         if not known:
             assert batch.policy is not None  # which says that the task is discrete
             batch = Batch(batch.networks, batch.tensordict.exclude(("agents", "action")))
             assert batch.policy is not None
-        want = torch.tensor([1, expected, 1]).expand(4, 3)
+        want = torch.tensor([1, 0, 1]).expand(4, 3)
         assert torch.equal(batch.of_living(index), want)
         assert torch.equal(batch.of_living(code).argmax(-1), want)
         assert torch.equal(batch.of_living(code.unsqueeze(1).expand(4, 2, 3, -1), 1).argmax(-1)[:, 1], want)

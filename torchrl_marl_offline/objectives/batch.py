@@ -77,11 +77,10 @@ class Batch:
         return self.tensordict.get(self.networks.loss.tensor_keys.agent_mask, None)
 
     def of_living(self, action: Tensor, samples: int = 0) -> Tensor:
-        """Return a joint action in which agents that are not there do what was recorded of them: nothing.
+        """Return a joint action in which agents that are not there do nothing, as in the rows: their action is 0.
 
         A policy does not act for them, so nothing that is asked at its action, a target or an ascent, is of their
-        part of it. Continuous actions are 0 there, discrete ones as recorded or, where that is not in the rows, the
-        first legal one.
+        part of it.
 
         Args:
             action: ``[*B, n, a]``; of a discrete task indices ``[*B, n]`` or codes ``[*B, n, A]``.
@@ -90,24 +89,20 @@ class Batch:
         alive = self.alive
         if alive is None:
             return action
-        idle = self._idle()
-        if idle is not None and action.is_floating_point():
-            idle = one_hot(idle, action.shape[-1], action.dtype)
-        batch, ones = self.tensordict.batch_size, (1,) * samples
-        alive = alive.reshape(*batch, *ones, alive.shape[-1], *(1,) * (action.ndim - len(batch) - samples - 1))
-        if idle is None:
-            return torch.where(alive, action, torch.zeros_like(action))
-        return torch.where(alive, action, idle.reshape(*batch, *ones, *idle.shape[len(batch) :]))
+        idle = torch.zeros_like(action)
+        if action.is_floating_point() and self._has_codes:
+            idle[..., 0] = 1  # the code of the action 0
+        ones = (1,) * (action.ndim - len(self.tensordict.batch_size) - samples - 1)
+        batch = self.tensordict.batch_size
+        return torch.where(alive.reshape(*batch, *(1,) * samples, alive.shape[-1], *ones), action, idle)
 
-    def _idle(self) -> Tensor | None:
-        """Return the index of what agents that are not there do, ``[*B, n]``; None where actions are continuous."""
+    @property
+    def _has_codes(self) -> bool:
+        """Say whether floating point actions are codes of discrete ones: by the rows' action, else by the policy."""
         recorded = self.tensordict.get(self.networks.loss.tensor_keys.action, None)
         if recorded is not None:
-            return None if recorded.is_floating_point() else recorded
-        if self._policy is None or not is_discrete(self._policy):
-            return None
-        mask, alive = self.action_mask, self.alive
-        return torch.zeros_like(alive, dtype=torch.int64) if mask is None else legal_or_all(mask).long().argmax(-1)
+            return not recorded.is_floating_point()
+        return self._policy is not None and is_discrete(self._policy)
 
     @property
     def has_next_action(self) -> Tensor | None:

@@ -535,7 +535,7 @@ class OfflineMARLLoss(LossModule):
         reads_next = unravel_key(("next", keys.action)) in self.in_keys
         check_entries(tensordict, keys, self._loss_mask_keys(), with_next_action=reads_next)
         batch = Batch(self.team, tensordict)
-        options = {"agent_mask": keys.agent_mask, "reward": keys.reward}
+        options = {"agent_mask": keys.agent_mask, "action_mask": keys.action_mask, "reward": keys.reward}
         if self.has_memory:
             timed = with_beginnings(tensordict, keys.done)
             clean = seen = sanitized(timed, self.in_keys, batch.rows, are_seen=True, **options)

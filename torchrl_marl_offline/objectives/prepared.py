@@ -148,16 +148,21 @@ def sanitized(
     rows: Tensor | None,
     *,
     agent_mask: NestedKey,
+    action_mask: NestedKey,
     reward: NestedKey,
     are_seen: bool = False,
 ) -> TensorDictBase:
     """Put zeros where a row or an agent does not count: NaN times zero would reach the gradients.
 
+    Discrete actions of agents that are not there are 0 as well, and all of theirs are legal: what a recorder wrote for
+    them, which a team's critic would read, says nothing.
+
     Args:
         tensordict: the batch ``[*B]``.
-        keys: of what is read.
+        keys: of what is read, beside the masks.
         rows: which count, ``[*B]``; None for all.
         agent_mask: key of the agents' mask ``[*B, n]``, which the batch need not have.
+        action_mask: key of the legal actions ``[*B, n, A]``, as well.
         reward: key of the reward, which is that of the agents before the step.
         are_seen: keep what numbers there are of rows that do not count, which memory passes through.
     """
@@ -166,15 +171,22 @@ def sanitized(
         return tensordict
     next_agents = tensordict.get(("next", agent_mask), agents)
     group, next_reward = unravel_key(agent_mask)[:-1], unravel_key(("next", reward))
+    agent_mask, action_mask = unravel_key(agent_mask), unravel_key(action_mask)
     out = tensordict.copy()
-    for key in map(unravel_key, keys):
+    for key in map(unravel_key, [*keys, action_mask, ("next", action_mask)]):
         entry = tensordict.get(key, None)
-        if entry is None or not entry.is_floating_point():
-            continue
         ahead = key[0] == "next" and key != next_reward
         path = key[1:] if key[0] == "next" else key
         of_agents = not isinstance(path, str) and path[:-1] == group
-        for mask in (rows, (next_agents if ahead else agents) if of_agents else None):
+        there = (next_agents if ahead else agents) if of_agents else None
+        if entry is None or path == agent_mask:
+            continue
+        if not entry.is_floating_point():
+            if there is not None:
+                gone = ~there.reshape(*there.shape, *(1,) * (entry.ndim - there.ndim))
+                out.set(key, entry.masked_fill(gone, path == action_mask))
+            continue
+        for mask in (rows, there):
             if mask is not None:
                 is_of_rows, mask = mask is rows, mask.reshape(*mask.shape, *(1,) * (entry.ndim - mask.ndim))
                 mask = mask | entry.isfinite() if are_seen and is_of_rows else mask
