@@ -5,7 +5,8 @@
 In each run's folder the rows of the last evaluation in ``eval.csv`` are replaced; what the study wrote is kept beside
 it as ``eval.first.csv``. Runs of one seed play the same episodes, runs of other seeds others. Runs that diverged stay
 as they are. Interrupted, go on with the same command: runs that were played in so many episodes are passed over. The
-scripts that print a study's tables, and ``study report``, then show the new figures.
+study's table, ``results.parquet``, is written anew; the scripts that print tables, and ``study report``, show the new
+figures. A study that averages its last evaluations (``last_k``) cannot be played again: policies before the last are gone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torchrl_marl_offline.study import Study
 from torchrl_marl_offline.study.jobs import job_result
 from torchrl_marl_offline.study.plan import job_folder
 from torchrl_marl_offline.study.runs import Run
+from torchrl_marl_offline.study.table import write_results
 from torchrl_marl_offline.study.training import seed_of_evaluation
 from torchrl_marl_offline.training import load_policy
 from torchrl_marl_offline.training.run.logging import CsvTable
@@ -85,6 +87,11 @@ def main() -> None:
     settings = parser.parse_args()
     study, simulators = settings.study, Simulators(settings.study, settings.episodes)
     plan, _ = finished_results(parser, study)
+    if plan.last_k > 1:
+        raise ScriptError(
+            f"{study.file} averages the last {plan.last_k} evaluations, of which the last policy's alone can be played "
+            "again; set [study] last_k = 1."
+        )
     todo = []
     for population in plan.populations:
         folder = job_folder(study.settings.output, population)
@@ -94,6 +101,7 @@ def main() -> None:
                 (run, folder / "members" / run.name) for run in population.runs if run.name not in result["diverged"]
             ]
     played = sum(play(study, run, folder, simulators) for run, folder in tqdm(todo, desc="play again", unit="run"))
+    write_results(plan, study.settings.output)
     print(f"{played} of {len(todo)} finished runs were played anew, {settings.episodes:,} episodes each")
 
 

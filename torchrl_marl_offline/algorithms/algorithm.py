@@ -35,7 +35,7 @@ from torchrl_marl_offline.core.ranges import (
     OneOf,
 )
 from torchrl_marl_offline.core.registering import register
-from torchrl_marl_offline.core.relevance import ReadWith, unread
+from torchrl_marl_offline.core.relevance import DISCRETE, OF_CONTINUOUS, ReadWith, unread
 from torchrl_marl_offline.core.run_presets import preset_of
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.modules.critics import READ_BY, TEAM, Decomposition, make_critic, make_value
@@ -49,6 +49,7 @@ from torchrl_marl_offline.objectives.loss import OfflineMARLLoss
 ALGORITHMS: dict[str, type[Algorithm]] = {}
 """Every algorithm by its name, those of users too."""
 
+WITH_DENSITY = ReadWith("distribution", "gaussian", "tanh_gaussian")
 RULES = ("value_learning", "extraction", "behaviour_learning")
 """What :meth:`Algorithm.rules` returns some of."""
 
@@ -164,6 +165,8 @@ class Algorithm(NamedSettings, ABC):
             raise ValueError(
                 f"{self.name} is for continuous actions; for a discrete task use cql, omar or the recipe's brac."
             )
+        if spec.discrete:
+            self._check_discrete()
         networks = dict(_dictionary(self, "networks", self.networks(spec), ("actor", "critic", "value", "behaviour")))
         if inputs is not None:
             drawn = {name: network for name, network in networks.items() if network is not None}
@@ -177,6 +180,20 @@ class Algorithm(NamedSettings, ABC):
                 raise ValueError(f"{self.name} makes its policies of its other networks; it cannot go on with others.")
             networks["actor"] = actor
         return self._make(networks.pop("actor", None), networks.pop("critic", None), spec.discrete, **networks)
+
+    def _check_discrete(self) -> None:
+        """Refuse settings that nothing reads where actions are discrete; defaults may stand there."""
+        known, here = self.settings, {DISCRETE: True}
+        changed = {f.name: f.default for f in dataclasses.fields(self) if known[f.name] != f.default}
+        if "distribution" in changed and "one_step" not in (known["distribution"], changed["distribution"]):
+            raise ValueError(
+                f"{self.name}: distribution {known['distribution']!r} is one of continuous actions, and those of this "
+                "task are discrete; leave it out."
+            )
+        refusals = (unread(type(self), name, known | here) for name in changed)
+        for refusal in refusals:
+            if refusal is not None:
+                raise ValueError(f"{self.name}: {refusal}")
 
     def loss(
         self,
@@ -298,7 +315,7 @@ class ActorCritic(Remembering):
     layer_norm: bool = False
     batch_norm: bool | None = False
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "tanh_gaussian"
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned"
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS, WITH_DENSITY] = "learned"
 
     def network(self) -> dict[str, Any]:
         """Return what all networks have in common."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE, REAL
-from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS, ReadWith
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.objectives.ascent import TD3BC
 from torchrl_marl_offline.objectives.value_learning import TD
@@ -34,7 +34,7 @@ class B3C(ActorCritic, name="b3c"):
     supports_discrete: ClassVar[bool] = False
     decomposition: Decomposition = "mixer"
     share_params: bool = False
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = 0.2
     max_next_value: Annotated[float | None, REAL] = setting(None, member=True)
     alpha: Annotated[float, NON_NEGATIVE] = setting(2.5, member=True)
     noise: Annotated[float, NON_NEGATIVE] = 0.2

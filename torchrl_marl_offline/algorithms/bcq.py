@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import FEW, NON_NEGATIVE, POSITIVE, UNIT, WIDTHS
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS
 from torchrl_marl_offline.modules.behaviour import make_behaviour_policy, make_vae
 from torchrl_marl_offline.objectives.batch_constrained import BCQ, BCQDistillation, VAELearning
 from torchrl_marl_offline.objectives.score import SequentialCloning
@@ -54,12 +55,12 @@ class MABCQ(ActorCritic, name="bcq"):
 
     hidden: Annotated[Sequence[int], WIDTHS] = (400, 300)
     share_params: bool = False
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
-    samples: Annotated[int, FEW] = BCQ.samples
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = 0.2
+    samples: Annotated[int, FEW, OF_CONTINUOUS] = BCQ.samples
     threshold: Annotated[float, UNIT] = BCQ.threshold
     min_weight: Annotated[float, UNIT] = BCQ.min_weight
-    perturbation: Annotated[float, POSITIVE] = 0.05
-    kl_weight: Annotated[float, NON_NEGATIVE] = VAELearning.kl_weight
+    perturbation: Annotated[float, POSITIVE, OF_CONTINUOUS] = 0.05
+    kl_weight: Annotated[float, NON_NEGATIVE, OF_CONTINUOUS] = VAELearning.kl_weight
     behaviour_hidden: Annotated[Sequence[int], WIDTHS] = (750, 750)
 
     def behaviour(self, spec: TaskSpec) -> TensorDictModuleBase:

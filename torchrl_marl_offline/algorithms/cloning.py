@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from torchrl_marl_offline.algorithms.algorithm import Networks, Remembering
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import POSITIVE, WIDTHS
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS
 from torchrl_marl_offline.modules.actors import make_actor
 from torchrl_marl_offline.objectives.extraction import Cloning
 
@@ -27,7 +28,7 @@ class CloningBaseline(Remembering, name="cloning"):
 
     hidden: Annotated[Sequence[int], WIDTHS] = (512, 512, 512, 512)
     share_params: bool = True
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "learned"
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = "learned"
 
     def networks(self, spec: TaskSpec) -> Networks:
         """Draw the policies."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.ranges import FEW_OR_NONE, NON_NEGATIVE, POSITIVE
-from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS, ReadWith
 from torchrl_marl_offline.objectives.ascent import PolicyGradient
 from torchrl_marl_offline.objectives.conservative import CQL
 
@@ -47,15 +47,15 @@ class MACQL(ActorCritic, name="cql"):
 
     # the deviation is that of the penalty's samples of the policy; no other term reads it
     share_params: bool = False
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = 0.2
     # with continuous actions, as in the released code of OMAR: without it the policies saturate; with discrete ones,
     # whose policies have no bounds to run into, it is no help (benchmarks/RESULTS.md)
     batch_norm: bool | None = None
     min_q_weight: Annotated[float, NON_NEGATIVE] = setting(1.0, member=True)
-    num_random: Annotated[int, FEW_OR_NONE] = 10
-    num_policy: Annotated[int, FEW_OR_NONE] = 10
-    noise: Annotated[float, NON_NEGATIVE] = 0.2
-    noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5
+    num_random: Annotated[int, FEW_OR_NONE, OF_CONTINUOUS] = 10
+    num_policy: Annotated[int, FEW_OR_NONE, OF_CONTINUOUS] = 10
+    noise: Annotated[float, NON_NEGATIVE, OF_CONTINUOUS] = 0.2
+    noise_clip: Annotated[float, NON_NEGATIVE, OF_CONTINUOUS, ReadWith("noise", above=0)] = 0.5
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:
         """Return conservative TD and the policy gradient."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from torchrl_marl_offline.algorithms.algorithm import setting
 from torchrl_marl_offline.algorithms.cql import MACQL
 from torchrl_marl_offline.core.ranges import FEW, POSITIVE, REAL, SEVERAL, UNIT
-from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS, ReadWith
 from torchrl_marl_offline.objectives.rectified import RectifiedGradient
 from torchrl_marl_offline.objectives.samplers import ActionSampler, CEMSampler, RandomSampler, SoftmaxSampler
 
@@ -40,16 +40,20 @@ class OMAR(MACQL, name="omar"):
         samples: of the search.
         sampler_loc: first mean of the search.
         sampler_scale: first deviation of the search.
-        sampler_centre: of :class:`SoftmaxSampler`.
+        sampler_centre: Annotated[Literal["previous", "updated"], OF_CONTINUOUS, ReadWith("sampler", "softmax")] = (
+        SoftmaxSampler.centre
+    )
     """
 
     rectification: Annotated[float, UNIT] = setting(0.5, member=True)
-    sampler: Literal["softmax", "cem", "random"] = "softmax"
-    iterations: Annotated[int, FEW, ReadWith("sampler", "softmax", "cem")] = 3
-    samples: Annotated[int, SEVERAL] = 10
-    sampler_loc: Annotated[float, REAL, ReadWith("sampler", "softmax", "cem")] = 0.0
-    sampler_scale: Annotated[float, POSITIVE, ReadWith("sampler", "softmax", "cem")] = 2.0
-    sampler_centre: Annotated[Literal["previous", "updated"], ReadWith("sampler", "softmax")] = SoftmaxSampler.centre
+    sampler: Annotated[Literal["softmax", "cem", "random"], OF_CONTINUOUS] = "softmax"
+    iterations: Annotated[int, FEW, OF_CONTINUOUS, ReadWith("sampler", "softmax", "cem")] = 3
+    samples: Annotated[int, SEVERAL, OF_CONTINUOUS] = 10
+    sampler_loc: Annotated[float, REAL, OF_CONTINUOUS, ReadWith("sampler", "softmax", "cem")] = 0.0
+    sampler_scale: Annotated[float, POSITIVE, OF_CONTINUOUS, ReadWith("sampler", "softmax", "cem")] = 2.0
+    sampler_centre: Annotated[Literal["previous", "updated"], OF_CONTINUOUS, ReadWith("sampler", "softmax")] = (
+        SoftmaxSampler.centre
+    )
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:
         """Return conservative TD and rectified ascent."""

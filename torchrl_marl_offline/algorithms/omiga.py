@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.ranges import FEW, POSITIVE, WIDTHS
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.objectives.extraction import AWR
 from torchrl_marl_offline.objectives.in_sample import GlobalToLocal
@@ -46,7 +47,7 @@ class OMIGA(ActorCritic, name="omiga"):
     decomposition: Decomposition = "linear"
     num_heads: Annotated[int, FEW] = 1
     hidden: Annotated[Sequence[int], WIDTHS] = (256, 256)
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = "state_dependent"
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = "state_dependent"
     alpha: Annotated[float, POSITIVE] = setting(10.0, member=True)
 
     def rules(self, *, discrete: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import OPEN_UNIT, POSITIVE, WIDTHS
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.diffusion import make_score
 from torchrl_marl_offline.modules.sequential import make_sequential_policy
@@ -59,11 +60,11 @@ class OMSD(ActorCritic, name="omsd"):
     decomposition: Decomposition = "centralized"
     hidden: Annotated[Sequence[int], WIDTHS] = (256, 256)
     share_params: bool = False
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = 0.2
     expectile: Annotated[float, OPEN_UNIT] = setting(0.7, member=True)
     beta: Annotated[float, POSITIVE] = setting(ScoreRegularized.beta, member=True)
     normalize: bool = ScoreRegularized.normalize
-    time_weight: Literal["score", "uniform", "variance"] = ScoreRegularized.time_weight
+    time_weight: Annotated[Literal["score", "uniform", "variance"], OF_CONTINUOUS] = ScoreRegularized.time_weight
 
     def behaviour(self, spec: TaskSpec) -> TensorDictModuleBase:
         """Draw the diffusion model, of a discrete task the sequential policy in its place."""

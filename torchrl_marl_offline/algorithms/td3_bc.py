@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.ranges import NON_NEGATIVE, POSITIVE
-from torchrl_marl_offline.core.relevance import ReadWith
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS, ReadWith
 from torchrl_marl_offline.objectives.ascent import TD3BC
 from torchrl_marl_offline.objectives.value_learning import TD
 
@@ -40,7 +40,7 @@ class MATD3BC(ActorCritic, name="td3_bc"):
 
     supports_discrete: ClassVar[bool] = False
     share_params: bool = False
-    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE] = 0.2
+    scale: Annotated[float | Literal["learned", "state_dependent"], POSITIVE, OF_CONTINUOUS] = 0.2
     alpha: Annotated[float, NON_NEGATIVE] = setting(2.5, member=True)
     noise: Annotated[float, NON_NEGATIVE] = 0.2
     noise_clip: Annotated[float, NON_NEGATIVE, ReadWith("noise", above=0)] = 0.5

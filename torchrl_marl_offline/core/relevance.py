@@ -81,6 +81,29 @@ class ReadWith:
         return f"{other} {' or '.join(map(repr, self.values))}"
 
 
+class _OfContinuous(ReadWith):
+    """An option is read only in tasks of continuous actions; the values may have that under :data:`DISCRETE`."""
+
+    def __init__(self) -> None:
+        super().__init__(DISCRETE, False)
+
+    def refusal(self, option: str, values: Mapping[str, Any], name: Callable[[str], str]) -> str | None:
+        """Return why an option is not read beside ``values``, or None where it is."""
+        if self.holds(values):
+            return None
+        return f"{name(option)} is read only in {self.words('')}, and those of this one are discrete; leave it out."
+
+    def words(self, other: str) -> str:
+        """Return what it is read with."""
+        return "a task of continuous actions"
+
+
+DISCRETE = "actions are discrete"
+"""The name of what a task says beside the options; no option can have it."""
+OF_CONTINUOUS = _OfContinuous()
+"""An option is read only in tasks of continuous actions."""
+
+
 def conditions_of(hint: Any) -> list[Condition]:
     """Return the conditions under which an annotated option is read; none where it always is."""
     if get_origin(hint) is not Annotated:

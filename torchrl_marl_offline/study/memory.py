@@ -25,6 +25,7 @@ from torchrl_marl_offline.core.layout import (
     TaskSpec,
     next_key,
 )
+from torchrl_marl_offline.core.tables import table_name
 from torchrl_marl_offline.study.checking import StudyError
 
 if TYPE_CHECKING:
@@ -154,7 +155,11 @@ class Capacity:
         spec = self._fact(run.dataset)[0]
         key = str((spec.to_dict() | {"task": None}, run.shared_settings))
         if key not in self._members:
-            loss = make_loss(spec, **run.loss_settings)
+            try:
+                loss = make_loss(spec, **run.loss_settings)
+            except ValueError as error:
+                where = table_name("methods", run.method)
+                raise StudyError(f"{where} on {run.dataset}: {str(error).rstrip('.')}.") from None
             rows = run.settings["batch_size"]
             self._members[key] = estimate_member(loss, lambda n: made_up_batch(spec, n), rows)
         return self._members[key]

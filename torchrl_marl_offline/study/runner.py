@@ -202,6 +202,8 @@ def make_plan(study: Study, machine: Machine) -> Plan:
     plan = plan_study(study, capacity=capacity, score=trial_scores)
     check_choosing(study, plan.runs, capacity)
     _check_goals(plan)
+    for source in study.datasets:
+        source.check_metric(study.settings.metric)
     return plan
 
 

@@ -12,7 +12,8 @@ from torchrl_marl_offline import algorithms
 from torchrl_marl_offline.algorithms.algorithm import ALGORITHMS, members_settings, settings_of
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.ranges import check_all
-from torchrl_marl_offline.core.relevance import ReadWith, conditions_of
+from torchrl_marl_offline.core.relevance import DISCRETE, OF_CONTINUOUS, ReadWith, conditions_of
+from torchrl_marl_offline.core.tables import table_name
 from torchrl_marl_offline.study.checking import StudyError
 from torchrl_marl_offline.study.settings import MethodTable, Study, TrainingSettings, check_run_settings
 from torchrl_marl_offline.study.sources import DatasetSource
@@ -72,7 +73,7 @@ class Case:
     Attributes:
         dataset: its name.
         method: its name.
-        given: the settings that all its runs share.
+        given: the settings that all its runs share; where it matters, also whether actions are discrete.
         grid: setting -> values, every combination of which is tried.
         ranges: setting -> a range or values, from which a search draws.
     """
@@ -119,9 +120,13 @@ def _check_reached(study: Study, known: Sequence[Case]) -> None:
             raise StudyError(
                 f"[ranges] {name} reaches no method: each sets it itself or does not read it; leave one of them out."
             )
-    for table, names in (("[study]", study.shared), ("[grid]", study.grid)):
+    tables = [("[study]", study.shared, known), ("[grid]", study.grid, known)]
+    for source in study.datasets:
+        own = [case for case in known if case.dataset == source.name]
+        tables.append((f"{table_name('datasets', source.name)} settings:", source.settings, own))
+    for table, names, reading in tables:
         for name in names:
-            if not any(case.reads(name) for case in known):
+            if not any(case.reads(name) for case in reading):
                 raise StudyError(f"{table} {name} is read by no method as they are set; leave it out.")
 
 
@@ -170,15 +175,25 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
         for common, of_method in ((study.grid, table.grid), (study.ranges, table.ranges))
     )
     lists = grid | _ends_of(ranges)
+    given = {**shared, **own}
+    given |= _of_task(source, [*given, *lists])
     for key in (*own, *table.grid, *table.ranges):
-        if not is_read(key, {**shared, **own}, {**lists, **table.variants}):
-            algorithm = {**shared, **own}.get("algorithm", "recipe")
-            conditions = [f"only {_told(one)} reads it" for one in _conditions(algorithm, key)]
+        if not is_read(key, given, {**lists, **table.variants}):
+            algorithm = given.get("algorithm", "recipe")
+            known = settings_of(algorithm) | given
+            unmet = [one for one in _conditions(algorithm, key) if not one.holds(known)]
+            conditions = [f"only {_told(one)} reads it" for one in unmet or _conditions(algorithm, key)]
             why = conditions[0] if conditions else f"{algorithm} has {'no critic' if key in _OF_TRAINING else 'none'}"
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
-    given = {**shared, **own}
     ranges = {key: values for key, values in ranges.items() if is_read(key, given, lists)}
     return Case(source.name, name, given, grid, ranges)
+
+
+def _of_task(source: DatasetSource, names: Iterable[str]) -> dict[str, Any]:
+    """Return whether a dataset's actions are discrete, where one of these settings depends on it."""
+    if any(OF_CONTINUOUS in _conditions(algorithm, name) for algorithm in ALGORITHMS for name in names):
+        return {DISCRETE: source.facts()[0].discrete}
+    return {}
 
 
 def _runs_of(case: Case, seeds: Sequence[int], resolved: dict[str, dict[str, Any]]) -> Iterator[Run]:
@@ -199,7 +214,8 @@ def resolve(given: Mapping[str, Any], case: Case) -> dict[str, Any]:
     algorithm = given.get("algorithm", "recipe")
     defaults = {"algorithm": algorithm, **asdict(TrainingSettings()), **settings_of(algorithm)}
     settings = check_run_settings({name: given.get(name, default) for name, default in defaults.items()}, "a run")
-    settings = {name: value for name, value in settings.items() if is_read(name, settings)}
+    of_task = {DISCRETE: given[DISCRETE]} if DISCRETE in given else {}
+    settings = {name: value for name, value in settings.items() if is_read(name, settings | of_task)}
     try:
         check_all(ALGORITHMS[algorithm], settings)
         check_all(TrainingSettings, settings)
@@ -245,7 +261,7 @@ def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_read_in_training(name: str, given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> bool:
-    if name == "critic_first":
+    if name in ("critic_first", "tau"):
         algorithms_of = grid.get("algorithm", [given.get("algorithm", "recipe")])
         return any(ALGORITHMS[algorithm].has_critic for algorithm in algorithms_of)
     conditions = _conditions("", name)

@@ -287,6 +287,8 @@ def read_study(path: str | Path) -> Study:
     own = {name: given[name] for name in fields_of(StudySettings) if name in given}
     own.setdefault("name", path.stem)
     own["output"] = Path(os.path.normpath(path.parent / _output(own)))
+    if own["output"].is_file():
+        raise StudyError(f"[study] output: {own['output']} is a file; name a folder of the study's own.")
     for table in (own, content.get("search", {})):
         if isinstance(table.get("seeds"), int):
             table["seeds"] = range(table["seeds"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from filelock import FileLock
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.layout import SUCCESS
 from torchrl_marl_offline.core.paths import mixed_skill_name, user_path
 from torchrl_marl_offline.core.ranges import COUNT, RATE, RUN_SEED, shown
 from torchrl_marl_offline.core.tables import table_name
@@ -173,6 +174,26 @@ class DatasetSource:
             goal_outcome(self._environment(), f"the dataset {self.name}")
         else:
             hindsight_options(self._read(inspect=False), "future")
+
+    def check_metric(self, metric: str) -> None:
+        """Refuse a metric that this task is not evaluated for, without making or fetching the data.
+
+        Raises:
+            StudyError: it has none of that name; a dataset without a simulator is shown by how like it policies are.
+        """
+        env = self._environment() if metric in ("normalized", "success") else None
+        if env is None:
+            return
+        kinds = {
+            "normalized": getattr(env, "reference_returns", None) is not None,
+            "success": SUCCESS in env.observation_spec.keys(include_nested=True),
+        }
+        if not kinds[metric]:
+            reason = "no reference returns" if metric == "normalized" else "no success"
+            others = ", ".join(repr(name) for name in ("auto", "return", *kinds) if kinds.get(name, True))
+            raise StudyError(
+                f"[study] metric = {metric!r}, but the task of {self.name} has {reason}; options: {others}."
+            )
 
     def episodes_before(self) -> int | None:
         """Return how many episodes there will be, where that can be said without making or fetching the data."""
