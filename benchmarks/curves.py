@@ -62,10 +62,15 @@ def main() -> None:
     missing = sorted(set(settings.at or ()) - known)
     if missing:
         parser.error(f"nothing was evaluated at {', '.join(map(str, missing))}; there are {sorted(known)}.")
+    tables = {}
     for dataset, metric in choose_metrics(frame, "auto").items():
         curves = curves_of(plan, frame, dataset, metric)
         if curves:
-            print(table_of(dataset, curves, settings.at), end="\n\n")
+            tables[dataset] = table_of(dataset, curves, settings.at)
+    if not tables:
+        parser.error("no finished run was evaluated by mode in a simulator; curves are of that evaluator alone.")
+    for table in tables.values():
+        print(table, end="\n\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ In each run's folder the rows of the last evaluation in ``eval.csv`` are replace
 it as ``eval.first.csv``. Runs of one seed play the same episodes, runs of other seeds others. Runs that diverged stay
 as they are. Interrupted, go on with the same command: runs that were played in so many episodes are passed over. The
 study's table, ``results.parquet``, is written anew; the scripts that print tables, and ``study report``, show the new
-figures. A study that averages its last evaluations (``last_k``) cannot be played again: policies before the last are gone.
+figures. A study that averages its last evaluations (``last_k``) is refused: policies before the last are gone.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def play(study: Study, run: Run, folder: Path, simulators: Simulators) -> bool:
     """
     table, steps = CsvTable(folder / "eval.csv"), run.settings["steps"]
     last = [row for row in table.rows if row["step"] == steps]
+    simulators.of(run.dataset)  # refuses a dataset without one
     if all(row["episodes"] == simulators.episodes for row in last):
         return False
     policy = load_policy(folder / "policy.pt").policy

@@ -11,7 +11,8 @@ from torchrl_marl_offline import list_datasets
 from torchrl_marl_offline.algorithms import Recipe, settings_of
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.relevance import conditions_of
-from torchrl_marl_offline.study import StudyError, read_study, with_recordings
+from torchrl_marl_offline.study import Machine, StudyError, read_study, with_recordings
+from torchrl_marl_offline.study.runner import make_plan
 from torchrl_marl_offline.study.runs import expand
 from torchrl_marl_offline.study.settings import EvaluationSettings, StudySettings, run_hints
 from torchrl_marl_offline.study.sources import DatasetSource, read_source
@@ -425,6 +426,75 @@ def test_keys_that_nothing_reads_are_refused(tmp_path, table, evaluation, words)
     )
     with pytest.raises(StudyError, match=words):
         read_study(file)
+
+
+def test_a_datasets_settings_that_none_of_its_methods_reads(tmp_path) -> None:
+    spread = 'task = "mpe/simple_spread"\nsettings = { alpha = 3.0 }'
+    beside = '[methods.reader]\nalgorithm = "brac"\ndatasets = ["other"]\n[datasets.other]\ntask = "mpe/simple_tag"'
+    with pytest.raises(StudyError, match=r"\[datasets.spread\] settings: alpha is read by no method as they are set"):
+        expand(small(tmp_path, spread=spread, more=beside))
+    assert expand(small(tmp_path, spread=spread, more=beside.replace('datasets = ["other"]\n', "")))
+
+
+@pytest.mark.parametrize("name", ["tau = 0.1", "critic_first = 2"])
+def test_what_a_critic_reads_is_refused_without_one(tmp_path, name) -> None:
+    with pytest.raises(StudyError, match=f"sets '{name.split()[0]}', but cloning has no critic; leave it out"):
+        expand(small(tmp_path, mix=f'algorithm = "cloning"\n{name}'))
+    with pytest.raises(StudyError, match=rf"\[study\] {name.split()[0]} is read by no method"):
+        expand(small(tmp_path, study=name, mix='algorithm = "cloning"'))
+
+
+@pytest.mark.parametrize("key", ["scale = 0.3", "noise = 0.3", "num_random = 3", "sampler_loc = 0.5"])
+def test_what_continuous_actions_read_is_refused_of_discrete_ones(tmp_path, key) -> None:
+    game, name = 'task = "games/grid_navigation"', key.split()[0]
+    with pytest.raises(StudyError, match=f"sets '{name}', but only a task of continuous actions reads it; leave it"):
+        expand(small(tmp_path, mix=f'algorithm = "omar"\n{key}', spread=game))
+    values = f"[grid]\n{name} = [1, 2]"
+    with pytest.raises(StudyError, match=rf"\[grid\] {name} is read by no method"):
+        expand(small(tmp_path, mix='algorithm = "omar"', spread=game, more=values))
+    both = f'{values}\n[datasets.other]\ntask = "mpe/simple_spread"'
+    runs = expand(small(tmp_path, study="seeds = 1", mix='algorithm = "omar"', spread=game, more=both))
+    assert [(run.dataset, name in run.settings) for run in runs] == [
+        ("spread", False),
+        ("other", True),
+        ("other", True),
+    ]
+
+
+def test_a_value_that_discrete_actions_do_not_tell_apart(tmp_path) -> None:
+    """Refused when the loss is built, in the words of the study's file."""
+    table = 'task = "games/grid_navigation"\nepisodes = 4'
+    study = small(
+        tmp_path, study="steps = 4\nhidden = [4]", mix='algorithm = "icq"\ndistribution = "gaussian"', spread=table
+    )
+    with pytest.raises(
+        StudyError, match=r"\[methods.mix\] on spread: icq: distribution 'gaussian' is one of continuous"
+    ):
+        make_plan(study, Machine())
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "words"),
+    [
+        ("mpe/simple_spread", "success", "has no success; options: 'auto', 'return', 'normalized'"),
+        ("vmas/balance", "normalized", "has no reference returns; options: 'auto', 'return'"),
+        ("games/grid_navigation", "success", None),
+    ],
+)
+def test_a_metric_that_a_task_is_not_evaluated_for(tmp_path, task, metric, words) -> None:
+    about = f'steps = 4\nhidden = [4]\nbatch_size = 8\nmetric = "{metric}"'
+    study = small(tmp_path, study=about, mix='algorithm = "cloning"', spread=f'task = "{task}"\nepisodes = 4')
+    if words is None:
+        assert make_plan(study, Machine()).runs
+        return
+    with pytest.raises(StudyError, match=rf"metric = '{metric}', but the task of spread {words}"):
+        make_plan(study, Machine())
+
+
+def test_a_file_is_no_output(tmp_path) -> None:
+    with pytest.raises(StudyError, match=r"\[study\] output: .*study.toml is a file; name a folder"):
+        small(tmp_path, study='output = "study.toml"')
+        read_study(tmp_path / "study.toml")
 
 
 def test_an_option_that_the_task_has_not_names_its_table(tmp_path) -> None:

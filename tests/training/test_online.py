@@ -20,6 +20,7 @@ from torchrl_marl_offline.core.layout import (
     OBSERVATION,
     REWARD,
     STATE,
+    TaskSpec,
     next_key,
 )
 from torchrl_marl_offline.data import DatasetError
@@ -150,6 +151,23 @@ def test_a_checkpoint_needs_no_rows_that_had_left_the_ring(tmp_path):
     again.check_state_dict(state)
     again.load_state_dict(state)
     assert equal(draw(again, 9), expected)
+
+
+def test_what_no_replay_reads_or_has_is_refused(tmp_path):
+    for option in ({"offline_until": 10}, {"offline_fraction": 0.3}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is read only with offline"):
+            make_replay(tmp_path, **option)
+    env = make_env("mpe/simple_spread", num_envs=2)
+    spec = TaskSpec.from_env(env)
+    source = CollectorSource(env, make_actor(spec, hidden=(4,)), steps_per_round=2)
+    other = collect(make_env("games/xor", num_envs=2), episodes=2, seed=0)
+    with pytest.raises(ValueError, match="offline was recorded in games/xor, whose n_agents is 2; mpe/simple"):
+        OnlineReplay(source, capacity=100, batch_size=4, update_to_data=0.5, journal=tmp_path / "j", offline=other)
+    with pytest.raises(ValueError, match=r"keys names agents.nothing, which the experience does not have"):
+        make_replay(tmp_path, keys=[ACTION, ("agents", "nothing")]).sample()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' is not there"):
+            make_replay(tmp_path, device="cuda")
 
 
 def test_a_round_larger_than_the_ring_is_refused(tmp_path):

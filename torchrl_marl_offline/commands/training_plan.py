@@ -209,10 +209,11 @@ def new_plan(parsed: argparse.Namespace) -> TrainingPlan:
     given = {name: value for name, value in vars(parsed).items() if name in OF_RUN}
     if parsed.algorithm == "cloning" and "cloning" in given:
         raise SettingsError("--cloning is for what is trained beside cloning; leave it out.")
-    if given.get("critic_first") and not ALGORITHMS[parsed.algorithm].has_critic:
-        raise SettingsError(
-            f"--critic-first is for algorithms with a critic, which {parsed.algorithm} has not; leave it out."
-        )
+    for name, option in (("critic_first", "--critic-first"), ("tau", "--tau")):
+        if given.get(name) and not ALGORITHMS[parsed.algorithm].has_critic:
+            raise SettingsError(
+                f"{option} is for algorithms with a critic, which {parsed.algorithm} has not; leave it out."
+            )
     given |= {"grid": [word_of_grid(word) for word in given["grid"]]} if "grid" in given else {}
     start = given.get("from_")
     earlier = _plan_to_go_on_with(start) if start is not None and algorithm_of(start) == parsed.algorithm else None

@@ -98,6 +98,7 @@ def collect(
         _roll_out(env, fitted(policy or random_policy(env), env), Carried(policy), recording, progress)
     facts = {"source": "collect", "task": spec.task, "seed": seed, "exploration": exploration}
     facts["num_envs"] = len(recording)
+    facts["policy"] = "uniform" if policy is None else getattr(policy, "__name__", type(policy).__name__)
     return as_dataset(recording.rows(), spec, facts | (metadata or {}))
 
 

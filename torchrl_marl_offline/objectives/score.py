@@ -93,8 +93,7 @@ class ScoreRegularized(PolicyGradient):
     between modes, and those after them could not follow.
 
     Args:
-        beta: :math:`\beta`: the higher, the freer of the data; ``inf`` for the policy gradient alone. May be scheduled
-            as ``loss.beta = 0.3``.
+        beta: :math:`\beta`: the higher, the freer of the data. May be scheduled as ``loss.beta = 0.3``.
         normalize: divide the value by its mean size over the batch.
         times: range of :math:`t`, which is uniform in it.
         time_weight: :math:`\omega(t)`: ``"score"``, :math:`\alpha_t / \sigma_t`, with which the gradient is that of

@@ -55,11 +55,8 @@ class ComposedPolicy(TensorDictModuleBase):
             raise TypeError(
                 f"offline must be a TensorDictModule, such as load_policy(PATH).policy; got a {type(offline).__name__}."
             )
-        if getattr(loss, "actor_network", None) is None or loss.team.critic is None or not loss.is_team:
-            raise ValueError(
-                "ComposedPolicy compares joint actions by the team's value: it needs a loss with an actor and a critic "
-                "of a team; independent agents have none, so take another decomposition."
-            )
+        if reason := _why_not(loss):
+            raise ValueError(f"A composed policy compares joint actions by the team's value, and {reason}.")
         online = loss.actor_network
         for name, policy in (("offline", offline), ("loss's", online), ("loss's", loss.qvalue_network)):
             if IS_INIT in map(unravel_key, policy.in_keys):
@@ -112,6 +109,17 @@ class ComposedPolicy(TensorDictModuleBase):
         taken = best_composition(value, new.shape[: tensordict.ndim + 1], self.beam, device=new.device)
         differs = (old != new).flatten(tensordict.ndim + 1).any(-1) if own else old != new
         return tensordict.set(self.action_key, composed(taken)).set(FROM_OFFLINE, taken & differs)
+
+
+def _why_not(loss: OfflineMARLLoss) -> str | None:
+    """Return why no team's value of a loss's own policies can be asked, or None where it can."""
+    if getattr(loss, "actor_network", None) is None:
+        return f"this {type(loss).__name__} has no policy to learn; take an algorithm that has one"
+    if loss.team.critic is None:
+        return f"this {type(loss).__name__} has no critic; take an algorithm that has one"
+    if not loss.is_team:
+        return "independent agents have none; take another decomposition"
+    return None
 
 
 def _check_task(offline: TensorDictModuleBase, online: TensorDictModuleBase) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from tensordict import unravel_key
 from torchrl.data import LazyTensorStorage, OfflineToOnlineReplayBuffer, ReplayBuffer, TensorDictReplayBuffer
 from torchrl.envs.utils import set_exploration_type
 
 from torchrl_marl_offline.core.checked import checked
+from torchrl_marl_offline.core.devices import check_device_is_there
 from torchrl_marl_offline.core.exploration import EXPLORATION
 from torchrl_marl_offline.core.layout import (
     ACTION,
@@ -23,6 +25,8 @@ from torchrl_marl_offline.core.layout import (
     EPISODE_STEP,
     TRAJ_IDS,
     TRUNCATED,
+    TaskSpec,
+    joined,
     next_key,
 )
 from torchrl_marl_offline.core.put_back import evaluation_mode, preserved_rng
@@ -121,8 +125,8 @@ class OnlineReplay:
         slice_len: Annotated[int | None, SIZE] = None,
         burn_in: Annotated[int, SIZE_OR_NONE, ReadWith("slice_len", given=True)] = 0,
         offline: OfflineDataset | None = None,
-        offline_fraction: Annotated[float, UNIT] = 0.5,
-        offline_until: Annotated[int | None, COUNT] = None,
+        offline_fraction: Annotated[float, UNIT, ReadWith("offline", given=True)] = 0.5,
+        offline_until: Annotated[int | None, COUNT, ReadWith("offline", given=True)] = None,
         prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         keys: Sequence[NestedKey] | None = None,
         keep_all: bool = True,
@@ -132,6 +136,7 @@ class OnlineReplay:
         self.source, self.capacity, self.update_to_data = source, capacity, update_to_data
         self.journal, self.keep_all = Path(journal), keep_all
         self.prepare, self.keys = prepare, keys
+        check_device_is_there(device)
         self.device = torch.device(device)
         self.batch_size, self.offline_until = batch_size, offline_until
         self.slice_len, self.burn_in = slice_len, burn_in
@@ -140,6 +145,7 @@ class OnlineReplay:
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
         self._offline, self._mixed, self._buffer = None, None, self._make_ring()
         if offline is not None:
+            _check_task(source, offline)
             self._offline = self._make_offline(offline, seed + 1)
             self._mixed = OfflineToOnlineReplayBuffer(
                 self._offline, online_storage=self._buffer.storage, offline_fraction=offline_fraction
@@ -320,6 +326,8 @@ class OnlineReplay:
             found = rows.exclude(EPISODE, EPISODE_STEP)
         else:
             masks = [key for key in masks_beside(self.keys) if rows.get(key, None) is not None]
+            if missing := [key for key in self.keys if rows.get(key, None) is None]:
+                raise ValueError(f"keys names {joined(unravel_key(missing[0]))}, which the experience does not have.")
             found = rows.select(*self.keys, *masks, *([] if self.slice_len is None else [TRAJ_IDS]))
         if self._is_mixed:  # in one part of a batch as in the other
             found = found.copy()
@@ -478,6 +486,20 @@ class CollectorSource:
         self.env.set_seed(seed)
         self._at = self._carried.begin(self.env.reset())
         self._episode, self._step = self._episode + len(self._episode), torch.zeros_like(self._step)
+
+
+def _check_task(source: Source, offline: OfflineDataset) -> None:
+    """Refuse data of a task of other sizes than that which is played, whose rows could not be in one batch."""
+    if not hasattr(source, "env"):
+        return
+    played, recorded = TaskSpec.from_env(source.env), offline.spec
+    names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
+    if unlike := [name for name in names if getattr(played, name) != getattr(recorded, name)]:
+        name = unlike[0]
+        raise ValueError(
+            f"offline was recorded in {recorded.task}, whose {name} is {getattr(recorded, name)}; {played.task} is "
+            f"played, whose {name} is {getattr(played, name)}. Take data and environment of one task."
+        )
 
 
 def _too_large(rows: int, capacity: int) -> str:
