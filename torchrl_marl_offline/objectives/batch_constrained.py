@@ -169,6 +169,7 @@ class BCQDistillation(BatchConstraint, PolicyExtraction):
     """
 
     needs_behaviour: ClassVar[bool] = True
+    needs_discrete_log_prob: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("best_qvalue", "distillation_error")
 
     def element_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -38,12 +38,14 @@ class PolicyExtraction(NamedSettings, ABC):
         needs_critic: whether the loss must own a critic.
         needs_behaviour: whether the rule asks a model of the data's actions.
         needs_log_prob: whether the rule asks the policy for log-probabilities, which a deterministic one has not.
+        needs_discrete_log_prob: whether it asks discrete policies alone for them.
         metrics: names of the metrics that :meth:`element_loss` returns.
     """
 
     needs_critic: ClassVar[bool] = True
     needs_behaviour: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = False
+    needs_discrete_log_prob: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("log_prob",)
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase, TensorDictParams
 from torch import Tensor, nn
 from torchrl.modules.value_norm import ValueNorm
 
-from torchrl_marl_offline.modules.distributions import no_samples_density
+from torchrl_marl_offline.modules.distributions import OneStepCategorical, no_samples_density
 from torchrl_marl_offline.objectives.action_distributions import no_density
 from torchrl_marl_offline.objectives.batch import Batch
 from torchrl_marl_offline.objectives.behaviour_learning import BehaviourLearning
@@ -78,6 +78,10 @@ def check_networks(
                 raise ValueError(no_density(type(rule).__name__))
             if (kind := distribution_without_density(actor)) is not None:
                 raise ValueError(f"{type(rule).__name__} needs log-probabilities. {no_samples_density(kind)}")
+    if extraction is not None and extraction.needs_discrete_log_prob:
+        kind = distribution_without_density(actor)
+        if kind is not None and issubclass(kind, OneStepCategorical):
+            raise ValueError(f"{type(extraction).__name__} needs log-probabilities. {no_samples_density(kind)}")
     if critic is None and (learning is not None or (extraction is not None and extraction.needs_critic)):
         rule = learning if learning is not None else extraction
         raise ValueError(f"{type(rule).__name__} needs a critic; pass one, for instance from make_critic(spec).")
