@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -151,11 +152,12 @@ def cases(study: Study) -> Iterator[Case]:
         StudyError: a method names a setting that it does not read.
     """
     for source in study.datasets:
+        discrete = functools.cache(lambda source=source: source.facts()[0].discrete)  # which may read a file
         for table in study.methods:
             if not table.is_trained_on(source.name):
                 continue
             for name, settings in _variants(table):
-                yield _case(study, source, table, name, settings)
+                yield _case(study, source, table, name, settings, discrete)
 
 
 def _ends_of(ranges: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -168,7 +170,14 @@ def _variants(table: MethodTable) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "-".join([table.name, *map(_word, values)]), {**table.settings, **dict(zip(table.variants, values))}
 
 
-def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, own: Mapping[str, Any]) -> Case:
+def _case(
+    study: Study,
+    source: DatasetSource,
+    table: MethodTable,
+    name: str,
+    own: Mapping[str, Any],
+    discrete: Callable[[], bool],
+) -> Case:
     shared, own = {**study.shared, **source.settings}, {**own, **table.on.get(source.name, {})}
     grid, ranges = (
         {key: values for key, values in common.items() if key not in own} | dict(of_method)
@@ -176,7 +185,8 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
     )
     lists = grid | _ends_of(ranges)
     given = {**shared, **own}
-    given |= _of_task(source, [*given, *lists])
+    if any(OF_CONTINUOUS in _conditions(algorithm, key) for algorithm in ALGORITHMS for key in (*given, *lists)):
+        given[DISCRETE] = discrete()
     for key in (*own, *table.grid, *table.ranges):
         if not is_read(key, given, {**lists, **table.variants}):
             algorithm = given.get("algorithm", "recipe")
@@ -187,13 +197,6 @@ def _case(study: Study, source: DatasetSource, table: MethodTable, name: str, ow
             raise StudyError(f"[methods.{table.name}] sets {key!r}, but {why}; leave it out.")
     ranges = {key: values for key, values in ranges.items() if is_read(key, given, lists)}
     return Case(source.name, name, given, grid, ranges)
-
-
-def _of_task(source: DatasetSource, names: Iterable[str]) -> dict[str, Any]:
-    """Return whether a dataset's actions are discrete, where one of these settings depends on it."""
-    if any(OF_CONTINUOUS in _conditions(algorithm, name) for algorithm in ALGORITHMS for name in names):
-        return {DISCRETE: source.facts()[0].discrete}
-    return {}
 
 
 def _runs_of(case: Case, seeds: Sequence[int], resolved: dict[str, dict[str, Any]]) -> Iterator[Run]:
