@@ -40,9 +40,7 @@ class OMAR(MACQL, name="omar"):
         samples: of the search.
         sampler_loc: first mean of the search.
         sampler_scale: first deviation of the search.
-        sampler_centre: Annotated[Literal["previous", "updated"], OF_CONTINUOUS, ReadWith("sampler", "softmax")] = (
-        SoftmaxSampler.centre
-    )
+        sampler_centre: of :class:`SoftmaxSampler`.
     """
 
     rectification: Annotated[float, UNIT] = setting(0.5, member=True)

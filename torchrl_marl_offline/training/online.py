@@ -493,7 +493,7 @@ def _check_task(source: Source, offline: OfflineDataset) -> None:
     if not hasattr(source, "env"):
         return
     played, recorded = TaskSpec.from_env(source.env), offline.spec
-    names = ("n_agents", "observation_size", "state_size", "action_size", "discrete")
+    names = ("n_agents", "observation_size", "action_size", "discrete")
     if unlike := [name for name in names if getattr(played, name) != getattr(recorded, name)]:
         name = unlike[0]
         raise ValueError(
