@@ -23,8 +23,11 @@ from torchrl_marl_offline.core.figure_style import (
     GREY,
     MARKERS,
     axis_label,
+    draw_curve,
     figure_style,
+    legend_beside,
     make_figure,
+    new_figure,
     save_figure,
 )
 from torchrl_marl_offline.evaluation import Interval
@@ -207,6 +210,35 @@ def _online(text: str) -> dict[str, Any]:
     return {"offline_to_online": (panels, "Offline, then online")}
 
 
+@figure_style()
+def draw_curves(tables: Mapping[str, Sequence[Mapping[str, str]]], path: Path, title: str) -> Path:
+    """Draw tables of scores against updates side by side, a curve for each row: means and 95 % intervals.
+
+    Args:
+        tables: title -> rows, whose first cell is the curve's name and whose other columns are numbers of updates.
+        path: of the picture.
+        title: of all.
+    """
+    figure, axes = new_figure(len(tables), size=(5.4 * len(tables), 4.2))
+    for axis, (words, rows) in zip(axes, tables.items()):
+        name, *steps = rows[0]
+        for index, row in enumerate(rows):
+            found = {int(step.replace(",", "")): interval(row[step]) for step in steps if row.get(step)}
+            band = [value.low for value in found.values()], [value.high for value in found.values()]
+            means = [value.mean for value in found.values()]
+            draw_curve(axis, list(found), means, index=index, label=row[name], band=band)
+        axis.set(title=words, xlabel="updates", ylabel=axis_label(SCORE))
+    legend_beside(figure, axes[-1])
+    figure.suptitle(f"{title}: means over seeds, 95 % intervals", x=0.01, ha="left")
+    return save_figure(figure, path)
+
+
+def curves(text: str) -> dict[str, tuple[dict[str, list[dict[str, str]]], str]]:
+    """Return name of a picture -> its tables of scores against updates and its title, from the text of all pages."""
+    of_length = {name: table_under(text, "Score against length", name) for name in ("spread-random", "spread-expert")}
+    return {"length_spread": (of_length, "mpe/simple_spread, score against length")}
+
+
 def main() -> None:
     """Draw all of them."""
     parser = script_parser(__doc__)
@@ -214,6 +246,8 @@ def main() -> None:
     args = parser.parse_args()
     for name, (panels, title) in pictures(results_text()).items():
         print(draw(panels, args.output / f"{name}.png", title))
+    for name, (tables, title) in curves(results_text()).items():
+        print(draw_curves(tables, args.output / f"{name}.png", title))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,13 @@ def test_the_pictures_of_results_show_the_tables_of_results(script):
     text = redraw.results_text()
     found = redraw.pictures(text)
     shown = {path.stem for path in (BENCHMARKS / "results").glob("*.png")}
-    assert shown - found.keys() == {"two_step", "two_step_all", "instability"} and found.keys() <= shown
+    curves = redraw.curves(text)
+    assert shown - found.keys() - curves.keys() == {"two_step", "two_step_all", "instability"}
+    assert found.keys() | curves.keys() <= shown
+    (tables, _) = curves["length_spread"]
+    assert "60,000" in tables["spread-expert"][0] and "recipe" in {
+        row["spread-random"] for row in tables["spread-random"]
+    }
     ((panel,), _) = found["spread"]
     row = next(line for line in text.splitlines() if line.startswith("| mixer without SVN | 5 | 277.9"))
     assert redraw.interval(row.split("|")[4]) == panel.series["deterministic policy"]["mixer without SVN"]
