@@ -11,7 +11,7 @@ from filelock import FileLock
 from study_toys import STUDY, quietly, write_study
 
 from torchrl_marl_offline import evaluate, make_env
-from torchrl_marl_offline.study import plan_study, read_study
+from torchrl_marl_offline.study import plan_study, read_results, read_study
 from torchrl_marl_offline.study.training import train_population
 from torchrl_marl_offline.training import load_policy
 
@@ -141,6 +141,7 @@ join_datasets = true
 compile = "off"
 device = "cpu"
 metric = "return"
+last_k = 1
 
 [evaluation]
 every = 3
@@ -187,7 +188,18 @@ def test_last_policies_are_played_again(script, tmp_path, monkeypatch, capsys):
         assert last["return"] == pytest.approx(expected.mean) and last["episodes"] == 40
     play_again.main()
     assert "0 of 4 finished runs" in capsys.readouterr().out
+    shown = read_results(file.parent / "out")
+    assert set(shown[shown["step"] == 6]["episodes"]) == {40} and set(shown[shown["step"] == 3]["episodes"]) == {4}
     assert study.evaluation.seed == 1000
+
+
+def test_last_policies_alone_cannot_stand_for_averages(script, tmp_path, monkeypatch):
+    file = write_study(tmp_path, AGAIN.replace("last_k = 1", "last_k = 2").replace("seeds = 2", "seeds = 1"))
+    quietly(file, train=train_population)
+    monkeypatch.setattr(sys, "argv", ["play_again", str(file)])
+    with pytest.raises(ValueError, match="averages the last 2 evaluations"):
+        script("play_again").main()
+    assert not list(tmp_path.glob("out/jobs/*/members/*/eval.first.csv"))
 
 
 def test_choices_of_systems_without_any_are_told(script, tmp_path, monkeypatch, capsys):

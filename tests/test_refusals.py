@@ -15,7 +15,7 @@ from torchrl_marl_offline.algorithms import ALGORITHMS, make_loss
 from torchrl_marl_offline.commands import data as data_command
 from torchrl_marl_offline.core.annotations import parameters_of
 from torchrl_marl_offline.core.layout import TaskSpec
-from torchrl_marl_offline.core.relevance import conditions_of
+from torchrl_marl_offline.core.relevance import OF_CONTINUOUS, conditions_of
 from torchrl_marl_offline.data import list_datasets
 from torchrl_marl_offline.objectives import AWR, BRAC, TD, GlobalToLocal
 from torchrl_marl_offline.recording import record
@@ -92,10 +92,17 @@ CONDITIONAL = [
     (algorithm, name)
     for algorithm, builder in ALGORITHMS.items()
     for name, (hint, _) in parameters_of(builder).items()
-    if conditions_of(hint)
+    if set(conditions_of(hint)) - {OF_CONTINUOUS}
     and (algorithm, name) not in (("cfcql", "team_reward"), ("spacql", "team_reward"))  # theirs are teams' in any case
 ]
-OTHERS = {"extraction": "brac", "value_learning": "td", "decomposition": "independent", "num_heads": 1, "noise": 0.0}
+OTHERS = {
+    "distribution": "one_step",
+    "extraction": "brac",
+    "value_learning": "td",
+    "decomposition": "independent",
+    "num_heads": 1,
+    "noise": 0.0,
+}
 VALUES = {"frozen": True, "heads": "min", "team_reward": "sum", "advantage": "local", "expectile": 0.6}
 VALUES |= {"weights": "softmax", "online_advantage": True, "sampler_centre": "updated"}
 
@@ -103,7 +110,7 @@ VALUES |= {"weights": "softmax", "online_advantage": True, "sampler_centre": "up
 @pytest.mark.fault("3.7")
 @pytest.mark.parametrize(("algorithm", "name"), CONDITIONAL)
 def test_a_setting_of_a_method_that_changes_nothing_is_refused(algorithm, name):
-    (condition,) = conditions_of(parameters_of(ALGORITHMS[algorithm])[name][0])
+    (condition,) = set(conditions_of(parameters_of(ALGORITHMS[algorithm])[name][0])) - {OF_CONTINUOUS}
     other = {"sampler": "random"}.get(condition.other, OTHERS.get(condition.other))
     if name == "alpha":
         other = "awr"
@@ -118,7 +125,8 @@ def test_a_setting_of_a_method_that_changes_nothing_is_refused(algorithm, name):
 def test_conditions_name_options_that_are_there():
     for builder in ALGORITHMS.values():
         known = parameters_of(builder)
-        assert all(each.other in known for hint, _ in known.values() for each in conditions_of(hint))
+        conditions = [each for hint, _ in known.values() for each in conditions_of(hint) if each is not OF_CONTINUOUS]
+        assert all(each.other in known for each in conditions)
     for kind in (Trainer,):
         known = inspect.signature(kind).parameters
         assert all(c.other in known for hint, _ in parameters_of(kind).values() for c in conditions_of(hint))

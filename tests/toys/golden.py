@@ -25,7 +25,8 @@ from objective_toys import CONTINUOUS, DISCRETE, make_batch
 from torchrl.objectives import SoftUpdate
 
 from torchrl_marl_offline import make_loss
-from torchrl_marl_offline.algorithms import ALGORITHMS, settings_of
+from torchrl_marl_offline.algorithms import ALGORITHMS, is_read, settings_of
+from torchrl_marl_offline.core.relevance import DISCRETE as OF_TASK
 from torchrl_marl_offline.modules import DECOMPOSITIONS
 
 FILE = Path(__file__).parents[1] / "files" / "golden.json"
@@ -88,6 +89,9 @@ def figures(case: Golden, *, updates: int = UPDATES) -> dict[str, Any]:
         torch.manual_seed(1)
         known = settings_of(case.algorithm)
         settings = {name: value for name, value in SMALL.items() if name in known} | dict(case.settings)
+        if case.discrete:  # without what continuous actions alone read
+            read = {name for name in settings if is_read(case.algorithm, name, {OF_TASK: True})}
+            settings = {name: value for name, value in settings.items() if name in read | dict(case.settings).keys()}
         if case.decomposition is not None:
             settings["decomposition"] = case.decomposition
         if case.algorithm == "b3c":

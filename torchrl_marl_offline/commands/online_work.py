@@ -238,9 +238,7 @@ class Stages:
             batch_size=settings.batch_size,
             update_to_data=settings.updates_per_round / (settings.steps_per_round * settings.num_envs),
             journal=self.folder / "online" / "experience",
-            offline=data if settings.offline_fraction > 0 else None,
-            offline_fraction=settings.offline_fraction,
-            offline_until=settings.online_steps // 2 if settings.anneal else None,
+            **self._share(data),
             keys=self.loss.in_keys,
             keep_all=False,
             device=settings.device,
@@ -296,6 +294,14 @@ class Stages:
         trainer.train()
         logger.close()
         return trainer, before
+
+    def _share(self, data: OfflineDataset | None) -> dict[str, Any]:
+        """Return what the replay is told of the offline data in its batches: nothing where they have no share."""
+        settings = self.settings
+        if settings.offline_fraction == 0:
+            return {}
+        until = settings.online_steps // 2 if settings.anneal else None
+        return {"offline": data, "offline_fraction": settings.offline_fraction, "offline_until": until}
 
     def _sampling(self) -> dict[str, Any]:
         return self.plan.sampling(self.plan.algorithm)
