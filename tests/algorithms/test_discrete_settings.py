@@ -18,8 +18,9 @@ from torchrl_marl_offline.core.annotations import parameters_of
 OTHERS = {"hidden": [(5,)], "behaviour_hidden": [(5,)], "activation": ["tanh"], "max_next_value": [-5.0]}
 SMALL = {"hidden": (4,), "behaviour_hidden": (4,)}
 BOTH = [name for name in sorted(ALGORITHMS) if ALGORITHMS[name].supports_discrete]
-ALIKE_HERE = [("batch_norm", False), ("weights", "softmax")]
-"""None stands for the first where actions are discrete; no weight of these rows reaches the bound of the second."""
+ALIKE_HERE = [("batch_norm", False), ("weights", "softmax"), ("flow_steps", 11)]
+"""None stands for the first where actions are discrete; no weight of these rows reaches the bound of the second; and the
+best action of a flow that was not trained is the same after one more step."""
 OFTEN = ("bcq", "omar", "omsd")
 
 
@@ -75,4 +76,4 @@ def test_what_changes_continuous_actions_alone_is_refused_of_discrete_ones(algor
             told += of_discrete is None
             if of_discrete is False and (name, value) not in ALIKE_HERE:
                 silent.append((name, value))
-    assert silent == [] and told > 0
+    assert silent == [] and (told > 0 or algorithm.startswith("mac_flow"))

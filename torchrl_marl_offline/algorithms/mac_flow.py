@@ -11,7 +11,6 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_marl_offline.algorithms.algorithm import ActorCritic, setting
 from torchrl_marl_offline.core.layout import TaskSpec
 from torchrl_marl_offline.core.ranges import DISCOUNT, FEW, NON_NEGATIVE, UNIT, WIDTHS, OneOf
-from torchrl_marl_offline.core.relevance import OF_CONTINUOUS
 from torchrl_marl_offline.modules.critics import Decomposition
 from torchrl_marl_offline.modules.flow import make_flow
 from torchrl_marl_offline.modules.networks import ACTIVATIONS
@@ -62,7 +61,7 @@ class MACFlow(ActorCritic, name="mac_flow"):
     distribution: Literal["gaussian", "tanh_gaussian", "one_step"] = "one_step"
     alpha: Annotated[float, NON_NEGATIVE] = setting(1.0, member=True)
     normalize: bool = True
-    flow_steps: Annotated[int, FEW, OF_CONTINUOUS] = FlowDistillation.steps
+    flow_steps: Annotated[int, FEW] = FlowDistillation.steps
     min_weight: Annotated[float, UNIT] = 0.5
     joint_observation: bool = True
 
