@@ -19,8 +19,8 @@ OTHERS = {"hidden": [(5,)], "behaviour_hidden": [(5,)], "activation": ["tanh"], 
 SMALL = {"hidden": (4,), "behaviour_hidden": (4,)}
 BOTH = [name for name in sorted(ALGORITHMS) if ALGORITHMS[name].supports_discrete]
 ALIKE_HERE = [("batch_norm", False), ("weights", "softmax"), ("flow_steps", 11)]
-"""None stands for the first where actions are discrete; no weight of these rows reaches the bound of the second; and the
-best action of a flow that was not trained is the same after one more step."""
+"""None stands for the first where actions are discrete; no weight of these rows reaches the bound of the second; and
+the best action of a flow that was not trained is the same after one more step."""
 OFTEN = ("bcq", "omar", "omsd")
 
 
