@@ -24,10 +24,21 @@ Curve = dict[int, list[float]]
 """Updates -> one score for each training seed."""
 
 
-def curves_of(plan: Plan, frame: pandas.DataFrame, dataset: str, metric: str) -> dict[str, Curve]:
-    """Return the curves of a dataset's finished runs by system; a setting of a grid makes a system of its own."""
-    finished = frame[frame["finished"].fillna(False).astype(bool) & (frame["evaluator"] == "mode")]
-    parts = {str(name): part for name, part in finished.groupby("run", sort=False)}
+def curves_of(
+    plan: Plan, frame: pandas.DataFrame, dataset: str, metric: str, *, unfinished: bool = False
+) -> dict[str, Curve]:
+    """Return the curves of a dataset's finished runs by system; a setting of a grid makes a system of its own.
+
+    Args:
+        plan: of the study.
+        frame: its results.
+        dataset: whose.
+        metric: the score.
+        unfinished: also the runs that are not finished, as far as they are.
+    """
+    shown = frame["finished"].fillna(False).astype(bool) | unfinished
+    shown = frame[shown & (frame["evaluator"] == "mode")]
+    parts = {str(name): part for name, part in shown.groupby("run", sort=False)}
     curves: dict[str, Curve] = {}
     for run in plan.runs:
         if run.dataset == dataset and run.name in parts:
@@ -56,6 +67,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("study", type=as_study, help="a study file of which runs are finished")
     parser.add_argument("--at", type=as_size, nargs="+", metavar="UPDATES", help="evaluations to show; by default all")
+    parser.add_argument("--unfinished", action="store_true", help="also runs that are not finished, as far as they are")
     settings = parser.parse_args()
     plan, frame = finished_results(parser, settings.study)
     known = {int(step) for step in frame["step"].dropna()}
@@ -64,7 +76,7 @@ def main() -> None:
         parser.error(f"nothing was evaluated at {', '.join(map(str, missing))}; there are {sorted(known)}.")
     tables = {}
     for dataset, metric in choose_metrics(frame, "auto").items():
-        curves = curves_of(plan, frame, dataset, metric)
+        curves = curves_of(plan, frame, dataset, metric, unfinished=settings.unfinished)
         if curves:
             tables[dataset] = table_of(dataset, curves, settings.at)
     if not tables:

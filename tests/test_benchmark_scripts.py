@@ -127,6 +127,9 @@ def test_a_curve_goes_on_with_the_last_evaluation_that_was_finite(script, tmp_pa
         ]
     found = script("curves").curves_of(plan, pandas.DataFrame(rows), run.dataset, "score")
     assert next(iter(found.values())) == {10: [3.0], 20: [3.0], 30: [5.0], 40: [5.0]}
+    frame = pandas.DataFrame(rows).assign(finished=False)
+    assert script("curves").curves_of(plan, frame, run.dataset, "score") == {}
+    assert script("curves").curves_of(plan, frame, run.dataset, "score", unfinished=True) == found
 
 
 AGAIN = """
