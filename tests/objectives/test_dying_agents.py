@@ -315,18 +315,25 @@ DEPENDENT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "discrete", "decomposition"), DEPENDENT, ids=str)
-def test_a_policy_by_which_nobody_acts_changes_nothing(name: str, discrete: bool, decomposition: str | None) -> None:
-    """Neither a target nor an actor's loss asks what an agent that is not there would do."""
-    spec = DISCRETE if discrete else CONTINUOUS
-    settings = {"hidden": (8,), "share_params": False} | SETTINGS.get(name, {})
+def loss_of(name: str, spec, decomposition: str | None, **settings) -> OfflineMARLLoss:
+    """Return an algorithm's loss with its targets; skips the test where the algorithm has none for such actions."""
+    settings |= {"hidden": (8,)} | SETTINGS.get(name, {})
     settings |= {} if decomposition is None else {"decomposition": decomposition}
     torch.manual_seed(0)
     try:
         loss = make_loss(spec, algorithm=name, **settings)
     except ValueError as refused:
         pytest.skip(f"of one kind of actions alone: {refused}")
-    SoftUpdate(loss, tau=0.1)
+    if ALGORITHMS[name].has_critic:
+        SoftUpdate(loss, tau=0.1)
+    return loss
+
+
+@pytest.mark.parametrize(("name", "discrete", "decomposition"), DEPENDENT, ids=str)
+def test_a_policy_by_which_nobody_acts_changes_nothing(name: str, discrete: bool, decomposition: str | None) -> None:
+    """Neither a target nor an actor's loss asks what an agent that is not there would do."""
+    spec = DISCRETE if discrete else CONTINUOUS
+    loss = loss_of(name, spec, decomposition, share_params=False)
     batch = make_batch(spec, 8)
     for half in (batch, batch["next"]):
         half[AGENT_MASK] = torch.ones(8, spec.n_agents, dtype=torch.bool)
@@ -357,15 +364,7 @@ def test_what_a_recorder_wrote_of_the_dead_changes_nothing(
 ) -> None:
     """Neither their actions nor what was legal for them, of this state and the next, nor what they saw or earned."""
     spec = DISCRETE if discrete else CONTINUOUS
-    settings = {"hidden": (8,)} | SETTINGS.get(name, {})
-    settings |= {} if decomposition is None else {"decomposition": decomposition}
-    torch.manual_seed(0)
-    try:
-        loss = make_loss(spec, algorithm=name, **settings)
-    except ValueError as refused:
-        pytest.skip(f"of one kind of actions alone: {refused}")
-    if name != "cloning":
-        SoftUpdate(loss, tau=0.1)
+    loss = loss_of(name, spec, decomposition)
     alive = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) < 0.6
 
     def found(wrong: int) -> list[torch.Tensor]:

@@ -50,6 +50,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {}
 """Every algorithm by its name, those of users too."""
 
 WITH_DENSITY = ReadWith("distribution", "gaussian", "tanh_gaussian")
+"""Of settings of a policy's density."""
+
 RULES = ("value_learning", "extraction", "behaviour_learning")
 """What :meth:`Algorithm.rules` returns some of."""
 
